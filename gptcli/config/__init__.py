@@ -1,0 +1,24 @@
+"""The one configuration schema and its YAML loader; no torch, numpy or terminal."""
+
+from gptcli.config.loader import load_config, load_defaults
+from gptcli.config.schema import (
+    Config,
+    DataConfig,
+    GenerateConfig,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "GenerateConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "load_config",
+    "load_defaults",
+]

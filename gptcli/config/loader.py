@@ -1,0 +1,296 @@
+"""Put the configuration together: defaults < `extends:` < file < `--set`.
+
+Errors name the place: file:line:column with the line, or the `--set` they come from.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from gptcli.config.schema import Config
+from gptcli.config.yaml12 import Document, Key, read_value, read_yaml
+from gptcli.errors import ConfigError
+
+_MAX_EXTENDS = 10
+# Names that other programs use for the same thing, for "did you mean".
+_SYNONYMS = {
+    "context_length": "model.block_size",
+    "n_ctx": "model.block_size",
+    "n_positions": "model.block_size",
+    "max_seq_len": "model.block_size",
+    "batch_size": "train.micro_batch_size",
+    "learning_rate": "optim.lr",
+    "max_iters": "train.max_steps",
+    "eval_interval": "train.eval_every",
+    "log_interval": "train.log_every",
+    "warmup_iters": "optim.warmup_steps",
+    "lr_decay_iters": "train.max_steps",
+    "gradient_accumulation_steps": "train.tokens_per_step",
+    "out_dir": "run_dir",
+    "dataset": "data.source",
+    "epochs": "train.max_epochs",
+    "num_epochs": "train.max_epochs",
+}
+_PYDANTIC_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "model_type": "a section with keys",
+    "dict_type": "a section with keys",
+    "finite_number": "a finite number",
+}
+
+
+class _Origins:
+    """Where each key's value came from, to say it in errors."""
+
+    def __init__(self) -> None:
+        self.of: dict[Key, Document | str] = {}
+
+    def error(self, key: Key, message: str) -> ConfigError:
+        """Make an error at the place that set `key` or, failing that, its nearest parent."""
+        for end in range(len(key), -1, -1):
+            match self.of.get(key[:end]):
+                case Document() as document:
+                    return document.error(document.places[key[:end]], message)
+                case str() as option:
+                    return ConfigError(f"{option}: {message}")
+        return ConfigError(message)
+
+
+def load_config(
+    path: str | None,
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """Load a configuration file (or a shipped example's name) and apply the overrides.
+
+    Args:
+        path: A YAML file or the name of a shipped example; None for the defaults.
+        overrides: `KEY=VALUE` strings of `--set`, later ones win.
+        flags: Dotted keys given by options of their own, which beat `--set`; None is "not given".
+        base: Values below the file, such as a checkpoint's `generate` section.
+
+    Raises:
+        ConfigError: With the place, what is wrong, and the nearest valid name.
+    """
+    origins = _Origins()
+    values: dict[str, Any] = {key: value for key, value in (base or {}).items()}
+    if path is not None:
+        for document in reversed(_chain(find_config(path))):
+            for key in document.places:
+                origins.of[key] = document
+            _merge(values, document.values)
+        if values.get("name") is None:
+            values["name"] = find_config(path).stem
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. optim.lr=3e-4")
+        _assign(values, origins, tuple(key.split(".")), read_value(text), f"--set {override}")
+    for dotted, value in (flags or {}).items():
+        if value is not None:
+            _assign(values, origins, tuple(dotted.split(".")), value, f"option for {dotted}")
+    return _validate(values, origins)
+
+
+def load_defaults() -> Config:
+    """Return the configuration nobody has changed."""
+    return Config()
+
+
+def find_config(path: str) -> Path:
+    """Return the file that `path` names: a file, or a shipped example without its `.yaml`.
+
+    Raises:
+        ConfigError: There is neither, with the examples there are.
+    """
+    file = Path(path)
+    if file.is_file() or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
+        if file.is_dir():
+            raise ConfigError(f"{path} is a folder, not a configuration file")
+        if not file.exists():
+            raise ConfigError(f"{path}: no such configuration file", _examples_hint(file.stem))
+        return file
+    found = {example.stem: example for example in example_files()}
+    if path in found:
+        return found[path]
+    raise ConfigError(f"no configuration file or example is named '{path}'", _examples_hint(path))
+
+
+def example_files() -> list[Path]:
+    """Return the example configurations that ship with the program, sorted."""
+    package = Path(__file__).parent.parent
+    shipped = package / "examples"  # in the wheel; a checkout has them one level up
+    folder = shipped if shipped.is_dir() else package.parent / "examples"
+    return sorted(folder.glob("*.yaml"))
+
+
+def _examples_hint(name: str) -> str | None:
+    names = [file.stem for file in example_files()]
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean '{near[0]}'?" if near else f"examples: {', '.join(names)}"
+
+
+def _chain(path: Path) -> list[Document]:
+    """Read a file and the files it extends, nearest first."""
+    documents: list[Document] = []
+    while True:
+        document = read_yaml(path)
+        documents.append(document)
+        parent = document.values.pop("extends", None)
+        if parent is None:
+            return documents
+        place = document.places[("extends",)]
+        if not isinstance(parent, str):
+            raise document.error(place, "extends takes the path or name of one configuration")
+        if len(documents) == _MAX_EXTENDS:
+            raise document.error(place, f"more than {_MAX_EXTENDS} files extend each other")
+        beside = path.parent / parent
+        path = beside if beside.is_file() else find_config(parent)
+
+
+def _merge(values: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        old = values.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        else:
+            values[key] = value
+
+
+def _assign(
+    values: dict[str, Any], origins: _Origins, key: Key, value: Any, option: str
+) -> None:
+    section = values
+    for depth, part in enumerate(key[:-1], 1):
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{option}: '{'.'.join(key[:depth])}' is a value, not a section")
+    section[key[-1]] = value
+    # Forget the file's places below the key: the option is what set them now.
+    for known in [known for known in origins.of if known[: len(key)] == key]:
+        del origins.of[known]
+    origins.of[key] = option
+
+
+def _validate(values: dict[str, Any], origins: _Origins) -> Config:
+    for key in [key for key, value in values.items() if value is None and _is_section(key)]:
+        del values[key]  # `train:` with nothing below it
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        details = error.errors()
+        # An unknown name explains more than what its absence causes elsewhere.
+        details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
+        shown = _explain(details[0], origins)
+        others = len({_key(detail) for detail in details}) - 1
+        if others:
+            shown.hint = f"{others} more error{'s' * (others > 1)} after this one"
+        raise shown from None
+
+
+def _is_section(key: str) -> bool:
+    field = Config.model_fields.get(key)
+    return field is not None and _section_of(field.annotation) is not None
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_section else None
+
+
+def _key(detail: ErrorDetails) -> Key:
+    """Return the key an error is about, without pydantic's names of union members."""
+    context = detail.get("ctx") or {}
+    if detail["type"] == "cross_check":
+        return tuple(context["key"].split("."))
+    key: list[str] = []
+    section: type[BaseModel] | None = Config
+    for part in detail["loc"]:
+        if section is None:
+            break
+        key.append(str(part))
+        field = section.model_fields.get(str(part))
+        section = _section_of(field.annotation) if field else None
+    return tuple(key)
+
+
+def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
+    key = _key(detail)
+    dotted = ".".join(key)
+    if detail["type"] == "extra_forbidden":
+        return origins.error(key, f"unknown key '{dotted}'; {_suggestion(key)}")
+    if detail["type"] == "cross_check":
+        return origins.error(key, f"{dotted}: {detail['msg']}")
+    return origins.error(key, f"{dotted}: expected {_expected(key, detail)}, got {_got(detail)}")
+
+
+def _got(detail: ErrorDetails) -> str:
+    value = detail["input"]
+    shown = str(value).lower() if isinstance(value, bool | None) else repr(value)
+    return "nothing" if value is None else shown[:60]
+
+
+def _expected(key: Key, detail: ErrorDetails) -> str:
+    """Say in plain words what a key takes."""
+    context = detail.get("ctx") or {}
+    match detail["type"]:
+        case "literal_error":
+            allowed = _choices(key) or context.get("expected", "")
+            return allowed.replace("'", "")
+        case "greater_than":
+            return f"a value above {context['gt']:g}"
+        case "greater_than_equal":
+            return f"a value of at least {context['ge']:g}"
+        case "less_than":
+            return f"a value below {context['lt']:g}"
+        case "less_than_equal":
+            return f"a value of at most {context['le']:g}"
+    return _choices(key) or _PYDANTIC_KINDS.get(detail["type"], detail["msg"])
+
+
+def _choices(key: Key) -> str | None:
+    """Return 'a, b or c' for a key that takes one of a few words."""
+    section: Any = Config
+    for part in key[:-1]:
+        section = _section_of(section.model_fields[part].annotation)
+    field = section.model_fields.get(key[-1]) if section else None
+    schema = section.model_json_schema()["properties"].get(key[-1], {}) if field else {}
+    options: list[str] = []
+    for branch in schema.get("anyOf", [schema]):
+        if branch.get("type") == "boolean":
+            options += ["true", "false"]
+        options += [str(value) for value in branch.get("enum", [])]
+        options += [str(branch["const"])] if "const" in branch else []
+    return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]])) if options else None
+
+
+def _suggestion(key: Key) -> str:
+    """Return the nearest valid key, in the same section, elsewhere, or under another name."""
+    if key[-1] in _SYNONYMS:
+        return f"did you mean '{_SYNONYMS[key[-1]]}'?"
+    section: type[BaseModel] | None = Config
+    for part in key[:-1]:
+        section = _section_of(section.model_fields[part].annotation) if section else None
+    names = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(key[-1], names, 1)
+    if near:
+        return f"did you mean '{'.'.join((*key[:-1], near[0]))}'?"
+    everywhere = {
+        name: f"{top}.{name}"
+        for top, field in Config.model_fields.items()
+        if (inner := _section_of(field.annotation)) is not None
+        for name in inner.model_fields
+    }
+    near = difflib.get_close_matches(key[-1], [*everywhere, *Config.model_fields], 1)
+    if near:
+        return f"did you mean '{everywhere.get(near[0], near[0])}'?"
+    return f"allowed: {', '.join(names)}"

@@ -1,0 +1,308 @@
+"""The one schema that `prepare`, `train`, `eval` and `generate` share.
+
+The text under a field is its documentation wherever it appears: help, JSON Schema, reference.
+A null means "derive it"; how is said in the field's text. Knows nothing of files.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def _integral(value: Any) -> Any:
+    """Let 1e9 and 1.0e5 stand for integers; leave everything else to the strict check."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def invalid(key: str, message: str) -> PydanticCustomError:
+    """Make the error of a check across keys; the loader finds `key`'s line in the file."""
+    return PydanticCustomError("cross_check", "{reason}", {"reason": message, "key": key})
+
+
+class Section(BaseModel):
+    """What every section shares: unknown keys, NaN and silent conversions are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class DataConfig(Section):
+    """Where the text comes from, how it is split, and how the windows are cut."""
+
+    source: str | None = None
+    """A preset name, a path or glob of text, or `hf:org/name`."""
+    config: str | None = None
+    """The configuration (subset) of a Hub data set."""
+    text_field: str = "text"
+    """The column or key that holds the text in jsonl, csv and parquet files."""
+    dir: str | None = None
+    """Folder of the token shards. Null: data/<name of the source>."""
+    val_fraction: Fraction | None = None
+    """Part held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
+    encoding_errors: Literal["strict", "replace"] = "strict"
+    """What to do with bytes that are not UTF-8: stop and name the place, or put U+FFFD."""
+    shard_tokens: PositiveInt = 100_000_000
+    """Most tokens in one shard file."""
+    seq_len: PositiveInt | None = None
+    """Tokens in one training row. Null: model.block_size."""
+    stride: PositiveInt | None = None
+    """Tokens between the starts of neighbouring training windows. Null: seq_len."""
+
+
+class TokenizerConfig(Section):
+    """How text becomes token ids."""
+
+    name: str = "gpt2"
+    """gpt2, char, bytes, bpe (trained on the data), or any tiktoken encoding."""
+    vocab_size: PositiveInt | None = None
+    """Most tokens of a trained bpe vocabulary, end-of-text included. Null: 4096."""
+    path: str | None = None
+    """A trained vocabulary (tokenizer.json of a data folder) to use again."""
+
+
+class ModelConfig(Section):
+    """The network, in GPT-2's and nanoGPT's names."""
+
+    init_from: str = "scratch"
+    """scratch, or the weights to start from."""
+    n_layer: PositiveInt = 12
+    """Transformer blocks."""
+    n_head: PositiveInt = 12
+    """Attention heads of a block; divides n_embd."""
+    n_kv_head: PositiveInt | None = None
+    """Key and value heads (grouped queries); divides n_head. Null: n_head."""
+    n_embd: PositiveInt = 768
+    """Width of the residual stream."""
+    block_size: PositiveInt = 1024
+    """Context length: the most tokens the network can attend to."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
+    dropout: Fraction = 0.0
+    """Dropout of embeddings, attention and residual branches while training."""
+    bias: bool = True
+    """Biases in linear layers and layer norms."""
+    qkv_bias: bool | None = None
+    """Biases of the query, key and value projections. Null: bias."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch and before the head."""
+    position: Literal["learned", "rope"] = "learned"
+    """How positions enter: a learned table, or rotary embeddings."""
+    mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    """The feed-forward branch: GPT-2's GELU, gated SiLU, or squared ReLU."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head (RMS) before attention."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise invalid(
+                "model.n_embd", f"{self.n_embd} is not divisible by n_head = {self.n_head}"
+            )
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise invalid(
+                "model.n_kv_head", f"{self.n_kv_head} does not divide n_head = {self.n_head}"
+            )
+        if self.position == "rope" and self.head_size % 2:
+            raise invalid(
+                "model.position", f"rope needs an even n_embd / n_head, not {self.head_size}"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """How long to train, in what portions, and when to look and save."""
+
+    max_steps: PositiveInt | None = None
+    """Optimizer steps. Null: from max_epochs; both null: one epoch."""
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training windows; with max_steps too, the first reached ends the run."""
+    tokens_per_step: PositiveInt | None = None
+    """Tokens of one optimizer step over all devices. Null: micro_batch_size * seq_len."""
+    micro_batch_size: PositiveInt = 8
+    """Rows of one forward pass."""
+    eval_every: PositiveInt = 250
+    """Steps between evaluations; the last step is always evaluated."""
+    eval_tokens: PositiveInt | None = None
+    """Tokens of one evaluation, evenly spaced. Null: the whole split, at most 1M."""
+    save_every: PositiveInt = 250
+    """Steps between checkpoints; each evaluation and the last step save too."""
+    sample_every: PositiveInt | None = None
+    """Steps between printed samples. Null: one at the end."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl and of the plain log."""
+    keep_last: PositiveInt = 2
+    """Newest step checkpoints to keep, besides the best."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices share the work."""
+
+
+class OptimConfig(Section):
+    """The optimizer and its learning-rate schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the blocks with adamw for the rest."""
+    lr: Annotated[float, Field(gt=0)] = 6.0e-4
+    """Peak learning rate."""
+    min_lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate at the end. Null: lr / 10."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Course after the warm-up; wsd holds the peak and falls over the last fifth."""
+    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: Fraction = 0.9
+    """AdamW's decay of the gradient average."""
+    beta2: Fraction = 0.95
+    """AdamW's decay of the squared-gradient average."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise invalid("optim.min_lr", f"{self.min_lr:g} is above lr = {self.lr:g}")
+        return self
+
+
+class GenerateConfig(Section):
+    """How text is sampled."""
+
+    prompt: str | None = None
+    """Text to continue. Null: start from end-of-text."""
+    max_new_tokens: PositiveInt = 256
+    """Most tokens to draw."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_k: PositiveInt | None = None
+    """Keep only the k likeliest tokens."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep the likeliest tokens that together reach this probability."""
+    min_p: Fraction | None = None
+    """Drop tokens below this fraction of the likeliest one's probability."""
+    num_samples: PositiveInt = 1
+    """Texts to draw."""
+    stop: list[str] = []
+    """End a text before the first of these."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "" in self.stop:
+            raise invalid("generate.stop", "an empty string would stop before the first token")
+        return self
+
+
+class Config(Section):
+    """One run: the data, the tokenizer, the network, and how it is trained and sampled."""
+
+    name: str | None = None
+    """Name of the run; its folder is runs/<name>. Null: the config file's stem."""
+    run_dir: str | None = None
+    """Folder of the run. Null: runs/<name>."""
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = 1337
+    """Every random draw is a function of this, the step and the position."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the matrix products; weights and sums stay float32."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network with torch.compile."""
+    deterministic: bool | Literal["auto"] = "auto"
+    """Refuse operations without a reproducible result; only matters on cuda."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in one training row."""
+        return self.data.seq_len or self.model.block_size
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the starts of neighbouring training windows."""
+        return self.data.stride or self.seq_len
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one forward pass."""
+        return self.train.micro_batch_size * self.seq_len
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.train.tokens_per_step or self.micro_batch_tokens
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward and backward passes of one optimizer step."""
+        return self.tokens_per_step // self.micro_batch_tokens
+
+    @property
+    def min_lr(self) -> float:
+        """Learning rate at the end of the schedule."""
+        return self.optim.lr / 10 if self.optim.min_lr is None else self.optim.min_lr
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run's files."""
+        return Path(self.run_dir) if self.run_dir else Path("runs") / (self.name or "run")
+
+    def is_set(self, key: str) -> bool:
+        """Tell whether `key` (dotted) was given by a file or the command line."""
+        section: Any = self
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = getattr(section, parent)
+        return last in section.model_fields_set
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data.seq_len and self.data.seq_len > self.model.block_size:
+            raise invalid(
+                "data.seq_len",
+                f"{self.data.seq_len} is longer than model.block_size = {self.model.block_size}",
+            )
+        if self.tokens_per_step % self.micro_batch_tokens:
+            unit = self.micro_batch_tokens
+            nearest = max(unit, round(self.tokens_per_step / unit) * unit)
+            raise invalid(
+                "train.tokens_per_step",
+                f"{self.tokens_per_step} is not a multiple of micro_batch_size * seq_len"
+                f" = {unit}; {nearest} is",
+            )
+        if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
+            raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")
+        if self.name is not None and not _is_file_name(self.name):
+            raise invalid("name", f"{self.name!r} cannot be a folder's name; use run_dir for paths")
+        return self
+
+
+def _is_file_name(name: str) -> bool:
+    """Tell whether `name` is one path component on every system."""
+    return bool(name.strip(". ")) and not set(name) & set('/\\:*?"<>|\0\n\r\t')

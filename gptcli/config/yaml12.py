@@ -1,0 +1,162 @@
+"""Read one YAML file the way YAML 1.2 means it, and remember where each key stands.
+
+PyYAML follows YAML 1.1, where 3e-4 is a string, `off` is false and 017 is fifteen. Here scalars
+resolve by the 1.2 core schema, duplicate keys are errors, and aliases, tags and files over 1 MB
+are refused (an alias bomb is two lines long). Knows nothing of the schema.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptcli.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+Key = tuple[str, ...]
+
+_NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+_INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position in a file, counted from one."""
+
+    line: int
+    column: int
+
+
+@dataclass
+class Document:
+    """The values of a YAML file and the place of every key and value."""
+
+    path: str
+    lines: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Key, Place] = field(default_factory=dict)
+
+    def error(self, place: Place, message: str, hint: str | None = None) -> ConfigError:
+        """Make an error that shows `place`: file:line:column, message, and the line itself."""
+        where = f"{self.path}:{place.line}:{place.column}: {message}"
+        if place.line <= len(self.lines):
+            where += f"\n  {place.line:>4} | {self.lines[place.line - 1].rstrip()}"
+        return ConfigError(where, hint)
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that leaves every plain scalar to `scalar`."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012  (PyYAML's own protocol)
+
+
+def scalar(text: str) -> Any:
+    """Turn a plain (unquoted) scalar into null, bool, int, float or str (YAML 1.2 core)."""
+    if _NULL.match(text):
+        return None
+    if _BOOL.match(text):
+        return text.lower() == "true"
+    if _INT.match(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.match(text):
+        return float(text.replace("_", ""))
+    if _NOT_FINITE.match(text):
+        return float(text.lower().replace(".", ""))
+    return text
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: The file cannot be read or is not plain YAML, with file:line:column.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no configuration is")
+    document = Document(str(path), text.splitlines())
+    node = _compose(document, text)
+    if node is not None:
+        values = _construct(document, node, ())
+        if not isinstance(values, dict):
+            raise document.error(_place(node), "expected keys and values, such as `seed: 1`")
+        document.values = values
+    return document
+
+
+def read_value(text: str) -> Any:
+    """Read the VALUE of `--set KEY=VALUE`: a YAML scalar or a flow list or mapping.
+
+    Raises:
+        ConfigError: The value is not YAML.
+    """
+    document = Document("--set", [text])
+    node = _compose(document, text)
+    return None if node is None else _construct(document, node, ())
+
+
+def _compose(document: Document, text: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        for token in yaml.scan(text, _Loader):
+            if isinstance(token, yaml.AliasToken):
+                mark = token.start_mark
+                place = Place(mark.line + 1, mark.column + 1)
+                raise document.error(place, "YAML aliases (*) are not allowed: write the value out")
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        if mark is None:
+            raise ConfigError(f"{document.path}: {problem}") from error
+        raise document.error(Place(mark.line + 1, mark.column + 1), problem) from error
+    except RecursionError as error:
+        raise ConfigError(f"{document.path}: nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _place(node: yaml.Node) -> Place:
+    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _construct(document: Document, node: yaml.Node, at: Key) -> Any:
+    """Turn a node into plain values, noting places; refuse what a configuration never needs."""
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
+        raise document.error(_place(node), "YAML tags (!) are not allowed")
+    document.places.setdefault(at, _place(node))
+    match node:
+        case yaml.MappingNode():
+            return _mapping(document, node, at)
+        case yaml.SequenceNode():
+            return [_construct(document, item, (*at, str(i))) for i, item in enumerate(node.value)]
+        case yaml.ScalarNode():
+            return scalar(node.value) if node.style is None else node.value
+    raise AssertionError(node)
+
+
+def _mapping(document: Document, node: yaml.MappingNode, at: Key) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise document.error(_place(key_node), "a key must be a plain word")
+        key = str(key_node.value)
+        if key in values:
+            first = document.places[(*at, key)].line
+            raise document.error(_place(key_node), f"key '{key}' is already set on line {first}")
+        document.places[(*at, key)] = _place(key_node)
+        values[key] = _construct(document, value_node, (*at, key))
+    return values

@@ -1,0 +1,242 @@
+"""Files to documents: plain text, jsonl, csv and Parquet, gzipped or not.
+
+A document comes in one or more pieces, cut where no tokenizer minds, so that memory stays bounded
+whatever a file's size. Knows nothing of tokens or splits.
+"""
+
+import codecs
+import contextlib
+import csv
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gptcli.durable import storage_errors
+from gptcli.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".md", ".py")
+ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
+_BLOCK_BYTES = 4 << 20
+_BOM = codecs.BOM_UTF8
+
+
+def suffix_of(path: Path) -> str:
+    """Return the file's kind: its last suffix, without a `.gz` after it."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
+    """Yield a text file, which is one document, in pieces; an empty file is one empty piece.
+
+    Args:
+        path: The file; its newlines are kept as they are, a byte-order mark is not.
+        errors: "strict" or "replace", for bytes that are not UTF-8.
+        cut: Matches where the text may be cut.
+
+    Raises:
+        DataError: The file cannot be read or is not UTF-8, with the byte offset.
+    """
+    with _open(path) as file:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        held, offset, empty = "", 0, True
+        while True:
+            block = file.read(_BLOCK_BYTES)
+            # The decoder keeps up to three bytes of a character that the last block cut.
+            kept = len(decoder.getstate()[0])
+            skip = len(_BOM) if offset == 0 and block.startswith(_BOM) else 0
+            try:
+                held += decoder.decode(block[skip:], final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + skip - kept + error.start) from None
+            offset += len(block)
+            if not block:
+                break
+            at = _last_cut(held, cut)
+            if at:
+                yield held[:at]
+                held, empty = held[at:], False
+        if held or empty:
+            yield held
+
+
+def _last_cut(text: str, cut: re.Pattern[str]) -> int:
+    """Return the last place where `text` may be cut, 0 if there is none."""
+    width = 4096
+    while True:
+        start = max(0, len(text) - width)
+        last = 0
+        for match in cut.finditer(text, start):
+            last = match.start()
+        if last or start == 0:
+            return last
+        width *= 8
+
+
+def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
+    """Yield the text of each row of a jsonl, csv or Parquet file; a null is an empty text.
+
+    Raises:
+        DataError: The file is damaged or has no such field, with the fields there are.
+    """
+    match suffix_of(path):
+        case ".jsonl":
+            yield from _read_jsonl(path, field, errors)
+        case ".csv":
+            yield from _read_csv(path, field, errors)
+        case _:
+            yield from _read_parquet(path, field)
+
+
+def _open(path: Path) -> BinaryIO:
+    with _readable(path):
+        file: BinaryIO = path.open("rb")
+        if path.name.lower().endswith(".gz"):
+            return _Unzipped(path, file)  # type: ignore[return-value]
+        return file
+
+
+class _Unzipped(gzip.GzipFile):
+    """A gzip reader whose errors name the file."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        super().__init__(fileobj=file)
+        self._path, self._file = path, file
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _readable(self._path):
+            return super().read(size)
+
+    def readline(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+        with _readable(self._path):
+            return super().readline(size)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
+    try:
+        with storage_errors(path):
+            yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _not_utf8(path: Path, offset: int) -> DataError:
+    return DataError(
+        f"{path}: not UTF-8 at byte {offset}",
+        "convert the file, or put U+FFFD there with -s data.encoding_errors=replace",
+    )
+
+
+def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, decoded line with its newline)."""
+    with _open(path) as file:
+        offset = 0
+        for number in range(1, sys.maxsize):
+            raw = file.readline()
+            if not raw:
+                return
+            skip = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
+            try:
+                yield number, raw[skip:].decode("utf-8", errors)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + skip + error.start) from None
+            offset += len(raw)
+
+
+def _text_of(value: object, path: Path, place: str, field: str, errors: str) -> str:
+    """Check one row's value: text without lone surrogates, or null for an empty text."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise DataError(f"{path}: {place}: '{field}' is a {kind}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if errors == "replace":
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        raise DataError(
+            f"{path}: {place}: half a surrogate pair at character {error.start}, no valid text",
+            "mend the row, or put U+FFFD there with -s data.encoding_errors=replace",
+        ) from None
+    return value
+
+
+def no_such_field(path: Path, field: str, fields: list[str]) -> DataError:
+    """Make the error for a text field that a file does not have."""
+    shown = ", ".join(map(str, fields[:20])) or "none"
+    return DataError(
+        f"{path}: no field '{field}'; the fields are: {shown}",
+        f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None,
+    )
+
+
+def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
+    for number, line in _lines(path, errors):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(f"{path}: line {number} is not JSON ({reason})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: line {number} is not a JSON object with fields")
+        if field not in row:
+            raise no_such_field(path, field, list(row))
+        yield _text_of(row[field], path, f"line {number}", field, errors)
+
+
+def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
+    try:
+        header = next(rows, None)
+        if header is None:
+            return
+        if field not in header:
+            raise no_such_field(path, field, header)
+        column = header.index(field)
+        for row in rows:
+            if not row:
+                continue  # an empty line
+            if len(row) <= column:
+                raise DataError(
+                    f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}"
+                )
+            yield row[column]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _readable(path):
+        try:
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                if field not in names:
+                    raise no_such_field(path, field, names)
+                kind = file.schema_arrow.field(field).type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise DataError(f"{path}: field '{field}' is {kind}, not text")
+                for batch in file.iter_batches(batch_size=1024, columns=[field]):
+                    yield from ("" if text is None else text for text in batch[0].to_pylist())
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise DataError(f"{path}: damaged Parquet file ({reason})") from error

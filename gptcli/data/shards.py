@@ -1,0 +1,327 @@
+"""Token shards on disk: llm.c's file format, and the manifest that makes a folder of them whole.
+
+A shard is a header of 256 int32 (magic, version, token count, zeros) and the tokens: uint16 under
+magic 20240520 version 1, uint32 under magic 20240801 version 7. llm.c and modded-nanogpt read
+them. The manifest is written last; a folder without one is not finished.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gptcli import durable
+from gptcli.errors import DataError
+from gptcli.tokenizers import Tokenizer, load_tokenizer
+
+Split = Literal["train", "val"]
+Dtype = Literal["uint16", "uint32"]
+Tokens = npt.NDArray[np.unsignedinteger]
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+HEADER_BYTES = 1024
+_MOST_OPEN_FILES = 64
+_MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Counts(_Record):
+    """A number for each split."""
+
+    train: int = 0
+    val: int = 0
+
+    def __add__(self, other: Self) -> "Counts":
+        return Counts(train=self.train + other.train, val=self.val + other.val)
+
+
+class Shard(_Record):
+    """One file of tokens."""
+
+    file: str
+    split: Split
+    tokens: int
+    sha256: str
+    format: Literal["llm.c", "raw-uint16"] = "llm.c"
+
+
+class UnitRecord(_Record):
+    """What a unit of the source became."""
+
+    name: str
+    sha256: str
+    """Over the unit's source files, to notice when they change."""
+    documents: int
+    tokens: Counts
+    bytes: Counts
+    """Bytes of text, without end-of-text tokens."""
+    shards: list[Shard]
+
+
+class TokenizerRecord(_Record):
+    """Which tokenizer wrote the shards; its definition stands in tokenizer.json."""
+
+    name: str
+    vocab_size: int
+    sha256: str
+
+
+class Recipe(_Record):
+    """What the shards' bytes depend on, besides the content of the source."""
+
+    source: str
+    revision: str | None
+    text_field: str
+    encoding_errors: str
+    val_fraction: float
+    seed: int
+    shard_tokens: int
+    max_vocab_size: int | None
+    tokenizer: TokenizerRecord
+
+
+class Manifest(_Record):
+    """What a data folder holds."""
+
+    format: Literal["gptcli-data"] = "gptcli-data"
+    version: Literal[1] = 1
+    recipe: Recipe
+    dtype: Dtype
+    documents: int
+    tokens: Counts
+    bytes: Counts
+    units: list[UnitRecord]
+
+    @property
+    def tokenizer(self) -> TokenizerRecord:
+        """The tokenizer that wrote the shards."""
+        return self.recipe.tokenizer
+
+    def shards(self, split: Split) -> list[Shard]:
+        """Return a split's shards in the order of their names, which is that of the tokens."""
+        found = [shard for unit in self.units for shard in unit.shards if shard.split == split]
+        return sorted(found, key=lambda shard: shard.file)
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the tokenizer and the content of every shard."""
+        digest = hashlib.sha256(self.tokenizer.sha256.encode())
+        for split in ("train", "val"):
+            for shard in self.shards(split):  # type: ignore[arg-type]
+                digest.update(f"{split} {shard.tokens} {shard.sha256}\n".encode())
+        return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a data folder.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        finished = "is not prepared" if folder.is_dir() else "does not exist"
+        raise DataError(
+            f"{folder}: this data folder {finished} (no {MANIFEST})",
+            "run `gpt prepare` with the same configuration first",
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join(map(str, detail["loc"]))
+        raise DataError(
+            f"{path}: damaged manifest ({where or 'file'}: {detail['msg'].lower()})",
+            "run `gpt prepare` with --force to write the folder anew",
+        ) from error
+
+
+def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    """Return the tokenizer of a data folder.
+
+    Raises:
+        DataError: It is missing or not the one the manifest names.
+    """
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if tokenizer.fingerprint != manifest.tokenizer.sha256:
+        raise DataError(f"{folder / TOKENIZER}: not the tokenizer that wrote these shards")
+    return tokenizer
+
+
+def dtype_for(vocab_size: int) -> Dtype:
+    """Return the smallest token type that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+class ShardWriter:
+    """Writes the tokens of one split of one unit, starting a new file when one is full.
+
+    A context manager: the last file is complete when the block ends, and dropped when it raises.
+    A file gets its name only once it is whole and on the disk.
+    """
+
+    def __init__(
+        self, folder: Path, split: Split, unit: int, dtype: Dtype, shard_tokens: int
+    ) -> None:
+        self.shards: list[Shard] = []
+        self._folder, self._split, self._unit = folder, split, unit
+        self._dtype, self._shard_tokens = dtype, shard_tokens
+        self._open = contextlib.ExitStack()
+        self._file: BinaryIO | None = None
+        self._n_tokens = 0
+
+    def append(self, tokens: Tokens) -> None:
+        """Write ids (n,) after those already written."""
+        while len(tokens):
+            file = self._file or self._start()
+            part = tokens[: self._shard_tokens - self._n_tokens]
+            file.write(part.astype(f"<{np.dtype(self._dtype).str[1:]}").tobytes())
+            self._n_tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._n_tokens == self._shard_tokens:
+                self._finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._open.__exit__(kind, error, trace)
+        elif self._file is not None:
+            self._finish()
+
+    @property
+    def _path(self) -> Path:
+        name = f"{self._split}_{self._unit:06d}_{len(self.shards):03d}.bin"
+        return self._folder / name
+
+    def _start(self) -> BinaryIO:
+        self._file = self._open.enter_context(durable.replacing(self._path))
+        self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
+        return self._file
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = *_MAGIC[self._dtype], self._n_tokens
+        self._file.seek(0)
+        self._file.write(header.tobytes())
+        self._open.close()
+        with self._path.open("rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        self.shards.append(
+            Shard(file=self._path.name, split=self._split, tokens=self._n_tokens, sha256=sha256)
+        )
+        self._file, self._n_tokens = None, 0
+
+
+class TokenReader:
+    """Reads the tokens of a split as one sequence, across its shards.
+
+    Files are read, not mapped: a shard that someone cuts short is an error here, where a mapped
+    one would kill the process.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        """Open a split; sizes and headers are checked, hashes are not.
+
+        Raises:
+            DataError: A shard is missing or is not what the manifest says.
+        """
+        self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self._shards = manifest.shards(split)
+        self._paths = [folder / shard.file for shard in self._shards]
+        self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
+        self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
+        for shard, path in zip(self._shards, self._paths, strict=True):
+            _check_shard(path, shard, manifest.dtype)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, start: int, count: int) -> Tokens:
+        """Return tokens start to start + count, (count,); the range must lie in the split.
+
+        Raises:
+            DataError: A shard has become shorter.
+        """
+        assert 0 <= start <= start + count <= len(self)
+        parts: list[Tokens] = []
+        index = int(np.searchsorted(self._ends, start, side="right"))
+        while count:
+            shard_start = int(self._ends[index]) - self._shards[index].tokens
+            length = min(count, int(self._ends[index]) - start)
+            parts.append(self._read(index, start - shard_start, length))
+            start, count, index = start + length, count - length, index + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, self._dtype)])
+
+    def _read(self, index: int, start: int, count: int) -> Tokens:
+        file = self._file(index)
+        size = self._dtype.itemsize
+        file.seek(start * size + (HEADER_BYTES if self._shards[index].format == "llm.c" else 0))
+        raw = file.read(count * size)
+        if len(raw) != count * size:
+            raise DataError(f"{self._paths[index]}: became shorter while it was in use")
+        return np.frombuffer(raw, dtype=self._dtype)
+
+    def _file(self, index: int) -> BinaryIO:
+        """Return the open file of a shard, keeping the most recently used ones open."""
+        file = self._opened.pop(index, None)
+        if file is None:
+            if len(self._opened) == _MOST_OPEN_FILES:
+                self._opened.popitem(last=False)[1].close()
+            try:
+                file = self._paths[index].open("rb", buffering=0)
+            except OSError as error:
+                raise DataError(f"{self._paths[index]}: {error.strerror}") from error
+        self._opened[index] = file
+        return file
+
+    def close(self) -> None:
+        """Close the open files."""
+        for file in self._opened.values():
+            file.close()
+        self._opened.clear()
+
+
+def _check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
+    """Compare a shard's size and header with the manifest."""
+    hint = "prepare the folder anew with `gpt prepare --force`"
+    itemsize = np.dtype(dtype).itemsize
+    header_bytes = HEADER_BYTES if shard.format == "llm.c" else 0
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: missing; the manifest lists it", hint)
+        with path.open("rb") as file:
+            raw = file.read(header_bytes)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if size != header_bytes + shard.tokens * itemsize:
+        raise DataError(
+            f"{path}: {size} bytes, but {shard.tokens} tokens take"
+            f" {header_bytes + shard.tokens * itemsize}",
+            hint,
+        )
+    if header_bytes:
+        found = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
+        if found != (*_MAGIC[dtype], shard.tokens):
+            raise DataError(f"{path}: not a {dtype} token shard (header {found})", hint)

@@ -1,0 +1,292 @@
+"""From the name of a source to its units of work and their documents, in a fixed order.
+
+A unit (one rows file, or a group of text files) is prepared on its own and becomes its own shards,
+so the output does not depend on who prepares what. Knows nothing of tokens.
+"""
+
+import glob
+import hashlib
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptcli.config.schema import DataConfig
+from gptcli.data import hub, readers
+from gptcli.data.presets import PRESETS, unknown_preset
+from gptcli.errors import ConfigError, DataError
+from gptcli.keyed import keyed_float, keyed_int
+from gptcli.tokenizers import SAFE_CUT
+
+Split = Literal["train", "val"]
+
+GROUP_BYTES = 32 << 20  # text files are grouped up to this size
+FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
+LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
+_TOPICS = Path("pydoc_data", "topics.py")
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: files whose documents become shards of their own.
+
+    Attributes:
+        index: Its place in the source, and the first number in its shards' names.
+        name: What messages call it.
+        paths: Local files, or files on the Hub that are fetched when read.
+        held_out: How validation is chosen: "documents" by a keyed draw, the "tail" of each
+            document's tokens, or the whole unit is one split.
+    """
+
+    index: int
+    name: str
+    paths: tuple[Path | hub.HubFile, ...]
+    held_out: Literal["documents", "tail", "train", "val"]
+
+    def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
+        """Return the split of a document of this unit (of its head, for "tail")."""
+        match self.held_out:
+            case "val":
+                return "val"
+            case "documents":
+                drawn = keyed_float("split", seed, self.index, document)
+                return "val" if drawn < val_fraction else "train"
+        return "train"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source with its units, its size, and what the default validation part is."""
+
+    name: str
+    units: tuple[Unit, ...]
+    n_bytes: int
+    revision: str | None = None
+    text_field: str | None = None
+    """The field that holds the text, where the preset knows it."""
+
+    def val_fraction(self, config: DataConfig) -> float:
+        """Return the configured validation part, or the default for this size."""
+        if config.val_fraction is not None:
+            return config.val_fraction
+        return 0.0005 if self.n_bytes >= LARGE_SOURCE else 0.1
+
+
+def source_name(source: str) -> str:
+    """Return the name a source's data folder gets: data/<name>."""
+    if source in PRESETS:
+        return source
+    path = Path(re.split(r"[*?\[]", source.removeprefix("hf:"))[0])  # a glob's fixed part
+    name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+    return re.sub(r"[^\w.-]+", "-", name or path.resolve().name).strip("-.") or "text"
+
+
+def data_dir(config: DataConfig) -> Path:
+    """Return the folder of the shards.
+
+    Raises:
+        ConfigError: Neither `data.dir` nor `data.source` is set.
+    """
+    if config.dir is not None:
+        return Path(config.dir)
+    if config.source is None:
+        raise ConfigError(
+            "neither data.source nor data.dir is set: there is no data to work on",
+            "e.g. gpt prepare stdlib, then -s data.dir=data/stdlib",
+        )
+    return Path("data") / source_name(config.source)
+
+
+def find_source(config: DataConfig, seed: int) -> Source:
+    """Return the source that `data.source` names.
+
+    Raises:
+        ConfigError: Nothing is named, or the name is unknown.
+        DataError: The files are missing or of a kind that is not read.
+    """
+    if config.source is None:
+        raise ConfigError("no data set named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
+    preset = PRESETS.get(config.source)
+    if preset is not None and preset.repository is None:
+        return _stdlib(config, seed)
+    if preset is not None:
+        return _from_hub(
+            preset.name,
+            hub.find_files(preset.repository or "", config.config or preset.config, preset.revision),
+            config,
+            preset.text_field,
+        )
+    if config.source.startswith("hf:"):
+        repository = config.source.removeprefix("hf:")
+        return _from_hub(repository, hub.find_files(repository, config.config, None), config, None)
+    if config.config is not None:
+        raise ConfigError("data.config names a part of a Hub data set; local files have none")
+    return _local(config.source)
+
+
+def documents(
+    unit: Unit, config: DataConfig, cut: re.Pattern[str] = SAFE_CUT
+) -> Iterator[tuple[int, str]]:
+    """Yield (index of the document in the unit, next piece of its text), in a fixed order."""
+    index = 0
+    for entry in unit.paths:
+        path = entry.fetch() if isinstance(entry, hub.HubFile) else entry
+        for pieces in _texts(path, config, cut):
+            for piece in pieces:
+                yield index, piece
+            index += 1
+
+
+def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:
+    """Yield the documents of a file, each as its pieces."""
+    if path == _library() / _TOPICS:
+        for text in _topics():
+            yield (text,)
+    elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
+        for text in readers.read_rows(path, config.text_field, config.encoding_errors):
+            yield (text,)
+    else:
+        yield readers.read_text(path, config.encoding_errors, cut)
+
+
+def fingerprint(unit: Unit) -> str:
+    """Return a sha256 over the unit's files: their content, or their pinned address."""
+    digest = hashlib.sha256()
+    for entry in unit.paths:
+        if isinstance(entry, hub.HubFile):
+            digest.update(f"{entry}\0".encode())
+            continue
+        with entry.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _local(source: str) -> Source:
+    """Find the files of a path or glob, and group them into units."""
+    path = Path(source)
+    is_pattern = any(char in source for char in "*?[") and not path.exists()
+    if is_pattern:
+        files = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise DataError(f"{source}: no file matches")
+    elif path.is_dir():
+        files = sorted(_readable_files(path), key=lambda file: file.relative_to(path).as_posix())
+        if not files:
+            known = " ".join((*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES))
+            raise DataError(f"{source}: no text in this folder", f"looked for {known} and .gz")
+    elif path.is_file():
+        files = [path]
+    elif path.exists():
+        raise DataError(f"{source}: neither a file nor a folder")
+    elif len(path.parts) == 1 and not path.suffix:
+        raise unknown_preset(source)
+    else:
+        raise DataError(f"{source}: no such file or folder")
+    return Source(source, tuple(_units(files)), sum(file.stat().st_size for file in files))
+
+
+def _readable_files(folder: Path) -> Iterator[Path]:
+    known = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and readers.suffix_of(file) in known and file.is_file():
+            yield file
+
+
+def _units(files: list[Path]) -> Iterator[Unit]:
+    """Make each rows file a unit, and group the text files, in the order of the files."""
+    is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
+    n_texts = len(files) - sum(is_rows)
+    held_out: Literal["documents", "tail"] = "documents" if n_texts >= FILES_SPLIT_WHOLE else "tail"
+    texts = [file for file, rows in zip(files, is_rows, strict=True) if not rows]
+    index = 0
+    for group in _groups(texts):
+        yield Unit(index, str(group[0]), group, held_out)
+        index += 1
+    for file in (file for file, rows in zip(files, is_rows, strict=True) if rows):
+        yield Unit(index, str(file), (file,), "documents")
+        index += 1
+
+
+def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
+    """Group consecutive files up to `GROUP_BYTES`; a larger file is a group of its own."""
+    group: list[Path] = []
+    size = 0
+    for file in files:
+        length = file.stat().st_size
+        if group and size + length > GROUP_BYTES:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(file)
+        size += length
+    if group:
+        yield tuple(group)
+
+
+def _stdlib(config: DataConfig, seed: int) -> Source:
+    """The running Python's library without its tests, held out by top-level package.
+
+    Packages are taken for validation in a keyed order as long as they fit into the fraction, so
+    that no near-duplicate file of a package stands on both sides.
+    """
+    root = _library()
+    sizes: dict[str, int] = {}
+    files: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        relative = file.relative_to(root)
+        if not _NOT_LIBRARY.intersection(relative.parts):
+            package = relative.parts[0].removesuffix(".py")
+            files.setdefault(package, []).append(file)
+            sizes[package] = sizes.get(package, 0) + file.stat().st_size
+    total = sum(sizes.values())
+    if not total:
+        raise DataError(f"{root}: this Python comes without its library's sources")
+    fraction = config.val_fraction if config.val_fraction is not None else 0.1
+    room, held_out = total * fraction, set()
+    for package in sorted(sizes, key=lambda package: keyed_int("stdlib", seed, package)):
+        if sizes[package] <= room:
+            room -= sizes[package]
+            held_out.add(package)
+    chosen = {
+        "train": [file for name in files if name not in held_out for file in files[name]],
+        "val": [file for name in files if name in held_out for file in files[name]],
+    }
+    units = tuple(
+        Unit(index, f"stdlib {split}", tuple(chosen[split]), split)  # type: ignore[arg-type]
+        for index, split in enumerate(split for split in chosen if chosen[split])
+    )
+    return Source("stdlib", units, total)
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _topics() -> list[str]:
+    """The language reference's prose, as `help('topics')` shows it; one document a topic."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def _from_hub(
+    name: str, found: hub.HubFiles, config: DataConfig, text_field: str | None
+) -> Source:
+    """Make each file on the Hub a unit; a validation split of the data set's own is used as such.
+
+    An explicit `data.val_fraction` draws the validation from the training rows instead.
+    """
+    own_split = bool(found.validation) and config.val_fraction is None
+    files: list[tuple[hub.HubFile, Literal["documents", "train", "val"]]]
+    files = [(file, "train" if own_split else "documents") for file in found.train]
+    if own_split:
+        files += [(file, "val") for file in found.validation]
+    units = tuple(
+        Unit(index, f"{name}/{file.path}", (file,), held_out)
+        for index, (file, held_out) in enumerate(files)
+    )
+    return Source(name, units, sum(file.n_bytes for file, _ in files), found.revision, text_field)

@@ -1,0 +1,161 @@
+"""The one writer of files that must survive a crash or a power cut.
+
+A file is written aside, flushed to the disk, renamed over its name, and the folder is flushed:
+a reader sees the old content or the new, never a part. Knows nothing of what is in the files.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from gptcli.errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ASIDE = re.compile(r"\.tmp-\d+-")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a `StorageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if error.filename else path
+        if error.errno in _FULL:
+            hint = f"free space on that disk and run the same command again{_free(path)}"
+            raise StorageError(f"{named}: {error.strerror}", hint) from error
+        if error.errno in _DENIED:
+            raise StorageError(f"{named}: {error.strerror}") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise StorageError(f"{named}: a file stands where a folder is needed") from error
+        raise
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free)"
+    return ""
+
+
+class _Remembering:
+    """A file that keeps the first error of a write.
+
+    torch.save reports a failed write as "unexpected pos 576 vs 534"; the cause is kept here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes `path`'s place, whole and on the disk, when the block ends.
+
+    If the block raises, `path` keeps what it had and nothing is left behind.
+
+    Raises:
+        StorageError: The disk is full or the folder may not be written.
+    """
+    aside = aside_name(path)
+    with storage_errors(path):
+        try:
+            with aside.open("wb") as file:
+                target = _Remembering(file)
+                try:
+                    yield cast(BinaryIO, target)
+                except Exception:
+                    if target.error is not None:
+                        raise target.error from None
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def aside_name(path: Path) -> Path:
+    """Return the name a file is written under before it is complete."""
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path`, all of it or not at all."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, or a copy where links are not possible."""
+    aside = aside_name(path)
+    with storage_errors(path):
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(source, aside)
+        except OSError:
+            with source.open("rb") as content, replacing(path) as copy:
+                shutil.copyfileobj(content, copy, 1 << 20)
+            return
+        os.replace(aside, path)
+        # Replacing a name by another name of the same file does nothing and leaves both.
+        aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, so that they are there after a power cut."""
+    with storage_errors(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with storage_errors(path), path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk; a no-op where folders cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted `replacing` or `link` left in `folder`."""
+    for path in folder.iterdir():
+        if _ASIDE.match(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)

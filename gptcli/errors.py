@@ -1,0 +1,73 @@
+"""The errors a user can cause, each with the exit code it ends the program with.
+
+A message says where and what, a hint says how to mend it. A broken invariant of ours is an
+`assert`, and anything else is a bug: it keeps its traceback and ends with `EXIT_BUG`.
+"""
+
+EXIT_BUG = 70
+EXIT_PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: saved, start it again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved
+
+
+class GptError(Exception):
+    """An error with a message for the user, a hint how to mend it, and an exit code.
+
+    Args:
+        message: Where it went wrong and what is wrong, one or two lines.
+        hint: What to do about it, one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(GptError):
+    """The command line or the configuration is wrong."""
+
+    exit_code = 2
+
+
+class DataError(GptError):
+    """A source text, a shard or a manifest cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(GptError):
+    """A checkpoint is missing, damaged or of another kind."""
+
+    exit_code = 4
+
+
+class StorageError(GptError):
+    """The disk is full, or reading or writing is not permitted."""
+
+    exit_code = 5
+
+
+class RunLockedError(GptError):
+    """Another process is training in the run folder."""
+
+    exit_code = 6
+
+
+class NonFiniteError(GptError):
+    """The loss or a gradient is infinite or not a number."""
+
+    exit_code = 7
+
+
+class MemoryLimitError(GptError):
+    """The device has too little memory for one step."""
+
+    exit_code = 8
+
+
+class DistributedError(GptError):
+    """A process of a distributed run failed or stopped answering."""
+
+    exit_code = 9

@@ -1,0 +1,172 @@
+"""Byte-pair vocabularies, encoded by tiktoken: GPT-2's, any of tiktoken's, and trained ones."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+
+from gptcli.errors import ConfigError, DataError
+from gptcli.tokenizers.base import SAFE_CUT, Ids, Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# GPT-2's split into words (Radford et al. 2019), in the equivalent, faster form of tiktoken 0.14.
+GPT2_PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+# The same in the words of the `tokenizers` library's regular expressions.
+_GPT2_PATTERN_PLAIN = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s+(?!\S)|\s"
+)
+# Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
+_CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+
+Ranks = dict[bytes, int]
+
+
+class BpeTokenizer(Tokenizer):
+    """A byte-pair vocabulary in tiktoken's form: a split pattern, ranks and special tokens."""
+
+    def __init__(self, name: str, pattern: str, ranks: Ranks, specials: dict[str, int]) -> None:
+        self.name = name
+        self._pattern, self._ranks, self._specials = pattern, ranks, specials
+        self.eot = specials[END_OF_TEXT]
+        self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
+        self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else _CAREFUL_CUT
+
+    @cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """The tiktoken encoding, built when first needed (GPT-2's takes a tenth of a second)."""
+        return tiktoken.Encoding(
+            self.name,
+            pat_str=self._pattern,
+            mergeable_ranks=self._ranks,
+            special_tokens=self._specials,
+        )
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        return {rank: token for token, rank in self._ranks.items()}
+
+    def encode(self, text: str) -> Ids:
+        """Return the byte-pair ids of `text`, (n,)."""
+        ids: Ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token; special and unused ids stand for none."""
+        return self._bytes.get(token, b"")
+
+    def definition(self) -> dict[str, Any]:
+        """Return the name and, for all but the bundled vocabulary, pattern, ranks and specials."""
+        if self.name == "gpt2":
+            return {"name": "gpt2", "sha256": GPT2_SHA256}
+        lines = (
+            f"{base64.b64encode(token).decode()} {rank}"
+            for token, rank in sorted(self._ranks.items(), key=lambda item: item[1])
+        )
+        return {
+            "name": self.name,
+            "pattern": self._pattern,
+            "ranks": "\n".join(lines),
+            "specials": self._specials,
+        }
+
+
+def gpt2() -> BpeTokenizer:
+    """Return GPT-2's vocabulary from the file in this package; needs no network.
+
+    Raises:
+        DataError: The installed file is damaged.
+    """
+    path = Path(__file__).with_name("gpt2.tiktoken")
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != GPT2_SHA256:
+        raise DataError(f"{path}: damaged GPT-2 vocabulary", "install gptcli again")
+    return BpeTokenizer("gpt2", GPT2_PATTERN, _read_ranks(raw), {END_OF_TEXT: 50256})
+
+
+def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
+    """Make a tokenizer again from what `definition` returned."""
+    return BpeTokenizer(
+        definition["name"],
+        definition["pattern"],
+        _read_ranks(definition["ranks"].encode()),
+        dict(definition["specials"]),
+    )
+
+
+def _read_ranks(raw: bytes) -> Ranks:
+    """Read tiktoken's file format: a base64 token and its rank on each line."""
+    pairs = (line.split() for line in raw.splitlines() if line)
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def from_tiktoken(name: str) -> BpeTokenizer:
+    """Return one of tiktoken's own encodings, downloaded once into its cache.
+
+    Raises:
+        ConfigError: There is no such encoding, or it has no end-of-text.
+        DataError: It is not in the cache and cannot be downloaded.
+    """
+    if name not in tiktoken.list_encoding_names():
+        known = ", ".join(["gpt2", "char", "bytes", "bpe", *tiktoken.list_encoding_names()])
+        raise ConfigError(f"tokenizer.name: unknown tokenizer '{name}'", f"known: {known}")
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a bad hash a ValueError
+        raise DataError(
+            f"the vocabulary of '{name}' is not in tiktoken's cache and cannot be downloaded:"
+            f" {type(error).__name__}",
+            "connect to the network once, set TIKTOKEN_CACHE_DIR, or use tokenizer.name=gpt2",
+        ) from error
+    specials = dict(encoding._special_tokens)
+    if END_OF_TEXT not in specials:
+        raise ConfigError(f"tokenizer.name: '{name}' has no {END_OF_TEXT} token")
+    return BpeTokenizer(name, encoding._pat_str, encoding._mergeable_ranks, specials)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+    """Train a byte-pair vocabulary with GPT-2's split on `texts`.
+
+    The `tokenizers` library counts and merges; tiktoken encodes, with the same ids.
+
+    Args:
+        texts: The training text in any pieces, cut at `SAFE_CUT` places.
+        vocab_size: The most ids, end-of-text included; at least 257.
+    """
+    import tokenizers as hf
+
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        show_progress=False,
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence(
+        [
+            hf.pre_tokenizers.Split(hf.Regex(_GPT2_PATTERN_PLAIN), "isolated"),
+            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
+    byte_of = _byte_level_alphabet()
+    found = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    tokens = [bytes(byte_of[char] for char in token) for token, _ in found]
+    merged = [token for token in tokens if len(token) > 1]
+    ranks = {token: rank for rank, token in enumerate([bytes([i]) for i in range(256)] + merged)}
+    return BpeTokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Return the printable characters that GPT-2 writes for bytes, as character -> byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {chr(byte): byte for byte in printable}
+    return characters | {chr(256 + i): byte for i, byte in enumerate(others)}
