@@ -1,0 +1,263 @@
+"""Checkpoints: one file each, written whole or not at all, verified when read.
+
+A file holds tensors and plain types only, loads with `weights_only=True`, and is enough to
+evaluate, generate and resume. A sha256 of every tensor and one over the rest are compared with
+what was loaded: a zip's own sums miss damage that changes where a tensor is read from.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli import durable
+from gptcli.config.schema import Config, ModelConfig
+from gptcli.errors import CheckpointError, GptError
+from gptcli.model import GPT
+from gptcli.tokenizers import Tokenizer, tokenizer_from
+
+FORMAT = "gptcli-checkpoint"
+VERSION = 1
+BEST, LAST = "best.pt", "last.pt"
+RUNS = Path("runs")
+_KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
+         "checksums"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: Weights by GPT-2's names; a tied head is not repeated.
+        optimizer: State of each parameter, by parameter name.
+        config: The settled configuration of the run.
+        tokenizer: `Tokenizer.definition()`.
+        data: Which data it was trained on.
+        state: Position and tallies of the run.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: dict[str, Any]
+    state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; `path` has it whole when this returns, or what it had before.
+
+    Raises:
+        StorageError: The disk is full or may not be written.
+    """
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.model.items()},
+        "optimizer": {
+            name: {key: tensor.detach().cpu() for key, tensor in state.items()}
+            for name, state in checkpoint.optimizer.items()
+        },
+        "config": checkpoint.config,
+        "tokenizer": checkpoint.tokenizer,
+        "data": checkpoint.data,
+        "state": checkpoint.state,
+    }
+    tensors = {name: _tensor_sum(tensor) for name, tensor in _tensors(content).items()}
+    content["checksums"] = {"tensors": tensors, "rest": _rest_sum(content)}
+    with durable.replacing(path) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Args:
+        path: The file; it is mapped, so what is not touched is not read.
+        model_only: Verify the weights and everything small, but not the optimizer's tensors.
+
+    Raises:
+        CheckpointError: Missing, not one of ours, or damaged.
+    """
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "no such checkpoint"
+        raise CheckpointError(f"{path}: {what}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        # torch raises a dozen kinds of errors here, each for some way not to be its file.
+        raise CheckpointError(
+            f"{path}: damaged, or not a checkpoint of gptcli ({type(error).__name__})",
+            "checkpoints are runs/<name>/best.pt, last.pt and checkpoints/step-*.pt",
+        ) from error
+    try:
+        _verify(content, model_only)
+    except _Damaged as error:
+        raise CheckpointError(f"{path}: {error}", error.hint) from error
+    except Exception as error:
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+    return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
+
+
+class _Damaged(Exception):
+    hint = "take an older checkpoint of the run (checkpoints/step-*.pt)"
+
+
+class _Foreign(_Damaged):
+    hint = "was it written by another program, or a newer gptcli?"
+
+
+def _verify(content: Any, model_only: bool) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _Foreign("not a checkpoint of gptcli")
+    if content.get("version") != VERSION:
+        raise _Foreign(f"format version {content.get('version')}, not {VERSION}")
+    if set(content) != _KEYS:
+        raise _Damaged("damaged: keys are missing")
+    sums = content["checksums"]
+    if _rest_sum(content) != sums["rest"]:
+        raise _Damaged("damaged: its settings do not have the checksum they were saved with")
+    for name, tensor in _tensors(content).items():
+        if model_only and not name.startswith("model/"):
+            continue
+        if _tensor_sum(tensor) != sums["tensors"].get(name):
+            raise _Damaged(f"damaged: tensor {name} does not have its checksum")
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    found = {f"model/{name}": tensor for name, tensor in content["model"].items()}
+    for name, state in content["optimizer"].items():
+        found |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise _Damaged("damaged: tensors are missing")
+    return found
+
+
+def _tensor_sum(tensor: Tensor) -> str:
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+
+
+def _rest_sum(content: Mapping[str, Any]) -> str:
+    """Sum over everything but the tensors' elements: settings, names, types and shapes."""
+    tensors = {name: [str(t.dtype), *t.shape] for name, t in _tensors(content).items()}
+    plain = {key: content[key] for key in _KEYS - {"model", "optimizer", "checksums"}}
+    canonical = json.dumps([plain, tensors], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network ready to use, with all that a checkpoint says about it."""
+
+    path: Path
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps the network was trained for."""
+        return int(self.checkpoint.state["step"])
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of the data it was trained on, as the training run named it."""
+        return Path(self.checkpoint.data["dir"])
+
+
+def load_model(path: Path, device: torch.device) -> TrainedModel:
+    """Load the network and the tokenizer of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: Missing, damaged, or not of this network.
+    """
+    checkpoint = load_checkpoint(path, model_only=True)
+    try:
+        with torch.device("meta"):
+            model = GPT(ModelConfig(**checkpoint.config["model"]))
+        tokenizer = tokenizer_from(checkpoint.tokenizer)
+    except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
+        raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
+    load_weights(model.to_empty(device=device), checkpoint.model, path)
+    return TrainedModel(path, model.eval(), tokenizer, checkpoint)
+
+
+@torch.no_grad()
+def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copy weights into `model`, whose parameters must be exactly these.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    if model.config.tie_embeddings:
+        model.lm_head.weight = model.wte.weight  # moving a module off "meta" unties it
+    parameters = dict(model.named_parameters())
+    differing = sorted(parameters.keys() ^ weights.keys()) or [
+        name for name, weight in weights.items() if weight.shape != parameters[name].shape
+    ]
+    if differing:
+        raise CheckpointError(f"{path}: weights of another network ({', '.join(differing[:3])})")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+
+
+def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
+    """Return the file that `--checkpoint` names.
+
+    Args:
+        wanted: A file, a run folder or a run name; `best.pt` or `last.pt` that is no file here is
+            the newest run's; None is the best of `config`'s run if there is one, else of the
+            newest run.
+        config: The configuration given beside it.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, with the runs there are.
+    """
+    if wanted is None:
+        if config is not None and (config.name or config.run_dir):
+            own = config.run_folder / BEST
+            if own.is_file():
+                return own
+        return _newest_run() / BEST
+    path = Path(wanted)
+    if path.is_file():
+        return path
+    if wanted in (BEST, LAST):
+        return _newest_run() / wanted
+    for folder in (path, RUNS / wanted):
+        if (folder / "run.json").is_file() or (folder / BEST).is_file():
+            found = next((folder / name for name in (BEST, LAST) if (folder / name).is_file()), None)
+            if found is None:
+                raise CheckpointError(f"{folder}: the run has no checkpoint yet")
+            return found
+    runs = ", ".join(folder.name for folder in _runs()) or "none"
+    raise CheckpointError(f"{wanted}: no such checkpoint, run folder or run", f"runs here: {runs}")
+
+
+def _runs() -> list[Path]:
+    """Return the run folders below `runs/`, newest first."""
+    folders = [path.parent for path in RUNS.glob("*/run.json")]
+    changed = {}
+    for folder in folders:
+        files = [folder / LAST, folder / "run.json"]
+        changed[folder] = max(os.stat(file).st_mtime_ns for file in files if file.exists())
+    return sorted(folders, key=lambda folder: changed[folder], reverse=True)
+
+
+def _newest_run() -> Path:
+    for folder in _runs():
+        if (folder / BEST).is_file():
+            return folder
+    raise CheckpointError(
+        "no run with a checkpoint in runs/", "train one first, or name a file with --checkpoint"
+    )

@@ -1,0 +1,129 @@
+"""Batches as a pure function of (seed, step): shuffled windows drawn without replacement.
+
+With N tokens there are n windows of seq_len + 1 tokens, `stride` apart. Position p = step *
+windows_per_step + slot belongs to epoch p // n and takes window permutation(epoch)[p % n], where
+the permutation is a keyed Feistel network with cycle walking (Black and Rogaway 2002): random
+access costs O(1), nothing is stored, and resuming is adding. Knows nothing of devices or models.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gptcli.data.shards import TokenReader
+from gptcli.errors import DataError
+from gptcli.keyed import keyed_int
+
+Indices = npt.NDArray[np.uint64]
+Batch = tuple[Tensor, Tensor]
+
+_ROUNDS = 8
+
+
+def permuted(indices: Indices, n: int, *key: int | str) -> Indices:
+    """Map each index in [0, n) to its place in a pseudo-random permutation of [0, n).
+
+    Args:
+        indices: Any shape.
+        n: Size of the permutation.
+        key: What the permutation depends on.
+    """
+    half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    keys = np.array([keyed_int("round", i, *key) for i in range(_ROUNDS)], dtype=np.uint64)
+    result = indices.copy()
+    outside = np.ones(result.shape, dtype=bool)
+    while outside.any():  # cycle walking: the network permutes [0, 4**k), which is at most 4 n
+        result[outside] = _feistel(result[outside], half_bits, mask, keys)
+        outside = result >= np.uint64(n)
+    return result
+
+
+def _feistel(values: Indices, half_bits: np.uint64, mask: np.uint64, keys: Indices) -> Indices:
+    left, right = values >> half_bits, values & mask
+    for key in keys:
+        # The finalizer of splitmix64 (Steele, Lea and Flood 2014) as the round function.
+        mixed = right + key
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+    return (left << half_bits) | right
+
+
+class TokenLoader:
+    """The training windows of a split, by step.
+
+    Attributes:
+        n_windows: Windows of one epoch.
+    """
+
+    def __init__(
+        self, tokens: TokenReader, *, seq_len: int, stride: int, windows_per_step: int, seed: int
+    ) -> None:
+        """Lay the windows over `tokens`.
+
+        Raises:
+            DataError: The split is shorter than one window.
+        """
+        self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
+        self._windows_per_step, self._seed = windows_per_step, seed
+        require_window(tokens, seq_len, "train")
+        # The last stride - 1 tokens are left to the epoch's offset; a tiny split has no room.
+        self._n_offsets = min(stride, len(tokens) - seq_len)
+        self.n_windows = max(1, (len(tokens) - 1 - seq_len - (stride - 1)) // stride + 1)
+
+    def epoch_of(self, step: int) -> int:
+        """Return how many epochs are complete after `step` steps."""
+        return step * self._windows_per_step // self.n_windows
+
+    def starts(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the first token of each window of a step, (windows_per_step,)."""
+        first = step * self._windows_per_step
+        starts = np.empty(self._windows_per_step, dtype=np.int64)
+        slot = 0
+        while slot < self._windows_per_step:
+            epoch, index = divmod(first + slot, self.n_windows)
+            count = min(self._windows_per_step - slot, self.n_windows - index)
+            indices = np.arange(index, index + count, dtype=np.uint64)
+            windows = permuted(indices, self.n_windows, "windows", self._seed, epoch)
+            offset = keyed_int("offset", self._seed, epoch) % self._n_offsets
+            starts[slot : slot + count] = offset + windows.astype(np.int64) * self._stride
+            slot += count
+        return starts
+
+    def batch(self, step: int) -> Batch:
+        """Return tokens (B, T) and targets (B, T) of a step, int64."""
+        return read_windows(self._tokens, self.starts(step), self._seq_len)
+
+    def micro_batches(self, step: int, size: int) -> Iterator[Batch]:
+        """Yield the batch of a step in rows of `size`."""
+        starts = self.starts(step)
+        for first in range(0, len(starts), size):
+            yield read_windows(self._tokens, starts[first : first + size], self._seq_len)
+
+
+def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
+    """Refuse a split that is shorter than one window.
+
+    Raises:
+        DataError: With the longest seq_len that would fit.
+    """
+    if len(tokens) < seq_len + 1:
+        longest = len(tokens) - 1
+        raise DataError(
+            f"the {split} split has {len(tokens)} tokens, but one window takes"
+            f" seq_len + 1 = {seq_len + 1}",
+            f"use more text, or -s data.seq_len={longest} or less" if longest > 0 else None,
+        )
+
+
+def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: int) -> Batch:
+    """Return the windows at `starts` as tokens (B, T) and targets (B, T), int64."""
+    rows = np.empty((len(starts), seq_len + 1), dtype=np.int64)
+    for row, start in zip(rows, starts.tolist(), strict=True):
+        row[:] = tokens.read(start, seq_len + 1)
+    windows = torch.from_numpy(rows)
+    return windows[:, :-1], windows[:, 1:]

@@ -1,0 +1,119 @@
+"""Where and in what precision to compute: every `auto` about the machine is settled here, once.
+
+Knows nothing of models or data.
+"""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptcli.config.schema import Config
+from gptcli.errors import ConfigError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The machine's side of a run: device, precision of products, compiled or not."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    deterministic: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context that forward passes run in."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def settle(config: Config) -> Config:
+    """Return `config` with device, dtype, compile and deterministic as concrete values.
+
+    Raises:
+        ConfigError: The machine does not have the device that is asked for.
+    """
+    device = _device(config.device)
+    update = {
+        "device": device,
+        "dtype": _dtype(device) if config.dtype == "auto" else config.dtype,
+        "compile": device == "cuda" if config.compile == "auto" else config.compile,
+        "deterministic": False if config.deterministic == "auto" else config.deterministic,
+    }
+    return config.model_copy(update=update)
+
+
+def compute(config: Config) -> Compute:
+    """Prepare this process for the settled `config` and return what it says about the machine."""
+    settled = settle(config)
+    device = torch.device(_device(settled.device))
+    deterministic = bool(settled.deterministic)
+    torch.use_deterministic_algorithms(deterministic)
+    if device.type == "cuda" and not deterministic:
+        torch.set_float32_matmul_precision("high")
+    return Compute(device, _DTYPES[settled.dtype], bool(settled.compile), deterministic)
+
+
+def available_devices() -> list[str]:
+    """Return the kinds of device there are, best first."""
+    found = ["cuda"] if torch.cuda.is_available() else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    return [*found, "cpu"]
+
+
+def _device(wanted: str) -> str:
+    available = available_devices()
+    if wanted == "auto":
+        return available[0]
+    if wanted not in available:
+        raise ConfigError(
+            f"device: this machine or this torch has no {wanted}; it has {', '.join(available)}",
+            "leave it out, or set -s device=auto",
+        )
+    return wanted
+
+
+def _dtype(device: str) -> str:
+    """Return bfloat16 where the hardware computes it."""
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "cpu" and _cpu_computes_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Tell whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock reads the end of its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the most memory used so far: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if sys.platform == "win32":
+        return 0  # the standard library does not tell there
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

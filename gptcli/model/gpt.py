@@ -1,0 +1,249 @@
+"""The GPT-2 network on one page, with the parts that today's networks exchange.
+
+Every module carries GPT-2's name, so weights keep their names in and out of Hugging Face.
+Knows nothing of data, optimizers or devices.
+
+Shapes: B batch, T tokens, S tokens seen (cache included), C n_embd, H heads, G key/value heads,
+D head size, V vocabulary, L layers.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.config.schema import ModelConfig
+from gptcli.model.cache import KVCache
+
+IGNORED = -100  # a target that does not count, as in torch's cross entropy
+
+
+class GPTOutput(NamedTuple):
+    """What a forward pass returns: logits without targets, the loss with them.
+
+    Attributes:
+        logits: (B, T, V), or None.
+        loss: Sum of the negative log-likelihood over the targets that count, in nats, or None.
+    """
+
+    logits: Tensor | None
+    loss: Tensor | None
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with an optional bias (Ba et al. 2016)."""
+
+    def __init__(self, n_embd: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-5)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """Return the normalisation that `config` names."""
+    if config.norm == "layernorm":
+        return LayerNorm(config.n_embd, config.bias)
+    return RMSNorm(config.n_embd)
+
+
+class Attention(nn.Module):
+    """Causal self-attention, with grouped queries (Ainslie et al. 2023) if n_kv_head is smaller."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, config.dropout
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
+        self.head_size = config.head_size
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        width = (self.n_head + 2 * self.n_kv_head) * self.head_size
+        self.c_attn = nn.Linear(config.n_embd, width, bias=qkv_bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_size) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_size) if config.qk_norm else None
+
+    def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
+        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k.to(cache.keys.dtype), v.to(cache.keys.dtype))
+            q = q.to(cache.keys.dtype)  # (B, H, T, D) against (B, G, S, D)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=causal_mask(T, k.shape[2], x.device),
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=k.shape[2] == T,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor | None:
+    """Return which of S seen tokens each of T new ones may see, (T, S); None where none is needed.
+
+    No mask is needed without a cache (the kernel's own causal mask serves) or for a single token.
+    """
+    if n_new in (1, n_seen):
+        return None
+    mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=device)
+    return mask.tril(n_seen - n_new)
+
+
+def rotation_table(start: int, n_tokens: int, head_size: int, device: torch.device) -> Tensor:
+    """Return cosine and sine of rotary positions (Su et al. 2021) from `start` on, (2, T, D)."""
+    exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
+    positions = torch.arange(start, start + n_tokens, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, 10000.0**-exponents).repeat(1, 2)  # (T, D)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn queries or keys (B, H, T, D) by their positions, halves as pairs (as Llama does)."""
+    cos, sin = rotation.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class MLP(nn.Module):
+    """The feed-forward branch: GELU (GPT-2), squared ReLU (So et al. 2021) or SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind, self.dropout = config.mlp, config.dropout
+        # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
+        gated = config.mlp == "swiglu"
+        width = (8 * config.n_embd // 3 + 7) // 8 * 8 if gated else 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.c_gate = nn.Linear(config.n_embd, width, bias=config.bias) if gated else None
+        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.c_gate is not None:
+            x = F.silu(self.c_gate(x)) * self.c_fc(x)
+        elif self.kind == "relu2":
+            x = F.relu(self.c_fc(x)).square()
+        else:
+            x = F.gelu(self.c_fc(x), approximate="tanh")  # GPT-2's own approximation
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then the feed-forward branch, each after a norm."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = make_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rotation, cache)
+        return x + self.mlp(self.ln_2(x))  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """A GPT: embeddings, blocks, a final norm and the head (Radford et al. 2019)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the network, not yet initialised (see `init_weights`); vocab_size must be set."""
+        super().__init__()
+        assert config.vocab_size is not None
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        learned = config.position == "learned"
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+    ) -> GPTOutput:
+        """Score tokens (B, T) int64.
+
+        Args:
+            tokens: The input; with a cache, the tokens after those it has seen.
+            targets: (B, T) int64 with the next tokens, `IGNORED` where none counts.
+            cache: Filled with what this call sees.
+        """
+        start = 0 if cache is None else cache.length
+        T = tokens.shape[1]
+        assert start + T <= self.config.block_size, "more tokens than the context holds"
+        x = self.wte(tokens)  # (B, T, C)
+        rotation = None
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(start, start + T, device=tokens.device))
+        else:
+            rotation = rotation_table(start, T, self.config.head_size, tokens.device)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.h:
+            x = block(x, rotation, cache)
+        x = self.ln_f(x)
+        if cache is not None:
+            cache.length += T
+        logits = self.lm_head(x)  # (B, T, V)
+        if targets is None:
+            return GPTOutput(logits, None)
+        flat = logits.float().flatten(0, 1)
+        loss = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return GPTOutput(None, loss)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Initialise as GPT-2 does: normal with 0.02, smaller where branches join the residual.
+
+        Drawn on the CPU from `seed` alone, so the same on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        joining = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                std = joining if name.endswith("c_proj.weight") else 0.02
+                drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                parameter.copy_(drawn)
+
+    def n_params(self) -> int:
+        """Return the number of parameters, a tied head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def empty_cache(self, batch: int, size: int | None = None) -> KVCache:
+        """Return a cache for `batch` texts of up to `size` tokens (the whole context by default)."""
+        return KVCache.empty(
+            n_layer=self.config.n_layer,
+            batch=batch,
+            n_kv_head=self.config.n_kv_head or self.config.n_head,
+            size=size or self.config.block_size,
+            head_size=self.config.head_size,
+            dtype=self.wte.weight.dtype,
+            device=self.wte.weight.device,
+        )

@@ -1,0 +1,112 @@
+"""Optimizers from the configuration: which parameters decay, and which go to Muon."""
+
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.config.schema import OptimConfig
+from gptcli.errors import CheckpointError
+from gptcli.model import GPT
+
+OptimizerState = dict[str, dict[str, Tensor]]
+_AdamWGroups = list[dict[str, object]]
+
+
+class Optimizer:
+    """One or two torch optimizers over a network's parameters, addressed by parameter name."""
+
+    def __init__(self, model: GPT, config: OptimConfig, device: torch.device) -> None:
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        match config.name:
+            case "adamw":
+                self._parts: list[torch.optim.Optimizer] = [
+                    _adamw(self._names, config, device)
+                ]
+            case "muon":
+                inner = {p for p, name in self._names.items() if _is_block_matrix(name, p)}
+                others = [p for p in self._names if p not in inner]
+                muon = torch.optim.Muon(
+                    [p for p in self._names if p in inner],
+                    lr=config.lr,
+                    weight_decay=config.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rates carry over
+                )
+                self._parts = [muon, _adamw(others, config, device)]
+            case unreachable:
+                assert_never(unreachable)
+
+    def step(self, lr: float) -> None:
+        """Update the parameters from their gradients."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> OptimizerState:
+        """Return the state of each parameter, by its name; no copies are made."""
+        return {
+            self._names[parameter]: dict(state)
+            for part in self._parts
+            for parameter, state in part.state.items()
+        }
+
+    def load_state(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up the state of a checkpoint, bit for bit.
+
+        Raises:
+            CheckpointError: It is the state of other parameters.
+        """
+        by_name = {
+            self._names[parameter]: (part, parameter)
+            for part in self._parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
+        if states and states.keys() != by_name.keys():
+            differing = ", ".join(sorted(states.keys() ^ by_name.keys())[:3])
+            raise CheckpointError(f"optimizer state of other parameters ({differing})")
+        for name, state in states.items():
+            part, parameter = by_name[name]
+            # `step` stays where the optimizer keeps it: on the CPU unless the update is fused.
+            part.state[parameter] = {
+                key: tensor.to(parameter.device) if tensor.dim() or _fused(part) else tensor.clone()
+                for key, tensor in state.items()
+            }
+
+
+def clip_gradients(model: GPT, max_norm: float) -> Tensor:
+    """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm."""
+    limit = max_norm or float("inf")
+    return nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and name.startswith("h.")
+
+
+def _adamw(
+    parameters: Iterable[Tensor], config: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """Make an AdamW that decays matrices and leaves vectors (norms and biases) alone."""
+    parameters = list(parameters)
+    groups: _AdamWGroups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cuda", "cpu", "mps"),
+    )
+
+
+def _fused(part: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") for group in part.param_groups)
