@@ -236,7 +236,9 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
         return _newest_run() / wanted
     for folder in (path, RUNS / wanted):
         if (folder / "run.json").is_file() or (folder / BEST).is_file():
-            found = next((folder / name for name in (BEST, LAST) if (folder / name).is_file()), None)
+            found = next(
+                (folder / name for name in (BEST, LAST) if (folder / name).is_file()), None
+            )
             if found is None:
                 raise CheckpointError(f"{folder}: the run has no checkpoint yet")
             return found

@@ -166,9 +166,7 @@ def _merge(values: dict[str, Any], update: Mapping[str, Any]) -> None:
             values[key] = value
 
 
-def _assign(
-    values: dict[str, Any], origins: _Origins, key: Key, value: Any, option: str
-) -> None:
+def _assign(values: dict[str, Any], origins: _Origins, key: Key, value: Any, option: str) -> None:
     section = values
     for depth, part in enumerate(key[:-1], 1):
         section = section.setdefault(part, {})

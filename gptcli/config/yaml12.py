@@ -5,7 +5,9 @@ resolve by the 1.2 core schema, duplicate keys are errors, and aliases, tags and
 are refused (an alias bomb is two lines long). Knows nothing of the schema.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,26 @@ def read_value(text: str) -> Any:
     document = Document("--set", [text])
     node = _compose(document, text)
     return None if node is None else _construct(document, node, ())
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Write sections of plain values so that `read_yaml` returns them exactly.
+
+    Values are written as JSON, which YAML 1.2 contains: what is quoted stays text.
+    """
+    lines: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{key}:", *(f"  {k}: {_json(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key}: {_json(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _json(value: Any) -> str:
+    # YAML allows no raw control characters, and knows no surrogate pairs.
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
 def _compose(document: Document, text: str) -> yaml.Node | None:

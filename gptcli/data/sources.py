@@ -100,6 +100,14 @@ def data_dir(config: DataConfig) -> Path:
     return Path("data") / source_name(config.source)
 
 
+def is_local(config: DataConfig) -> bool:
+    """Tell whether `data.source` names text that is on this machine."""
+    if config.source is None or config.source.startswith("hf:"):
+        return False
+    preset = PRESETS.get(config.source)
+    return preset is None or preset.repository is None
+
+
 def find_source(config: DataConfig, seed: int) -> Source:
     """Return the source that `data.source` names.
 
@@ -115,7 +123,9 @@ def find_source(config: DataConfig, seed: int) -> Source:
     if preset is not None:
         return _from_hub(
             preset.name,
-            hub.find_files(preset.repository or "", config.config or preset.config, preset.revision),
+            hub.find_files(
+                preset.repository or "", config.config or preset.config, preset.revision
+            ),
             config,
             preset.text_field,
         )
@@ -273,9 +283,7 @@ def _topics() -> list[str]:
     return [topics[name] for name in sorted(topics)]
 
 
-def _from_hub(
-    name: str, found: hub.HubFiles, config: DataConfig, text_field: str | None
-) -> Source:
+def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, text_field: str | None) -> Source:
     """Make each file on the Hub a unit; a validation split of the data set's own is used as such.
 
     An explicit `data.val_fraction` draws the validation from the training rows instead.

@@ -16,13 +16,9 @@ from gptcli.tokenizers.base import SAFE_CUT, Ids, Tokenizer
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words (Radford et al. 2019), in the equivalent, faster form of tiktoken 0.14.
-GPT2_PATTERN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-)
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # The same in the words of the `tokenizers` library's regular expressions.
-_GPT2_PATTERN_PLAIN = (
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s+(?!\S)|\s"
-)
+_GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s+(?!\S)|\s"
 # Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
 _CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 

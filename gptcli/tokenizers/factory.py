@@ -16,9 +16,7 @@ _DEFAULT_BPE_SIZE = 4096
 _SMALLEST_BPE_SIZE = 257  # the bytes and end-of-text
 
 
-def make_tokenizer(
-    config: TokenizerConfig, texts: Callable[[], Iterable[str]]
-) -> Tokenizer:
+def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
     """Make the tokenizer that `config` names.
 
     Args:

@@ -21,9 +21,7 @@ class Optimizer:
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         match config.name:
             case "adamw":
-                self._parts: list[torch.optim.Optimizer] = [
-                    _adamw(self._names, config, device)
-                ]
+                self._parts: list[torch.optim.Optimizer] = [_adamw(self._names, config, device)]
             case "muon":
                 inner = {p for p, name in self._names.items() if _is_block_matrix(name, p)}
                 others = [p for p in self._names if p not in inner]
@@ -37,12 +35,19 @@ class Optimizer:
             case unreachable:
                 assert_never(unreachable)
 
-    def step(self, lr: float) -> None:
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Bring gradients of a scaled loss back to size; only float16 scales."""
+        if scaler.is_enabled():
+            for part in self._parts:
+                scaler.unscale_(part)
+
+    def step(self, lr: float, scaler: torch.amp.GradScaler) -> None:
         """Update the parameters from their gradients."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = lr
-            part.step()
+            scaler.step(part)
+        scaler.update()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -74,9 +79,11 @@ class Optimizer:
             raise CheckpointError(f"optimizer state of other parameters ({differing})")
         for name, state in states.items():
             part, parameter = by_name[name]
-            # `step` stays where the optimizer keeps it: on the CPU unless the update is fused.
+            fused = any(group.get("fused") for group in part.param_groups)
+            # A step count stays on the CPU unless the update is fused. Copied: the checkpoint's
+            # tensors are views of a file.
             part.state[parameter] = {
-                key: tensor.to(parameter.device) if tensor.dim() or _fused(part) else tensor.clone()
+                key: tensor.to(parameter.device if tensor.dim() or fused else "cpu", copy=True)
                 for key, tensor in state.items()
             }
 
@@ -106,7 +113,3 @@ def _adamw(
         betas=(config.beta1, config.beta2),
         fused=device.type in ("cuda", "cpu", "mps"),
     )
-
-
-def _fused(part: torch.optim.Optimizer) -> bool:
-    return any(group.get("fused") for group in part.param_groups)

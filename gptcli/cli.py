@@ -1,0 +1,109 @@
+"""The program `gpt`: names the commands, and turns errors into a line, a hint and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from gptcli import __version__
+from gptcli.commands.evaluate import evaluate
+from gptcli.commands.generate import generate
+from gptcli.commands.prepare import prepare
+from gptcli.commands.train import train
+from gptcli.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, GptError, MemoryLimitError
+
+app = typer.Typer(
+    name="gpt",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From text to a trained, evaluated, talking GPT.",
+    epilog="Start: gpt prepare stdlib && gpt train -c quickstart && gpt generate",
+)
+app.command("prepare", rich_help_panel="Data")(prepare)
+app.command("train", rich_help_panel="Model")(train)
+app.command("eval", rich_help_panel="Model")(evaluate)
+app.command("generate", rich_help_panel="Model")(generate)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line of this process and exit with the contract's code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
+    try:
+        code: Any = app(arguments, prog_name="gpt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except GptError as error:
+        return _fail(arguments, error)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except MemoryError as error:
+        return _fail(arguments, MemoryLimitError(f"out of memory ({error})"))
+    except Exception as error:
+        usage = _usage_error(error)
+        if usage is not None:
+            return _fail(arguments, usage)
+        return _bug(arguments, error)
+
+
+def _usage_error(error: Exception) -> ConfigError | None:
+    """Turn an error of the command-line parser into one of ours.
+
+    Typer carries a parser of its own and does not export its errors, so they are told by their
+    method.
+    """
+    format_message = getattr(error, "format_message", None)
+    if format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "gpt"
+    return ConfigError(str(format_message()).splitlines()[0], f"see `{path} --help`")
+
+
+def _fail(arguments: list[str], error: GptError) -> int:
+    from gptcli import console
+
+    if os.environ.get("GPT_DEBUG") == "1":
+        traceback.print_exc()
+    console.error(error.message, error.hint)
+    if "--json" in arguments:
+        console.result_json(
+            {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        )
+    return error.exit_code
+
+
+def _bug(arguments: list[str], error: Exception) -> int:
+    from gptcli import console
+
+    traceback.print_exc()
+    text = f"a bug in gptcli {__version__}: {type(error).__name__}: {error}"
+    console.error(text, "please report it with the lines above")
+    if "--json" in arguments:
+        console.result_json({"error": text, "hint": None, "exit_code": EXIT_BUG})
+    return EXIT_BUG

@@ -1,0 +1,1 @@
+"""One module for each command: arguments -> configuration -> one library call -> printing."""

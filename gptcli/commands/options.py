@@ -1,0 +1,70 @@
+"""The options that commands share, and how their values become a configuration."""
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", metavar="FILE|NAME", help="YAML file, or a shipped example."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, e.g. optim.lr=3e-4."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, also when it fails.")
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="PATH", help="File, run folder or run name; default: newest best."
+    ),
+]
+
+
+def load(
+    config: str | None,
+    overrides: list[str] | None,
+    flags: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
+) -> "Config":
+    """Return the configuration of a command: file, then `--set`, then its own options."""
+    from gptcli.config import load_config
+
+    return load_config(config, overrides or [], flags, base)
+
+
+def require_positive(**values: int | None) -> None:
+    """Refuse counts below one, naming the option.
+
+    Raises:
+        ConfigError: Naming the first such option.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option}: expected at least 1, got {value}")
+
+
+def same_command(add: str, drop: str) -> str:
+    """Return this process's command line with one flag in place of another."""
+    words = [word for word in sys.argv[1:] if word not in (add, drop)]
+    return shlex.join(["gpt", *words, add])
+
+
+def command_for(name: str, config: str | None, overrides: list[str] | None) -> str:
+    """Return the command line of another command with the same configuration."""
+    words = ["gpt", name]
+    if config is not None:
+        words += ["-c", config]
+    for override in overrides or []:
+        words += ["-s", override]
+    return shlex.join(words)

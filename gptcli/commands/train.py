@@ -1,0 +1,105 @@
+"""`gpt train`: the resumable training run, on the screen or as plain lines."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptcli import console
+from gptcli.commands import options
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+    from gptcli.training.events import Summary
+
+
+def train(
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped, bit for bit.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Set an old run of this name aside, begin anew.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
+    ] = False,
+    json_: options.JsonOption = False,
+) -> None:
+    """Train a network; Ctrl-C saves and stops, --resume goes on."""
+    from gptcli.errors import ConfigError
+
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a run, --overwrite begins anew: give one of them")
+    loaded = options.load(config, set_)
+    if not loaded.run_dir and not loaded.name:
+        loaded = loaded.model_copy(update={"name": _default_name(loaded)})
+    _prepare_local(loaded)
+    if dry_run:
+        _plan(loaded, json_)
+        return
+    from gptcli.training.events import Finished, Stopped
+    from gptcli.training.loop import train as train_model
+    from gptcli.training.stop import Stop
+
+    stop = Stop()
+    with stop.on_signals(), console.TrainScreen() as screen:
+        for event in train_model(loaded, resume=resume, overwrite=overwrite, stop=stop):
+            screen.show(event)
+    assert isinstance(event, Stopped | Finished)
+    if json_:
+        console.result_json(asdict(event.summary))
+    else:
+        console.result(_describe(event.summary))
+    if isinstance(event, Stopped):
+        console.message(f"go on with: {options.same_command('--resume', '--overwrite')}")
+        raise typer.Exit(stop.exit_code or 0)
+    if event.summary.checkpoint and not json_:
+        console.message(f"next: gpt generate --checkpoint {event.summary.checkpoint}")
+
+
+def _default_name(config: "Config") -> str:
+    """Name a run without a configuration file after its data."""
+    from gptcli.data.sources import data_dir
+
+    return data_dir(config.data).name or "run"
+
+
+def _prepare_local(config: "Config") -> None:
+    """Prepare text of this machine that no one has prepared yet; downloads stay a deliberate act."""
+    from gptcli.commands import prepare
+    from gptcli.data.sources import data_dir, is_local
+
+    folder = data_dir(config.data)
+    if (folder / "manifest.json").exists() or not is_local(config.data):
+        return
+    from gptcli.data.prepare import make_plan
+
+    console.message(f"{folder} is not there yet: preparing {config.data.source}")
+    manifest = prepare.run(make_plan(config))
+    console.message(f"{manifest.tokens.train:,} tokens to train on")
+
+
+def _plan(config: "Config", json_: bool) -> None:
+    from gptcli.training.session import plan
+
+    facts = plan(config)
+    if json_:
+        console.result_json(facts)
+        return
+    for key, value in facts.items():
+        console.result(f"{key:<20} {f'{value:,}' if isinstance(value, int) else value}")
+
+
+def _describe(summary: "Summary") -> str:
+    lines = [f"{summary.run_dir}: {summary.step:,} steps, {summary.tokens:,} tokens,"
+             f" {summary.seconds:.0f} s"]  # fmt: skip
+    losses = {
+        "train_loss": summary.train_loss,
+        "val_loss": summary.val_loss,
+        "best_val_loss": summary.best_val_loss,
+    }
+    shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    lines += ["  ".join(shown)] if shown else []
+    return "\n".join(lines)

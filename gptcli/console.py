@@ -1,0 +1,187 @@
+"""The only module that draws: progress, messages, errors and results.
+
+stdout carries results, stderr everything else. Off a terminal there are plain lines and no escape
+codes; text from models, data and file names loses its control characters first.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from gptcli.training.events import Event, Started, StepDone, Stopped, describe
+
+# C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return `text` without the characters that steer a terminal."""
+    return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
+
+
+def message(text: str, style: str = "") -> None:
+    """Print a message to stderr."""
+    _err.print(Text(printable(text), style=style))
+
+
+def error(text: str, hint: str | None = None) -> None:
+    """Print an error and how to mend it to stderr."""
+    _err.print(Text.assemble(("error: ", "bold red"), printable(text)))
+    if hint:
+        _err.print(Text.assemble(("hint: ", "bold"), printable(hint)))
+
+
+def prompt(text: str) -> None:
+    """Show the prompt that the result continues, on stderr."""
+    _err.print(Text(printable(text), style="dim"), end="")
+
+
+def result(text: str) -> None:
+    """Print a line of the result to stdout."""
+    write(printable(text) + "\n")
+
+
+def write(text: str) -> None:
+    """Write text to stdout as it is, at once."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def result_json(value: dict[str, Any]) -> None:
+    """Print the one JSON object of `--json` to stdout; what is not a finite number is null."""
+    write(json.dumps(_finite(value)) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list():
+            return [_finite(inner) for inner in value]
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            return None
+    return value
+
+
+def is_live() -> bool:
+    """Tell whether stderr is a terminal that can be redrawn."""
+    return _err.is_terminal and not _err.is_dumb_terminal
+
+
+class Bar:
+    """One bar of work; nothing where there is no terminal."""
+
+    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: int) -> None:
+        """Add `amount` to what is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def update(self, done: int, total: int) -> None:
+        """Set what is done, and what there is."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def bar(text: str, total: int | None = None) -> Iterator[Bar]:
+    """Show a bar while the block runs; without `total`, that something is going on."""
+    if not is_live():
+        yield Bar(None, None)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err, transient=True) as progress:
+        yield Bar(progress, progress.add_task(printable(text), total=total))
+
+
+class TrainScreen:
+    """Shows the events of a training run: a live line on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "TrainScreen":
+        if is_live():
+            self._progress = Progress(
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
+                console=_err,
+                transient=True,
+                expand=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if self._progress is None:
+            if (text := describe(event)) is not None:
+                message(text)
+            return
+        match event:
+            case Started():
+                self._task = self._progress.add_task(
+                    "", total=event.max_steps, completed=event.step, numbers="starting"
+                )
+                message(describe(event) or "")
+            case StepDone() if self._task is not None:
+                self._progress.update(self._task, completed=event.step, numbers=_numbers(event))
+            case StepDone():
+                pass
+            case Stopped():
+                message(describe(event) or "", "bold")
+            case _:
+                message(describe(event) or "")
+
+
+def _numbers(event: StepDone) -> str:
+    """Return the live numbers of a step; they fit beside a bar on 80 columns."""
+    return (
+        f"loss {event.loss:.3f} lr {event.lr:.1e} {_short(event.tokens_per_second)} tok/s"
+        f" {event.memory_bytes / 1e9:.1f} GB"
+    )
+
+
+def _short(number: float) -> str:
+    for unit in ("", "k"):
+        if number < 10_000:
+            return f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.0f}M"

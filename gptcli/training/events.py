@@ -1,0 +1,180 @@
+"""What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run is set up and about to train."""
+
+    run_dir: Path
+    step: int
+    """Steps already done: 0, or where the run resumes."""
+    max_steps: int
+    n_params: int
+    n_windows: int
+    tokens_per_step: int
+    grad_accum_steps: int
+    train_tokens: int
+    val_tokens: int
+    device: str
+    dtype: str
+    compiled: bool
+    tokenizer: str
+    vocab_size: int
+    notes: tuple[str, ...] = ()
+    """What the user should know: changed settings, fallbacks, a damaged checkpoint passed over."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step is done."""
+
+    step: int
+    tokens: int
+    """Tokens trained on since the run began."""
+    loss: float
+    """Mean over the step's tokens, nats."""
+    lr: float
+    grad_norm: float
+    """Global norm before clipping."""
+    tokens_per_second: float
+    """Over the steps since the last logged one, without evaluation and saving."""
+    memory_bytes: int
+    seconds: float
+    """Wall time of the run, resumed parts added up."""
+    logged: bool
+    """Whether it is a line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """All windows of an epoch have been seen."""
+
+    step: int
+    epoch: int
+    train_loss: float
+    """Mean over the epoch's tokens, as they were trained on."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The network was scored on fixed windows of both splits, dropout off."""
+
+    step: int
+    val_loss: float | None
+    train_loss: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample of the network's text."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run stands: the JSON result of `gpt train`."""
+
+    run_dir: str
+    step: int
+    tokens: int
+    train_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    tokens_per_second: float | None
+    seconds: float
+    checkpoint: str | None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop, and its state is saved."""
+
+    step: int
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run has done all its steps."""
+
+    step: int
+    summary: Summary
+
+
+Event = Started | StepDone | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
+
+
+def metrics_of(event: Event) -> dict[str, Any] | None:
+    """Return the line of metrics.jsonl for an event, or None."""
+    match event:
+        case StepDone(logged=True):
+            keys = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
+                    "memory_bytes", "seconds")  # fmt: skip
+        case Evaluated():
+            keys = ("step", "val_loss", "train_loss")
+        case EpochDone():
+            keys = ("step", "epoch", "train_loss")
+        case _:
+            return None
+    return {key: getattr(event, key) for key in keys}
+
+
+def describe(event: Event) -> str | None:
+    """Return the plain log line for an event, or None if it has none."""
+    match event:
+        case Started():
+            return _describe_start(event)
+        case StepDone(logged=False):
+            return None
+        case StepDone():
+            return (
+                f"step {event.step}  loss {event.loss:.4f}  lr {event.lr:.2e}"
+                f"  grad_norm {event.grad_norm:.2f}  {event.tokens_per_second:,.0f} tokens/s"
+                f"  {event.memory_bytes / 1e6:,.0f} MB"
+            )
+        case EpochDone():
+            return f"epoch {event.epoch}  train_loss {event.train_loss:.4f}  (step {event.step})"
+        case Saved():
+            return f"saved {event.path}"
+        case Evaluated():
+            val = "" if event.val_loss is None else f"  val_loss {event.val_loss:.4f}"
+            best = "  best so far" if event.is_best else ""
+            return f"eval at step {event.step}{val}  train_loss {event.train_loss:.4f}{best}"
+        case Sampled():
+            return f"sample at step {event.step}:\n{event.prompt}{event.text}"
+        case Stopped():
+            return f"stopped at step {event.step}, saved"
+        case Finished():
+            return f"finished at step {event.step}"
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _describe_start(event: Started) -> str:
+    compiled = ", compiled" if event.compiled else ""
+    goal = f"from step {event.step} to {event.max_steps}" if event.step else f"{event.max_steps}"
+    epochs = event.max_steps * event.tokens_per_step / max(1, event.train_tokens)
+    lines = [
+        f"run {event.run_dir}  {event.n_params:,} parameters  {event.device} {event.dtype}"
+        f"{compiled}",
+        f"data {event.train_tokens:,} + {event.val_tokens:,} tokens of {event.tokenizer}"
+        f" ({event.vocab_size})  steps {goal}  {event.tokens_per_step:,} tokens a step"
+        f"  {epochs:.3g} epochs",
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in event.notes)])

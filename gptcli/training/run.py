@@ -1,0 +1,226 @@
+"""The folder of a run: who may write in it, and the small files that describe it.
+
+runs/<name>/{config.yaml, run.json, status.json, metrics.jsonl, log.txt, checkpoints/step-*.pt,
+best.pt, last.pt}. Knows nothing of networks.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gptcli import durable
+from gptcli.checkpoint import BEST, LAST
+from gptcli.config.schema import Config
+from gptcli.config.yaml12 import dump_yaml
+from gptcli.errors import ConfigError, GptError, RunLockedError
+
+RUN, STATUS, METRICS, CONFIG, LOG = (
+    "run.json", "status.json", "metrics.jsonl", "config.yaml", "log.txt"
+)  # fmt: skip
+_STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
+
+
+class Run:
+    """An open run folder, held by this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+
+    def step_file(self, step: int) -> Path:
+        """Return the name of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:08d}.pt"
+
+    def step_files(self) -> list[Path]:
+        """Return the checkpoints there are, newest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        files = [path for path in self.checkpoints.iterdir() if _STEP_FILE.match(path.name)]
+        return sorted(files, reverse=True)
+
+    def link(self, step: int, name: str) -> None:
+        """Let best.pt or last.pt be the checkpoint after `step` steps."""
+        durable.link(self.step_file(step), self.folder / name)
+
+    def retain(self, keep_last: int) -> None:
+        """Remove all but the newest checkpoints; best.pt is a file of its own and stays."""
+        for path in self.step_files()[keep_last:]:
+            with durable.storage_errors(path):
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, every value settled."""
+        text = dump_yaml(config.model_dump(mode="json"))
+        durable.write_bytes(self.folder / CONFIG, text.encode())
+
+    def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None:
+        """Write status.json, which repeats the exit code (torchrun hides it)."""
+        status = {
+            "state": state,
+            "step": step,
+            "exit_code": exit_code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": _now(),
+            **more,
+        }
+        _write_json(self.folder / STATUS, status)
+
+    def read_status(self) -> dict[str, Any]:
+        """Return status.json, empty if it cannot be read."""
+        return _read_status(self.folder)
+
+    def log(self, text: str) -> None:
+        """Append lines to log.txt."""
+        with durable.storage_errors(self.folder / LOG):
+            with (self.folder / LOG).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(f"{_now()} {text}\n")
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with durable.storage_errors(self.folder / METRICS):
+            with (self.folder / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def sync_metrics(self) -> None:
+        """Flush metrics.jsonl, so that no checkpoint is newer than its history."""
+        if (self.folder / METRICS).exists():
+            durable.sync_file(self.folder / METRICS)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what a run resumed at `step` tells again: later lines, and evaluations at `step`."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return
+        kept: list[str] = []
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                line = json.loads(text)
+                at, is_evaluation = line["step"], "val_loss" in line
+            except (ValueError, KeyError, TypeError):
+                break  # the line a crash cut short
+            if at > step or not text.endswith("\n"):
+                break
+            if not (at == step and is_evaluation):
+                kept.append(text)
+        durable.write_bytes(path, "".join(kept).encode())
+
+
+@contextlib.contextmanager
+def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """Hold the run folder of `config`, making it if it is not there.
+
+    Args:
+        config: Names the folder.
+        resume: Go on in a folder that holds a run.
+        overwrite: Rename such a folder to `<name>~N` and begin anew.
+
+    Raises:
+        ConfigError: The folder holds a run, or something else, that must not be overwritten.
+        RunLockedError: Another process trains in it.
+        StorageError: It may not be written.
+    """
+    folder = config.run_folder
+    holds_run = (folder / RUN).is_file()
+    if holds_run and not resume and not overwrite:
+        raise ConfigError(
+            f"{folder} already holds a run",
+            "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
+        )
+    if holds_run and overwrite and not resume:
+        with _lock(folder):
+            pass
+        _set_aside(folder)
+    elif not holds_run:
+        _refuse_foreign(folder)
+    durable.make_folder(folder / "checkpoints")
+    with _lock(folder):
+        durable.remove_leftovers(folder)
+        durable.remove_leftovers(folder / "checkpoints")
+        run = Run(folder)
+        try:
+            yield run
+        except GptError as error:
+            _record_failure(run, error.exit_code, error.message)
+            raise
+        except Exception as error:
+            _record_failure(run, 70, repr(error))
+            raise
+
+
+def describe_run(run: Run, facts: dict[str, Any]) -> None:
+    """Write run.json once: when, by which command and versions, on what, with which data."""
+    if not (run.folder / RUN).exists():
+        _write_json(run.folder / RUN, {"created": _now(), "command": sys.argv[1:], **facts})
+
+
+def _record_failure(run: Run, exit_code: int, message: str) -> None:
+    """Note the failure, as far as a broken disk lets us; the failure itself matters more."""
+    with contextlib.suppress(GptError, OSError):
+        run.write_status("failed", run.read_status().get("step", 0), exit_code, error=message)
+
+
+def _set_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
+        number += 1
+    with durable.storage_errors(folder):
+        folder.rename(aside)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose files a run would overwrite though no run made them."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a run folder", "choose another -s name=...")
+    ours = (CONFIG, METRICS, STATUS, LOG, BEST, LAST)
+    found = [name for name in ours if (folder / name).exists()]
+    if found:
+        raise ConfigError(
+            f"{folder} holds {found[0]} but no run ({RUN} is missing)",
+            "choose another folder with -s name=... or -s run_dir=...",
+        )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when this process ends, however it does."""
+    lock = FileLock(folder / ".lock")
+    with durable.storage_errors(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            status = _read_status(folder)
+            holder = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
+            raise RunLockedError(
+                f"{folder}: {holder} is training in this folder",
+                "wait for it, stop it, or choose another -s name=...",
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((folder / STATUS).read_bytes())
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    durable.write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,361 @@
+"""From a configuration to everything the loop works with, fresh or resumed.
+
+What a resumed run may not change is compared here, and every `auto` that was settled once is
+taken up again.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcli import __version__
+from gptcli.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from gptcli.config.schema import Config
+from gptcli.data.loader import TokenLoader, require_window
+from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
+from gptcli.data.sources import data_dir
+from gptcli.device import Compute, available_devices, compute, settle
+from gptcli.errors import CheckpointError, ConfigError, DataError
+from gptcli.keyed import keyed_int
+from gptcli.model import GPT
+from gptcli.tokenizers import Tokenizer, load_tokenizer, tokenizer_from
+from gptcli.training.optim import Optimizer
+from gptcli.training.run import Run, describe_run
+
+_MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
+_FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands; saved in every checkpoint.
+
+    Attributes:
+        step: Optimizer steps done.
+        best_loss: Lowest validation loss so far (epoch loss without validation).
+        best_step: The step it was measured at.
+        epoch_loss: Sum of the losses of the running epoch's tokens, nats.
+        epoch_tokens: Tokens of the running epoch trained on.
+        seconds: Wall time so far.
+        scaler: State of the gradient scaler, which only float16 has.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    epoch_loss: float = 0.0
+    epoch_tokens: int = 0
+    seconds: float = 0.0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """All that one call of `train` works with."""
+
+    run: Run
+    config: Config
+    compute: Compute
+    tokenizer: Tokenizer
+    manifest: Manifest
+    train_tokens: TokenReader
+    val_tokens: TokenReader | None
+    loader: TokenLoader
+    model: GPT
+    optimizer: Optimizer
+    state: TrainState
+    max_steps: int
+    is_resumed: bool
+    notes: list[str]
+
+    def save(self) -> Path:
+        """Write the checkpoint of the present step and return its file."""
+        self.run.sync_metrics()
+        path = self.run.step_file(self.state.step)
+        save_checkpoint(
+            path,
+            Checkpoint(
+                model=dict(self.model.named_parameters()),
+                optimizer=self.optimizer.state(),
+                config=self.config.model_dump(mode="json"),
+                tokenizer=self.tokenizer.definition(),
+                data=data_facts(self.config, self.manifest),
+                state=asdict(self.state),
+            ),
+        )
+        return path
+
+
+def data_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Return what a checkpoint says about its data."""
+    return {
+        "dir": config.data.dir,
+        "source": manifest.recipe.source,
+        "revision": manifest.recipe.revision,
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer.sha256,
+        "tokens": manifest.tokens.model_dump(),
+        "bytes": manifest.bytes.model_dump(),
+    }
+
+
+def start(run: Run, config: Config, *, resume: bool) -> Session:
+    """Set up a run: data, network, optimizer, and the position to go on from.
+
+    Raises:
+        ConfigError: The configuration does not fit the data, or changes what a run must keep.
+        DataError: The data cannot be used.
+        CheckpointError: There are checkpoints, but none can be used.
+    """
+    notes: list[str] = []
+    checkpoint = _newest_checkpoint(run, notes) if resume else None
+    if resume and checkpoint is None:
+        notes.append("nothing to resume here: starting at step 0")
+    folder = data_dir(config.data)
+    manifest = read_manifest(folder)
+    tokenizer = read_tokenizer(folder, manifest)
+    config = _resolve(config, folder, manifest, checkpoint, notes)
+    if checkpoint is not None:
+        notes += _compare(checkpoint, config, manifest, tokenizer)
+    train_tokens, val_tokens = _open_tokens(folder, manifest, config)
+    loader = _loader(config, train_tokens)
+    machine = compute(config)
+    model = GPT(config.model)
+    state = TrainState() if checkpoint is None else _restore_state(checkpoint)
+    if checkpoint is None:
+        model.init_weights(keyed_int("weights", config.seed))
+    else:
+        load_weights(model, checkpoint.model, run.folder)
+    model.to(machine.device)
+    optimizer = Optimizer(model, config.optim, machine.device)
+    if checkpoint is not None:
+        optimizer.load_state(checkpoint.optimizer)
+    describe_run(run, _facts(config, manifest, model))
+    run.write_config(config)
+    return Session(
+        run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
+        optimizer, state, _max_steps(config, loader), checkpoint is not None, notes,
+    )  # fmt: skip
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Check a fresh run as far as that is possible without training, and say what it would do.
+
+    Raises:
+        ConfigError: The configuration does not fit the data.
+        DataError: The data cannot be used.
+    """
+    folder = data_dir(config.data)
+    manifest = read_manifest(folder)
+    config = _resolve(config, folder, manifest, None, [])
+    train_tokens, val_tokens = _open_tokens(folder, manifest, config)
+    loader = _loader(config, train_tokens)
+    with torch.device("meta"):
+        n_params = GPT(config.model).n_params()
+    max_steps = _max_steps(config, loader)
+    return {
+        "run_dir": str(config.run_folder),
+        "data_dir": str(folder),
+        "parameters": n_params,
+        "train_tokens": len(train_tokens),
+        "val_tokens": len(val_tokens) if val_tokens is not None else 0,
+        "tokens_per_step": config.tokens_per_step,
+        "grad_accum_steps": config.grad_accum_steps,
+        "max_steps": max_steps,
+        "epochs": round(max_steps * config.tokens_per_step / config.seq_len / loader.n_windows, 3),
+        "device": config.device,
+        "dtype": config.dtype,
+        "compile": config.compile,
+    }
+
+
+def _loader(config: Config, train_tokens: TokenReader) -> TokenLoader:
+    return TokenLoader(
+        train_tokens,
+        seq_len=config.seq_len,
+        stride=config.stride,
+        windows_per_step=config.tokens_per_step // config.seq_len,
+        seed=config.seed,
+    )
+
+
+def _facts(config: Config, manifest: Manifest, model: GPT) -> dict[str, Any]:
+    """Return what run.json records about the program, the machine and the data."""
+    return {
+        "gptcli": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "parameters": model.n_params(),
+        "data": data_facts(config, manifest),
+    }
+
+
+def _newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, noting each that does not."""
+    files = run.step_files()
+    for index, path in enumerate(files):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            notes.append(f"passed over {error.message}")
+            continue
+        for damaged in files[:index]:  # else they would count as the newest to keep
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+        return checkpoint
+    if files:
+        raise CheckpointError(
+            f"{run.checkpoints}: none of its {len(files)} checkpoints can be used;"
+            f" {notes[-1].removeprefix('passed over ')}",
+            "begin anew with --overwrite, which keeps these files aside",
+        )
+    return None
+
+
+def _restore_state(checkpoint: Checkpoint) -> TrainState:
+    try:
+        return TrainState(**checkpoint.state)
+    except TypeError as error:
+        raise CheckpointError(f"a checkpoint with another state ({error})") from error
+
+
+def _resolve(
+    config: Config,
+    folder: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint | None,
+    notes: list[str],
+) -> Config:
+    """Settle every `auto` and null that a run keeps, from its checkpoint if it has one."""
+    _require_supported(config)
+    if checkpoint is not None:
+        update = {key: checkpoint.config[key] for key in _MACHINE_KEYS}
+        update = {key: value for key, value in update.items() if getattr(config, key) == "auto"}
+        if update.get("device", "cpu") not in available_devices():
+            notes.append(f"this machine has no {update['device']}: the bits will differ")
+            update = {}
+        config = config.model_copy(update=update)
+    config = settle(config)
+    _require_same_data_settings(config, manifest)
+    vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
+    if vocab_size < manifest.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {vocab_size} is smaller than the {manifest.tokenizer.vocab_size}"
+            f" tokens of the vocabulary in {folder}"
+        )
+    sections = {
+        "data": {"dir": str(folder), "seq_len": config.seq_len, "stride": config.stride},
+        "tokenizer": {"name": manifest.tokenizer.name},
+        "model": {"vocab_size": vocab_size},
+        "train": {"tokens_per_step": config.tokens_per_step},
+        "optim": {"min_lr": config.min_lr},
+    }
+    update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
+    return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
+
+
+def _require_supported(config: Config) -> None:
+    """Refuse settings that nothing would heed."""
+    if config.model.init_from != "scratch":
+        raise ConfigError("model.init_from: this version trains from scratch only")
+    if config.train.parallel != "auto":
+        raise ConfigError("train.parallel: this version trains in one process; leave it at auto")
+
+
+def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
+    """Refuse shards that were prepared otherwise than the configuration says.
+
+    Raises:
+        DataError: With both values.
+    """
+    recipe = manifest.recipe
+    found: dict[str, object] = {
+        "tokenizer.name": recipe.tokenizer.name,
+        "tokenizer.vocab_size": recipe.max_vocab_size,
+        "data.text_field": recipe.text_field,
+        "data.encoding_errors": recipe.encoding_errors,
+        "data.val_fraction": recipe.val_fraction,
+    }
+    if config.tokenizer.path is not None:
+        found.pop("tokenizer.name")
+        if load_tokenizer(Path(config.tokenizer.path)).fingerprint != recipe.tokenizer.sha256:
+            raise DataError(
+                f"{data_dir(config.data)} was prepared with another tokenizer than"
+                f" tokenizer.path = {config.tokenizer.path}",
+                "prepare it anew: the same configuration with `gpt prepare --force`",
+            )
+    values = config.model_dump()
+    for key, there in found.items():
+        section, name = key.split(".")
+        here = values[section][name]
+        if config.is_set(key) and here is not None and here != there:
+            raise DataError(
+                f"{data_dir(config.data)} was prepared with {key} = {there},"
+                f" the configuration says {here}",
+                "drop the setting, or prepare anew: `gpt prepare --force` with this configuration",
+            )
+
+
+def _compare(
+    checkpoint: Checkpoint, config: Config, manifest: Manifest, tokenizer: Tokenizer
+) -> list[str]:
+    """Return the changed settings of a resumed run as notes; refuse those it must keep.
+
+    Raises:
+        ConfigError: With every key that may not change.
+    """
+    old, new = _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
+    changed = [key for key in new if old.get(key) != new[key]]
+    refused = [
+        f"{key} ({old.get(key)} there, {new[key]} here)"
+        for key in changed
+        if key in _FIXED_KEYS or key.startswith("model.")
+    ]
+    if tokenizer_from(checkpoint.tokenizer).fingerprint != tokenizer.fingerprint:
+        refused.append("tokenizer")
+    if checkpoint.data["fingerprint"] != manifest.fingerprint:
+        refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
+    if refused:
+        raise ConfigError(
+            f"{config.run_folder}: a resumed run keeps its model, data and seed;"
+            f" changed: {', '.join(refused)}",
+            "undo the change, or train a new run with another -s name=...",
+        )
+    return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key != "run_dir":  # a run may be moved
+            flat[key] = value
+    return flat
+
+
+def _open_tokens(
+    folder: Path, manifest: Manifest, config: Config
+) -> tuple[TokenReader, TokenReader | None]:
+    """Open both splits; without validation tokens there is no second one."""
+    train_tokens = TokenReader(folder, manifest, "train")
+    val_tokens = TokenReader(folder, manifest, "val")
+    if not len(val_tokens):
+        return train_tokens, None
+    require_window(val_tokens, config.seq_len, "val")
+    return train_tokens, val_tokens
+
+
+def _max_steps(config: Config, loader: TokenLoader) -> int:
+    """Return the steps to train: given, or from epochs; one epoch if neither is."""
+    limits = [config.train.max_steps] if config.train.max_steps else []
+    if config.train.max_epochs or not limits:
+        windows = (config.train.max_epochs or 1) * loader.n_windows
+        limits.append(max(1, ceil(windows / (config.tokens_per_step // config.seq_len))))
+    return min(limits)

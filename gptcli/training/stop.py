@@ -1,0 +1,42 @@
+"""Being asked to stop: a flag that signals set and the loop reads between micro-batches."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+
+class Stop:
+    """Whether, and with which exit code, somebody asked the run to end.
+
+    Attributes:
+        exit_code: None as long as nobody did.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+
+    def requested(self) -> bool:
+        """Tell whether somebody asked."""
+        return self.exit_code is not None
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once."""
+        codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            codes[signal.SIGUSR1] = EXIT_PREEMPTED
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.exit_code is not None:
+                raise KeyboardInterrupt
+            self.exit_code = codes[signal.Signals(number)]
+
+        before = {number: signal.signal(number, ask) for number in codes}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
