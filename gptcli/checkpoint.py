@@ -7,7 +7,6 @@ what was loaded: a zip's own sums miss damage that changes where a tensor is rea
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +143,7 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _tensor_sum(tensor: Tensor) -> str:
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+    return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
 def _rest_sum(content: Mapping[str, Any]) -> str:
@@ -252,7 +251,7 @@ def _runs() -> list[Path]:
     changed = {}
     for folder in folders:
         files = [folder / LAST, folder / "run.json"]
-        changed[folder] = max(os.stat(file).st_mtime_ns for file in files if file.exists())
+        changed[folder] = max(file.stat().st_mtime_ns for file in files if file.exists())
     return sorted(folders, key=lambda folder: changed[folder], reverse=True)
 
 

@@ -168,8 +168,6 @@ def _describe(facts: dict[str, Any]) -> str:
             f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
         )
         better = [name for name in ("gzip", "xz") if facts["bits_per_byte"] < found[name]]
-        lines.append(
-            "fewer is better: " + (f"the model predicts unseen text better than {' and '.join(better)}"
-            if better else "the model does not yet predict unseen text as well as gzip")
-        )  # fmt: skip
+        verdict = "better than " + " and ".join(better) if better else "not yet as well as gzip"
+        lines.append(f"fewer is better: the model predicts text it has never seen {verdict}")
     return "\n".join(lines)

@@ -120,7 +120,8 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
 def _describe_plan(facts: dict[str, Any]) -> str:
     revision = f" at {facts['revision']}" if facts["revision"] else ""
     return (
-        f"{facts['source']}{revision}: {facts['files']} files, {facts['source_bytes'] / 1e6:,.1f} MB"
+        f"{facts['source']}{revision}: {facts['files']} files,"
+        f" {facts['source_bytes'] / 1e6:,.1f} MB"
         f"\nto {facts['dir']} with {facts['tokenizer']}, {facts['val_fraction']:g} for validation,"
         f" in {facts['units']} units"
     )

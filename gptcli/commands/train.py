@@ -67,7 +67,7 @@ def _default_name(config: "Config") -> str:
 
 
 def _prepare_local(config: "Config") -> None:
-    """Prepare text of this machine that no one has prepared yet; downloads stay a deliberate act."""
+    """Prepare text of this machine if nobody has yet; downloads stay a deliberate act."""
     from gptcli.commands import prepare
     from gptcli.data.sources import data_dir, is_local
 

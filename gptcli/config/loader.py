@@ -82,11 +82,10 @@ def load_config(
         ConfigError: With the place, what is wrong, and the nearest valid name.
     """
     origins = _Origins()
-    values: dict[str, Any] = {key: value for key, value in (base or {}).items()}
+    values: dict[str, Any] = dict(base or {})
     if path is not None:
         for document in reversed(_chain(find_config(path))):
-            for key in document.places:
-                origins.of[key] = document
+            origins.of |= dict.fromkeys(document.places, document)
             _merge(values, document.values)
         if values.get("name") is None:
             values["name"] = find_config(path).stem

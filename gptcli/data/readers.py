@@ -112,7 +112,7 @@ class _Unzipped(gzip.GzipFile):
         with _readable(self._path):
             return super().read(size)
 
-    def readline(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def readline(self, size: int | None = -1) -> bytes:
         with _readable(self._path):
             return super().readline(size)
 

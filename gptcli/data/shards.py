@@ -118,7 +118,7 @@ class Manifest(_Record):
         """A sha256 over the tokenizer and the content of every shard."""
         digest = hashlib.sha256(self.tokenizer.sha256.encode())
         for split in ("train", "val"):
-            for shard in self.shards(split):  # type: ignore[arg-type]
+            for shard in self.shards(split):
                 digest.update(f"{split} {shard.tokens} {shard.sha256}\n".encode())
         return digest.hexdigest()
 

@@ -179,7 +179,7 @@ def _local(source: str) -> Source:
     path = Path(source)
     is_pattern = any(char in source for char in "*?[") and not path.exists()
     if is_pattern:
-        files = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
+        files = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
         files = [file for file in files if file.is_file()]
         if not files:
             raise DataError(f"{source}: no file matches")

@@ -98,7 +98,8 @@ class Attention(nn.Module):
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        y = self.c_proj(y)  # (B, T, C)
+        return F.dropout(y, self.dropout, self.training)
 
 
 def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor | None:
@@ -147,7 +148,8 @@ class MLP(nn.Module):
             x = F.relu(self.c_fc(x)).square()
         else:
             x = F.gelu(self.c_fc(x), approximate="tanh")  # GPT-2's own approximation
-        return F.dropout(self.c_proj(x), self.dropout, self.training)
+        x = self.c_proj(x)  # (B, T, C)
+        return F.dropout(x, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -162,7 +164,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), rotation, cache)
-        return x + self.mlp(self.ln_2(x))  # (B, T, C)
+        x = x + self.mlp(self.ln_2(x))
+        return x  # (B, T, C)
 
 
 class GPT(nn.Module):
@@ -237,7 +240,7 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def empty_cache(self, batch: int, size: int | None = None) -> KVCache:
-        """Return a cache for `batch` texts of up to `size` tokens (the whole context by default)."""
+        """Return a cache for `batch` texts of up to `size` tokens; None is the whole context."""
         return KVCache.empty(
             n_layer=self.config.n_layer,
             batch=batch,

@@ -122,10 +122,13 @@ Event = Started | StepDone | EpochDone | Saved | Evaluated | Sampled | Stopped |
 
 def metrics_of(event: Event) -> dict[str, Any] | None:
     """Return the line of metrics.jsonl for an event, or None."""
+    keys: tuple[str, ...]
     match event:
         case StepDone(logged=True):
-            keys = ("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
-                    "memory_bytes", "seconds")  # fmt: skip
+            keys = (
+                "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
+                "memory_bytes", "seconds",
+            )  # fmt: skip
         case Evaluated():
             keys = ("step", "val_loss", "train_loss")
         case EpochDone():

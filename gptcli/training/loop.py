@@ -192,9 +192,10 @@ class Trainer:
             if s.config.model.dropout:
                 torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
             with s.compute.autocast():
-                output = self.network(tokens.to(s.compute.device), targets.to(s.compute.device))
-            self.scaler.scale(output.loss / s.config.tokens_per_step).backward()
-            total += output.loss.detach()
+                loss = self.network(tokens.to(s.compute.device), targets.to(s.compute.device)).loss
+            assert loss is not None
+            torch.autograd.backward(self.scaler.scale(loss / s.config.tokens_per_step))
+            total += loss.detach()
         return total
 
     def _require_finite(self, loss: float, norm: float) -> None:
@@ -334,7 +335,7 @@ def _network(
     )
     try:
         with compute.autocast():
-            compiled(tokens, tokens).loss.backward()
+            torch.autograd.backward(compiled(tokens, tokens).loss)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         return model, f"not compiled: {reason}"

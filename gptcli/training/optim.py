@@ -57,9 +57,10 @@ class Optimizer:
     def state(self) -> OptimizerState:
         """Return the state of each parameter, by its name; no copies are made."""
         return {
-            self._names[parameter]: dict(state)
+            name: dict(part.state[parameter])
             for part in self._parts
-            for parameter, state in part.state.items()
+            for parameter, name in self._names.items()
+            if parameter in part.state
         }
 
     def load_state(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
