@@ -88,7 +88,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k.to(cache.keys.dtype), v.to(cache.keys.dtype))
             q = q.to(cache.keys.dtype)  # (B, H, T, D) against (B, G, S, D)
-        y = F.scaled_dot_product_attention(
+        y: Tensor = F.scaled_dot_product_attention(
             q,
             k,
             v,
