@@ -3,6 +3,7 @@
 Errors name the place: file:line:column with the line, or the `--set` they come from.
 """
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -54,11 +55,12 @@ class _Origins:
         self.of: dict[Key, Document | str] = {}
 
     def error(self, key: Key, message: str) -> ConfigError:
-        """Make an error at the place that set `key` or, failing that, its nearest parent."""
-        for end in range(len(key), -1, -1):
-            match self.of.get(key[:end]):
+        """Make an error at the place that set `key`, a part of it, or its nearest parent."""
+        parts = [known for known in self.of if len(known) > len(key) and known[: len(key)] == key]
+        for place in (key, *parts, *(key[:end] for end in range(len(key) - 1, -1, -1))):
+            match self.of.get(place):
                 case Document() as document:
-                    return document.error(document.places[key[:end]], message)
+                    return document.error(document.places[place], message)
                 case str() as option:
                     return ConfigError(f"{option}: {message}")
         return ConfigError(message)
@@ -82,7 +84,7 @@ def load_config(
         ConfigError: With the place, what is wrong, and the nearest valid name.
     """
     origins = _Origins()
-    values: dict[str, Any] = dict(base or {})
+    values: dict[str, Any] = copy.deepcopy(dict(base or {}))
     if path is not None:
         for document in reversed(_chain(find_config(path))):
             origins.of |= dict.fromkeys(document.places, document)
@@ -153,7 +155,10 @@ def _chain(path: Path) -> list[Document]:
         if len(documents) == _MAX_EXTENDS:
             raise document.error(place, f"more than {_MAX_EXTENDS} files extend each other")
         beside = path.parent / parent
-        path = beside if beside.is_file() else find_config(parent)
+        try:
+            path = beside if beside.is_file() else find_config(parent)
+        except ConfigError as error:
+            raise document.error(place, error.message, error.hint) from None
 
 
 def _merge(values: dict[str, Any], update: Mapping[str, Any]) -> None:
@@ -161,14 +166,16 @@ def _merge(values: dict[str, Any], update: Mapping[str, Any]) -> None:
         old = values.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             _merge(old, value)
-        else:
+        elif value is not None or not isinstance(old, dict):  # `train:` and no more sets nothing
             values[key] = value
 
 
 def _assign(values: dict[str, Any], origins: _Origins, key: Key, value: Any, option: str) -> None:
     section = values
     for depth, part in enumerate(key[:-1], 1):
-        section = section.setdefault(part, {})
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
         if not isinstance(section, dict):
             raise ConfigError(f"{option}: '{'.'.join(key[:depth])}' is a value, not a section")
     section[key[-1]] = value
@@ -226,7 +233,9 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     if detail["type"] == "extra_forbidden":
         return origins.error(key, f"unknown key '{dotted}'; {_suggestion(key)}")
     if detail["type"] == "cross_check":
-        return origins.error(key, f"{dotted}: {detail['msg']}")
+        others = [tuple(other.split(".")) for other in (detail.get("ctx") or {})["others"]]
+        place = next((known for known in (key, *others) if known in origins.of), key)
+        return origins.error(place, f"{dotted}: {detail['msg']}")
     return origins.error(key, f"{dotted}: expected {_expected(key, detail)}, got {_got(detail)}")
 
 

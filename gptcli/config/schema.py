@@ -23,9 +23,10 @@ PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def invalid(key: str, message: str) -> PydanticCustomError:
-    """Make the error of a check across keys; the loader finds `key`'s line in the file."""
-    return PydanticCustomError("cross_check", "{reason}", {"reason": message, "key": key})
+def invalid(key: str, message: str, *others: str) -> PydanticCustomError:
+    """Make the error of a check across keys; the loader finds the line of the first that is set."""
+    context = {"reason": message, "key": key, "others": others}
+    return PydanticCustomError("cross_check", "{reason}", context)
 
 
 class Section(BaseModel):
@@ -118,11 +119,15 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if self.n_embd % self.n_head:
             raise invalid(
-                "model.n_embd", f"{self.n_embd} is not divisible by n_head = {self.n_head}"
+                "model.n_embd",
+                f"{self.n_embd} is not divisible by n_head = {self.n_head}",
+                "model.n_head",
             )
         if self.n_kv_head and self.n_head % self.n_kv_head:
             raise invalid(
-                "model.n_kv_head", f"{self.n_kv_head} does not divide n_head = {self.n_head}"
+                "model.n_kv_head",
+                f"{self.n_kv_head} does not divide n_head = {self.n_head}",
+                "model.n_head",
             )
         if self.position == "rope" and self.head_size % 2:
             raise invalid(
@@ -183,7 +188,7 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min_lr is not None and self.min_lr > self.lr:
-            raise invalid("optim.min_lr", f"{self.min_lr:g} is above lr = {self.lr:g}")
+            raise invalid("optim.min_lr", f"{self.min_lr:g} is above lr = {self.lr:g}", "optim.lr")
         return self
 
 
@@ -287,6 +292,7 @@ class Config(Section):
             raise invalid(
                 "data.seq_len",
                 f"{self.data.seq_len} is longer than model.block_size = {self.model.block_size}",
+                "model.block_size",
             )
         if self.tokens_per_step % self.micro_batch_tokens:
             unit = self.micro_batch_tokens
@@ -295,6 +301,9 @@ class Config(Section):
                 "train.tokens_per_step",
                 f"{self.tokens_per_step} is not a multiple of micro_batch_size * seq_len"
                 f" = {unit}; {nearest} is",
+                "train.micro_batch_size",
+                "data.seq_len",
+                "model.block_size",
             )
         if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
             raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")

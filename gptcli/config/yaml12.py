@@ -17,12 +17,20 @@ import yaml
 from gptcli.errors import ConfigError
 
 MAX_BYTES = 1 << 20
+_SHOWN_CHARS = 160  # of a line in an error
 Key = tuple[str, ...]
 
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
-_INT = re.compile(r"[-+]?[0-9][0-9_]*\Z")
+# Python refuses to convert thousands of digits; as a float such a number is infinite, and an error.
+_INT = re.compile(r"[-+]?[0-9][0-9_]{0,999}\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_REFUSED: dict[type[yaml.Token], str] = {
+    yaml.AliasToken: "YAML aliases (*) are not allowed: write the value out",
+    yaml.TagToken: "YAML tags (!) are not allowed",
+}
+# What YAML does not allow raw, or reads as a line break, and JSON does not escape.
+_RAW = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 
 
@@ -47,7 +55,7 @@ class Document:
         """Make an error that shows `place`: file:line:column, message, and the line itself."""
         where = f"{self.path}:{place.line}:{place.column}: {message}"
         if place.line <= len(self.lines):
-            where += f"\n  {place.line:>4} | {self.lines[place.line - 1].rstrip()}"
+            where += f"\n  {place.line:>4} | {self.lines[place.line - 1].rstrip()[:_SHOWN_CHARS]}"
         return ConfigError(where, hint)
 
 
@@ -124,21 +132,25 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    # YAML allows no raw control characters, and knows no surrogate pairs.
     text = json.dumps(value, ensure_ascii=False)
-    return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", text)
+    return _RAW.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
 
 
 def _compose(document: Document, text: str) -> yaml.Node | None:
-    loader = _Loader(text)
     try:
         for token in yaml.scan(text, _Loader):
-            if isinstance(token, yaml.AliasToken):
+            if type(token) in _REFUSED:
                 mark = token.start_mark
-                place = Place(mark.line + 1, mark.column + 1)
-                raise document.error(place, "YAML aliases (*) are not allowed: write the value out")
-        node: yaml.Node | None = loader.get_single_node()
+                raise document.error(Place(mark.line + 1, mark.column + 1), _REFUSED[type(token)])
+        node: yaml.Node | None = yaml.compose(text, _Loader)
         return node
+    except yaml.reader.ReaderError as error:
+        at = error.position
+        place = Place(text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
+        code = f"{ord(text[at]):04x}"
+        raise document.error(
+            place, f'control character U+{code.upper()}: write it as "\\u{code}"'
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "not valid YAML"
@@ -147,8 +159,6 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         raise document.error(Place(mark.line + 1, mark.column + 1), problem) from error
     except RecursionError as error:
         raise ConfigError(f"{document.path}: nested too deeply") from error
-    finally:
-        loader.dispose()
 
 
 def _place(node: yaml.Node) -> Place:
@@ -156,9 +166,7 @@ def _place(node: yaml.Node) -> Place:
 
 
 def _construct(document: Document, node: yaml.Node, at: Key) -> Any:
-    """Turn a node into plain values, noting places; refuse what a configuration never needs."""
-    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
-        raise document.error(_place(node), "YAML tags (!) are not allowed")
+    """Turn a node into plain values, noting places."""
     document.places.setdefault(at, _place(node))
     match node:
         case yaml.MappingNode():

@@ -123,7 +123,7 @@ def rotation_table(start: int, n_tokens: int, head_size: int, device: torch.devi
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn queries or keys (B, H, T, D) by their positions, halves as pairs (as Llama does)."""
-    cos, sin = rotation.to(x.dtype)
+    cos, sin = rotation.to(x.dtype).unbind(0)  # (T, D) each
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

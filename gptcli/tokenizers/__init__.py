@@ -1,13 +1,18 @@
 """Text to token ids and back; each tokenizer is small enough to travel in a checkpoint."""
 
-from gptcli.tokenizers.base import SAFE_CUT, Alphabet, TextDecoder, Tokenizer
+from gptcli.tokenizers.base import (
+    SAFE_CUT,
+    Alphabet,
+    TextDecoder,
+    Tokenizer,
+    UnknownCharacters,
+)
 from gptcli.tokenizers.factory import (
     dump_tokenizer,
     load_tokenizer,
     make_tokenizer,
     tokenizer_from,
 )
-from gptcli.tokenizers.simple import UnknownCharacters
 
 __all__ = [
     "SAFE_CUT",

@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gptcli.errors import DataError
+
 Ids = npt.NDArray[np.uint32]
 
 # A place where every GPT-2-like split begins anew, whatever follows: before a space or newline
 # that stands between a non-space and a letter. Text cut only there has the tokens of the whole.
 SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=[^\W\d_])")
+
+
+class UnknownCharacters(DataError):
+    """A text holds characters that the vocabulary has no token for."""
 
 
 class Tokenizer(ABC):
@@ -33,13 +39,23 @@ class Tokenizer(ABC):
     safe_cut: re.Pattern[str] = SAFE_CUT
     """Matches where a text can be cut without changing its tokens."""
 
-    @abstractmethod
     def encode(self, text: str) -> Ids:
         """Return the ids of `text` (n,); text that spells a special token is ordinary text.
 
         Raises:
             UnknownCharacters: The vocabulary has no token for part of the text.
         """
+        try:
+            return self._encode(text)
+        except UnicodeEncodeError as error:  # a command line whose bytes are not UTF-8
+            code = f"U+{ord(text[error.start]):04X}"
+            raise UnknownCharacters(
+                f"character {error.start} is {code}, half a surrogate pair, which is no text"
+            ) from None
+
+    @abstractmethod
+    def _encode(self, text: str) -> Ids:
+        """Return the ids of `text` (n,); may leave a lone surrogate's UnicodeEncodeError."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:

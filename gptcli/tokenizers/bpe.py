@@ -6,19 +6,22 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tiktoken
 
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers.base import SAFE_CUT, Ids, Tokenizer
 
+if TYPE_CHECKING:
+    import tokenizers as hf
+
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words (Radford et al. 2019), in the equivalent, faster form of tiktoken 0.14.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# The same in the words of the `tokenizers` library's regular expressions.
-_GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$|\s+(?!\S)|\s"
+# The same for the `tokenizers` library, whose `$` would match at every newline.
+_GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 # Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
 _CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
@@ -49,7 +52,7 @@ class BpeTokenizer(Tokenizer):
     def _bytes(self) -> dict[int, bytes]:
         return {rank: token for token, rank in self._ranks.items()}
 
-    def encode(self, text: str) -> Ids:
+    def _encode(self, text: str) -> Ids:
         """Return the byte-pair ids of `text`, (n,)."""
         ids: Ids = self.encoding.encode_to_numpy(text, disallowed_special=())
         return ids
@@ -88,13 +91,24 @@ def gpt2() -> BpeTokenizer:
 
 
 def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
-    """Make a tokenizer again from what `definition` returned."""
-    return BpeTokenizer(
-        definition["name"],
-        definition["pattern"],
-        _read_ranks(definition["ranks"].encode()),
-        dict(definition["specials"]),
-    )
+    """Make a tokenizer again from what `definition` returned.
+
+    Raises:
+        KeyError, TypeError, ValueError: The definition is damaged.
+    """
+    for key in ("name", "pattern", "ranks"):
+        if not isinstance(definition[key], str):
+            raise TypeError(f"{key} is not text")
+    ranks, specials = _read_ranks(definition["ranks"].encode()), dict(definition["specials"])
+    ids = [*ranks.values(), *specials.values()]
+    # tiktoken ends the process on what it cannot encode, so it must not get that far.
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError("a byte has no rank")
+    if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 2 * len(ids):
+        raise ValueError("the ids are not those of a vocabulary")
+    tokenizer = BpeTokenizer(definition["name"], definition["pattern"], ranks, specials)
+    _ = tokenizer.encoding  # compiles the pattern
+    return tokenizer
 
 
 def _read_ranks(raw: bytes) -> Ranks:
@@ -111,7 +125,8 @@ def from_tiktoken(name: str) -> BpeTokenizer:
         DataError: It is not in the cache and cannot be downloaded.
     """
     if name not in tiktoken.list_encoding_names():
-        known = ", ".join(["gpt2", "char", "bytes", "bpe", *tiktoken.list_encoding_names()])
+        own = ["gpt2", "char", "bytes", "bpe"]
+        known = ", ".join(dict.fromkeys([*own, *tiktoken.list_encoding_names()]))
         raise ConfigError(f"tokenizer.name: unknown tokenizer '{name}'", f"known: {known}")
     try:
         encoding = tiktoken.get_encoding(name)
@@ -136,10 +151,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
         texts: The training text in any pieces, cut at `SAFE_CUT` places.
         vocab_size: The most ids, end-of-text included; at least 257.
     """
+    return from_tokenizers(train_tokenizers(texts, vocab_size - 1))
+
+
+def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
+    """Train a byte-level vocabulary of at most `vocab_size` ids in the `tokenizers` library."""
     import tokenizers as hf
 
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size,
         show_progress=False,
         initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
     )
@@ -151,6 +171,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
         ]
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
+    """Return a trained vocabulary of the `tokenizers` library with an end-of-text id after it."""
     # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
     byte_of = _byte_level_alphabet()
     found = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

@@ -95,6 +95,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
             raise ValueError("another format or version")
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not a tokenizer file of gptcli") from error
     return tokenizer_from(content)

@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.errors import DataError
-from gptcli.tokenizers.base import Ids, Tokenizer
-
-
-class UnknownCharacters(DataError):
-    """A text holds characters that the vocabulary has no token for."""
+from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters
 
 
 class CharTokenizer(Tokenizer):
@@ -21,6 +16,8 @@ class CharTokenizer(Tokenizer):
     name = "char"
 
     def __init__(self, alphabet: str) -> None:
+        if list(alphabet) != sorted(set(alphabet)):
+            raise ValueError("the alphabet is not in the order of its code points")
         self._alphabet = alphabet
         self.eot = len(alphabet)
         self.vocab_size = len(alphabet) + 1
@@ -29,7 +26,7 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(int(points.max(initial=0)) + 1, self.eot, dtype=np.uint32)
         self._ids[points] = np.arange(len(points))
 
-    def encode(self, text: str) -> Ids:
+    def _encode(self, text: str) -> Ids:
         """Return one id for each character, (n,)."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         last = np.uint32(len(self._ids) - 1)
@@ -61,7 +58,7 @@ class ByteTokenizer(Tokenizer):
     eot = 256
     vocab_size = 257
 
-    def encode(self, text: str) -> Ids:
+    def _encode(self, text: str) -> Ids:
         """Return one id for each byte, (n,)."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
 

@@ -64,17 +64,24 @@ def train(
     """
     with open_run(config, resume=resume, overwrite=overwrite) as run:
         session = start(run, config, resume=resume)
-        summary = run.read_status().get("summary")
-        if resume and summary and session.state.step >= session.max_steps:
-            yield Finished(session.state.step, Summary(**summary))
-            return
-        run.cut_metrics(session.state.step)
-        for event in Trainer(session, stop or Stop()).events():
-            if (line := metrics_of(event)) is not None:
-                run.add_metrics(line)
-            if (text := describe(event)) is not None:
-                run.log(text)
-            yield event
+        with contextlib.closing(session):
+            yield from _events(session, resume, stop or Stop())
+
+
+def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
+    """Run a session and write down what it yields; one that was finished has nothing to do."""
+    run = session.run
+    summary = run.read_status().get("summary")
+    if resume and summary and session.state.step >= session.max_steps:
+        yield Finished(session.state.step, Summary(**summary))
+        return
+    run.cut_metrics(session.state.step)
+    for event in Trainer(session, stop).events():
+        if (line := metrics_of(event)) is not None:
+            run.add_metrics(line)
+        if (text := describe(event)) is not None:
+            run.log(text)
+        yield event
 
 
 class Trainer:

@@ -73,6 +73,12 @@ class Session:
     is_resumed: bool
     notes: list[str]
 
+    def close(self) -> None:
+        """Close the data's files."""
+        self.train_tokens.close()
+        if self.val_tokens is not None:
+            self.val_tokens.close()
+
     def save(self) -> Path:
         """Write the checkpoint of the present step and return its file."""
         self.run.sync_metrics()

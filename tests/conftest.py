@@ -1,0 +1,156 @@
+"""Fixtures of the whole suite: a tiny corpus, a tiny configuration, and the command line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli import cli
+from gptcli.config import Config, load_config
+
+TINY = (
+    "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
+    "train.micro_batch_size=4", "train.max_steps=6", "train.eval_every=3", "train.log_every=1",
+    "train.eval_tokens=64", "optim.lr=3e-3", "generate.max_new_tokens=8",
+    "device=cpu", "dtype=float32", "compile=false",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test work in a folder of its own, with two threads of torch at most."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections to other machines."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test asked for the network: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+def sentences(count: int, seed: int = 0) -> str:
+    """Return plain text that a tiny network can learn something from."""
+    words = "the cat sat on a mat and the dog ran to a big red barn by the sea".split()
+    lines = []
+    state = seed * 7919 + 1
+    for _ in range(count):
+        picked = []
+        for _ in range(8):
+            state = (state * 1103515245 + 12345) % 2**31
+            picked.append(words[state // 65536 % len(words)])
+        lines.append(" ".join(picked).capitalize() + ".\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A text file of about 5 kB."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(sentences(150), encoding="utf-8", newline="\n")
+    return path
+
+
+@dataclass
+class Result:
+    """What a command line printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+    @property
+    def err_lines(self) -> list[str]:
+        """The lines on stderr."""
+        return self.err.splitlines()
+
+
+Gpt = Callable[..., Result]
+
+
+@pytest.fixture
+def gpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Gpt:
+    """Run a command line in this process, without a terminal and with an empty stdin."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Result:
+        read, write = os.pipe()
+        os.write(write, stdin)
+        os.close(write)
+        monkeypatch.setattr(sys, "argv", ["gpt", *arguments])
+        capfd.readouterr()
+        with os.fdopen(read, encoding="utf-8") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            code = cli.run(list(arguments))
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def gpt_process() -> Gpt:
+    """Run a command line in a process of its own."""
+
+    def run(*arguments: str, stdin: bytes = b"", **env: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", *arguments],
+            input=stdin,
+            capture_output=True,
+            env={**os.environ, **env},
+            timeout=120,
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def data(corpus: Path, gpt: Gpt) -> Path:
+    """The corpus, prepared as bytes."""
+    done = gpt("prepare", str(corpus), "--out", "data/tiny", "-s", "tokenizer.name=bytes")
+    assert done.code == 0, done.err
+    return Path("data/tiny")
+
+
+@pytest.fixture
+def tiny(data: Path) -> Callable[..., Config]:
+    """Make tiny configurations on the prepared corpus; arguments are `--set` strings."""
+
+    def make(*overrides: str, name: str = "tiny") -> Config:
+        return load_config(None, [*TINY, f"data.dir={data}", f"name={name}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def tiny_set(data: Path) -> list[str]:
+    """The tiny configuration as command-line words."""
+    words = [*TINY, f"data.dir={data}", "name=tiny"]
+    return [part for word in words for part in ("-s", word)]
+
+
+@pytest.fixture
+def run(tiny_set: list[str], gpt: Gpt) -> Path:
+    """A finished tiny run."""
+    done = gpt("train", *tiny_set)
+    assert done.code == 0, done.err
+    return Path("runs/tiny")

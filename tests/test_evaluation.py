@@ -1,0 +1,106 @@
+"""Scoring: every token once, sums divided once, the same whatever the batches."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gptcli.evaluation
+from gptcli.config import Config, ModelConfig
+from gptcli.device import compute
+from gptcli.evaluation import TokenArray, evaluate, n_windows, windows
+from gptcli.model import GPT
+
+CPU = compute(Config(device="cpu", dtype="float32"))
+
+
+def make_model() -> GPT:
+    """Return a tiny network whose predictions differ from token to token."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 31}
+    model = GPT(ModelConfig(**shape))
+    model.init_weights(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    return model
+
+
+TOKENS = np.random.default_rng(0).integers(0, 31, 203).astype(np.uint16)
+
+
+def slow_loss(model: GPT, tokens: np.ndarray, context: int, stride: int) -> tuple[float, int]:
+    """Score token after token, each in the window that the definition names."""
+    total, count = 0.0, 0
+    for target in range(1, len(tokens)):
+        index = 0 if target <= context else math.ceil((target - context) / stride)
+        start = index * stride
+        inputs = torch.from_numpy(tokens[start:target].astype(np.int64))[None]
+        with torch.no_grad():
+            logits = model(inputs).logits[0, -1]
+        total -= float(logits.log_softmax(0)[int(tokens[target])])
+        count += 1
+    return total / count, count
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 16), (16, 5), (16, 1), (7, 3)])
+def test_loss_equals_scoring_one_token_at_a_time(context: int, stride: int) -> None:
+    model = make_model().eval()
+    found = evaluate(model, TokenArray(TOKENS), CPU, context=context, stride=stride)
+    assert found is not None
+    expected, count = slow_loss(model, TOKENS, context, stride)
+    assert found.tokens == count == len(TOKENS) - 1
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+@given(st.integers(2, 300), st.integers(1, 40), st.data())
+def test_windows_score_every_token_once(n_tokens: int, context: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, context))
+    window = windows(n_tokens, context, stride)
+    scored: list[int] = []
+    for index in range(n_windows(n_tokens, context, stride)):
+        found = window(index)
+        assert 1 <= found.n_scored <= found.length <= context
+        end = found.start + found.length
+        scored += range(end - found.n_scored + 1, end + 1)
+    assert scored == list(range(1, n_tokens))
+
+
+def test_batches_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    whole = evaluate(model, TokenArray(TOKENS), CPU, context=16)
+    monkeypatch.setattr(gptcli.evaluation, "_LOGITS_PER_BATCH", 1)
+    single = evaluate(model, TokenArray(TOKENS), CPU, context=16)
+    assert whole is not None and single is not None
+    assert whole.loss == pytest.approx(single.loss, rel=1e-6)
+    assert whole.tokens == single.tokens
+
+
+def test_bytes_are_those_of_the_scored_tokens() -> None:
+    lengths = np.arange(31)
+    found = evaluate(make_model(), TokenArray(TOKENS), CPU, context=16, token_lengths=lengths)
+    assert found is not None
+    assert found.bytes == int(TOKENS[1:].astype(np.int64).sum())
+    bits = found.loss * found.tokens / math.log(2) / found.bytes
+    assert found.bits_per_byte == pytest.approx(bits)
+
+
+def test_max_tokens_scores_about_that_many_evenly_spaced() -> None:
+    found = evaluate(make_model(), TokenArray(TOKENS), CPU, context=16, max_tokens=48)
+    assert found is not None and found.tokens == 48
+
+
+def test_mode_and_random_numbers_stay_as_they_were() -> None:
+    model = make_model().train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    evaluate(model, TokenArray(TOKENS), CPU, context=16)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_stop_ends_it_without_a_result() -> None:
+    assert evaluate(make_model(), TokenArray(TOKENS), CPU, context=16, stopped=lambda: True) is None

@@ -1,0 +1,72 @@
+"""Which parameters decay, and which go where."""
+
+import pytest
+import torch
+
+from gptcli.config import ModelConfig, OptimConfig
+from gptcli.errors import CheckpointError
+from gptcli.model import GPT
+from gptcli.training.optim import Optimizer, clip_gradients
+
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def make_model() -> GPT:
+    """Return a tiny network with gradients of zero."""
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
+    model = GPT(ModelConfig(**shape))
+    model.init_weights(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_matrices_decay(name: str) -> None:
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = Optimizer(model, OptimConfig(name=name, weight_decay=0.5), torch.device("cpu"))
+    optimizer.step(0.1, SCALER)
+    for parameter_name, parameter in model.named_parameters():
+        factor = 0.95 if parameter.dim() >= 2 else 1.0
+        assert torch.allclose(parameter, before[parameter_name] * factor), parameter_name
+
+
+def test_muon_takes_the_matrices_of_the_blocks() -> None:
+    model = make_model()
+    optimizer = Optimizer(model, OptimConfig(name="muon"), torch.device("cpu"))
+    optimizer.step(0.1, SCALER)
+    state = optimizer.state()
+    muons = {name for name, kept in state.items() if "momentum_buffer" in kept}
+    assert muons == {
+        "h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight",
+        "h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight",
+    }  # fmt: skip
+    assert state.keys() == dict(model.named_parameters()).keys()
+
+
+def test_adamw_does_what_the_paper_says() -> None:
+    model = make_model()
+    weight = model.wte.weight
+    weight.grad = torch.full_like(weight, 0.3)
+    start = weight.detach().clone()
+    config = OptimConfig(weight_decay=0.1, beta1=0.9, beta2=0.95)
+    Optimizer(model, config, torch.device("cpu")).step(0.01, SCALER)
+    expected = start * (1 - 0.01 * 0.1) - 0.01 * 0.3 / (0.3 + 1e-8)
+    assert torch.allclose(weight, expected, atol=1e-7)
+
+
+def test_clipping_scales_to_the_norm_and_reports_it() -> None:
+    model = make_model()
+    model.wte.weight.grad = torch.full_like(model.wte.weight, 2.0)
+    n = model.wte.weight.numel()
+    assert float(clip_gradients(model, 1.0)) == pytest.approx(2.0 * n**0.5)
+    assert float(model.wte.weight.grad.norm()) == pytest.approx(1.0, rel=1e-4)
+    assert float(clip_gradients(model, 0)) == pytest.approx(1.0, rel=1e-4)
+    assert float(model.wte.weight.grad.norm()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_state_of_other_parameters_is_refused() -> None:
+    optimizer = Optimizer(make_model(), OptimConfig(), torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="other parameters"):
+        optimizer.load_state({"wte.weight": {"step": torch.zeros(())}})
