@@ -16,7 +16,6 @@ from gptcli.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, GptError, Mem
 
 app = typer.Typer(
     name="gpt",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="From text to a trained, evaluated, talking GPT.",
@@ -51,7 +50,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     try:
-        code: Any = app(arguments, prog_name="gpt", standalone_mode=False)
+        code: Any = app(arguments or ["--help"], prog_name="gpt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except GptError as error:

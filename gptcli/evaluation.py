@@ -7,7 +7,7 @@ files or terminals.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ class TokenSequence(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
     def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `count` tokens from `start` on."""
         ...
@@ -39,6 +43,12 @@ class TokenArray:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
 
     def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `count` tokens from `start` on."""

@@ -15,7 +15,7 @@ from gptcli.errors import ConfigError
 from gptcli.keyed import keyed_float
 from gptcli.model import GPT
 from gptcli.model.cache import KVCache
-from gptcli.tokenizers import TextDecoder, Tokenizer
+from gptcli.tokenizers import TextDecoder, Tokenizer, UnknownCharacters
 
 
 def candidates(logits: Tensor, config: GenerateConfig) -> tuple[Tensor, Tensor]:
@@ -104,10 +104,14 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> 
     """Return the ids to start from: the prompt's, or end-of-text without one.
 
     Raises:
-        ConfigError: The prompt is longer than the context.
-        UnknownCharacters: The vocabulary has no token for part of it.
+        ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
     """
-    ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.eot]
+    try:
+        ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.eot]
+    except UnknownCharacters as error:
+        raise ConfigError(f"the prompt: {error.message}", error.hint) from error
+    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+        raise ConfigError(f"the prompt is not valid text at character {error.start}") from error
     if len(ids) > block_size:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, the network's context holds {block_size}",

@@ -63,7 +63,7 @@ def evaluate(
     else:
         tokens = _split_tokens(Path(data) if data else trained.data_dir, split, trained)
     began = time.perf_counter()
-    with console.bar("evaluating") as bar:
+    with tokens, console.bar("evaluating") as bar:
         found = evaluate_model(
             trained.model,
             tokens,
@@ -143,13 +143,16 @@ def _facts(
 
 
 def _yardsticks(folder: Path, trained: "TrainedModel") -> dict[str, Any]:
-    from gptcli.data.shards import TokenReader, read_manifest
+    from gptcli.data.shards import SPLITS, TokenReader, read_manifest
     from gptcli.yardsticks import measure
 
     manifest = read_manifest(folder)
+    texts: list[bytes] = []
     with console.bar("compressing with gzip and xz"):
-        splits = (TokenReader(folder, manifest, split) for split in ("train", "val"))
-        texts = (trained.tokenizer.decode_bytes(t.read(0, len(t)).tolist()) for t in splits)
+        for split in SPLITS:
+            with TokenReader(folder, manifest, split) as tokens:
+                ids = tokens.read(0, len(tokens)).tolist()
+            texts.append(trained.tokenizer.decode_bytes(ids))
         return {"yardsticks": measure(*texts)}
 
 

@@ -1,13 +1,26 @@
 """Files of Hugging Face Hub data sets: names resolved by `datasets`, fetched one by one.
 
-Each file is pinned to a commit, so a second run reads the same bytes and asks nobody.
+Each file is pinned to a commit, so a second run reads the same bytes. Which files a data set has
+is remembered in the Hub's cache beside them, so that what was found once is found offline.
 """
 
+import contextlib
+import dataclasses
+import json
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
-from gptcli.errors import ConfigError, DataError
+from gptcli import durable
+from gptcli.errors import ConfigError, DataError, GptError
+
+# ConnectionError is Python's and requests', TransportError httpx's.
+_UNREACHABLE = {
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,18 +71,52 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
         ConfigError: The configuration is unknown.
         DataError: The data set is unknown, has no training split, or cannot be reached.
     """
+    known = _remembered(repository, config, revision)
+    if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        return known  # a commit never changes
+    try:
+        found = _resolve(repository, config, revision)
+    except GptError:
+        raise
+    except Exception as error:
+        if known is not None and _kinds(error) & _UNREACHABLE:
+            return known
+        _explain(f"hf:{repository}", error)
+    with contextlib.suppress(OSError, GptError):  # a cache that may not be written
+        content = json.dumps(dataclasses.asdict(found)).encode()
+        durable.write_bytes(_memory(repository, config, revision), content)
+    return found
+
+
+def _memory(repository: str, config: str | None, revision: str | None) -> Path:
+    """Return the file in the Hub's cache that remembers what a data set's files are."""
+    from huggingface_hub import cached_assets_path
+
+    folder = cached_assets_path("gptcli", namespace=repository, subfolder="files")
+    return folder / quote(f"{config or ''}@{revision or ''}.json", safe="@")
+
+
+def _remembered(repository: str, config: str | None, revision: str | None) -> HubFiles | None:
+    try:
+        content = json.loads(_memory(repository, config, revision).read_bytes())
+        splits = {
+            split: tuple(HubFile(**file) for file in content[split])
+            for split in ("train", "validation")
+        }
+        return HubFiles(**splits, revision=content["revision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not whole: ask the Hub
+
+
+def _resolve(repository: str, config: str | None, revision: str | None) -> HubFiles:
+    """Ask the Hub what `find_files` returns; the errors are those of its libraries."""
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        builder: Any = datasets.load_dataset_builder(repository, config, revision=revision)
-        by_split = builder.config.data_files or {}
-    except ValueError as error:
-        if "BuilderConfig" in str(error) or "Config name" in str(error):
-            raise ConfigError(f"hf:{repository}: {_first_line(error)}") from error
-        _explain(f"hf:{repository}", error)
-    except Exception as error:
-        _explain(f"hf:{repository}", error)
+    # Warns of a README without metadata, which is nobody's fault here.
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+    builder: Any = datasets.load_dataset_builder(repository, config, revision=revision)
+    by_split = builder.config.data_files or {}
     splits = {str(split): [str(url) for url in urls] for split, urls in by_split.items()}
     if not splits.get("train"):
         known = ", ".join(splits) or "none"
@@ -92,15 +139,10 @@ def _hub_files(urls: list[str]) -> tuple[HubFile, ...]:
         return ()
     repository, revision, _ = parsed[0]
     sizes: dict[str, int] = {}
-    try:
-        for start in range(0, len(parsed), 500):
-            paths = [path for _, _, path in parsed[start : start + 500]]
-            infos = HfApi().get_paths_info(
-                repository, paths, repo_type="dataset", revision=revision
-            )
-            sizes |= {info.path: getattr(info, "size", 0) for info in infos}
-    except Exception as error:
-        _explain(f"hf:{repository}", error)
+    for start in range(0, len(parsed), 500):
+        paths = [path for _, _, path in parsed[start : start + 500]]
+        infos = HfApi().get_paths_info(repository, paths, repo_type="dataset", revision=revision)
+        sizes |= {info.path: getattr(info, "size", 0) for info in infos}
     return tuple(HubFile(*file[:1], file[2], file[1], sizes.get(file[2], 0)) for file in parsed)
 
 
@@ -108,12 +150,18 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def _kinds(error: Exception) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
 def _explain(what: str, error: Exception) -> NoReturn:
-    """Raise the DataError for an error of the Hub's libraries, which have many kinds of them."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    """Raise our error for one of the Hub's libraries, which have many kinds of them."""
+    names = _kinds(error)
+    if "ValueError" in names and ("BuilderConfig" in str(error) or "Config name" in str(error)):
+        raise ConfigError(f"{what}: {_first_line(error)}") from error
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         message, hint = "no such data set on the Hub, or it is private", "set HF_TOKEN if private"
-    elif names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError"}:
+    elif names & _UNREACHABLE:
         message = "not in the cache, and the Hub cannot be reached"
         hint = "connect to the network; what is downloaded once is used offline"
     elif names & {"DataFilesNotFoundError", "EmptyDatasetError", "EntryNotFoundError"}:

@@ -4,6 +4,7 @@ The bytes written depend on the source, the recipe and nothing else, such as the
 workers. Knows no terminal.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def prepare(
     if existing is not None and not force:
         return _same_or_refuse(existing, plan)
     tokenizer = make_tokenizer(plan.tokenizer, lambda: _sample(plan))
-    is_new = not plan.folder.exists()
+    made = [path for path in (plan.folder, *plan.folder.parents) if not path.exists()]
     durable.make_folder(plan.folder)
     durable.remove_leftovers(plan.folder)
     if existing is not None:
@@ -101,16 +102,19 @@ def prepare(
             units=units,
         )
         _refuse_empty(plan, manifest)
+        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        content = manifest.model_dump_json(indent=1) + "\n"
+        durable.write_bytes(plan.folder / shards.MANIFEST, content.encode())
     except BaseException:
+        for name in (shards.MANIFEST, shards.TOKENIZER):
+            (plan.folder / name).unlink(missing_ok=True)
         for unit, split in itertools.product(plan.source.units, ("train", "val")):
             for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].bin"):
                 path.unlink()
-        if is_new:
-            plan.folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody has put a file there
+            for path in made:
+                path.rmdir()
         raise
-    durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-    content = manifest.model_dump_json(indent=1) + "\n"
-    durable.write_bytes(plan.folder / shards.MANIFEST, content.encode())
     return manifest
 
 

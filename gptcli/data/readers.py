@@ -94,7 +94,7 @@ def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
 
 
 def _open(path: Path) -> BinaryIO:
-    with _readable(path):
+    with readable(path):
         file: BinaryIO = path.open("rb")
         if path.name.lower().endswith(".gz"):
             return _Unzipped(path, file)  # type: ignore[return-value]
@@ -109,11 +109,11 @@ class _Unzipped(gzip.GzipFile):
         self._path, self._file = path, file
 
     def read(self, size: int | None = -1) -> bytes:
-        with _readable(self._path):
+        with readable(self._path):
             return super().read(size)
 
     def readline(self, size: int | None = -1) -> bytes:
-        with _readable(self._path):
+        with readable(self._path):
             return super().readline(size)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class _Unzipped(gzip.GzipFile):
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
     try:
         with storage_errors(path):
@@ -226,9 +226,10 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _readable(path):
+    with readable(path):
+        path.open("rb").close()  # fails in plainer words than pyarrow's
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 names = file.schema_arrow.names
                 if field not in names:
                     raise no_such_field(path, field, names)

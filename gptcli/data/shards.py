@@ -22,6 +22,7 @@ from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer, load_tokenizer
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 Dtype = Literal["uint16", "uint32"]
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -29,6 +30,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 HEADER_BYTES = 1024
 _MOST_OPEN_FILES = 64
+_MOST_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
 _MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
@@ -117,7 +119,7 @@ class Manifest(_Record):
     def fingerprint(self) -> str:
         """A sha256 over the tokenizer and the content of every shard."""
         digest = hashlib.sha256(self.tokenizer.sha256.encode())
-        for split in ("train", "val"):
+        for split in SPLITS:
             for shard in self.shards(split):
                 digest.update(f"{split} {shard.tokens} {shard.sha256}\n".encode())
         return digest.hexdigest()
@@ -145,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
         where = ".".join(map(str, detail["loc"]))
         raise DataError(
             f"{path}: damaged manifest ({where or 'file'}: {detail['msg'].lower()})",
-            "run `gpt prepare` with --force to write the folder anew",
+            "move the folder away and run `gpt prepare` again, or choose another with --out",
         ) from error
 
 
@@ -214,6 +216,11 @@ class ShardWriter:
         return self._folder / name
 
     def _start(self) -> BinaryIO:
+        if len(self.shards) == _MOST_PARTS:
+            raise DataError(
+                f"{self._folder}: more than {_MOST_PARTS} shards for one file or group of files",
+                f"choose a larger data.shard_tokens than {self._shard_tokens}",
+            )
         self._file = self._open.enter_context(durable.replacing(self._path))
         self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
         return self._file
@@ -294,6 +301,12 @@ class TokenReader:
                 raise DataError(f"{self._paths[index]}: {error.strerror}") from error
         self._opened[index] = file
         return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the open files."""

@@ -4,6 +4,7 @@ A unit (one rows file, or a group of text files) is prepared on its own and beco
 so the output does not depend on who prepares what. Knows nothing of tokens.
 """
 
+import difflib
 import glob
 import hashlib
 import re
@@ -79,9 +80,15 @@ def source_name(source: str) -> str:
     """Return the name a source's data folder gets: data/<name>."""
     if source in PRESETS:
         return source
-    path = Path(re.split(r"[*?\[]", source.removeprefix("hf:"))[0])  # a glob's fixed part
+    if source.startswith("hf:"):
+        return _folder_name(source.rpartition("/")[2].removeprefix("hf:"))
+    path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
     name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
-    return re.sub(r"[^\w.-]+", "-", name or path.resolve().name).strip("-.") or "text"
+    return _folder_name(name or path.resolve().name)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
 
 
 def data_dir(config: DataConfig) -> Path:
@@ -134,7 +141,8 @@ def find_source(config: DataConfig, seed: int) -> Source:
         return _from_hub(repository, hub.find_files(repository, config.config, None), config, None)
     if config.config is not None:
         raise ConfigError("data.config names a part of a Hub data set; local files have none")
-    return _local(config.source)
+    with readers.readable(Path(config.source)):
+        return _local(config.source)
 
 
 def documents(
@@ -169,7 +177,7 @@ def fingerprint(unit: Unit) -> str:
         if isinstance(entry, hub.HubFile):
             digest.update(f"{entry}\0".encode())
             continue
-        with entry.open("rb") as file:
+        with readers.readable(entry), entry.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -192,11 +200,11 @@ def _local(source: str) -> Source:
         files = [path]
     elif path.exists():
         raise DataError(f"{source}: neither a file nor a folder")
-    elif len(path.parts) == 1 and not path.suffix:
+    elif re.fullmatch(r"[\w-]+", source):
         raise unknown_preset(source)
     else:
         raise DataError(f"{source}: no such file or folder")
-    return Source(source, tuple(_units(files)), sum(file.stat().st_size for file in files))
+    return Source(source, tuple(_units(files)), _size(files))
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
@@ -238,38 +246,55 @@ def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
 
 
 def _stdlib(config: DataConfig, seed: int) -> Source:
-    """The running Python's library without its tests, held out by top-level package.
+    """The running Python's library without its tests, or one package of it (`data.config`).
 
     Packages are taken for validation in a keyed order as long as they fit into the fraction, so
-    that no near-duplicate file of a package stands on both sides.
+    that no near-duplicate file of a package stands on both sides. A single package is treated as
+    any other few files: the tail of each is held out.
     """
-    root = _library()
-    sizes: dict[str, int] = {}
-    files: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
-        relative = file.relative_to(root)
-        if not _NOT_LIBRARY.intersection(relative.parts):
-            package = relative.parts[0].removesuffix(".py")
-            files.setdefault(package, []).append(file)
-            sizes[package] = sizes.get(package, 0) + file.stat().st_size
+    packages = _library_packages()
+    if config.config is not None:
+        files = packages.get(config.config)
+        if files is None:
+            near = difflib.get_close_matches(config.config, packages, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "e.g. data.config=textwrap"
+            raise ConfigError(f"data.config: no module of the library is '{config.config}'", hint)
+        unit = Unit(0, f"stdlib {config.config}", tuple(files), "tail")
+        return Source(f"stdlib:{config.config}", (unit,), _size(files))
+    sizes = {package: _size(files) for package, files in packages.items()}
     total = sum(sizes.values())
-    if not total:
-        raise DataError(f"{root}: this Python comes without its library's sources")
-    fraction = config.val_fraction if config.val_fraction is not None else 0.1
-    room, held_out = total * fraction, set()
-    for package in sorted(sizes, key=lambda package: keyed_int("stdlib", seed, package)):
+    room = total * (config.val_fraction if config.val_fraction is not None else 0.1)
+    held_out = set()
+    for package in sorted(packages, key=lambda package: keyed_int("stdlib", seed, package)):
         if sizes[package] <= room:
             room -= sizes[package]
             held_out.add(package)
-    chosen = {
-        "train": [file for name in files if name not in held_out for file in files[name]],
-        "val": [file for name in files if name in held_out for file in files[name]],
-    }
-    units = tuple(
-        Unit(index, f"stdlib {split}", tuple(chosen[split]), split)  # type: ignore[arg-type]
-        for index, split in enumerate(split for split in chosen if chosen[split])
+    splits: list[tuple[Split, list[Path]]] = [
+        ("train", [f for name, files in packages.items() if name not in held_out for f in files]),
+        ("val", [f for name, files in packages.items() if name in held_out for f in files]),
+    ]
+    chosen = [(split, files) for split, files in splits if files]
+    units = (
+        Unit(i, f"stdlib {split}", tuple(files), split) for i, (split, files) in enumerate(chosen)
     )
-    return Source("stdlib", units, total)
+    return Source("stdlib", tuple(units), total)
+
+
+def _library_packages() -> dict[str, list[Path]]:
+    """Return the library's files without tests, by top-level package, all in a fixed order."""
+    root = _library()
+    packages: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        parts = file.relative_to(root).parts
+        if not _NOT_LIBRARY.intersection(parts):
+            packages.setdefault(parts[0].removesuffix(".py"), []).append(file)
+    if not packages:
+        raise DataError(f"{root}: this Python comes without its library's sources")
+    return packages
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _library() -> Path:
@@ -293,6 +318,13 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, text_field: st
     files = [(file, "train" if own_split else "documents") for file in found.train]
     if own_split:
         files += [(file, "val") for file in found.validation]
+    known = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
+    for file, _ in files:
+        if readers.suffix_of(Path(file.path)) not in known:
+            raise DataError(
+                f"hf:{file.repository}: {file.path} is of a kind that is not read",
+                f"files that are: {' '.join(known)}",
+            )
     units = tuple(
         Unit(index, f"{name}/{file.path}", (file,), held_out)
         for index, (file, held_out) in enumerate(files)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptcli import durable
 from gptcli.config.schema import DataConfig
 from gptcli.data import shards
 from gptcli.data.shards import Counts, ShardWriter, UnitRecord
@@ -48,7 +49,7 @@ def write_unit(
         ShardWriter(folder, "train", *shape) as train,
         ShardWriter(folder, "val", *shape) as val,
     ):
-        writer = _UnitWriter({"train": train, "val": val}, tokenizer)
+        writer = _UnitWriter({"train": train, "val": val}, tokenizer, folder)
         current, unreported = -1, 0
         for index, piece in documents(unit, data, tokenizer.safe_cut):
             if index != current:
@@ -82,10 +83,10 @@ def write_unit(
 class _UnitWriter:
     """Sends the tokens of documents to the shards of their split, and counts them."""
 
-    def __init__(self, sinks: dict[str, ShardWriter], tokenizer: Tokenizer) -> None:
+    def __init__(self, sinks: dict[str, ShardWriter], tokenizer: Tokenizer, folder: Path) -> None:
         self.tokens = {"train": 0, "val": 0}
         self.bytes = {"train": 0, "val": 0}
-        self._sinks, self._tokenizer = sinks, tokenizer
+        self._sinks, self._tokenizer, self._folder = sinks, tokenizer, folder
         self._pending: dict[str, list[shards.Tokens]] = {"train": [], "val": []}
         self._n_pending = 0
         self._split = "train"
@@ -98,7 +99,8 @@ class _UnitWriter:
         self._split, self._cut = split, val_fraction
         if val_fraction is not None:
             # Where the tail begins is known only at the document's end.
-            self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)
+            # The folder's disk must have room for the tokens anyway; that of /tmp may not.
+            self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=self._folder)
             self._spool.write(self._eot.tobytes())
         else:
             self._put(split, self._eot)
@@ -108,7 +110,8 @@ class _UnitWriter:
         ids = self._tokenizer.encode(piece)
         n_bytes = len(piece.encode())
         if self._spool is not None:
-            self._spool.write(ids.tobytes())
+            with durable.storage_errors(self._folder):
+                self._spool.write(ids.tobytes())
             self.bytes["train"] += n_bytes
         else:
             self._put(self._split, ids)

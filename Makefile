@@ -1,0 +1,42 @@
+# Each target makes .venv by itself when it is missing; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test check bench install clean
+
+install: $(VENV)/.installed
+
+# Two minutes: prepare, train, measure and sample on this machine, without a download.
+demo: $(VENV)/.installed
+	$(BIN)/gpt prepare stdlib -c examples/quickstart.yaml
+	$(BIN)/gpt train -c examples/quickstart.yaml --resume
+	$(BIN)/gpt eval --checkpoint quickstart --yardsticks
+	$(BIN)/gpt generate --checkpoint quickstart < /dev/null
+
+test: check
+	$(BIN)/pytest
+
+# Lint, format, types and layers.
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/startup.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[dev]"
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,220 @@
+"""What a user can get wrong: one to three lines on stderr, the contract's exit code, no trace."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.errors import GptError
+
+
+def assert_refused(done: Any, code: int, *parts: str) -> None:
+    """Check the exit code, the shape of the message, and what it must say."""
+    assert done.code == code, done.err
+    assert 1 <= len(done.err_lines) <= 3, done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    for part in parts:
+        assert part in done.err, done.err
+
+
+def prepared(folder: Path) -> list[str]:
+    """Return what a preparation left behind."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "no/such/folder", "*.nothing", "./absent"])
+def test_missing_source(gpt: Any, name: str) -> None:
+    assert_refused(gpt("prepare", name), 3, name)
+    assert prepared(Path("data")) == []
+
+
+def test_unreadable_source(gpt: Any) -> None:
+    Path("bad.txt").write_bytes(b"fine so far \xff\xfe and not here")
+    assert_refused(gpt("prepare", "bad.txt"), 3, "bad.txt: not UTF-8 at byte 12", "hint")
+    assert prepared(Path("data")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_empty_corpus(gpt: Any, content: bytes) -> None:
+    Path("empty.txt").write_bytes(content)
+    assert_refused(gpt("prepare", "empty.txt"), 3, "empty.txt: no text in it")
+    assert prepared(Path("data")) == []
+
+
+def test_wrong_text_field(gpt: Any) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"content": "x", "url": "y"}) + "\n")
+    assert_refused(gpt("prepare", "rows.jsonl"), 3, "no field 'text'", "content, url")
+    Path("rows.csv").write_text("title,body\na,b\n")
+    assert_refused(gpt("prepare", "rows.csv"), 3, "no field 'text'", "title, body")
+
+
+def test_unknown_preset(gpt: Any) -> None:
+    assert_refused(gpt("prepare", "opnwebtext"), 2, "opnwebtext", "did you mean 'openwebtext'?")
+    assert_refused(gpt("prepare", "qqq"), 2, "qqq", "presets: ")
+
+
+def test_no_source(gpt: Any) -> None:
+    assert_refused(gpt("prepare"), 2, "no data set named")
+    assert_refused(gpt("train"), 2, "neither data.source nor data.dir is set")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("model:\n  n_heads: 3\n", ("run.yaml:2:3", "model.n_heads", "model.n_head", "n_heads: 3")),
+        ("seed: 1\nseed: 2\n", ("run.yaml:2:1", "'seed' is already set on line 1")),
+        ("model:\n  n_layer: twelve\n", ("run.yaml:2:3", "a whole number", "twelve")),
+        ("optim: [\n", ("run.yaml:2:1",)),
+        ("model: {n_embd: 100}\n", ("run.yaml:1:9", "100 is not divisible by n_head = 12")),
+        ("train: {tokens_per_step: 9000}\n", ("9000 is not a multiple of", "= 8192; 8192 is")),
+        ("optim: {lr: .nan}\n", ("run.yaml:1:9", "finite")),
+        ("data: &a {}\nmodel: *a\n", ("run.yaml:2:8", "aliases")),
+    ],
+)
+def test_broken_configuration(gpt: Any, text: str, parts: tuple[str, ...]) -> None:
+    Path("run.yaml").write_text(text)
+    for command in ("prepare", "train", "eval", "generate"):
+        assert_refused(gpt(command, "-c", "run.yaml"), 2, *parts)
+
+
+def test_missing_configuration(gpt: Any) -> None:
+    assert_refused(gpt("train", "-c", "none.yaml"), 2, "none.yaml: no such configuration file")
+    assert_refused(gpt("train", "-c", "quickstat"), 2, "quickstat", "did you mean 'quickstart'?")
+
+
+def test_data_not_prepared(gpt: Any) -> None:
+    assert_refused(gpt("train", "-s", "data.dir=data/none"), 3, "does not exist", "gpt prepare")
+
+
+def test_validation_split_shorter_than_a_window(gpt: Any, tiny_set: list[str]) -> None:
+    done = gpt("train", *tiny_set, "-s", "model.block_size=4096")
+    assert_refused(done, 3, "the val split has", "seq_len + 1 = 4097", "data.seq_len=")
+    assert not Path("runs/tiny/checkpoints/step-00000000.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("tokenizer.name=gpt2", "tokenizer.name = bytes, the configuration says gpt2"),
+        ("data.val_fraction=0.3", "data.val_fraction = 0.1, the configuration says 0.3"),
+    ],
+)
+def test_shards_prepared_otherwise(gpt: Any, tiny_set: list[str], change: str, part: str) -> None:
+    assert_refused(gpt("train", *tiny_set, "-s", change), 3, part)
+
+
+def test_shards_of_a_larger_vocabulary(gpt: Any, tiny_set: list[str]) -> None:
+    done = gpt("train", *tiny_set, "-s", "model.vocab_size=100")
+    assert_refused(done, 2, "100 is smaller than the 257 tokens")
+
+
+def test_evaluating_on_data_of_another_tokenizer(gpt: Any, run: Path, corpus: Path) -> None:
+    gpt("prepare", str(corpus), "--out", "data/chars", "-s", "tokenizer.name=char")
+    done = gpt("eval", "--checkpoint", str(run), "--data", "data/chars")
+    assert_refused(done, 3, "another tokenizer (char", "the checkpoint's (bytes, 257 ids)")
+
+
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_checkpoint_that_is_none(gpt: Any, command: str) -> None:
+    Path("fake.pt").write_bytes(pickle.dumps({"model": 1}))
+    assert_refused(gpt(command, "--checkpoint", "fake.pt"), 4, "fake.pt", "hint")
+    assert_refused(gpt(command, "--checkpoint", "none.pt"), 4, "none.pt: no such checkpoint")
+    assert_refused(gpt(command), 4, "no run with a checkpoint in runs/")
+
+
+def test_resuming_with_a_changed_model(gpt: Any, tiny_set: list[str], run: Path) -> None:
+    before = (run / "last.pt").read_bytes()
+    done = gpt("train", *tiny_set, "-s", "model.n_embd=64", "--resume")
+    assert_refused(done, 2, "model.n_embd (32 there, 64 here)")
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_training_into_a_folder_that_holds_a_run(gpt: Any, tiny_set: list[str], run: Path) -> None:
+    assert_refused(gpt("train", *tiny_set), 2, "already holds a run", "--resume", "--overwrite")
+    both = gpt("train", *tiny_set, "--resume", "--overwrite")
+    assert_refused(both, 2, "give one of them")
+
+
+def test_a_prompt_with_unknown_characters(gpt: Any, tiny_set: list[str], corpus: Path) -> None:
+    gpt("prepare", str(corpus), "--out", "data/chars", "-s", "tokenizer.name=char")
+    gpt("train", *tiny_set, "-s", "data.dir=data/chars", "-s", "name=chars")
+    done = gpt("generate", "--checkpoint", "chars", "the 猫")
+    assert_refused(done, 2, "'猫' (U+732B)")
+
+
+def test_a_prompt_longer_than_the_context(gpt: Any, run: Path) -> None:
+    done = gpt("generate", "--checkpoint", str(run), "x" * 17)
+    assert_refused(done, 2, "the prompt has 17 tokens, the network's context holds 16")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--temperature", "-1"],
+        ["generate", "--top-p", "1.5"],
+        ["generate", "--top-k", "0"],
+        ["generate", "--max-new-tokens", "0"],
+        ["generate", "--temperature", "warm"],
+        ["generate", "--unknown"],
+        ["generate", "one", "-p", "two"],
+        ["eval", "--stride", "0"],
+        ["eval", "--max-tokens", "-5"],
+        ["eval", "--split", "test"],
+        ["eval", "--data", "x", "--text", "y"],
+        ["prepare", "x.txt", "--workers", "0"],
+        ["train", "-s", "optim.lr"],
+        ["nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_impossible_options(gpt: Any, arguments: list[str]) -> None:
+    assert_refused(gpt(*arguments), 2)
+
+
+def test_a_text_to_score_that_is_missing_or_too_short(gpt: Any, run: Path) -> None:
+    assert_refused(gpt("eval", "--text", "none.txt"), 3, "none.txt: no such file")
+    Path("short.txt").write_text("x")
+    assert_refused(gpt("eval", "--text", "short.txt"), 3, "at least 2")
+
+
+def test_a_failure_with_json_is_one_object_too(gpt: Any) -> None:
+    done = gpt("generate", "--checkpoint", "none.pt", "--json")
+    assert done.code == 4
+    assert done.json == {
+        "error": "none.pt: no such checkpoint, run folder or run",
+        "hint": "runs here: none",
+        "exit_code": 4,
+    }
+    assert gpt("generate", "--unknown", "--json").json["exit_code"] == 2
+
+
+def test_a_bug_keeps_its_traceback_and_exits_with_70(
+    gpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gptcli.data.prepare
+
+    def broken(config: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(gptcli.data.prepare, "make_plan", broken)
+    done = gpt("prepare", "stdlib")
+    assert done.code == 70 and "Traceback" in done.err and "a bug in gptcli" in done.err
+
+
+def test_debugging_adds_the_traceback(gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPT_DEBUG", "1")
+    assert "Traceback" in gpt("prepare", "none.txt").err
+
+
+def test_every_kind_of_error_has_an_exit_code_of_the_contract() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in GptError.__subclasses__()}
+    assert sorted(codes.values()) == [2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(gpt: Any) -> None:
+    done = gpt("prepare", "evil\x1b[31m\x07.txt")
+    assert_refused(done, 3, "evil[31m.txt")
+    assert "\x1b" not in done.err

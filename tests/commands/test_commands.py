@@ -1,0 +1,264 @@
+"""The four commands end to end: what they print, write and return."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptcli.checkpoint import load_checkpoint, load_model
+
+
+def test_prepare_returns_the_object_of_the_contract(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus), "-s", "tokenizer.name=bytes", "--json")
+    assert done.code == 0
+    found = done.json
+    assert list(found) == ["dir", "tokenizer", "vocab_size", "documents", "tokens", "bytes",
+                           "shards", "seconds"]  # fmt: skip
+    n = corpus.stat().st_size
+    assert found["dir"] == str(Path("data/corpus")) and found["tokenizer"] == "bytes"
+    assert found["documents"] == 1 and found["vocab_size"] == 257 and found["shards"] == 2
+    assert found["tokens"]["train"] + found["tokens"]["val"] == n + 1
+    assert found["bytes"]["train"] + found["bytes"]["val"] == n
+
+
+def test_prepare_names_the_next_command(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus))
+    assert "next: gpt train -s data.dir=data/corpus" in done.err
+    Path("run.yaml").write_text(f"data: {{source: {corpus}, dir: data/other}}\n")
+    assert "next: gpt train -c run.yaml" in gpt("prepare", "-c", "run.yaml").err
+
+
+def test_prepare_dry_run_writes_nothing(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus), "--dry-run", "--json")
+    assert done.code == 0 and done.json["source_bytes"] == corpus.stat().st_size
+    assert not Path("data").exists()
+
+
+def test_prepare_lists_the_presets(gpt: Any) -> None:
+    done = gpt("prepare", "--list")
+    assert done.code == 0 and "stdlib" in done.out and "openwebtext" in done.out
+
+
+def test_train_returns_the_object_of_the_contract(gpt: Any, tiny_set: list[str]) -> None:
+    found = gpt("train", *tiny_set, "--json").json
+    assert list(found) == ["run_dir", "step", "tokens", "train_loss", "val_loss", "best_val_loss",
+                           "tokens_per_second", "seconds", "checkpoint"]  # fmt: skip
+    assert found["step"] == 6 and found["tokens"] == 6 * 64
+    assert found["run_dir"] == str(Path("runs/tiny"))
+    assert found["checkpoint"] == str(Path("runs/tiny/best.pt"))
+    assert found["best_val_loss"] <= found["val_loss"]
+
+
+def test_train_logs_plain_lines_off_a_terminal(gpt: Any, tiny_set: list[str]) -> None:
+    done = gpt("train", *tiny_set)
+    assert "\x1b" not in done.err and "\r" not in done.err
+    assert "step 6  loss " in done.err and "eval at step 6  val_loss " in done.err
+    assert "sample at step 6" in done.err
+    assert "next: gpt generate --checkpoint runs/tiny/best.pt" in done.err.replace("\\", "/")
+    log = Path("runs/tiny/log.txt").read_text(encoding="utf-8")
+    assert "eval at step 6" in log
+
+
+def test_train_prepares_local_text_that_is_not_prepared(
+    gpt: Any, tiny_set: list[str], corpus: Path
+) -> None:
+    words = [word for word in tiny_set if not word.startswith("data.dir")]
+    words = [*words[: words.index("-s")], *" -s ".join(w for w in words if w != "-s").split(" ")]
+    done = gpt("train", "-s", *words, "-s", f"data.source={corpus}", "-s", "tokenizer.name=char")
+    assert done.code == 0, done.err
+    assert "is not there yet: preparing" in done.err
+    assert (
+        json.loads(Path("data/corpus/manifest.json").read_text())["recipe"]["tokenizer"]["name"]
+        == "char"
+    )
+
+
+def test_train_dry_run_trains_nothing(gpt: Any, tiny_set: list[str]) -> None:
+    found = gpt("train", *tiny_set, "--dry-run", "--json").json
+    assert found["max_steps"] == 6 and found["tokens_per_step"] == 64
+    assert not Path("runs").exists()
+
+
+def test_the_run_folder_is_complete(run: Path) -> None:
+    names = {path.name for path in run.iterdir()} - {".lock"}
+    assert names == {"config.yaml", "run.json", "status.json", "metrics.jsonl", "log.txt",
+                     "checkpoints", "best.pt", "last.pt"}  # fmt: skip
+
+
+def test_a_run_can_be_repeated_from_its_own_configuration(gpt: Any, run: Path) -> None:
+    done = gpt("train", "-c", str(run / "config.yaml"), "-s", "run_dir=runs/again")
+    assert done.code == 0, done.err
+    one, two = (load_checkpoint(Path(folder) / "last.pt") for folder in (run, "runs/again"))
+    assert all(torch.equal(one.model[name], two.model[name]) for name in one.model)
+
+
+def test_without_a_name_a_run_is_called_after_its_file_or_data(
+    gpt: Any, tiny_set: list[str]
+) -> None:
+    words = [word for word in tiny_set if word != "name=tiny"]
+    words = [w for i, w in enumerate(words) if w != "-s" or words[i + 1 : i + 2] != ["-s"]]
+    words = words[:-1] if words[-1] == "-s" else words
+    Path("my-run.yaml").write_text("seed: 3\n")
+    assert gpt("train", "-c", "my-run.yaml", *words, "-s", "train.max_steps=1").code == 0
+    assert Path("runs/my-run/best.pt").exists()
+    assert gpt("train", *words, "-s", "train.max_steps=1").code == 0
+    assert Path("runs/tiny/best.pt").exists()
+
+
+def test_eval_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
+    found = gpt("eval", "--checkpoint", str(run / "best.pt"), "--json").json
+    assert list(found) == ["checkpoint", "step", "split", "tokens", "bytes", "context", "stride",
+                           "loss", "perplexity", "bits_per_byte", "seconds"]  # fmt: skip
+    manifest = json.loads(Path("data/tiny/manifest.json").read_text())
+    assert found["split"] == "val" and found["stride"] == found["context"] == 16
+    assert found["tokens"] == manifest["tokens"]["val"] - 1 == found["bytes"]
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
+
+
+def test_eval_of_a_text_equals_a_plain_loop(gpt: Any, run: Path) -> None:
+    text = "The cat sat on a mat and the big red dog ran."
+    Path("text.txt").write_text(text)
+    found = gpt("eval", "--text", "text.txt", "--stride", "4", "--json").json
+    model = load_model(run / "best.pt", torch.device("cpu")).model
+    ids, total = list(text.encode()), 0.0
+    for target in range(1, len(ids)):
+        start = 0 if target <= 16 else math.ceil((target - 16) / 4) * 4
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[start:target]])).logits[0, -1]
+        total -= float(logits.log_softmax(0)[ids[target]])
+    assert found["tokens"] == found["bytes"] == len(ids) - 1
+    assert found["loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert found["split"] == "text"
+
+
+def test_eval_prints_loss_perplexity_and_bits(gpt: Any, run: Path) -> None:
+    done = gpt("eval", "--split", "train", "--max-tokens", "64", "--yardsticks")
+    assert done.code == 0, done.err
+    for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on train"):
+        assert part in done.out
+
+
+def test_eval_works_without_the_data_of_the_run(gpt: Any, run: Path) -> None:
+    Path("text.txt").write_text("The cat sat.")
+    Path("data").rename("moved")
+    assert gpt("eval", "--text", "text.txt").code == 0
+    assert gpt("eval").code == 3
+    assert gpt("eval", "--data", "moved/tiny").code == 0
+
+
+def test_generate_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
+    found = gpt("generate", "The cat", "--num-samples", "2", "--json").json
+    assert list(found) == ["samples", "seed", "tokens_per_second", "seconds_to_first_token"]
+    assert [list(sample) for sample in found["samples"]] == [
+        ["text", "tokens", "finish_reason"]
+    ] * 2
+    assert found["seed"] == 1337
+    assert all(sample["tokens"] == 8 for sample in found["samples"])
+    assert found["samples"][0]["text"] != found["samples"][1]["text"]
+    assert found["tokens_per_second"] > 0 and found["seconds_to_first_token"] > 0
+
+
+def test_the_same_seed_gives_the_same_text(gpt: Any, run: Path) -> None:
+    def text(*arguments: str) -> list[str]:
+        found = gpt("generate", "--json", *arguments).json
+        return [sample["text"] for sample in found["samples"]]
+
+    assert text("--seed", "3") == text("--seed", "3") != text("--seed", "4")
+    assert text("--seed", "3", "--num-samples", "3")[:1] == text("--seed", "3")
+
+
+def test_a_prompt_comes_from_argument_option_or_stdin(gpt: Any, run: Path) -> None:
+    outputs = [
+        gpt("generate", "The cat", "--json"),
+        gpt("generate", "-p", "The cat", "--json"),
+        gpt("generate", "--json", stdin=b"The cat\n"),
+        gpt("generate", "--json", "-s", "generate.prompt=The cat"),
+    ]
+    assert len({output.json["samples"][0]["text"] for output in outputs}) == 1
+    empty = [gpt("generate", "--json", stdin=b""), gpt("generate", "--json", "")]
+    assert len({output.json["samples"][0]["text"] for output in empty}) == 1
+    assert empty[0].json["samples"][0]["text"] != outputs[0].json["samples"][0]["text"]
+
+
+def test_flags_beat_set_beats_the_run(gpt: Any, run: Path) -> None:
+    assert gpt("generate", "--json").json["samples"][0]["tokens"] == 8
+    by_set = gpt("generate", "--json", "-s", "generate.max_new_tokens=5")
+    assert by_set.json["samples"][0]["tokens"] == 5
+    by_flag = gpt("generate", "--json", "-s", "generate.max_new_tokens=5", "--max-new-tokens", "3")
+    assert by_flag.json["samples"][0]["tokens"] == 3
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(gpt: Any, run: Path) -> None:
+    done = gpt("generate", "The cat", "--temperature", "0")
+    expected = gpt("generate", "The cat", "--temperature", "0", "--json").json["samples"][0]["text"]
+    assert done.out.rstrip("\n") == "".join(c for c in expected if c == "\n" or c >= " ").rstrip(
+        "\n"
+    )
+    assert "seed 1337" in done.err and "tokens/s" in done.err
+
+
+def test_stop_strings_end_the_text(gpt: Any, run: Path) -> None:
+    whole = gpt("generate", "--temperature", "0", "--json").json["samples"][0]["text"]
+    cut = gpt("generate", "--temperature", "0", "--json", "--stop", whole[2:4]).json["samples"][0]
+    assert cut["text"] == whole[: whole.index(whole[2:4])] and cut["finish_reason"] == "stop"
+
+
+def test_checkpoints_work_on_another_machine_offline(gpt_process: Any, run: Path) -> None:
+    Path("elsewhere").mkdir()
+    (run / "best.pt").rename("elsewhere/model.pt")
+    Path("data").rename("gone")
+    proxy = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    done = gpt_process("generate", "--checkpoint", "elsewhere/model.pt", "The", "--json", **proxy)
+    assert done.code == 0 and done.json["samples"][0]["tokens"] == 8
+
+
+def test_generate_without_the_reader_ends_quietly(run: Path) -> None:
+    command = f"{sys.executable} -m gptcli generate --max-new-tokens 200 </dev/null | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+    assert b"Traceback" not in done.stderr and b"Error" not in done.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_saves_and_names_the_command_that_goes_on(
+    gpt: Any, tiny_set: list[str], sent: signal.Signals, code: int
+) -> None:
+    words = [*tiny_set, "-s", "train.max_steps=1000000", "-s", "train.log_every=1000",
+             "-s", "train.eval_every=1000000"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptcli", "train", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "COLUMNS": "300"},
+    )  # fmt: skip
+    metrics = Path("runs/tiny/metrics.jsonl")
+    deadline = time.monotonic() + 100
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "go on with: gpt train" in err and "--resume" in err and "Traceback" not in err
+    status = json.loads(Path("runs/tiny/status.json").read_text())
+    assert status["state"] == "stopped" and status["exit_code"] == code
+    step = load_checkpoint(Path("runs/tiny/last.pt")).state["step"]
+    assert step == status["step"] > 0
+    words[words.index("train.max_steps=1000000")] = f"train.max_steps={step + 5}"
+    assert gpt("train", *words, "--resume").code == 0
+
+
+def test_gpt2_tokens_of_the_standard_library(gpt: Any) -> None:
+    found = gpt("prepare", "stdlib", "--json").json
+    assert found["tokenizer"] == "gpt2" and found["vocab_size"] == 50257
+    share = found["bytes"]["val"] / (found["bytes"]["train"] + found["bytes"]["val"])
+    assert 0.08 < share < 0.105  # a tenth of the files; their text is a little less
+    shard = np.fromfile("data/stdlib/train_000000_000.bin", dtype="<i4", count=3)
+    assert shard.tolist() == [20240520, 1, found["tokens"]["train"]]

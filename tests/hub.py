@@ -1,0 +1,142 @@
+"""A Hugging Face Hub on 127.0.0.1, with as much of its protocol as data sets need.
+
+It holds data sets as {"org/name": {"path/in/repository": content}}, all at one commit.
+"""
+
+import hashlib
+import json
+import re
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+Repositories = dict[str, dict[str, bytes]]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves data sets while the `with` block runs.
+
+    Attributes:
+        url: What HF_ENDPOINT is set to.
+        requests: "METHOD /path" of every request so far.
+    """
+
+    def __init__(self, repositories: Repositories) -> None:
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(_Handler):
+            requests = hub.requests
+
+        Handler.repositories = repositories
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    repositories: Repositories
+    requests: list[str]
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing on stderr."""
+
+    def do_GET(self) -> None:
+        """Answer a request."""
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length).decode()
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        self.requests.append(f"{self.command} {path}")
+        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([^/]+)/(.+))?", path):
+            self._api(match[1], match[2], match[3] or "", body)
+        elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            self._file(match[1], match[2])
+        else:
+            self._missing("EntryNotFound")
+
+    do_HEAD = do_POST = do_GET
+
+    def _api(self, name: str, verb: str | None, rest: str, body: str) -> None:
+        """Describe a data set, list a folder of it, or tell the sizes of some files."""
+        files = self.repositories.get(name)
+        if files is None:
+            self._missing("RepoNotFound")
+            return
+        match verb:
+            case "tree":
+                folder = rest.partition("/")[2].strip("/")
+                listed = self._tree(files, folder)
+                self._reply(json.dumps(listed)) if listed else self._missing("EntryNotFound")
+            case "paths-info":
+                paths = (
+                    json.loads(body)["paths"]
+                    if body.startswith("{")
+                    else urllib.parse.parse_qs(body)["paths"]
+                )
+                found = [_entry(path, files[path]) for path in paths if path in files]
+                self._reply(json.dumps(found))
+            case _:
+                about = {"id": name, "sha": COMMIT, "private": False, "tags": []}
+                siblings = [{"rfilename": path} for path in files]
+                self._reply(json.dumps(about | {"siblings": siblings}))
+
+    def _tree(self, files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
+        """List the files and folders right in a folder, or with `recursive` all below it."""
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        recursive = query.get("recursive", ["false"])[0].lower() == "true"
+        prefix = f"{folder}/" if folder else ""
+        listed: dict[str, dict[str, Any]] = {}
+        for path, content in files.items():
+            below, slash, _ = path.removeprefix(prefix).partition("/")
+            if not path.startswith(prefix):
+                continue
+            if slash and not recursive:
+                child = prefix + below
+                listed[child] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": child}
+            else:
+                listed[path] = _entry(path, content)
+        return list(listed.values())
+
+    def _file(self, name: str, path: str) -> None:
+        if name not in self.repositories:
+            self._missing("RepoNotFound")
+        elif path not in self.repositories[name]:
+            self._missing("EntryNotFound")
+        else:
+            content = self.repositories[name][path]
+            self._reply(content, {"ETag": f'"{_oid(content)}"'})
+
+    def _missing(self, code: str) -> None:
+        self._reply("{}", {"X-Error-Code": code, "X-Error-Message": code}, status=404)
+
+    def _reply(
+        self, content: str | bytes, headers: dict[str, str] | None = None, status: int = 200
+    ) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        kind = "application/json" if isinstance(content, str) else "application/octet-stream"
+        self.send_response(status)
+        always = {"Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": COMMIT}
+        for header, value in (always | (headers or {})).items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "oid": _oid(content), "size": len(content), "path": path}
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
