@@ -83,8 +83,9 @@ def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
     tokenizer = manifest.tokenizer
     total = manifest.bytes.train + manifest.bytes.val
     n_tokens = manifest.tokens.train + manifest.tokens.val
+    size = f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:.1f} kB"
     return (
-        f"{folder}: {manifest.documents:,} documents, {total / 1e6:,.1f} MB of text,"
+        f"{folder}: {manifest.documents:,} documents, {size} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size} ids, {total / max(1, n_tokens):.2f} bytes each)"
         f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate,"
         f" {seconds:.1f} s"

@@ -173,6 +173,7 @@ def _same_or_refuse(existing: Manifest, plan: Plan) -> Manifest:
             f"{plan.folder} holds other data; it differs in: {', '.join(differing)}",
             "write it anew with --force, or choose another folder with --out",
         )
+    shards.read_tokenizer(plan.folder, existing)
     for split in ("train", "val"):
         shards.TokenReader(plan.folder, existing, split).close()
     return existing

@@ -190,7 +190,8 @@ class ShardWriter:
         while len(tokens):
             file = self._file or self._start()
             part = tokens[: self._shard_tokens - self._n_tokens]
-            file.write(part.astype(f"<{np.dtype(self._dtype).str[1:]}").tobytes())
+            with durable.storage_errors(self._path):
+                file.write(part.astype(f"<{np.dtype(self._dtype).str[1:]}").tobytes())
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == self._shard_tokens:
@@ -208,7 +209,8 @@ class ShardWriter:
         if error is not None:
             self._open.__exit__(kind, error, trace)
         elif self._file is not None:
-            self._finish()
+            with self._open:  # drops the file if it cannot be finished
+                self._finish()
 
     @property
     def _path(self) -> Path:

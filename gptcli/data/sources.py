@@ -8,14 +8,13 @@ import difflib
 import glob
 import hashlib
 import re
-import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from gptcli.config.schema import DataConfig
-from gptcli.data import hub, readers
+from gptcli.data import hub, library, readers
 from gptcli.data.presets import PRESETS, unknown_preset
 from gptcli.errors import ConfigError, DataError
 from gptcli.keyed import keyed_float, keyed_int
@@ -26,8 +25,6 @@ Split = Literal["train", "val"]
 GROUP_BYTES = 32 << 20  # text files are grouped up to this size
 FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
-_TOPICS = Path("pydoc_data", "topics.py")
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,11 @@ def source_name(source: str) -> str:
     """Return the name a source's data folder gets: data/<name>."""
     if source in PRESETS:
         return source
-    if source.startswith("hf:"):
-        return _folder_name(source.rpartition("/")[2].removeprefix("hf:"))
+    if _is_named(source):
+        return _folder_name(source.removeprefix("hf:").rpartition("/")[2])
     path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
     name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
-    return _folder_name(name or path.resolve().name)
+    return _folder_name(path.resolve().name if name in ("", "..") else name)
 
 
 def _folder_name(name: str) -> str:
@@ -107,11 +104,16 @@ def data_dir(config: DataConfig) -> Path:
     return Path("data") / source_name(config.source)
 
 
+def _is_named(source: str) -> bool:
+    """Tell whether `source` is a preset or a Hub data set, perhaps with `:part` behind it."""
+    return source.startswith("hf:") or source.partition(":")[0] in PRESETS
+
+
 def is_local(config: DataConfig) -> bool:
     """Tell whether `data.source` names text that is on this machine."""
     if config.source is None or config.source.startswith("hf:"):
         return False
-    preset = PRESETS.get(config.source)
+    preset = PRESETS.get(config.source.partition(":")[0])
     return preset is None or preset.repository is None
 
 
@@ -124,25 +126,23 @@ def find_source(config: DataConfig, seed: int) -> Source:
     """
     if config.source is None:
         raise ConfigError("no data set named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
-    preset = PRESETS.get(config.source)
-    if preset is not None and preset.repository is None:
-        return _stdlib(config, seed)
-    if preset is not None:
-        return _from_hub(
-            preset.name,
-            hub.find_files(
-                preset.repository or "", config.config or preset.config, preset.revision
-            ),
-            config,
-            preset.text_field,
-        )
-    if config.source.startswith("hf:"):
-        repository = config.source.removeprefix("hf:")
-        return _from_hub(repository, hub.find_files(repository, config.config, None), config, None)
+    source = config.source
+    if _is_named(source):
+        name, _, part = source.removeprefix("hf:").partition(":")
+        if part and config.config and part != config.config:
+            raise ConfigError(f"data.config is {config.config}, but the source says {part}")
+        config = config.model_copy(update={"config": part or config.config})
+        preset = None if source.startswith("hf:") else PRESETS[name]
+        if preset is None:
+            return _from_hub(name, hub.find_files(name, config.config, None), config, None)
+        if preset.repository is None:
+            return _stdlib(config, seed)
+        found = hub.find_files(preset.repository, config.config or preset.config, preset.revision)
+        return _from_hub(source, found, config, preset.text_field)
     if config.config is not None:
-        raise ConfigError("data.config names a part of a Hub data set; local files have none")
-    with readers.readable(Path(config.source)):
-        return _local(config.source)
+        raise ConfigError("data.config names a part of a named data set; local files have none")
+    with readers.readable(Path(source)):
+        return _local(source)
 
 
 def documents(
@@ -160,8 +160,8 @@ def documents(
 
 def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:
     """Yield the documents of a file, each as its pieces."""
-    if path == _library() / _TOPICS:
-        for text in _topics():
+    if path == library.topics_file():
+        for text in library.topics():
             yield (text,)
     elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
         for text in readers.read_rows(path, config.text_field, config.encoding_errors):
@@ -246,27 +246,27 @@ def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
 
 
 def _stdlib(config: DataConfig, seed: int) -> Source:
-    """The running Python's library without its tests, or one package of it (`data.config`).
+    """The running Python's library without its tests, or one package of it (`stdlib:textwrap`).
 
     Packages are taken for validation in a keyed order as long as they fit into the fraction, so
     that no near-duplicate file of a package stands on both sides. A single package is treated as
     any other few files: the tail of each is held out.
     """
-    packages = _library_packages()
+    packages = library.packages()
     if config.config is not None:
         files = packages.get(config.config)
         if files is None:
             near = difflib.get_close_matches(config.config, packages, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "e.g. data.config=textwrap"
-            raise ConfigError(f"data.config: no module of the library is '{config.config}'", hint)
-        unit = Unit(0, f"stdlib {config.config}", tuple(files), "tail")
-        return Source(f"stdlib:{config.config}", (unit,), _size(files))
+            hint = f"did you mean '{near[0]}'?" if near else "e.g. stdlib:textwrap"
+            raise ConfigError(f"stdlib has no module '{config.config}'", hint)
+        name = f"stdlib:{config.config}"
+        return Source(name, (Unit(0, name, tuple(files), "tail"),), _size(files))
     sizes = {package: _size(files) for package, files in packages.items()}
     total = sum(sizes.values())
     room = total * (config.val_fraction if config.val_fraction is not None else 0.1)
     held_out = set()
     for package in sorted(packages, key=lambda package: keyed_int("stdlib", seed, package)):
-        if sizes[package] <= room:
+        if 0 < sizes[package] <= room:
             room -= sizes[package]
             held_out.add(package)
     splits: list[tuple[Split, list[Path]]] = [
@@ -280,32 +280,8 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
     return Source("stdlib", tuple(units), total)
 
 
-def _library_packages() -> dict[str, list[Path]]:
-    """Return the library's files without tests, by top-level package, all in a fixed order."""
-    root = _library()
-    packages: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
-        parts = file.relative_to(root).parts
-        if not _NOT_LIBRARY.intersection(parts):
-            packages.setdefault(parts[0].removesuffix(".py"), []).append(file)
-    if not packages:
-        raise DataError(f"{root}: this Python comes without its library's sources")
-    return packages
-
-
 def _size(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-def _library() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
-def _topics() -> list[str]:
-    """The language reference's prose, as `help('topics')` shows it; one document a topic."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
 
 
 def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, text_field: str | None) -> Source:

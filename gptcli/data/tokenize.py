@@ -4,6 +4,7 @@ Memory stays bounded: documents come in pieces, and one whose tail is held out i
 the disk until its length is known.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,8 @@ def write_unit(
     with (
         ShardWriter(folder, "train", *shape) as train,
         ShardWriter(folder, "val", *shape) as val,
+        contextlib.closing(_UnitWriter({"train": train, "val": val}, tokenizer, folder)) as writer,
     ):
-        writer = _UnitWriter({"train": train, "val": val}, tokenizer, folder)
         current, unreported = -1, 0
         for index, piece in documents(unit, data, tokenizer.safe_cut):
             if index != current:
@@ -100,7 +101,7 @@ class _UnitWriter:
         if val_fraction is not None:
             # Where the tail begins is known only at the document's end.
             # The folder's disk must have room for the tokens anyway; that of /tmp may not.
-            self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=self._folder)
+            self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._folder))
             self._spool.write(self._eot.tobytes())
         else:
             self._put(split, self._eot)
@@ -139,6 +140,11 @@ class _UnitWriter:
             done += len(ids)
         self._spool.close()
         self._spool = None
+
+    def close(self) -> None:
+        """Drop a document that has not ended."""
+        if self._spool is not None:
+            self._spool.close()
 
     def flush(self) -> None:
         """Hand what is pending to the shards."""

@@ -174,10 +174,10 @@ def _describe_start(event: Started) -> str:
     goal = f"from step {event.step} to {event.max_steps}" if event.step else f"{event.max_steps}"
     epochs = event.max_steps * event.tokens_per_step / max(1, event.train_tokens)
     lines = [
-        f"run {event.run_dir}  {event.n_params:,} parameters  {event.device} {event.dtype}"
+        f"run {event.run_dir}: {event.n_params:,} parameters on {event.device}, {event.dtype}"
         f"{compiled}",
-        f"data {event.train_tokens:,} + {event.val_tokens:,} tokens of {event.tokenizer}"
-        f" ({event.vocab_size})  steps {goal}  {event.tokens_per_step:,} tokens a step"
-        f"  {epochs:.3g} epochs",
+        f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens, {event.tokenizer}"
+        f" of {event.vocab_size} ids",
+        f"steps: {goal} of {event.tokens_per_step:,} tokens, {epochs:.3g} epochs",
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in event.notes)])

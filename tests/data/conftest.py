@@ -16,11 +16,12 @@ Write = Callable[..., Path]
 def write(tmp_path: Path) -> Write:
     """Return a function that writes a file into `tmp_path`, gzipped if its name says so."""
 
-    def write_file(name: str, content: str | bytes, raw: bool = False) -> Path:
+    def write_file(name: str | Path, content: str | bytes, raw: bool = False) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode() if isinstance(content, str) else content
-        path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") and not raw else data)
+        zipped = path.name.lower().endswith(".gz") and not raw
+        path.write_bytes(gzip.compress(data) if zipped else data)
         return path
 
     return write_file
