@@ -4,23 +4,15 @@
 """
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
-from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
-from gptcli.device import Compute, memory_bytes
-from gptcli.errors import MemoryLimitError, NonFiniteError
+from gptcli.device import memory_bytes
 from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import TextStream, encode_prompt, stream
-from gptcli.keyed import keyed_int
-from gptcli.model import GPT, GPTOutput
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -35,10 +27,9 @@ from gptcli.training.events import (
     describe,
     metrics_of,
 )
-from gptcli.training.optim import clip_gradients
 from gptcli.training.run import open_run
-from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session, start
+from gptcli.training.step import Stepper
 from gptcli.training.stop import Stop
 
 MOST_EVAL_TOKENS = 1_000_000
@@ -90,14 +81,7 @@ class Trainer:
     def __init__(self, session: Session, stop: Stop) -> None:
         self.s = session
         self.stop = stop
-        self.network, note = _network(session.model, session.compute, session.config)
-        if note:
-            session.notes.append(note)
-        self.scaler = torch.amp.GradScaler(
-            session.compute.device.type, enabled=session.compute.dtype == torch.float16
-        )
-        if session.state.scaler:
-            self.scaler.load_state_dict(session.state.scaler)
+        self.stepper = Stepper(session)
         self.resumed_seconds = session.state.seconds
         self.began = time.perf_counter()
         self.step_seconds = 0.0
@@ -110,6 +94,7 @@ class Trainer:
         """Run to the last step, or until asked to stop."""
         state, train = self.s.state, self.s.config.train
         yield self._started()
+        self.s.run.write_config(self.s.config)
         self.s.run.write_status("running", state.step, None)
         if self.saved_step is None:
             yield self._save()  # also shows at once whether the disk takes a checkpoint
@@ -117,7 +102,7 @@ class Trainer:
             yield from self._evaluate()
         while state.step < self.s.max_steps:
             done = self._step()
-            if done is None or self.stop.requested():
+            if done is None:
                 break
             yield done
             is_best_epoch = yield from self._end_epoch()
@@ -152,72 +137,34 @@ class Trainer:
         return step > 0 and (step % every == 0 or step == self.s.max_steps)
 
     def _step(self) -> StepDone | None:
-        """Do one optimizer step; None if asked to stop, with everything as before the step."""
-        s, state, config = self.s, self.s.state, self.s.config
+        """Do one optimizer step and its bookkeeping; None if asked to stop before it was done."""
+        state, config = self.s.state, self.s.config
         began = time.perf_counter()
-        lr = lr_at(state.step, s.max_steps, config)
-        with _memory_errors(config):
-            loss = self._accumulate()
-            if loss is None:
-                s.optimizer.zero_grad()
-                return None
-            s.optimizer.unscale(self.scaler)
-            norm = float(clip_gradients(s.model, config.optim.grad_clip))
-            self._require_finite(float(loss), norm)
-            s.optimizer.step(lr, self.scaler)
-            s.optimizer.zero_grad()
+        result = self.stepper.step(self.stop.requested)
+        if result is None:
+            return None
         state.step += 1
-        state.epoch_loss += float(loss)
+        state.epoch_loss += result.loss
         state.epoch_tokens += config.tokens_per_step
-        self.step_seconds += time.perf_counter() - began
+        now = time.perf_counter()
+        self.step_seconds += now - began
         self.steps_timed += 1
-        state.seconds = self.resumed_seconds + time.perf_counter() - self.began
+        state.seconds = self.resumed_seconds + now - self.began
         rate = self.steps_timed * config.tokens_per_step / self.step_seconds
         done = StepDone(
             step=state.step,
             tokens=state.step * config.tokens_per_step,
-            loss=float(loss) / config.tokens_per_step,
-            lr=lr,
-            grad_norm=norm,
+            loss=result.loss / config.tokens_per_step,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
             tokens_per_second=rate,
-            memory_bytes=memory_bytes(s.compute.device),
+            memory_bytes=memory_bytes(self.s.compute.device),
             seconds=state.seconds,
             logged=self._due(config.train.log_every),
         )
         if done.logged:
             self.last_rate, self.step_seconds, self.steps_timed = rate, 0.0, 0
         return done
-
-    def _accumulate(self) -> Tensor | None:
-        """Add up the gradients of a step's micro-batches; return the sum of its losses, nats."""
-        s, step = self.s, self.s.state.step
-        total = torch.zeros((), device=s.compute.device)
-        micro_batches = s.loader.micro_batches(step, s.config.train.micro_batch_size)
-        for index, (tokens, targets) in enumerate(micro_batches):
-            if self.stop.requested():
-                return None
-            if s.config.model.dropout:
-                torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
-            with s.compute.autocast():
-                loss = self.network(tokens.to(s.compute.device), targets.to(s.compute.device)).loss
-            assert loss is not None
-            torch.autograd.backward(self.scaler.scale(loss / s.config.tokens_per_step))
-            total += loss.detach()
-        return total
-
-    def _require_finite(self, loss: float, norm: float) -> None:
-        """Keep a loss or gradient that is not finite away from the weights."""
-        overflowed = self.scaler.is_enabled() and math.isfinite(loss)  # the scaler skips and adapts
-        if (math.isfinite(loss) and math.isfinite(norm)) or overflowed:
-            return
-        step = self.s.state.step
-        what = "gradient" if math.isfinite(loss) else "loss"
-        files = self.s.run.step_files()
-        raise NonFiniteError(
-            f"step {step + 1}: the {what} is not finite; step {step} was the last good one"
-            + (f", saved: {files[0]}" if files else ""),
-            "try a lower optim.lr, more optim.warmup_steps, or dtype=float32",
-        )
 
     def _end_epoch(self) -> Generator[Event, None, bool]:
         """Report the epoch the last step completed; tell whether it is the best to keep.
@@ -240,8 +187,6 @@ class Trainer:
 
     def _save(self) -> Saved:
         """Write a checkpoint, then let go of old ones."""
-        if self.scaler.is_enabled():
-            self.s.state.scaler = dict(self.scaler.state_dict())
         path = self.s.save()
         self.saved_step = self.s.state.step
         self.s.run.link(self.s.state.step, LAST)
@@ -285,9 +230,12 @@ class Trainer:
             s.model, ids, config, s.compute,
             eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
         )  # fmt: skip
-        text = "".join(TextStream(tokens, s.tokenizer, config))
+        text = TextStream(tokens, s.tokenizer, config)
+        for _ in text:
+            if self.stop.requested():
+                break
         s.model.train()
-        return Sampled(s.state.step, prompt or "", text)
+        return Sampled(s.state.step, prompt or "", text.text)
 
     def _started(self) -> Started:
         s = self.s
@@ -303,7 +251,7 @@ class Trainer:
             val_tokens=len(s.val_tokens) if s.val_tokens is not None else 0,
             device=str(s.compute.device),
             dtype=str(s.compute.dtype).removeprefix("torch."),
-            compiled=self.network is not s.model,
+            compiled=self.stepper.compiled,
             tokenizer=s.tokenizer.name,
             vocab_size=s.tokenizer.vocab_size,
             notes=tuple(s.notes),
@@ -311,8 +259,8 @@ class Trainer:
 
     def _summary(self) -> Summary:
         s, state = self.s, self.s.state
-        paths = (s.run.folder / name for name in (BEST, LAST))
-        checkpoint: Path | None = next((path for path in paths if path.exists()), None)
+        paths = [s.run.folder / name for name in (BEST, LAST)]
+        checkpoint = next((path for path in paths if path.exists()), None)
         return Summary(
             run_dir=str(s.run.folder),
             step=state.step,
@@ -324,47 +272,3 @@ class Trainer:
             seconds=state.seconds,
             checkpoint=str(checkpoint) if checkpoint else None,
         )
-
-
-def _network(
-    model: GPT, compute: Compute, config: Config
-) -> tuple[Callable[[Tensor, Tensor], GPTOutput], str | None]:
-    """Return the network as it is trained, compiled where asked for and possible.
-
-    Compilers fail in many ways, and late: one forward and backward pass tries it. The second
-    value says why a network that should have been compiled is not.
-    """
-    if not compute.compile:
-        return model, None
-    compiled = torch.compile(model)
-    tokens = torch.zeros(
-        config.train.micro_batch_size, config.seq_len, dtype=torch.int64, device=compute.device
-    )
-    try:
-        with compute.autocast():
-            torch.autograd.backward(compiled(tokens, tokens).loss)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        return model, f"not compiled: {reason}"
-    finally:
-        model.zero_grad(set_to_none=True)
-    return compiled, None
-
-
-@contextlib.contextmanager
-def _memory_errors(config: Config) -> Iterator[None]:
-    """Turn running out of memory into an error that names a smaller micro-batch."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_memory and "can't allocate memory" not in str(error):
-            raise
-        size = config.train.micro_batch_size
-        raise MemoryLimitError(
-            f"out of memory with micro_batch_size {size} and seq_len {config.seq_len}",
-            f"-s train.micro_batch_size={size // 2} -s train.tokens_per_step="
-            f"{config.tokens_per_step} --resume does the same steps in half the memory"
-            if size > 1 and size % 2 == 0
-            else "use a smaller network, a shorter data.seq_len, or dtype=bfloat16",
-        ) from error

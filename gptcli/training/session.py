@@ -21,6 +21,7 @@ from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokeni
 from gptcli.data.sources import data_dir
 from gptcli.device import Compute, available_devices, compute, settle
 from gptcli.errors import CheckpointError, ConfigError, DataError
+from gptcli.generation import encode_prompt
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, load_tokenizer, tokenizer_from
@@ -128,6 +129,8 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     config = _resolve(config, folder, manifest, checkpoint, notes)
     if checkpoint is not None:
         notes += _compare(checkpoint, config, manifest, tokenizer)
+    # A prompt that cannot be sampled from should not come to light at the run's end.
+    encode_prompt(tokenizer, config.generate.prompt, config.model.block_size)
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
     machine = compute(config)
@@ -142,7 +145,6 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     if checkpoint is not None:
         optimizer.load_state(checkpoint.optimizer)
     describe_run(run, _facts(config, manifest, model))
-    run.write_config(config)
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
         optimizer, state, _max_steps(config, loader), checkpoint is not None, notes,

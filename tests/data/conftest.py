@@ -1,4 +1,4 @@
-"""What the tests of the data share: files, and an ordinary user."""
+"""What the tests of the data share: files, an ordinary user, and prepared folders."""
 
 import contextlib
 import gzip
@@ -6,10 +6,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gptcli.config import load_config
+from gptcli.data import shards
+from gptcli.data.prepare import make_plan, prepare
+from gptcli.data.shards import Manifest, Split
+from gptcli.errors import GptError
+from gptcli.tokenizers import Tokenizer
+
+OUT = Path("data/out")
 Write = Callable[..., Path]
+Prepared = Callable[..., Manifest]
+Refusal = Callable[..., GptError]
+TokensOf = Callable[..., list[int]]
+Encoded = Callable[..., list[int]]
 
 
 @pytest.fixture
@@ -43,3 +56,52 @@ def without_privileges() -> Callable[[], AbstractContextManager[None]]:
             os.seteuid(0)
 
     return ordinary_user
+
+
+@pytest.fixture
+def prepared() -> Prepared:
+    """Return a function that prepares a source, as bytes unless told otherwise."""
+
+    def run(source: str, *sets: str, out: Path = OUT, **options: Any) -> Manifest:
+        name = [] if any(s.startswith("tokenizer.") for s in sets) else ["tokenizer.name=bytes"]
+        flags = {"data.source": source, "data.dir": str(out)}
+        return prepare(make_plan(load_config(None, [*name, *sets], flags)), **options)
+
+    return run
+
+
+@pytest.fixture
+def refusal(prepared: Prepared) -> Refusal:
+    """Return a function that returns the error of a source that is refused."""
+
+    def run(source: str, *sets: str, code: int = 3, **options: Any) -> GptError:
+        with pytest.raises(GptError) as caught:
+            prepared(source, *sets, **options)
+        assert caught.value.exit_code == code
+        return caught.value
+
+    return run
+
+
+@pytest.fixture
+def tokens_of() -> TokensOf:
+    """Return a function that returns the tokens of one split of `OUT`, or of both in order."""
+
+    def read(manifest: Manifest, *splits: Split) -> list[int]:
+        tokens: list[int] = []
+        for split in splits or shards.SPLITS:
+            with shards.TokenReader(OUT, manifest, split) as reader:
+                tokens += reader.read(0, len(reader)).tolist()
+        return tokens
+
+    return read
+
+
+@pytest.fixture
+def encoded() -> Encoded:
+    """Return a function that returns the tokens of documents, end-of-text before each."""
+
+    def encode(tokenizer: Tokenizer, *texts: str) -> list[int]:
+        return [id for text in texts for id in [tokenizer.eot, *tokenizer.encode(text).tolist()]]
+
+    return encode

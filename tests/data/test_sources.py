@@ -1,7 +1,6 @@
 """From the name of a source to its files, their order, and what is held out."""
 
 import json
-import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -83,6 +82,8 @@ def test_nothing_named_is_a_usage_error() -> None:
         source_of(None)
     with pytest.raises(ConfigError, match="local files have none"):
         source_of("./x.txt", config="en")
+    with pytest.raises(ConfigError, match=r"data\.config is en, but the source says de"):
+        source_of("hf:org/name:de", config="en")
 
 
 def test_a_folder_without_text_says_what_is_looked_for(write: Write, tmp_path: Path) -> None:
@@ -134,12 +135,6 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(write: Write) -> None:
     assert files_of(source_of("a[1].txt")) == ["a[1].txt"]
 
 
-def test_a_preset_wins_over_a_folder_of_its_name(write: Write, library: Path) -> None:
-    write("stdlib/a.txt", "x")
-    assert "module0.py" in files_of(source_of("stdlib"))
-    assert files_of(source_of("./stdlib")) == ["a.txt"]
-
-
 @pytest.mark.parametrize(
     ("source", "name"),
     [
@@ -147,6 +142,9 @@ def test_a_preset_wins_over_a_folder_of_its_name(write: Write, library: Path) ->
         ("fineweb-edu", "fineweb-edu"),
         ("hf:org/name", "name"),
         ("hf:org/name-v1.5", "name-v1.5"),
+        ("hf:org/name:part", "name-part"),
+        ("hf:name", "name"),
+        ("stdlib:textwrap", "stdlib-textwrap"),
         ("input.txt", "input"),
         ("./input.txt", "input"),
         ("/a/b/input.txt.gz", "input"),
@@ -185,9 +183,9 @@ def test_an_explicit_data_folder_is_taken_as_it_is() -> None:
 
 
 def test_what_is_on_this_machine() -> None:
-    local = {name: sources.is_local(DataConfig(source=name))
-             for name in ("stdlib", "x.txt", "./a", "hf:a/b", "fineweb")}  # fmt: skip
-    assert local == {"stdlib": True, "x.txt": True, "./a": True, "hf:a/b": False, "fineweb": False}
+    expected = {"stdlib": True, "stdlib:json": True, "x.txt": True, "./a": True,
+                "hf:a/b": False, "fineweb": False}  # fmt: skip
+    assert {name: sources.is_local(DataConfig(source=name)) for name in expected} == expected
     assert not sources.is_local(DataConfig())
 
 
@@ -297,111 +295,3 @@ def test_a_folder_without_permission_is_named(
     with without_privileges(), pytest.raises(StorageError, match="Permission denied"):
         source_of(str(tmp_path / "locked" / "a.txt"))
     (tmp_path / "locked").chmod(0o755)
-
-
-# What follows is the preset `stdlib`.
-
-
-def package_of(path: Any, root: Path) -> str:
-    """Return the top-level package of a file of the library."""
-    return Path(path).relative_to(root).parts[0].removesuffix(".py")
-
-
-def test_the_library_is_held_out_by_package() -> None:
-    root = Path(sysconfig.get_path("stdlib"))
-    source = source_of("stdlib")
-    train, val = source.units
-    assert (train.held_out, val.held_out) == ("train", "val")
-    packages = [{package_of(path, root) for path in unit.paths} for unit in (train, val)]
-    assert not packages[0] & packages[1]
-    assert len(packages[0]) > 100 and len(packages[1]) > 5
-    sizes = [sum(Path(str(p)).stat().st_size for p in unit.paths) for unit in (train, val)]
-    assert 0.08 < sizes[1] / sum(sizes) <= 0.1
-    assert 5_000_000 < source.n_bytes == sum(sizes)
-
-
-def test_the_library_comes_without_tests_and_foreign_packages() -> None:
-    root = Path(sysconfig.get_path("stdlib"))
-    folders = {
-        part
-        for unit in source_of("stdlib").units
-        for path in unit.paths
-        for part in Path(str(path)).relative_to(root).parts[:-1]
-    }
-    assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
-    assert {"json", "email", "asyncio"} <= folders
-
-
-def test_the_librarys_split_depends_on_the_seed_alone(library: Path) -> None:
-    def held_out(seed: int) -> str:
-        return files_of(find_source(DataConfig(source="stdlib"), seed))[-1]
-
-    drawn = [held_out(seed) for seed in range(20)]
-    assert [held_out(seed) for seed in range(20)] == drawn
-    assert len(set(drawn)) > 4
-
-
-@pytest.fixture
-def library(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of ten packages of 100 bytes, and what is not taken from one."""
-    root = tmp_path / "library"
-    for i in range(8):
-        write(f"library/module{i}.py", "x" * 100)
-    for name in ("email/__init__.py", "email/mime/text.py", "json/a.py", "json/b/c.py"):
-        write(f"library/{name}", "x" * 50)
-    write("library/empty.py", "")
-    for name in ("test/a.py", "json/tests/a.py", "idlelib/idle_test/a.py", "email/test/x.py",
-                 "site-packages/numpy/a.py", "dist-packages/a.py", "json/__pycache__/a.py",
-                 "LICENSE.txt", "json/data.json"):  # fmt: skip
-        write(f"library/{name}", "no library")
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(root))
-    return root
-
-
-@pytest.mark.parametrize(("fraction", "held_out"), [(None, 1), (0.1, 1), (0.25, 2), (0.55, 5)])
-def test_packages_are_held_out_while_they_fit(
-    library: Path, fraction: float | None, held_out: int
-) -> None:
-    source = source_of("stdlib", val_fraction=fraction)
-    train, val = source.units
-    assert source.n_bytes == 1000
-    assert len({package_of(path, library) for path in val.paths}) == held_out
-    taken = [Path(str(p)).relative_to(library).as_posix() for p in (*train.paths, *val.paths)]
-    assert sorted(taken) == sorted([
-        *(f"module{i}.py" for i in range(8)), "email/__init__.py", "email/mime/text.py",
-        "empty.py", "json/a.py", "json/b/c.py",
-    ])  # fmt: skip
-    for unit in (train, val):
-        names = [Path(str(path)).relative_to(library).as_posix() for path in unit.paths]
-        assert names == sorted(names)
-
-
-def test_no_validation_takes_no_package_not_even_an_empty_one(library: Path) -> None:
-    [train] = source_of("stdlib", val_fraction=0).units
-    assert train.held_out == "train"
-    assert len(train.paths) == 13
-
-
-def test_a_python_without_its_library_says_so(tmp_path: Path, library: Path) -> None:
-    for path in library.rglob("*.py"):
-        path.unlink()
-    with pytest.raises(DataError, match="comes without its library's sources"):
-        source_of("stdlib")
-
-
-def test_one_package_of_the_library_is_a_few_files(library: Path) -> None:
-    source = source_of("stdlib", config="json")
-    [unit] = source.units
-    assert files_of(source) == ["a.py", "c.py"]
-    assert (unit.held_out, source.n_bytes) == ("tail", 100)
-    with pytest.raises(ConfigError, match="'jsno'") as caught:
-        source_of("stdlib", config="jsno")
-    assert caught.value.hint == "did you mean 'json'?"
-
-
-def test_the_prose_of_the_language_reference_is_one_document_a_topic() -> None:
-    root = Path(sysconfig.get_path("stdlib"))
-    texts = texts_of(Unit(0, "x", (root / "pydoc_data" / "topics.py",), "train"))
-    assert len(texts) > 50
-    assert sum(text.startswith("Boolean operations\n") for text in texts.values()) == 1
-    assert not any("topics = {" in text for text in texts.values())

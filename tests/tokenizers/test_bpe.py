@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from gptcli.errors import ConfigError, DataError
-from gptcli.tokenizers import Tokenizer, bpe, tokenizer_from
+from gptcli.tokenizers import SAFE_CUT, Tokenizer, bpe, tokenizer_from
 from gptcli.tokenizers.bpe import BpeTokenizer
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: connections are refused at once
@@ -135,7 +135,7 @@ def test_a_vocabulary_size_is_a_maximum(training_text: str) -> None:
 
 
 def test_training_does_not_depend_on_how_the_text_is_cut(training_text: str) -> None:
-    places = [match.start() for match in bpe.SAFE_CUT.finditer(training_text)][::7]
+    places = [match.start() for match in SAFE_CUT.finditer(training_text)][::7]
     ends = [*places, len(training_text)]
     pieces = [training_text[a:b] for a, b in zip([0, *places], ends, strict=True)]
     assert len(pieces) > 100
@@ -216,8 +216,8 @@ def test_cuts_leave_the_tokens_of_other_patterns_alone(
 def test_the_test_of_cuts_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """cl100k takes a newline together with punctuation before it, so GPT-2's cuts break it."""
     tokenizer = pairs_only("cl100k_base", published_pattern("cl100k_base", monkeypatch))
-    assert tokenizer.safe_cut != bpe.SAFE_CUT
-    tokenizer.safe_cut = bpe.SAFE_CUT
+    assert tokenizer.safe_cut != SAFE_CUT
+    tokenizer.safe_cut = SAFE_CUT
     with pytest.raises(AssertionError, match="cut before"):
         check_cuts(tokenizer, "end.\nNext")
 

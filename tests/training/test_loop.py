@@ -330,26 +330,35 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny: Tiny) -> None
     assert json.loads((config.run_folder / "status.json").read_text())["exit_code"] == 7
 
 
-def test_a_stop_inside_a_step_drops_the_step(tiny: Tiny) -> None:
-    straight, broken = tiny(*THOROUGH, name="straight"), tiny(*THOROUGH, name="broken")
+@pytest.mark.parametrize("reads", range(20, 32))
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_stop_at_any_moment_of_a_step_changes_no_bit(tiny: Tiny, reads: int, seen: bool) -> None:
+    how = (*THOROUGH, "train.max_steps=9", "generate.max_new_tokens=1", "train.log_every=1")
+    straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
     finish(straight)
-    asked = 0
 
-    class AfterSomeReads(Stop):
-        """Asks once the loop has looked at it often enough to be amid a step."""
+    class AtRead(Stop):
+        """Asks at the given look of the loop, or just after it."""
+
+        looks = 0
 
         def requested(self) -> bool:
-            nonlocal asked
-            asked += 1
-            if asked > 23:
+            self.looks += 1
+            before = super().requested()
+            if self.looks == reads:
                 self.exit_code = 130
-            return super().requested()
+            return super().requested() if seen else before
 
-    last = list(train(broken, stop=AfterSomeReads()))[-1]
-    assert isinstance(last, Stopped) and 0 < last.step < 20
+    last = list(train(broken, stop=AtRead()))[-1]
+    assert isinstance(last, Stopped) and 0 < last.step < 9
     finish(broken, resume=True)
     assert_same_bits(content(straight), content(broken))
     assert metrics(straight) == metrics(broken)
+
+
+def test_a_prompt_that_cannot_be_sampled_is_refused_before_training(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="the prompt has 20 tokens"):
+        finish(tiny(f"generate.prompt={'x' * 20}"))
 
 
 def test_learning_happens(tiny: Tiny) -> None:

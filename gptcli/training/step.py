@@ -1,0 +1,153 @@
+"""One optimizer step: forward, backward, clip, update; nothing that is not finite gets through.
+
+A step reads its position and changes weights and optimizer state, and nothing else.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import Config
+from gptcli.device import Compute
+from gptcli.errors import MemoryLimitError, NonFiniteError
+from gptcli.keyed import keyed_int
+from gptcli.model import GPT, GPTOutput
+from gptcli.training.optim import clip_gradients
+from gptcli.training.schedule import lr_at
+from gptcli.training.session import Session
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured: the sum of its losses in nats, its rate, the norm before clipping."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+class Stepper:
+    """Steps through a session's data with its network and optimizer.
+
+    Attributes:
+        compiled: Whether the network runs compiled.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.s = session
+        self._network, failure = _network(session.model, session.compute, session.config)
+        self.compiled = self._network is not session.model
+        if failure is not None:
+            session.notes.append(failure)
+            # Stored with the run: eager and compiled dropout draw different bits.
+            session.config = session.config.model_copy(update={"compile": False})
+        self._scaler = torch.amp.GradScaler(
+            session.compute.device.type, enabled=session.compute.dtype == torch.float16
+        )
+        if session.state.scaler:
+            self._scaler.load_state_dict(session.state.scaler)
+
+    def step(self, stopped: Callable[[], bool]) -> StepResult | None:
+        """Do the step that follows the session's position.
+
+        Args:
+            stopped: Asked between micro-batches; if true, None is returned and nothing changed.
+
+        Raises:
+            NonFiniteError: The loss or a gradient is not finite; the weights are as before.
+            MemoryLimitError: The device has too little memory.
+        """
+        s, config = self.s, self.s.config
+        lr = lr_at(s.state.step, s.max_steps, config)
+        with _memory_errors(config):
+            total = self._accumulate(stopped)
+            if total is None:
+                s.optimizer.zero_grad()
+                return None
+            s.optimizer.unscale(self._scaler)
+            norm = float(clip_gradients(s.model, config.optim.grad_clip))
+            loss = float(total)
+            self._require_finite(loss, norm)
+            s.optimizer.step(lr, self._scaler)
+            s.optimizer.zero_grad()
+        if self._scaler.is_enabled():
+            s.state.scaler = dict(self._scaler.state_dict())
+        return StepResult(loss, lr, norm)
+
+    def _accumulate(self, stopped: Callable[[], bool]) -> Tensor | None:
+        """Add up the gradients of a step's micro-batches; return the sum of its losses, nats."""
+        s, step, device = self.s, self.s.state.step, self.s.compute.device
+        total = torch.zeros((), device=device)
+        micro_batches = s.loader.micro_batches(step, s.config.train.micro_batch_size)
+        for index, (tokens, targets) in enumerate(micro_batches):
+            if stopped():
+                return None
+            if s.config.model.dropout:
+                torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
+            with s.compute.autocast():
+                loss = self._network(tokens.to(device), targets.to(device)).loss
+            assert loss is not None
+            torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
+            total += loss.detach()
+        return total
+
+    def _require_finite(self, loss: float, norm: float) -> None:
+        """Keep a loss or gradient that is not finite away from the weights."""
+        skipped = self._scaler.is_enabled() and math.isfinite(loss)  # the scaler adapts by itself
+        if math.isfinite(loss) and (math.isfinite(norm) or skipped):
+            return
+        step = self.s.state.step
+        files = self.s.run.step_files()
+        raise NonFiniteError(
+            f"step {step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not finite;"
+            f" step {step} was the last good one" + (f", saved: {files[0]}" if files else ""),
+            "try a lower optim.lr, more optim.warmup_steps, or dtype=float32",
+        )
+
+
+def _network(
+    model: GPT, compute: Compute, config: Config
+) -> tuple[Callable[[Tensor, Tensor], GPTOutput], str | None]:
+    """Return the network as it is trained, compiled where asked for and possible.
+
+    Compilers fail in many ways, and late: one forward and backward pass tries it. The second
+    value says why a network that should have been compiled is not.
+    """
+    if not compute.compile:
+        return model, None
+    compiled = torch.compile(model)
+    tokens = torch.zeros(
+        config.train.micro_batch_size, config.seq_len, dtype=torch.int64, device=compute.device
+    )
+    try:
+        with compute.autocast():
+            torch.autograd.backward(compiled(tokens, tokens).loss)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        return model, f"not compiled: {reason}"
+    finally:
+        model.zero_grad(set_to_none=True)
+    return compiled, None
+
+
+@contextlib.contextmanager
+def _memory_errors(config: Config) -> Iterator[None]:
+    """Turn running out of memory into an error that names a smaller micro-batch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_memory and "can't allocate memory" not in str(error):
+            raise
+        size = config.train.micro_batch_size
+        raise MemoryLimitError(
+            f"out of memory with micro_batch_size {size} and seq_len {config.seq_len}",
+            f"-s train.micro_batch_size={size // 2} -s train.tokens_per_step="
+            f"{config.tokens_per_step} --resume does the same steps in half the memory"
+            if size > 1 and size % 2 == 0
+            else "use a smaller network, a shorter data.seq_len, or dtype=bfloat16",
+        ) from error
