@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
+from gptcli.commands import data
 from gptcli.commands.evaluate import evaluate
 from gptcli.commands.generate import generate
 from gptcli.commands.prepare import prepare
@@ -22,6 +23,7 @@ app = typer.Typer(
     epilog="Start: gpt prepare stdlib && gpt train -c quickstart && gpt generate",
 )
 app.command("prepare", rich_help_panel="Data")(prepare)
+app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.command("train", rich_help_panel="Model")(train)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)

@@ -261,7 +261,7 @@ class TokenReader:
         self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
         self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
         for shard, path in zip(self._shards, self._paths, strict=True):
-            _check_shard(path, shard, manifest.dtype)
+            check_shard(path, shard, manifest.dtype)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -317,7 +317,7 @@ class TokenReader:
         self._opened.clear()
 
 
-def _check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
+def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
     """Compare a shard's size and header with the manifest."""
     hint = "prepare the folder anew with `gpt prepare --force`"
     itemsize = np.dtype(dtype).itemsize

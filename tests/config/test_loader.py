@@ -158,6 +158,8 @@ def test_a_set_replaces_the_place_of_the_files_value(write: Write) -> None:
     path = write("optim: {lr: 1}")
     assert refusal(path, "optim.lr=-1").message.startswith("--set optim.lr=-1: ")
     assert refusal(path, "optim=3").message.startswith("--set optim=3: ")
+    whole = "optim={lr: -1}"
+    assert refusal(path, whole).message.startswith(f"--set {whole}: optim.lr: ")
 
 
 def test_a_set_inside_a_value_is_refused(write: Write) -> None:

@@ -222,6 +222,12 @@ def test_the_test_of_cuts_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         check_cuts(tokenizer, "end.\nNext")
 
 
+def test_text_is_cut_between_a_non_space_and_a_letter() -> None:
+    text = "a b\nc  d\n\ne .f\n1 _g \u00e9\r\nh\ti \u4f60\n\u0301"
+    cuts = [match.start() for match in SAFE_CUT.finditer(text)]
+    assert [text[at - 1 : at + 2] for at in cuts] == ["a b", "b\nc", "g \u00e9", "i \u4f60"]
+
+
 def test_ordinary_text_can_be_cut_often(gpt2: Tokenizer) -> None:
     """Memory stays bounded only if there are places to cut."""
     prose = "It was the best of times, it was the worst of times.\nIt was the age of wisdom."

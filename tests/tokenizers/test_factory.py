@@ -131,6 +131,14 @@ def test_a_damaged_vocabulary_is_refused(bpe: Tokenizer, change: dict[str, Any])
         tokenizer_from(bpe.definition() | change)
 
 
+def test_a_vocabulary_without_a_byte_is_refused(bpe: Tokenizer) -> None:
+    """tiktoken would end the process at the first text that has it."""
+    definition = bpe.definition()
+    definition["ranks"] = "\n".join(definition["ranks"].splitlines()[1:])
+    with pytest.raises(DataError, match="a byte has no rank"):
+        tokenizer_from(definition)
+
+
 @pytest.mark.parametrize(
     "definition",
     [

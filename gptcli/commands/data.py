@@ -1,0 +1,100 @@
+"""`gpt data`: what is in a data folder, windows as the network sees them, hashes checked."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptcli import console
+from gptcli.commands import options
+from gptcli.errors import ConfigError, DataError
+
+app = typer.Typer(help="Look into prepared data.", no_args_is_help=False)
+
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A prepared data folder.")]
+
+
+@app.command()
+def info(folder: Folder, json_: options.JsonOption = False) -> None:
+    """Say what a data folder holds."""
+    from gptcli.data.shards import read_manifest
+
+    manifest = read_manifest(Path(folder))
+    facts: dict[str, Any] = {
+        "dir": folder,
+        **manifest.recipe.model_dump(exclude={"tokenizer", "max_vocab_size"}),
+        "tokenizer": manifest.tokenizer.name,
+        "vocab_size": manifest.tokenizer.vocab_size,
+        "dtype": manifest.dtype,
+        "documents": manifest.documents,
+        "tokens": manifest.tokens.model_dump(),
+        "bytes": manifest.bytes.model_dump(),
+        "shards": sum(len(unit.shards) for unit in manifest.units),
+        "fingerprint": manifest.fingerprint,
+    }
+    if json_:
+        console.result_json(facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
+        shown = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
+        console.result(f"{key:<16} {shown}")
+
+
+@app.command()
+def peek(
+    folder: Folder,
+    split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
+    count: Annotated[int, typer.Option("--count", help="Windows to show.")] = 3,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens in a window.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Which windows.")] = 1337,
+    json_: options.JsonOption = False,
+) -> None:
+    """Show decoded windows as the network will see them."""
+    options.require_positive(count=count, seq_len=seq_len)
+    if split not in ("train", "val"):
+        raise ConfigError(f"--split: expected train or val, got '{split}'")
+    from gptcli.data.inspect import windows_as_text
+    from gptcli.data.shards import read_manifest
+
+    path = Path(folder)
+    manifest = read_manifest(path)
+    found = windows_as_text(
+        path,
+        manifest,
+        split,  # type: ignore[arg-type]
+        count=count,
+        seq_len=seq_len,
+        seed=seed,
+    )
+    if json_:
+        windows = [{"start": start, "text": text} for start, text in found]
+        console.result_json({"dir": folder, "split": split, "windows": windows})
+        return
+    for start, text in found:
+        console.result(f"--- {split} tokens {start:,} to {start + seq_len:,}")
+        console.result(text)
+
+
+@app.command()
+def verify(folder: Folder, json_: options.JsonOption = False) -> None:
+    """Check every shard's size, header, hash and ids."""
+    from gptcli.data.inspect import damaged_shards
+    from gptcli.data.shards import SPLITS, read_manifest, read_tokenizer
+
+    path = Path(folder)
+    manifest = read_manifest(path)
+    read_tokenizer(path, manifest)
+    n_shards = sum(len(manifest.shards(split)) for split in SPLITS)
+    with console.bar(f"verifying {folder}", manifest.tokens.train + manifest.tokens.val) as bar:
+        problems = damaged_shards(path, manifest, bar.advance)
+    if problems:
+        more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{problems[0]}{more}", "prepare the folder anew with `gpt prepare --force`"
+        )
+    if json_:
+        console.result_json({"dir": folder, "shards": n_shards, "damaged": 0})
+    else:
+        console.result(f"{folder}: {n_shards} shards are what the manifest says")
