@@ -1,6 +1,6 @@
 """How long `gpt` takes to say something, beside an empty Python: medians of interleaved runs.
 
-    python benchmarks/startup.py [--rounds 5]
+python benchmarks/startup.py [--rounds 5]
 """
 
 import argparse

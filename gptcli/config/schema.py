@@ -57,6 +57,8 @@ class DataConfig(Section):
     """Part held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What to do with bytes that are not UTF-8: stop and name the place, or put U+FFFD."""
+    keep_downloads: bool = True
+    """Keep downloaded files in the Hub's cache after their shards are written."""
     shard_tokens: PositiveInt = 100_000_000
     """Most tokens in one shard file."""
     seq_len: PositiveInt | None = None

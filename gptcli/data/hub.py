@@ -9,9 +9,11 @@ import dataclasses
 import json
 import logging
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 from gptcli import durable
@@ -21,6 +23,15 @@ from gptcli.errors import ConfigError, DataError, GptError
 _UNREACHABLE = {
     "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError"
 }  # fmt: skip
+
+_CUT = {"TransportError", "ConnectionError", "ChunkedEncodingError", "TimeoutError"}
+_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second, third, ... try
+
+T = TypeVar("T")
+
+
+class NetworkError(DataError):
+    """The Hub does not answer, or not now."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +51,36 @@ class HubFile:
         """
         from huggingface_hub import hf_hub_download
 
-        try:
-            return Path(
+        def download() -> str:
+            return str(
                 hf_hub_download(
                     self.repository, self.path, repo_type="dataset", revision=self.revision
                 )
             )
-        except Exception as error:
-            _explain(f"{self.repository}/{self.path}", error)
+
+        return Path(_insist(f"{self.repository}/{self.path}", download))
+
+    def is_cached(self) -> bool:
+        """Tell whether the file is in the Hub's cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.repository, self.path, repo_type="dataset", revision=self.revision
+        )
+        return isinstance(found, str)
+
+    def forget(self) -> None:
+        """Remove the file from the Hub's cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(
+            self.repository, self.path, repo_type="dataset", revision=self.revision
+        )
+        if isinstance(found, str):
+            pointer = Path(found)
+            blob = pointer.resolve()  # the cache links names to contents
+            pointer.unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -75,13 +108,11 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
     if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return known  # a commit never changes
     try:
-        found = _resolve(repository, config, revision)
-    except GptError:
-        raise
-    except Exception as error:
-        if known is not None and _kinds(error) & _UNREACHABLE:
+        found = _insist(f"hf:{repository}", lambda: _resolve(repository, config, revision))
+    except NetworkError:
+        if known is not None:
             return known
-        _explain(f"hf:{repository}", error)
+        raise
     with contextlib.suppress(OSError, GptError):  # a cache that may not be written
         content = json.dumps(dataclasses.asdict(found)).encode()
         durable.write_bytes(_memory(repository, config, revision), content)
@@ -154,16 +185,60 @@ def _kinds(error: Exception) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
+def _insist(what: str, ask: Callable[[], T]) -> T:
+    """Ask the Hub, again and later if it is busy or the line was cut.
+
+    huggingface_hub gives up at the first 5xx on a file, and a long preparation meets some.
+
+    Raises:
+        DataError: It cannot be had, or not now.
+    """
+    for seconds in (*_WAITS, None):
+        try:
+            with durable.storage_errors(Path(what)):
+                return ask()
+        except GptError:
+            raise
+        except Exception as error:
+            if seconds is None or not _may_pass(error):
+                _explain(what, error)
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether the same request may succeed in a while."""
+    if (status := _status(error)) is not None:
+        return status == 429 or status >= 500
+    kinds = _kinds(error)
+    if "LocalEntryNotFoundError" in kinds:  # says that asking failed, its cause says how
+        return isinstance(error.__cause__, Exception) and _may_pass(error.__cause__)
+    # Offline by choice, or no server at all: waiting does not change it.
+    return bool(kinds & _CUT) and not kinds & {"ConnectError", "OfflineModeIsEnabled"}
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status an error came with."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _explain(what: str, error: Exception) -> NoReturn:
     """Raise our error for one of the Hub's libraries, which have many kinds of them."""
     names = _kinds(error)
     if "ValueError" in names and ("BuilderConfig" in str(error) or "Config name" in str(error)):
         raise ConfigError(f"{what}: {_first_line(error)}") from error
+    if names & _UNREACHABLE:
+        raise NetworkError(
+            f"{what}: not in the cache, and the Hub cannot be reached",
+            "connect to the network; what is downloaded once is used offline",
+        ) from error
+    if (_status(error) or 0) >= 429 or names & _CUT:
+        raise NetworkError(
+            f"{what}: the Hub is busy or the line was cut ({_first_line(error)})",
+            "run the same command again: it goes on where it stopped",
+        ) from error
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         message, hint = "no such data set on the Hub, or it is private", "set HF_TOKEN if private"
-    elif names & _UNREACHABLE:
-        message = "not in the cache, and the Hub cannot be reached"
-        hint = "connect to the network; what is downloaded once is used offline"
     elif names & {"DataFilesNotFoundError", "EmptyDatasetError", "EntryNotFoundError"}:
         message, hint = f"missing file ({_first_line(error)})", None
     elif "RuntimeError" in names and "scripts are no longer supported" in str(error):

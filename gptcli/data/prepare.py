@@ -8,17 +8,25 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from gptcli import durable
 from gptcli.config.schema import Config, DataConfig, TokenizerConfig
 from gptcli.data import shards
+from gptcli.data.encode import Encoder
+from gptcli.data.fetch import Fetcher
+from gptcli.data.hub import NetworkError
+from gptcli.data.progress import Progress, remove_prepared
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord, UnitRecord
-from gptcli.data.sources import Source, Unit, data_dir, documents, find_source, fingerprint
+from gptcli.data.sources import (
+    LARGE_SOURCE,
+    Source,
+    data_dir,
+    documents,
+    find_source,
+    fingerprint,
+)
 from gptcli.data.tokenize import OnProgress, write_unit
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import (
@@ -26,7 +34,6 @@ from gptcli.tokenizers import (
     dump_tokenizer,
     load_tokenizer,
     make_tokenizer,
-    tokenizer_from,
 )
 
 _BPE_SAMPLE_CHARS = 200_000_000  # enough for any vocabulary; more only takes longer
@@ -66,7 +73,10 @@ def prepare(
     force: bool = False,
     on_progress: OnProgress = lambda n_bytes: None,
 ) -> Manifest:
-    """Tokenize the source and write the data folder; a finished one is left as it is.
+    """Tokenize the source and write the data folder.
+
+    A finished folder is left as it is, an unfinished one is gone on with: units whose shards are
+    there are not done again.
 
     Args:
         plan: What to do.
@@ -76,25 +86,31 @@ def prepare(
 
     Raises:
         ConfigError: Unknown tokenizer, or the folder holds other data.
-        DataError: The text cannot be used; nothing is left behind.
-        StorageError: The disk is full or may not be written.
+        DataError: The text cannot be used; a first unit that fails leaves nothing behind.
+        StorageError: The disk is full or may not be written; finished units are kept.
     """
     existing = _existing(plan)
     if existing is not None and not force:
         return _same_or_refuse(existing, plan)
-    tokenizer = make_tokenizer(plan.tokenizer, lambda: _sample(plan))
+    progress = Progress(plan.folder)
+    if force:
+        progress.discard()
+    tokenizer = _tokenizer(plan, progress)
+    record = TokenizerRecord(
+        name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
+    )
+    recipe = _recipe(plan, record)
     made = [path for path in (plan.folder, *plan.folder.parents) if not path.exists()]
     durable.make_folder(plan.folder)
     durable.remove_leftovers(plan.folder)
     if existing is not None:
-        _remove(plan.folder, existing)
+        remove_prepared(plan.folder, existing)
     try:
-        units = list(_run(plan, tokenizer, workers, on_progress))
-        record = TokenizerRecord(
-            name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
-        )
+        progress.begin(recipe)
+        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        units = list(_run(plan, tokenizer, progress, workers, on_progress))
         manifest = Manifest(
-            recipe=_recipe(plan, record),
+            recipe=recipe,
             dtype=shards.dtype_for(tokenizer.vocab_size),
             documents=sum(unit.documents for unit in units),
             tokens=sum((unit.tokens for unit in units), Counts()),
@@ -102,20 +118,43 @@ def prepare(
             units=units,
         )
         _refuse_empty(plan, manifest)
-        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         content = manifest.model_dump_json(indent=1) + "\n"
         durable.write_bytes(plan.folder / shards.MANIFEST, content.encode())
-    except BaseException:
-        for name in (shards.MANIFEST, shards.TOKENIZER):
-            (plan.folder / name).unlink(missing_ok=True)
-        for unit, split in itertools.product(plan.source.units, ("train", "val")):
+    except BaseException as error:
+        # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
+        is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
+        if is_text and progress.n_bytes() < LARGE_SOURCE:
+            progress.discard()
+        if not progress.n_bytes() and not (plan.folder / shards.MANIFEST).exists():
+            _clean_up(plan, progress, made)
+        raise
+    progress.end()
+    return manifest
+
+
+def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
+    """Return the unfinished preparation's tokenizer, or make one: nothing is learned twice."""
+    recipe = progress.recipe()
+    wanted = plan.tokenizer
+    if recipe is not None and wanted.path is None and wanted.name == recipe.tokenizer.name:
+        with contextlib.suppress(DataError):
+            found = load_tokenizer(plan.folder / shards.TOKENIZER)
+            same = found.fingerprint == recipe.tokenizer.sha256
+            if same and recipe == _recipe(plan, recipe.tokenizer):
+                return found
+    return make_tokenizer(wanted, lambda: _sample(plan))
+
+
+def _clean_up(plan: Plan, progress: Progress, made: list[Path]) -> None:
+    """Remove what a preparation that finished no unit has written."""
+    with contextlib.suppress(OSError):
+        progress.end()
+        (plan.folder / shards.TOKENIZER).unlink(missing_ok=True)
+        for unit, split in itertools.product(plan.source.units, shards.SPLITS):
             for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].bin"):
                 path.unlink()
-        with contextlib.suppress(OSError):  # somebody has put a file there
-            for path in made:
-                path.rmdir()
-        raise
-    return manifest
+        for path in made:  # fails, and stops, where somebody has put a file
+            path.rmdir()
 
 
 def _recipe(plan: Plan, tokenizer: TokenizerRecord) -> Recipe:
@@ -179,16 +218,6 @@ def _same_or_refuse(existing: Manifest, plan: Plan) -> Manifest:
     return existing
 
 
-def _remove(folder: Path, manifest: Manifest) -> None:
-    """Remove the files a manifest lists, itself first: what is left is an unfinished folder."""
-    listed = [shard.file for unit in manifest.units for shard in unit.shards]
-    for name in [shards.MANIFEST, *listed, shards.TOKENIZER]:
-        if Path(name).name != name:
-            raise DataError(f"{folder / shards.MANIFEST}: lists a file outside the folder: {name}")
-        with durable.storage_errors(folder / name):
-            (folder / name).unlink(missing_ok=True)
-
-
 def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
     if not manifest.bytes.train + manifest.bytes.val:
         raise DataError(f"{plan.source.name}: no text in it ({manifest.documents} documents)")
@@ -225,42 +254,37 @@ def _sample(plan: Plan) -> Iterator[str]:
 
 
 def _run(
-    plan: Plan, tokenizer: Tokenizer, workers: int, on_progress: OnProgress
+    plan: Plan,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    workers: int,
+    on_progress: OnProgress,
 ) -> Iterator[UnitRecord]:
-    """Prepare the units, and yield their records in the units' order."""
-    units = plan.source.units
-    workers = min(workers, len(units))
-    if workers <= 1:
-        for unit in units:
-            yield _write(plan, unit, tokenizer, on_progress)
-        return
-    # Spawned, not forked: the same on every system, and safe beside threads.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        definition = tokenizer.definition()
-        futures = [pool.submit(_work, plan, unit, definition) for unit in units]
-        try:
-            for future in as_completed(futures):
-                record = future.result()
-                on_progress(record.bytes.train + record.bytes.val)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        for future in futures:
-            yield future.result()
-
-
-def _work(plan: Plan, unit: Unit, definition: dict[str, Any]) -> UnitRecord:
-    """Prepare a unit in a worker process."""
-    return _write(plan, unit, tokenizer_from(definition), lambda n_bytes: None)
-
-
-def _write(plan: Plan, unit: Unit, tokenizer: Tokenizer, on_progress: OnProgress) -> UnitRecord:
-    return write_unit(
-        unit,
-        plan.folder,
-        tokenizer,
-        plan.data,
-        seed=plan.seed,
-        val_fraction=plan.val_fraction,
-        on_progress=on_progress,
-    )
+    """Prepare the units in order, fetching the next while one is tokenized."""
+    todo = [unit for unit in plan.source.units if progress.record(unit.index) is None]
+    with Encoder(tokenizer, workers if todo else 1) as encoder, Fetcher(todo, plan.data) as fetcher:
+        for unit in plan.source.units:
+            done = progress.record(unit.index)
+            if done is not None:
+                if done.sha256 != fingerprint(unit):
+                    raise ConfigError(
+                        f"{unit.name} has changed since this preparation began",
+                        "begin anew with --force",
+                    )
+                on_progress(done.bytes.train + done.bytes.val)
+                yield done
+                continue
+            record = write_unit(
+                fetcher.fetched(unit),
+                plan.folder,
+                tokenizer,
+                encoder,
+                plan.data,
+                seed=plan.seed,
+                val_fraction=plan.val_fraction,
+                on_progress=on_progress,
+            )
+            record = record.model_copy(update={"sha256": fingerprint(unit)})
+            progress.commit(unit.index, record)
+            fetcher.release(unit)
+            yield record

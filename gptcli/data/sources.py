@@ -4,14 +4,16 @@ A unit (one rows file, or a group of text files) is prepared on its own and beco
 so the output does not depend on who prepares what. Knows nothing of tokens.
 """
 
+import contextlib
 import difflib
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from gptcli.config.schema import DataConfig
 from gptcli.data import hub, library, readers
@@ -203,16 +205,23 @@ def _local(source: str) -> Source:
     elif re.fullmatch(r"[\w-]+", source):
         raise unknown_preset(source)
     else:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # says so when it is there and may not be seen
         raise DataError(f"{source}: no such file or folder")
     return Source(source, tuple(_units(files)), _size(files))
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
     known = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if not hidden and readers.suffix_of(file) in known and file.is_file():
-            yield file
+
+    def fail(error: OSError) -> NoReturn:
+        raise error  # a folder that may not be read is not an empty one
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (Path(parent, name) for name in names if not name.startswith(".")):
+            if readers.suffix_of(file) in known and file.is_file():
+                yield file
 
 
 def _units(files: list[Path]) -> Iterator[Unit]:

@@ -6,7 +6,8 @@ the disk until its length is known.
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from gptcli import durable
 from gptcli.config.schema import DataConfig
 from gptcli.data import shards
+from gptcli.data.encode import Encoder
 from gptcli.data.shards import Counts, ShardWriter, UnitRecord
 from gptcli.data.sources import Unit, documents, fingerprint
 from gptcli.errors import DataError
@@ -22,7 +24,8 @@ from gptcli.tokenizers import Tokenizer, UnknownCharacters
 OnProgress = Callable[[int], None]
 """Called with the bytes of text done since the last call."""
 
-_REPORT_BYTES = 1 << 18
+_BATCH_CHARS = 1 << 18
+_BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
 
 
@@ -30,6 +33,7 @@ def write_unit(
     unit: Unit,
     folder: Path,
     tokenizer: Tokenizer,
+    encoder: Encoder,
     data: DataConfig,
     *,
     seed: int,
@@ -46,29 +50,29 @@ def write_unit(
     before = fingerprint(unit)
     dtype = shards.dtype_for(tokenizer.vocab_size)
     shape = (unit.index, dtype, data.shard_tokens)
+    documents_of: deque[list[int]] = deque()
+    pieces = documents(unit, data, tokenizer.safe_cut)
     with (
         ShardWriter(folder, "train", *shape) as train,
         ShardWriter(folder, "val", *shape) as val,
         contextlib.closing(_UnitWriter({"train": train, "val": val}, tokenizer, folder)) as writer,
     ):
-        current, unreported = -1, 0
-        for index, piece in documents(unit, data, tokenizer.safe_cut):
-            if index != current:
-                writer.end_document()
-                current = index
-                whole = unit.split_of(index, seed, val_fraction)
-                is_cut = unit.held_out == "tail" and val_fraction > 0
-                writer.start_document(whole, val_fraction if is_cut else None)
-            try:
-                unreported += writer.add(piece)
-            except UnknownCharacters as error:
-                raise DataError(f"{unit.name}: {error.message}", error.hint) from error
-            if unreported > _REPORT_BYTES:
-                on_progress(unreported)
-                unreported = 0
+        current = -1
+        try:
+            for encoded in encoder.encode(_batches(pieces, documents_of)):
+                for index, (ids, n_bytes) in zip(documents_of.popleft(), encoded, strict=True):
+                    if index != current:
+                        writer.end_document()
+                        current = index
+                        whole = unit.split_of(index, seed, val_fraction)
+                        is_cut = unit.held_out == "tail" and val_fraction > 0
+                        writer.start_document(whole, val_fraction if is_cut else None)
+                    writer.add(ids, n_bytes)
+                on_progress(sum(encoded.n_bytes))
+        except UnknownCharacters as error:
+            raise DataError(f"{unit.name}: {error.message}", error.hint) from error
         writer.end_document()
         writer.flush()
-        on_progress(unreported)
     if fingerprint(unit) != before:
         raise DataError(f"{unit.name}: changed while it was read", "run the command again")
     return UnitRecord(
@@ -79,6 +83,26 @@ def write_unit(
         bytes=Counts(**writer.bytes),
         shards=[*train.shards, *val.shards],
     )
+
+
+def _batches(
+    pieces: Iterator[tuple[int, str]], documents_of: deque[list[int]]
+) -> Iterator[list[str]]:
+    """Group pieces into batches for the encoder, noting each batch's document indices."""
+    texts: list[str] = []
+    indices: list[int] = []
+    n_chars = 0
+    for index, text in pieces:
+        texts.append(text)
+        indices.append(index)
+        n_chars += len(text)
+        if n_chars >= _BATCH_CHARS or len(texts) == _BATCH_TEXTS:
+            documents_of.append(indices)
+            yield texts
+            texts, indices, n_chars = [], [], 0
+    if texts:
+        documents_of.append(indices)
+        yield texts
 
 
 class _UnitWriter:
@@ -106,10 +130,8 @@ class _UnitWriter:
         else:
             self._put(split, self._eot)
 
-    def add(self, piece: str) -> int:
-        """Add text to the document and return its bytes."""
-        ids = self._tokenizer.encode(piece)
-        n_bytes = len(piece.encode())
+    def add(self, ids: shards.Tokens, n_bytes: int) -> None:
+        """Add ids that stand for `n_bytes` of text to the document."""
         if self._spool is not None:
             with durable.storage_errors(self._folder):
                 self._spool.write(ids.tobytes())
@@ -117,7 +139,6 @@ class _UnitWriter:
         else:
             self._put(self._split, ids)
             self.bytes[self._split] += n_bytes
-        return n_bytes
 
     def end_document(self) -> None:
         """Divide a spooled document; nothing to do for others."""

@@ -123,7 +123,7 @@ def test_force_removes_nothing_outside_the_folder(
     manifest = json.loads((OUT / "manifest.json").read_text())
     manifest["units"][0]["shards"][0]["file"] = "../victim.txt"
     (OUT / "manifest.json").write_text(json.dumps(manifest))
-    assert "lists a file outside the folder" in refusal("a.txt", force=True).message
+    assert "names one outside the folder" in refusal("a.txt", force=True).message
     assert victim.read_text() == "mine"
 
 
@@ -205,7 +205,7 @@ sys.exit(cli.run(["prepare", "a.txt", "--out", "data/out", "-s", "tokenizer.name
 @pytest.mark.parametrize(
     ("limit", "file"), [(1030, "train_000000_000.bin"), (1100, "manifest.json")]
 )
-def test_a_full_disk_leaves_nothing(write: Write, limit: int, file: str) -> None:
+def test_a_full_disk_loses_nothing(write: Write, prepared: Prepared, limit: int, file: str) -> None:
     """The largest file size allowed stands in for the disk."""
     write("a.txt", "some text")
     done = subprocess.run(
@@ -214,7 +214,12 @@ def test_a_full_disk_leaves_nothing(write: Write, limit: int, file: str) -> None
     assert done.returncode == 5, done.stderr
     assert f"{file}: File too large" in done.stderr
     assert 1 <= len(done.stderr.splitlines()) <= 3
-    assert not Path("data").exists()
+    assert not (OUT / "manifest.json").exists()
+    # What is finished is kept; a first unit that is not leaves nothing.
+    assert Path("data").exists() == (file == "manifest.json")
+    prepared("a.txt")
+    prepared("a.txt", out=Path("data/fresh"))
+    assert content(OUT) == content(Path("data/fresh"))
 
 
 def test_what_an_interrupted_run_left_is_written_over(write: Write, prepared: Prepared) -> None:

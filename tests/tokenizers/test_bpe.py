@@ -223,7 +223,7 @@ def test_the_test_of_cuts_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_is_cut_between_a_non_space_and_a_letter() -> None:
-    text = "a b\nc  d\n\ne .f\n1 _g \u00e9\r\nh\ti \u4f60\n\u0301"
+    text = "a b\nc  d\n\ne .f\n1 _g \u00e9\r\nh\ti \u4f60\n\u0301x\ry"
     cuts = [match.start() for match in SAFE_CUT.finditer(text)]
     assert [text[at - 1 : at + 2] for at in cuts] == ["a b", "b\nc", "g \u00e9", "i \u4f60"]
 

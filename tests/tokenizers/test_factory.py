@@ -177,6 +177,8 @@ def test_a_file_with_changed_bytes_is_refused_or_loads(bpe: Tokenizer, tmp_path:
             tokenizer = load_tokenizer(file)
         except DataError:
             return
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        # What cannot be seen in the file itself, the manifest's fingerprint shows.
+        same = tokenizer.encode(text).tolist() == bpe.encode(text).tolist()
+        assert same or tokenizer.fingerprint != bpe.fingerprint
 
     check()

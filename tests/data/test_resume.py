@@ -1,0 +1,202 @@
+"""A preparation that is cut off goes on where it stopped, and ends with the same bytes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptcli.config import load_config
+from gptcli.data.prepare import make_plan, prepare
+from gptcli.data.shards import Manifest
+from gptcli.errors import ConfigError, DataError, GptError, StorageError
+
+Prepared = Callable[..., Manifest]
+Refusal = Callable[..., GptError]
+N_FILES = 12
+KILLS = 30
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def rows() -> str:
+    """A folder of jsonl files, each a unit."""
+    for index in range(N_FILES):
+        lines = [json.dumps({"text": f"file {index} row {row} " * 40}) for row in range(60)]
+        path = Path(f"rows/part-{index:02d}.jsonl")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+    return "rows"
+
+
+def prepare_rows(out: str, *sets: str, workers: int = 1) -> Manifest:
+    """Prepare the folder."""
+    sets = ("data.source=rows", f"data.dir={out}", "data.shard_tokens=20000", *sets)
+    return prepare(make_plan(load_config(None, sets)), workers=workers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork, which Windows does not have")
+@pytest.mark.parametrize("tokenizer", ["gpt2", "bpe"])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokenizer: str) -> None:
+    name = f"tokenizer.name={tokenizer}"
+    began = time.perf_counter()
+    prepare_rows("data/whole", name)
+    seconds = time.perf_counter() - began
+    generator = random.Random(0)
+    left_parts = kills = 0
+    while kills < KILLS // 2:
+        child = os.fork()
+        if child == 0:
+            try:
+                prepare_rows("data/cut", name)
+            finally:
+                os._exit(0)
+        time.sleep(generator.uniform(0, seconds / 3))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):  # done before the signal: once more from the beginning
+            assert content(Path("data/cut")) == content(Path("data/whole"))
+            subprocess.run(["rm", "-r", "data/cut"], check=True)
+            continue
+        kills += 1
+        left_parts += Path("data/cut/.progress").is_dir()
+        named = Path("data/cut").glob("[tv]*.bin")
+        # No shard has its name before it is whole.
+        assert all(path.read_bytes() == (Path("data/whole") / path.name).read_bytes()
+                   for path in named)  # fmt: skip
+    prepare_rows("data/cut", name)
+    assert content(Path("data/cut")) == content(Path("data/whole"))
+    assert left_parts > 3
+
+
+def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gptcli.data.prepare as module
+
+    done: list[str] = []
+    write_unit = module.write_unit
+
+    def failing(unit, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if unit.index == 7 and 7 not in failed:
+            failed.append(7)
+            raise StorageError("disk full")
+        done.append(unit.name)
+        return write_unit(unit, *args, **kwargs)
+
+    failed: list[int] = []
+    monkeypatch.setattr(module, "write_unit", failing)
+    with pytest.raises(StorageError):
+        prepare_rows("data/cut")
+    assert len(done) == 7 and not Path("data/cut/manifest.json").exists()
+    prepare_rows("data/cut")
+    assert len(done) == N_FILES and len(set(done)) == N_FILES
+    prepare_rows("data/whole")
+    assert content(Path("data/cut")) == content(Path("data/whole"))
+    assert not Path("data/cut/.progress").exists()
+
+
+@pytest.fixture
+def cut(rows: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A preparation that stopped after three units."""
+    import gptcli.data.prepare as module
+
+    write_unit = module.write_unit
+
+    def failing(unit, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if unit.index == 3:
+            raise KeyboardInterrupt
+        return write_unit(unit, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_unit", failing)
+        prepare_rows("data/cut")
+    return Path("data/cut")
+
+
+def test_an_unfinished_folder_is_not_trained_on(cut: Path) -> None:
+    from gptcli.data.shards import read_manifest
+
+    with pytest.raises(DataError, match="is not prepared"):
+        read_manifest(cut)
+
+
+def test_going_on_with_other_settings_is_refused(cut: Path) -> None:
+    for change in ("tokenizer.name=bytes", "data.val_fraction=0.3", "seed=2"):
+        with pytest.raises(ConfigError, match="unfinished preparation of other data"):
+            prepare_rows("data/cut", change)
+    assert len(list((cut / ".progress").glob("unit-*.json"))) == 3
+
+
+def test_a_source_that_changed_meanwhile_is_refused(cut: Path) -> None:
+    Path("rows/part-01.jsonl").write_text('{"text": "other"}\n')
+    with pytest.raises(ConfigError, match=r"part-01\.jsonl has changed since"):
+        prepare_rows("data/cut")
+
+
+def test_force_begins_anew(cut: Path) -> None:
+    plan = make_plan(load_config(None, ["data.source=rows", "data.dir=data/cut", "seed=2"]))
+    prepare(plan, force=True)
+    plan = make_plan(load_config(None, ["data.source=rows", "data.dir=data/new", "seed=2"]))
+    prepare(plan)
+    assert content(cut) == content(Path("data/new"))
+
+
+def test_a_damaged_record_or_shard_is_done_again(cut: Path) -> None:
+    (cut / ".progress/unit-000000.json").write_text("{")
+    (cut / "train_000001_000.bin").write_bytes(b"short")
+    prepare_rows("data/cut")
+    prepare_rows("data/whole")
+    assert content(cut) == content(Path("data/whole"))
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
+def test_the_number_of_workers_changes_no_byte(rows: str, tokenizer: str) -> None:
+    for workers in (1, 2, 4):
+        prepare_rows(f"data/w{workers}", f"tokenizer.name={tokenizer}", workers=workers)
+    assert content(Path("data/w1")) == content(Path("data/w2")) == content(Path("data/w4"))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_when_their_parent_is_killed(rows: str) -> None:
+    code = (
+        "import sys; from gptcli.cli import run\n"
+        "if __name__ == '__main__': sys.exit(run(sys.argv[1:]))\n"
+    )
+    Path("start.py").write_text(code)
+    big = "word " * 200_000
+    Path("rows/big.jsonl").write_text("".join(json.dumps({"text": big}) + "\n" for _ in range(40)))
+    words = ["prepare", "rows", "--out", "data/x", "--workers", "2"]
+    parent = subprocess.Popen([sys.executable, "start.py", *words], stderr=subprocess.DEVNULL)
+    try:
+        workers = _children(parent.pid, at_least=2)
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def _children(pid: int, at_least: int) -> list[int]:
+    """Wait for a process to have children, and return them."""
+    deadline = time.monotonic() + 30
+    found: list[int] = []
+    while len(found) < at_least and time.monotonic() < deadline:
+        found = [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        time.sleep(0.05)
+    assert len(found) >= at_least
+    return found
