@@ -244,7 +244,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "go on with: gpt train" in err and "--resume" in err and "Traceback" not in err
     status = json.loads(Path("runs/tiny/status.json").read_text())
