@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,7 +141,7 @@ def _list(json_: bool) -> None:
     from gptcli.data.presets import PRESETS
 
     if json_:
-        console.result_json({name: vars(preset) for name, preset in PRESETS.items()})
+        console.result_json({name: asdict(preset) for name, preset in PRESETS.items()})
         return
     for preset in PRESETS.values():
         size = f"{preset.download_bytes / 1e9:.1f} GB" if preset.download_bytes else "no download"

@@ -42,11 +42,20 @@ class Section(BaseModel):
     )
 
 
+class SplitSource(Section):
+    """Training and validation text from two places."""
+
+    train: str
+    """A preset name, a path or glob of text, or `hf:org/name`, to train on."""
+    val: str
+    """The same, to validate on."""
+
+
 class DataConfig(Section):
     """Where the text comes from, how it is split, and how the windows are cut."""
 
-    source: str | None = None
-    """A preset name, a path or glob of text, or `hf:org/name`."""
+    source: str | SplitSource | None = None
+    """A preset name, a path or glob of text, `hf:org/name`, `-`, or {train: ..., val: ...}."""
     config: str | None = None
     """The configuration (subset) of a Hub data set."""
     text_field: str = "text"

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from gptcli.config.schema import DataConfig
-from gptcli.data.hub import HubFile
-from gptcli.data.sources import Unit
+from gptcli.data.hub import RemoteFile
+from gptcli.data.units import Unit
 
 
 class Fetcher:
@@ -24,7 +24,7 @@ class Fetcher:
         self._keep = config.keep_downloads
         self._pool = ThreadPoolExecutor(1)
         self._waiting: dict[int, Future[Unit]] = {}
-        self._downloaded: dict[int, list[HubFile]] = {}
+        self._downloaded: dict[int, list[RemoteFile]] = {}
 
     def fetched(self, unit: Unit) -> Unit:
         """Return the unit with local files, and begin to fetch the one after it.
@@ -52,12 +52,12 @@ class Fetcher:
     def _fetch(self, unit: Unit) -> Unit:
         paths: list[Path] = []
         for entry in unit.paths:
-            if isinstance(entry, HubFile):
-                if not entry.is_cached():
-                    self._downloaded.setdefault(unit.index, []).append(entry)
-                paths.append(entry.fetch())
-            else:
+            if isinstance(entry, Path):
                 paths.append(entry)
+                continue
+            if not entry.is_cached():
+                self._downloaded.setdefault(unit.index, []).append(entry)
+            paths.append(entry.fetch())
         return replace(unit, paths=tuple(paths))
 
     def __enter__(self) -> Self:

@@ -8,8 +8,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,8 @@ from gptcli.errors import ConfigError, DataError, GptError
 
 # ConnectionError is Python's and requests', TransportError httpx's.
 _UNREACHABLE = {
-    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError"
+    "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError",
+    "URLError",
 }  # fmt: skip
 
 _CUT = {"TransportError", "ConnectionError", "ChunkedEncodingError", "TimeoutError"}
@@ -81,6 +85,53 @@ class HubFile:
             blob = pointer.resolve()  # the cache links names to contents
             pointer.unlink(missing_ok=True)
             blob.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file at an address of its own, kept in the Hub's cache beside the others."""
+
+    url: str
+    n_bytes: int
+    """Its size, which must be met."""
+
+    def fetch(self) -> Path:
+        """Return the local path, downloading what is not there.
+
+        Raises:
+            DataError: It cannot be had, or is not of the size it should have.
+        """
+        path = self._cached()
+        if not self.is_cached():
+            content = _insist(self.url, self._download)
+            if len(content) != self.n_bytes:
+                raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
+            durable.write_bytes(path, content)
+        return path
+
+    def is_cached(self) -> bool:
+        """Tell whether the file is there, whole."""
+        path = self._cached()
+        return path.is_file() and path.stat().st_size == self.n_bytes
+
+    def forget(self) -> None:
+        """Remove the file from the cache."""
+        self._cached().unlink(missing_ok=True)
+
+    def _cached(self) -> Path:
+        from huggingface_hub import cached_assets_path
+
+        return cached_assets_path("gptcli", namespace="web") / quote(self.url, safe="")
+
+    def _download(self) -> bytes:
+        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+            raise ConnectionError("offline by HF_HUB_OFFLINE")
+        with urllib.request.urlopen(self.url, timeout=30) as answer:
+            content: bytes = answer.read(self.n_bytes + 1)
+        return content
+
+
+RemoteFile = HubFile | WebFile
 
 
 @dataclass(frozen=True)
@@ -219,6 +270,8 @@ def _may_pass(error: Exception) -> bool:
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status an error came with."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

@@ -19,15 +19,9 @@ from gptcli.data.fetch import Fetcher
 from gptcli.data.hub import NetworkError
 from gptcli.data.progress import Progress, remove_prepared
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord, UnitRecord
-from gptcli.data.sources import (
-    LARGE_SOURCE,
-    Source,
-    data_dir,
-    documents,
-    find_source,
-    fingerprint,
-)
+from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
 from gptcli.data.tokenize import OnProgress, write_unit
+from gptcli.data.units import documents, fingerprint
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import (
     Tokenizer,
@@ -91,7 +85,10 @@ def prepare(
     """
     existing = _existing(plan)
     if existing is not None and not force:
-        return _same_or_refuse(existing, plan)
+        _require_same(existing, plan)
+        Progress(plan.folder).end()  # in case a run was killed after its last word
+        durable.remove_leftovers(plan.folder)
+        return existing
     progress = Progress(plan.folder)
     if force:
         progress.discard()
@@ -189,8 +186,8 @@ def _existing(plan: Plan) -> Manifest | None:
     return None
 
 
-def _same_or_refuse(existing: Manifest, plan: Plan) -> Manifest:
-    """Return `existing` if preparing again would write the same, else say what differs."""
+def _require_same(existing: Manifest, plan: Plan) -> None:
+    """Refuse to take `existing` for what preparing again would write, if it is not; say why."""
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
@@ -215,7 +212,6 @@ def _same_or_refuse(existing: Manifest, plan: Plan) -> Manifest:
     shards.read_tokenizer(plan.folder, existing)
     for split in ("train", "val"):
         shards.TokenReader(plan.folder, existing, split).close()
-    return existing
 
 
 def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
@@ -226,7 +222,7 @@ def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
             f"{plan.source.name}: all of its {manifest.documents} documents fell to validation",
             "choose a smaller -s data.val_fraction",
         )
-    if plan.val_fraction and not manifest.tokens.val:
+    if (plan.val_fraction or plan.source.has_val) and not manifest.tokens.val:
         raise DataError(
             f"{plan.source.name}: none of its {manifest.documents} documents fell to validation"
             f" (val_fraction {plan.val_fraction:g})",

@@ -1,47 +1,77 @@
 """Data sets with a name of their own.
 
-Revisions are pinned: the same command reads the same bytes in a year.
+Revisions are pinned: the same command reads the same bytes in a year. Counts are those of a
+complete preparation, so that one that lost something is noticed.
 """
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from gptcli.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Expected:
+    """Counts of a complete preparation, as far as they are known."""
+
+    documents: int | None = None
+    gpt2_tokens: int | None = None
+    """With the gpt2 tokenizer, one end-of-text for each document included."""
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A named data set: where its text is, and what to expect of it."""
+    """A named data set: where its text is, and what to expect of it.
+
+    Attributes:
+        kind: "rows" are documents, "lines" are lines of one document (joined as they are), "file"
+            is one text at an address, "library" is this machine's own.
+        where: `org/name` on the Hub, or the address.
+    """
 
     name: str
-    repository: str | None
-    """`org/name` on the Hub; None for text that every machine has."""
+    kind: Literal["library", "rows", "lines", "file"]
+    where: str
     config: str | None
     revision: str | None
-    text_field: str
     download_bytes: int
     licence: str
     about: str
+    expected: Expected = Expected()
+    text_field: str = "text"
 
+
+_WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
 
 _ALL = (
-    Preset("stdlib", None, None, None, "text", 0, "PSF-2.0",
+    Preset("stdlib", "library", "", None, None, 0, "PSF-2.0",
            "this Python's own library: its sources and its language reference"),
-    Preset("openwebtext", "Skylion007/openwebtext", "plain_text",
-           "79d93d786212f7344586290adb811d4ae6a1762c", "text", 24_193_092_408, "CC0-1.0",
-           "web pages linked from Reddit, as GPT-2 was trained on"),
-    Preset("tinystories", "roneneldan/TinyStories", "default",
-           "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", "text", 1_000_775_442, "CDLA-Sharing-1.0",
-           "short stories in a small child's words"),
-    Preset("wikipedia", "wikimedia/wikipedia", "20231101.en",
-           "b04c8d1ceb2f5cd4588862100d08de323dccfbaa", "text", 11_630_929_031, "CC-BY-SA-3.0",
-           "the English Wikipedia of November 2023"),
-    Preset("fineweb", "HuggingFaceFW/fineweb", "sample-10BT",
-           "9bb295ddab0e05d785b879661af7260fed5140fc", "text", 30_639_384_917, "ODC-By-1.0",
-           "filtered web pages, a sample of 10 billion tokens"),
-    Preset("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample-10BT",
-           "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9", "text", 28_518_193_415, "ODC-By-1.0",
-           "educational web pages, a sample of 10 billion tokens"),
+    Preset("shakespeare", "file",
+           "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
+           "/input.txt", None, None, 1_115_394, "public domain",
+           "some of Shakespeare's plays, the classic of character models", Expected(1)),
+    Preset("openwebtext", "rows", "Skylion007/openwebtext", "plain_text",
+           "79d93d786212f7344586290adb811d4ae6a1762c", 24_193_092_408, "CC0-1.0",
+           "web pages linked from Reddit, as GPT-2 was trained on",
+           Expected(8_013_769, 9_040_017_095)),
+    Preset("tinystories", "rows", "roneneldan/TinyStories", "default",
+           "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", 1_000_775_442, "CDLA-Sharing-1.0",
+           "short stories in a small child's words", Expected(2_119_719 + 21_990)),
+    Preset("wikipedia", "rows", "wikimedia/wikipedia", "20231101.en",
+           "b04c8d1ceb2f5cd4588862100d08de323dccfbaa", 11_630_929_031, "CC-BY-SA-3.0",
+           "the English Wikipedia; wikipedia:20231101.de is the German one, and so on",
+           Expected(6_407_814)),
+    Preset("fineweb", "rows", "HuggingFaceFW/fineweb", "sample-10BT",
+           "9bb295ddab0e05d785b879661af7260fed5140fc", 30_639_384_917, "ODC-By-1.0",
+           "filtered web pages, a sample of 10 billion tokens", Expected(14_868_862)),
+    Preset("fineweb-edu", "rows", "HuggingFaceFW/fineweb-edu", "sample-10BT",
+           "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9", 28_518_193_415, "ODC-By-1.0",
+           "educational web pages, a sample of 10 billion tokens", Expected(9_672_101)),
+    Preset("wikitext-103", "lines", _WIKITEXT[0], "wikitext-103-raw-v1", _WIKITEXT[1],
+           314_077_000, "CC-BY-SA-3.0", "good Wikipedia articles, a common benchmark"),
+    Preset("wikitext-2", "lines", _WIKITEXT[0], "wikitext-2-raw-v1", _WIKITEXT[1],
+           7_000_000, "CC-BY-SA-3.0", "the small version of it"),
 )  # fmt: skip
 
 PRESETS = {preset.name: preset for preset in _ALL}

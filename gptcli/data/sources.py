@@ -1,60 +1,33 @@
-"""From the name of a source to its units of work and their documents, in a fixed order.
+"""From the name of a source to its units of work.
 
-A unit (one rows file, or a group of text files) is prepared on its own and becomes its own shards,
-so the output does not depend on who prepares what. Knows nothing of tokens.
+A name is a preset, a path or glob, `-` for stdin, or a data set on the Hub. Knows nothing of
+tokens.
 """
 
+import atexit
 import contextlib
 import difflib
 import glob
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from gptcli.config.schema import DataConfig
+from gptcli import durable
+from gptcli.config.schema import DataConfig, SplitSource
 from gptcli.data import hub, library, readers
-from gptcli.data.presets import PRESETS, unknown_preset
+from gptcli.data.presets import PRESETS, Expected, Preset, unknown_preset
+from gptcli.data.units import Split, Unit, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
-from gptcli.keyed import keyed_float, keyed_int
-from gptcli.tokenizers import SAFE_CUT
+from gptcli.keyed import keyed_int
 
-Split = Literal["train", "val"]
-
-GROUP_BYTES = 32 << 20  # text files are grouped up to this size
-FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
+STDIN = "-"
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One piece of work: files whose documents become shards of their own.
-
-    Attributes:
-        index: Its place in the source, and the first number in its shards' names.
-        name: What messages call it.
-        paths: Local files, or files on the Hub that are fetched when read.
-        held_out: How validation is chosen: "documents" by a keyed draw, the "tail" of each
-            document's tokens, or the whole unit is one split.
-    """
-
-    index: int
-    name: str
-    paths: tuple[Path | hub.HubFile, ...]
-    held_out: Literal["documents", "tail", "train", "val"]
-
-    def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
-        """Return the split of a document of this unit (of its head, for "tail")."""
-        match self.held_out:
-            case "val":
-                return "val"
-            case "documents":
-                drawn = keyed_float("split", seed, self.index, document)
-                return "val" if drawn < val_fraction else "train"
-        return "train"
 
 
 @dataclass(frozen=True)
@@ -67,6 +40,13 @@ class Source:
     revision: str | None = None
     text_field: str | None = None
     """The field that holds the text, where the preset knows it."""
+    expected: Expected | None = None
+    """The counts of a complete preparation, where the preset knows them."""
+
+    @property
+    def has_val(self) -> bool:
+        """Whether some of the units are validation as a whole."""
+        return any(unit.held_out == "val" for unit in self.units)
 
     def val_fraction(self, config: DataConfig) -> float:
         """Return the configured validation part, or the default for this size."""
@@ -75,8 +55,12 @@ class Source:
         return 0.0005 if self.n_bytes >= LARGE_SOURCE else 0.1
 
 
-def source_name(source: str) -> str:
+def source_name(source: str | SplitSource) -> str:
     """Return the name a source's data folder gets: data/<name>."""
+    if isinstance(source, SplitSource):
+        return source_name(source.train)
+    if source == STDIN:
+        return "stdin"
     if source in PRESETS:
         return source
     if _is_named(source):
@@ -113,10 +97,15 @@ def _is_named(source: str) -> bool:
 
 def is_local(config: DataConfig) -> bool:
     """Tell whether `data.source` names text that is on this machine."""
-    if config.source is None or config.source.startswith("hf:"):
-        return False
-    preset = PRESETS.get(config.source.partition(":")[0])
-    return preset is None or preset.repository is None
+    match config.source:
+        case None:
+            return False
+        case SplitSource(train=train, val=val):
+            parts = [train, val]
+        case source:
+            parts = [source]
+    remote = {name for name, preset in PRESETS.items() if preset.kind != "library"}
+    return not any(part.startswith("hf:") or part.partition(":")[0] in remote for part in parts)
 
 
 def find_source(config: DataConfig, seed: int) -> Source:
@@ -128,60 +117,70 @@ def find_source(config: DataConfig, seed: int) -> Source:
     """
     if config.source is None:
         raise ConfigError("no data set named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
-    source = config.source
+    if not isinstance(config.source, SplitSource):
+        return _find(config.source, config, seed)
+    if config.val_fraction is not None:
+        raise ConfigError("data.val_fraction: the source names its own validation text")
+    units: list[Unit] = []
+    n_bytes = 0
+    whole = config.model_copy(update={"val_fraction": 0.0})
+    splits: tuple[tuple[Split, str], ...] = (
+        ("train", config.source.train), ("val", config.source.val)
+    )  # fmt: skip
+    for split, name in splits:
+        part = _find(name, whole, seed)
+        units += [replace(unit, held_out=split) for unit in part.units]
+        n_bytes += part.n_bytes
+    return Source(" and ".join(name for _, name in splits), tuple(numbered(units)), n_bytes)
+
+
+def _find(source: str, config: DataConfig, seed: int) -> Source:
+    """Return the source of one name, path or glob."""
+    if source == STDIN:
+        path = _spooled_stdin()
+        unit = Unit(0, "stdin", (path,), "tail")
+        return Source("stdin", (unit,), path.stat().st_size)
     if _is_named(source):
         name, _, part = source.removeprefix("hf:").partition(":")
         if part and config.config and part != config.config:
             raise ConfigError(f"data.config is {config.config}, but the source says {part}")
         config = config.model_copy(update={"config": part or config.config})
-        preset = None if source.startswith("hf:") else PRESETS[name]
-        if preset is None:
-            return _from_hub(name, hub.find_files(name, config.config, None), config, None)
-        if preset.repository is None:
-            return _stdlib(config, seed)
-        found = hub.find_files(preset.repository, config.config or preset.config, preset.revision)
-        return _from_hub(source, found, config, preset.text_field)
+        if source.startswith("hf:"):
+            return _from_hub(name, hub.find_files(name, config.config, None), config)
+        return _from_preset(source, PRESETS[name], config, seed)
     if config.config is not None:
         raise ConfigError("data.config names a part of a named data set; local files have none")
     with readers.readable(Path(source)):
         return _local(source)
 
 
-def documents(
-    unit: Unit, config: DataConfig, cut: re.Pattern[str] = SAFE_CUT
-) -> Iterator[tuple[int, str]]:
-    """Yield (index of the document in the unit, next piece of its text), in a fixed order."""
-    index = 0
-    for entry in unit.paths:
-        path = entry.fetch() if isinstance(entry, hub.HubFile) else entry
-        for pieces in _texts(path, config, cut):
-            for piece in pieces:
-                yield index, piece
-            index += 1
+def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:
+    if preset.kind == "library":
+        return _stdlib(config, seed)
+    if preset.kind == "file":
+        if config.config is not None:
+            raise ConfigError(f"{preset.name} has no parts, such as '{config.config}'")
+        file = hub.WebFile(preset.where, preset.download_bytes)
+        return Source(preset.name, (Unit(0, preset.name, (file,), "tail"),), file.n_bytes)
+    found = hub.find_files(preset.where, config.config or preset.config, preset.revision)
+    whole = config.config in (None, preset.config)
+    return replace(
+        _from_hub(source, found, config, joined=preset.kind == "lines"),
+        text_field=preset.text_field,
+        expected=preset.expected if whole else None,
+    )
 
 
-def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:
-    """Yield the documents of a file, each as its pieces."""
-    if path == library.topics_file():
-        for text in library.topics():
-            yield (text,)
-    elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
-        for text in readers.read_rows(path, config.text_field, config.encoding_errors):
-            yield (text,)
-    else:
-        yield readers.read_text(path, config.encoding_errors, cut)
-
-
-def fingerprint(unit: Unit) -> str:
-    """Return a sha256 over the unit's files: their content, or their pinned address."""
-    digest = hashlib.sha256()
-    for entry in unit.paths:
-        if isinstance(entry, hub.HubFile):
-            digest.update(f"{entry}\0".encode())
-            continue
-        with readers.readable(entry), entry.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _spooled_stdin() -> Path:
+    """Copy stdin, which can be read only once, into a file that is removed at exit."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
+    with tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file:
+        path = Path(file.name)
+        atexit.register(path.unlink, missing_ok=True)
+        with durable.storage_errors(path):
+            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+    return path
 
 
 def _local(source: str) -> Source:
@@ -208,7 +207,7 @@ def _local(source: str) -> Source:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # says so when it is there and may not be seen
         raise DataError(f"{source}: no such file or folder")
-    return Source(source, tuple(_units(files)), _size(files))
+    return Source(source, tuple(units_of_files(files)), size_of(files))
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
@@ -222,36 +221,6 @@ def _readable_files(folder: Path) -> Iterator[Path]:
         for file in (Path(parent, name) for name in names if not name.startswith(".")):
             if readers.suffix_of(file) in known and file.is_file():
                 yield file
-
-
-def _units(files: list[Path]) -> Iterator[Unit]:
-    """Make each rows file a unit, and group the text files, in the order of the files."""
-    is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
-    n_texts = len(files) - sum(is_rows)
-    held_out: Literal["documents", "tail"] = "documents" if n_texts >= FILES_SPLIT_WHOLE else "tail"
-    texts = [file for file, rows in zip(files, is_rows, strict=True) if not rows]
-    index = 0
-    for group in _groups(texts):
-        yield Unit(index, str(group[0]), group, held_out)
-        index += 1
-    for file in (file for file, rows in zip(files, is_rows, strict=True) if rows):
-        yield Unit(index, str(file), (file,), "documents")
-        index += 1
-
-
-def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
-    """Group consecutive files up to `GROUP_BYTES`; a larger file is a group of its own."""
-    group: list[Path] = []
-    size = 0
-    for file in files:
-        length = file.stat().st_size
-        if group and size + length > GROUP_BYTES:
-            yield tuple(group)
-            group, size = [], 0
-        group.append(file)
-        size += length
-    if group:
-        yield tuple(group)
 
 
 def _stdlib(config: DataConfig, seed: int) -> Source:
@@ -269,8 +238,8 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
             hint = f"did you mean '{near[0]}'?" if near else "e.g. stdlib:textwrap"
             raise ConfigError(f"stdlib has no module '{config.config}'", hint)
         name = f"stdlib:{config.config}"
-        return Source(name, (Unit(0, name, tuple(files), "tail"),), _size(files))
-    sizes = {package: _size(files) for package, files in packages.items()}
+        return Source(name, (Unit(0, name, tuple(files), "tail"),), size_of(files))
+    sizes = {package: size_of(files) for package, files in packages.items()}
     total = sum(sizes.values())
     room = total * (config.val_fraction if config.val_fraction is not None else 0.1)
     held_out = set()
@@ -289,11 +258,7 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
     return Source("stdlib", tuple(units), total)
 
 
-def _size(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
-
-
-def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, text_field: str | None) -> Source:
+def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool = False) -> Source:
     """Make each file on the Hub a unit; a validation split of the data set's own is used as such.
 
     An explicit `data.val_fraction` draws the validation from the training rows instead.
@@ -311,7 +276,7 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, text_field: st
                 f"files that are: {' '.join(known)}",
             )
     units = tuple(
-        Unit(index, f"{name}/{file.path}", (file,), held_out)
+        Unit(index, f"{name}/{file.path}", (file,), held_out, joined)
         for index, (file, held_out) in enumerate(files)
     )
-    return Source(name, units, sum(file.n_bytes for file, _ in files), found.revision, text_field)
+    return Source(name, units, sum(file.n_bytes for file, _ in files), found.revision)

@@ -17,7 +17,7 @@ from gptcli.config.schema import DataConfig
 from gptcli.data import shards
 from gptcli.data.encode import Encoder
 from gptcli.data.shards import Counts, ShardWriter, UnitRecord
-from gptcli.data.sources import Unit, documents, fingerprint
+from gptcli.data.units import Unit, documents, fingerprint
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer, UnknownCharacters
 

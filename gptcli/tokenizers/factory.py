@@ -26,6 +26,8 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
     Raises:
         ConfigError: Unknown name, or a size no vocabulary can have.
     """
+    if config.path is not None and Path(config.path).suffix == ".txt":
+        return _char_tokenizer(config)
     if config.path is not None:
         loaded = load_tokenizer(Path(config.path))
         if "name" in config.model_fields_set and loaded.name != config.name:
@@ -54,6 +56,23 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
             return bpe.train_bpe(texts(), size)
         case name:
             return bpe.from_tiktoken(name)
+
+
+def _char_tokenizer(config: TokenizerConfig) -> CharTokenizer:
+    """Make a character vocabulary of all that stands in a text file."""
+    if config.name != "char":
+        raise ConfigError(
+            f"tokenizer.path: a text file such as {config.path} is a character vocabulary",
+            "set -s tokenizer.name=char beside it",
+        )
+    alphabet = Alphabet()
+    try:
+        alphabet.add(Path(config.path or "").read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{config.path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{config.path}: not UTF-8 at byte {error.start}") from error
+    return CharTokenizer(str(alphabet))
 
 
 def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:

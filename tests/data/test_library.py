@@ -9,7 +9,8 @@ import pytest
 
 from gptcli.config import DataConfig
 from gptcli.data import library as own_library
-from gptcli.data.sources import Source, Unit, documents, find_source
+from gptcli.data.sources import Source, find_source
+from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError
 
 Write = Callable[..., Path]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,14 +62,19 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
     while kills < KILLS // 2:
         child = os.fork()
         if child == 0:
+            code = 1
             try:
                 prepare_rows("data/cut", name)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
-                os._exit(0)
-        time.sleep(generator.uniform(0, seconds / 3))
+                os._exit(code)
+        time.sleep(generator.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):  # done before the signal: once more from the beginning
+            assert status == 0
             assert content(Path("data/cut")) == content(Path("data/whole"))
             subprocess.run(["rm", "-r", "data/cut"], check=True)
             continue
@@ -80,7 +86,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
                    for path in named)  # fmt: skip
     prepare_rows("data/cut", name)
     assert content(Path("data/cut")) == content(Path("data/whole"))
-    assert left_parts > 3
+    assert left_parts > 2
 
 
 def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:

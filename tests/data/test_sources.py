@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from gptcli.config import DataConfig
-from gptcli.data import sources
+from gptcli.data import sources, units
 from gptcli.data.presets import PRESETS
-from gptcli.data.sources import Source, Unit, documents, find_source, source_name
+from gptcli.data.sources import Source, find_source, source_name
+from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError, GptError, StorageError
 from gptcli.keyed import keyed_float
 
@@ -42,7 +43,7 @@ def texts_of(unit: Unit, **data: Any) -> dict[int, str]:
         ("stdlb", "did you mean 'stdlib'?"),
         ("tinystory", "did you mean 'tinystories'?"),
         ("fineweb_edu", "did you mean 'fineweb-edu'?"),
-        ("qqqqq", "presets: stdlib, openwebtext, tinystories, wikipedia, fineweb, fineweb-edu"),
+        ("qqqqq", f"presets: {', '.join(PRESETS)}"),
     ],
 )
 def test_an_unknown_name_gets_a_suggestion(name: str, hint: str) -> None:
@@ -53,10 +54,13 @@ def test_an_unknown_name_gets_a_suggestion(name: str, hint: str) -> None:
 
 
 def test_the_presets_are_pinned() -> None:
-    assert list(PRESETS)[:2] == ["stdlib", "openwebtext"]
+    assert {"stdlib", "openwebtext", "tinystories", "wikipedia", "shakespeare"} <= set(PRESETS)
     for preset in PRESETS.values():
-        assert (preset.repository is None) == (preset.revision is None) == (preset.name == "stdlib")
-        assert preset.revision is None or len(preset.revision) == 40
+        on_the_hub = preset.kind in ("rows", "lines")
+        assert (preset.revision is not None) == on_the_hub
+        assert not on_the_hub or len(preset.revision or "") == 40
+        assert preset.licence and preset.about
+    assert PRESETS["openwebtext"].expected.gpt2_tokens == 9_040_017_095
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,7 @@ def test_from_a_hundred_text_files_whole_files_are_held_out(
 
 
 def test_text_files_are_grouped_up_to_a_size(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "GROUP_BYTES", 100)
+    monkeypatch.setattr(units, "GROUP_BYTES", 100)
     for name, size in {"a": 40, "b": 60, "c": 1, "d": 500, "e": 50, "f": 50}.items():
         write(f"folder/{name}.txt", "x" * size)
     source = source_of("folder")
@@ -260,11 +264,11 @@ def test_a_fingerprint_follows_the_content(write: Write) -> None:
     write("folder/a.txt", "first")
     write("folder/b.txt", "second")
     [unit] = source_of("folder").units
-    before = sources.fingerprint(unit)
-    assert sources.fingerprint(unit) == before
+    before = units.fingerprint(unit)
+    assert units.fingerprint(unit) == before
     write("folder/a.txt", "firs")
     write("folder/b.txt", "tsecond")
-    assert sources.fingerprint(unit) != before
+    assert units.fingerprint(unit) != before
 
 
 def test_a_file_that_is_gone_is_named(write: Write) -> None:
@@ -272,7 +276,7 @@ def test_a_file_that_is_gone_is_named(write: Write) -> None:
     [unit] = source_of("folder").units
     path.unlink()
     with pytest.raises(DataError, match=r"folder/a\.txt: No such file"):
-        sources.fingerprint(unit)
+        units.fingerprint(unit)
 
 
 def test_a_file_without_permission_is_named(
@@ -282,7 +286,7 @@ def test_a_file_without_permission_is_named(
     [unit] = source_of("a.txt").units
     path.chmod(0)
     with without_privileges(), pytest.raises(StorageError, match=r"a\.txt: Permission denied"):
-        sources.fingerprint(unit)
+        units.fingerprint(unit)
 
 
 def test_a_folder_without_permission_is_named(
