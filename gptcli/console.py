@@ -85,6 +85,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def size(n_bytes: float) -> str:
+    """Return bytes in the unit a person would choose."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in the unit a person would choose."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def is_live() -> bool:
     """Tell whether stderr is a terminal that can be redrawn."""
     return _err.is_terminal and not _err.is_dumb_terminal

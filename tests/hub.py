@@ -19,12 +19,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """Serves data sets while the `with` block runs.
 
+    `faults` says what the first GETs of a file answer instead: a status, or "cut" for half of it.
+
     Attributes:
         url: What HF_ENDPOINT is set to.
         requests: "METHOD /path" of every request so far.
     """
 
-    def __init__(self, repositories: Repositories) -> None:
+    def __init__(
+        self, repositories: Repositories, faults: dict[str, list[int | str]] | None = None
+    ) -> None:
         self.requests: list[str] = []
         hub = self
 
@@ -32,6 +36,7 @@ class Hub:
             requests = hub.requests
 
         Handler.repositories = repositories
+        Handler.faults = {path: list(those) for path, those in (faults or {}).items()}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -48,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: Repositories
     requests: list[str]
+    faults: dict[str, list[int | str]]
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing on stderr."""
@@ -115,6 +121,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing("EntryNotFound")
         else:
             content = self.repositories[name][path]
+            fault = (
+                self.faults[path].pop(0) if self.command == "GET" and self.faults.get(path) else 0
+            )
+            if fault == "cut":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2])
+                self.close_connection = True
+                return
+            if fault:
+                self._reply("{}", {"Retry-After": "1"}, status=int(fault))
+                return
             self._reply(content, {"ETag": f'"{_oid(content)}"'})
 
     def _missing(self, code: str) -> None:

@@ -10,13 +10,16 @@ import typer
 
 from gptcli import console
 from gptcli.commands import options
+from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
+    from gptcli.data.estimate import Estimate
     from gptcli.data.prepare import Plan
+    from gptcli.data.presets import Preset
     from gptcli.data.shards import Manifest
 
-_SMALL_BYTES = 64 << 20  # below this, starting workers costs more than it saves
+_SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 
 
 def prepare(
@@ -47,21 +50,107 @@ def prepare(
         return
     options.require_positive(workers=workers)
     loaded = options.load(config, set_, {"data.source": dataset, "data.dir": out})
-    from gptcli.data.prepare import make_plan
+    if (ready := _token_files(loaded)) is not None:
+        if dry_run:
+            raise ConfigError("--dry-run: token files are taken as they are; there is no plan")
+        began = time.perf_counter()
+        manifest = _adopt(loaded, *ready)
+        _report(ready[0], manifest, time.perf_counter() - began, loaded, config, set_, json_)
+        return
+    from gptcli.data.estimate import estimate, require_room
+    from gptcli.data.prepare import is_finished, make_plan
 
     plan = make_plan(loaded)
-    if dry_run:
-        facts = _plan_facts(plan)
-        console.result_json(facts) if json_ else console.result(_describe_plan(facts))
-        return
     began = time.perf_counter()
+    if dry_run or not is_finished(plan):
+        found = estimate(plan)
+        if dry_run and json_:
+            console.result_json({**_plan_facts(plan), **asdict(found)})
+            return
+        if dry_run:
+            console.result(_describe_plan(plan, found))
+        elif console.is_live() or plan.source.n_bytes > _SMALL_BYTES:
+            console.message(_describe_plan(plan, found))
+        require_room(plan, found)
+        if dry_run:
+            return
     manifest = run(plan, workers, force)
+    _warn_of_counts(plan, manifest)
     seconds = time.perf_counter() - began
+    _report(plan.folder, manifest, seconds, loaded, config, set_, json_)
+
+
+def _report(
+    folder: Path,
+    manifest: "Manifest",
+    seconds: float,
+    loaded: "Config",
+    config: str | None,
+    overrides: list[str] | None,
+    json_: bool,
+) -> None:
+    """Print the result, a sample of it, and the command that comes next."""
     if json_:
-        console.result_json(_facts(plan.folder, manifest, seconds))
+        console.result_json(_facts(folder, manifest, seconds))
         return
-    console.result(describe(plan.folder, manifest, seconds))
-    console.message(f"next: {_next_command(loaded, plan.folder, config, set_)}")
+    from gptcli.data.inspect import windows_as_text
+
+    console.result(describe(folder, manifest, seconds))
+    seq_len = min(24, manifest.tokens.train)
+    [(_, text)] = windows_as_text(
+        folder, manifest, "train", count=1, seq_len=seq_len, seed=loaded.seed
+    )
+    console.message(f"a sample: {' '.join(text.split())[:100]}")
+    console.message(f"next: {_next_command(folder, config, overrides)}")
+
+
+def _token_files(loaded: "Config") -> "tuple[Path, Preset | None, str | None] | None":
+    """Return the folder of token files that need no tokenizing, and where they come from."""
+    from gptcli.data.adopt import is_token_folder
+    from gptcli.data.presets import PRESETS
+    from gptcli.data.sources import data_dir
+
+    source = loaded.data.source
+    if not isinstance(source, str):
+        return None
+    name, _, part = source.partition(":")
+    if name in PRESETS and PRESETS[name].kind == "shards":
+        return data_dir(loaded.data), PRESETS[name], part or loaded.data.config
+    if name in PRESETS or not is_token_folder(source):
+        return None
+    if loaded.data.dir not in (None, source):
+        raise ConfigError(
+            f"{source} holds token files, which are taken where they are", "leave out --out"
+        )
+    return Path(source), None, None
+
+
+def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | None) -> "Manifest":
+    from gptcli.data.adopt import adopt, fetch_ready_made
+
+    if preset is not None:
+        with console.bar(f"downloading {preset.name}"):
+            fetch_ready_made(preset, part, folder)
+    with console.bar(f"reading {folder}") as bar:
+        return adopt(folder, loaded, bar.advance)
+
+
+def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
+    """Say so, loudly, when a well-known data set does not have its well-known size."""
+    expected = plan.source.expected
+    if expected is None:
+        return
+    found = {"documents": (manifest.documents, expected.documents)}
+    if manifest.tokenizer.name == "gpt2":
+        total = manifest.tokens.train + manifest.tokens.val
+        found["tokens"] = (total, expected.gpt2_tokens)
+    for what, (counted, known) in found.items():
+        if known is not None and counted != known:
+            console.message(
+                f"warning: {plan.source.name} should have {known:,} {what}, but {counted:,} were"
+                " found: something is missing, or the source has changed",
+                "bold red",
+            )
 
 
 def run(plan: "Plan", workers: int | None = None, force: bool = False) -> "Manifest":
@@ -84,9 +173,8 @@ def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
     tokenizer = manifest.tokenizer
     total = manifest.bytes.train + manifest.bytes.val
     n_tokens = manifest.tokens.train + manifest.tokens.val
-    size = f"{total / 1e6:,.1f} MB" if total >= 1e5 else f"{total / 1e3:.1f} kB"
     return (
-        f"{folder}: {manifest.documents:,} documents, {size} of text,"
+        f"{folder}: {manifest.documents:,} documents, {console.size(total)} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size} ids, {total / max(1, n_tokens):.2f} bytes each)"
         f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate,"
         f" {seconds:.1f} s"
@@ -119,22 +207,25 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _describe_plan(facts: dict[str, Any]) -> str:
-    revision = f" at {facts['revision']}" if facts["revision"] else ""
+def _describe_plan(plan: "Plan", found: "Estimate") -> str:
+    facts = _plan_facts(plan)
+    revision = f" at {facts['revision'][:12]}" if facts["revision"] else ""
+    time_ = "" if found.seconds is None else f", about {console.duration(found.seconds)} of work"
+    download = f", {found.download_bytes / 1e9:,.1f} GB to download" * bool(found.download_bytes)
     return (
-        f"{facts['source']}{revision}: {facts['files']} files,"
-        f" {facts['source_bytes'] / 1e6:,.1f} MB"
-        f"\nto {facts['dir']} with {facts['tokenizer']}, {facts['val_fraction']:g} for validation,"
-        f" in {facts['units']} units"
+        f"plan: {facts['source']}{revision}, {facts['files']} files,"
+        f" {console.size(facts['source_bytes'])}{download}"
+        f"\nto {facts['dir']} with {facts['tokenizer']}: about {found.tokens:,} tokens,"
+        f" {facts['val_fraction']:g} for validation{time_}"
+        f"\ndisk: {console.size(found.disk_bytes)} needed, {console.size(found.free_bytes)} free"
     )
 
 
-def _next_command(
-    loaded: "Config", folder: Path, config: str | None, overrides: list[str] | None
-) -> str:
+def _next_command(folder: Path, config: str | None, overrides: list[str] | None) -> str:
     if config is not None:
         return options.command_for("train", config, overrides)
-    return options.command_for("train", None, [*(overrides or []), f"data.dir={folder.as_posix()}"])
+    kept = [override for override in overrides or [] if not override.startswith("data.")]
+    return options.command_for("train", None, [*kept, f"data.dir={folder.as_posix()}"])
 
 
 def _list(json_: bool) -> None:
@@ -144,5 +235,5 @@ def _list(json_: bool) -> None:
         console.result_json({name: asdict(preset) for name, preset in PRESETS.items()})
         return
     for preset in PRESETS.values():
-        size = f"{preset.download_bytes / 1e9:.1f} GB" if preset.download_bytes else "no download"
-        console.result(f"{preset.name:<12} {size:>11}  {preset.licence:<16} {preset.about}")
+        size = console.size(preset.download_bytes) if preset.download_bytes else "no download"
+        console.result(f"{preset.name:<16} {size:>11}  {preset.licence:<17} {preset.about}")

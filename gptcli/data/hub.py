@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from gptcli import durable
 from gptcli.errors import ConfigError, DataError, GptError
@@ -28,7 +29,8 @@ _UNREACHABLE = {
     "URLError",
 }  # fmt: skip
 
-_CUT = {"TransportError", "ConnectionError", "ChunkedEncodingError", "TimeoutError"}
+_CUT = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
+        "IncompleteRead"}  # fmt: skip
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second, third, ... try
 
 T = TypeVar("T")
@@ -56,6 +58,8 @@ class HubFile:
         from huggingface_hub import hf_hub_download
 
         def download() -> str:
+            if not self.is_cached():
+                _require_reachable()
             return str(
                 hf_hub_download(
                     self.repository, self.path, repo_type="dataset", revision=self.revision
@@ -195,8 +199,9 @@ def _resolve(repository: str, config: str | None, revision: str | None) -> HubFi
     import datasets
 
     datasets.disable_progress_bars()
-    # Warns of a README without metadata, which is nobody's fault here.
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+    # Warns of a README without metadata, and of each try; what matters is said in our errors.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    _require_reachable()
     builder: Any = datasets.load_dataset_builder(repository, config, revision=revision)
     by_split = builder.config.data_files or {}
     splits = {str(split): [str(url) for url in urls] for split, urls in by_split.items()}
@@ -258,21 +263,42 @@ def _insist(what: str, ask: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether the same request may succeed in a while."""
-    if (status := _status(error)) is not None:
+    """Tell whether the same request may succeed in a while: the Hub is busy, or a line was cut.
+
+    No server at all is not worth more waiting: huggingface_hub has asked often enough.
+    """
+    status = _status(error)
+    if status is not None:
         return status == 429 or status >= 500
-    kinds = _kinds(error)
-    if "LocalEntryNotFoundError" in kinds:  # says that asking failed, its cause says how
-        return isinstance(error.__cause__, Exception) and _may_pass(error.__cause__)
-    # Offline by choice, or no server at all: waiting does not change it.
-    return bool(kinds & _CUT) and not kinds & {"ConnectError", "OfflineModeIsEnabled"}
+    return bool(_kinds(error) & _CUT)
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status an error came with."""
+    """Return the HTTP status an error, or the one it comes from, came with."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code
-    return getattr(getattr(error, "response", None), "status_code", None)
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and error.__cause__ is not None:
+        return _status(error.__cause__)
+    return status
+
+
+def _require_reachable() -> None:
+    """Say at once when nobody answers, where huggingface_hub would ask for half a minute.
+
+    Raises:
+        ConnectionError: There is no server at the Hub's address.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"no answer from {address.hostname}") from error
 
 
 def _explain(what: str, error: Exception) -> NoReturn:

@@ -60,6 +60,11 @@ def make_plan(config: Config) -> Plan:
     return Plan(data_dir(data), source, data, config.tokenizer, config.seed, fraction)
 
 
+def is_finished(plan: Plan) -> bool:
+    """Tell whether the folder of a plan holds prepared data, of whatever recipe."""
+    return (plan.folder / shards.MANIFEST).exists()
+
+
 def prepare(
     plan: Plan,
     *,
@@ -191,7 +196,7 @@ def _require_same(existing: Manifest, plan: Plan) -> None:
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
-        known = load_tokenizer(Path(plan.tokenizer.path))
+        known = make_tokenizer(plan.tokenizer, list)
         same_tokenizer = known.fingerprint == record.sha256
     else:
         same_tokenizer = name == record.name

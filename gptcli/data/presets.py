@@ -26,12 +26,13 @@ class Preset:
 
     Attributes:
         kind: "rows" are documents, "lines" are lines of one document (joined as they are), "file"
-            is one text at an address, "library" is this machine's own.
+            is one text at an address, "shards" are ready-made tokens, "library" is this machine's
+            own.
         where: `org/name` on the Hub, or the address.
     """
 
     name: str
-    kind: Literal["library", "rows", "lines", "file"]
+    kind: Literal["library", "rows", "lines", "file", "shards"]
     where: str
     config: str | None
     revision: str | None
@@ -40,6 +41,8 @@ class Preset:
     about: str
     expected: Expected = Expected()
     text_field: str = "text"
+    n_shards: int | None = None
+    """Training files of ready-made tokens; `name:N` takes the first N."""
 
 
 _WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
@@ -72,6 +75,10 @@ _ALL = (
            314_077_000, "CC-BY-SA-3.0", "good Wikipedia articles, a common benchmark"),
     Preset("wikitext-2", "lines", _WIKITEXT[0], "wikitext-2-raw-v1", _WIKITEXT[1],
            7_000_000, "CC-BY-SA-3.0", "the small version of it"),
+    Preset("fineweb10B-gpt2", "shards", "kjj0/fineweb10B-gpt2", None,
+           "889765ea1f903759787add96995d81171b632d0c", 20_800_000_000, "ODC-By-1.0",
+           "fineweb as ready-made gpt2 tokens; fineweb10B-gpt2:1 is the first 100 million",
+           n_shards=103),
 )  # fmt: skip
 
 PRESETS = {preset.name: preset for preset in _ALL}

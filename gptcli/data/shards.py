@@ -31,7 +31,7 @@ TOKENIZER = "tokenizer.json"
 HEADER_BYTES = 1024
 _MOST_OPEN_FILES = 64
 _MOST_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
-_MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 class _Record(BaseModel):
@@ -230,7 +230,7 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         header = np.zeros(256, dtype="<i4")
-        header[:3] = *_MAGIC[self._dtype], self._n_tokens
+        header[:3] = *MAGIC[self._dtype], self._n_tokens
         self._file.seek(0)
         self._file.write(header.tobytes())
         self._open.close()
@@ -338,5 +338,5 @@ def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
         )
     if header_bytes:
         found = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
-        if found != (*_MAGIC[dtype], shard.tokens):
+        if found != (*MAGIC[dtype], shard.tokens):
             raise DataError(f"{path}: not a {dtype} token shard (header {found})", hint)

@@ -24,7 +24,7 @@ from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
-from gptcli.tokenizers import Tokenizer, load_tokenizer, tokenizer_from
+from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
 from gptcli.training.optim import Optimizer
 from gptcli.training.run import Run, describe_run
 
@@ -292,7 +292,7 @@ def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
     }
     if config.tokenizer.path is not None:
         found.pop("tokenizer.name")
-        if load_tokenizer(Path(config.tokenizer.path)).fingerprint != recipe.tokenizer.sha256:
+        if make_tokenizer(config.tokenizer, list).fingerprint != recipe.tokenizer.sha256:
             raise DataError(
                 f"{data_dir(config.data)} was prepared with another tokenizer than"
                 f" tokenizer.path = {config.tokenizer.path}",

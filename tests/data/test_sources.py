@@ -56,7 +56,7 @@ def test_an_unknown_name_gets_a_suggestion(name: str, hint: str) -> None:
 def test_the_presets_are_pinned() -> None:
     assert {"stdlib", "openwebtext", "tinystories", "wikipedia", "shakespeare"} <= set(PRESETS)
     for preset in PRESETS.values():
-        on_the_hub = preset.kind in ("rows", "lines")
+        on_the_hub = preset.kind in ("rows", "lines", "shards")
         assert (preset.revision is not None) == on_the_hub
         assert not on_the_hub or len(preset.revision or "") == 40
         assert preset.licence and preset.about

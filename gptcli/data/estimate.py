@@ -1,0 +1,113 @@
+"""What a preparation will take: tokens, disk and time, from a short measurement.
+
+An estimate, not a promise: it says before hours of work whether the disk can hold the result.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptcli.data.prepare import Plan
+from gptcli.data.units import documents
+from gptcli.errors import StorageError
+from gptcli.tokenizers import UnknownCharacters, make_tokenizer
+
+_SAMPLE_CHARS = 1 << 20
+# Where nothing can be measured yet: bytes of text for each token, and for each byte of Parquet.
+_BYTES_PER_TOKEN = {"char": 1.0, "bytes": 1.0, "bpe": 3.5}
+_GPT2_BYTES_PER_TOKEN = 4.4  # OpenWebText: 39.8 GB of text, 9.04 billion tokens
+_TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What to expect of a preparation."""
+
+    tokens: int
+    shard_bytes: int
+    download_bytes: int
+    disk_bytes: int
+    """Most that is on the disk at once because of it."""
+    free_bytes: int
+    seconds: float | None
+    """Of tokenizing, by one process; None where no text is at hand to measure."""
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Measure how fast the source's first text is tokenized, and scale it to the whole."""
+    remote = [path for unit in plan.source.units for path in unit.paths
+              if not isinstance(path, Path) and not path.is_cached()]  # fmt: skip
+    text_bytes = plan.source.n_bytes * (_TEXT_PER_PARQUET_BYTE if _is_parquet(plan) else 1.0)
+    bytes_per_token, rate = _measure(plan)
+    tokens = round(text_bytes / bytes_per_token)
+    expected = plan.source.expected
+    if expected is not None and expected.gpt2_tokens and plan.tokenizer.name == "gpt2":
+        tokens = expected.gpt2_tokens
+    item = 2 if plan.tokenizer.name in ("gpt2", "char", "bytes", "bpe", "r50k_base") else 4
+    sizes = [path.n_bytes for path in remote]
+    # Two files at a time, when they are not kept: one tokenized, the next one on its way.
+    kept = sum(sizes) if plan.data.keep_downloads else sum(sorted(sizes)[-2:])
+    return Estimate(
+        tokens=tokens,
+        shard_bytes=tokens * item,
+        download_bytes=sum(sizes),
+        disk_bytes=tokens * item + kept,
+        free_bytes=shutil.disk_usage(_existing_parent(plan.folder)).free,
+        seconds=text_bytes / rate if rate else None,
+    )
+
+
+def require_room(plan: Plan, found: Estimate) -> None:
+    """Refuse what the disk cannot hold.
+
+    Raises:
+        StorageError: With what is needed and what is free.
+    """
+    if found.disk_bytes > found.free_bytes:
+        remedy = "free some space, or choose a folder on another disk with --out"
+        if found.download_bytes and plan.data.keep_downloads:
+            remedy += "; -s data.keep_downloads=false needs less"
+        raise StorageError(
+            f"{plan.folder}: {plan.source.name} needs about {found.disk_bytes / 1e9:,.1f} GB,"
+            f" {found.free_bytes / 1e9:,.1f} GB are free",
+            remedy,
+        )
+
+
+def _measure(plan: Plan) -> tuple[float, float | None]:
+    """Return (bytes of text per token, bytes per second) of the first text at hand."""
+    name = plan.tokenizer.name
+    unit = next(iter(plan.source.units), None)
+    learned = name in ("char", "bpe") and plan.tokenizer.path is None
+    if learned or unit is None or not all(isinstance(path, Path) for path in unit.paths):
+        return _BYTES_PER_TOKEN.get(name, _GPT2_BYTES_PER_TOKEN), None
+    tokenizer = make_tokenizer(plan.tokenizer, list)
+    texts: list[str] = []
+    total = 0
+    for _, text in documents(unit, plan.data, tokenizer.safe_cut):
+        texts.append(text[: _SAMPLE_CHARS - total])
+        total += len(texts[-1])
+        if total >= _SAMPLE_CHARS:
+            break
+    tokenizer.encode("")  # builds what is built once
+    began = time.perf_counter()
+    try:
+        n_tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
+    except UnknownCharacters:
+        return _BYTES_PER_TOKEN["char"], None  # said where the text is read in earnest
+    seconds = time.perf_counter() - began
+    n_bytes = sum(len(text.encode()) for text in texts)
+    if not n_bytes:
+        return _GPT2_BYTES_PER_TOKEN, None
+    return n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)
+
+
+def _is_parquet(plan: Plan) -> bool:
+    paths = (path for unit in plan.source.units for path in unit.paths)
+    names = (path.name if isinstance(path, Path) else getattr(path, "path", "") for path in paths)
+    return all(name.endswith(".parquet") for name in names)
+
+
+def _existing_parent(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

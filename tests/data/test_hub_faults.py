@@ -1,0 +1,155 @@
+"""The real presets and a Hub that is busy, cuts lines, or lacks a file."""
+
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptcli.data.presets import PRESETS
+
+
+def parquet(name: str, rows: list[str]) -> bytes:
+    """Return a Parquet file with a text column."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": rows, "url": [name] * len(rows)}), out)
+    return out.getvalue()
+
+
+def rows(name: str, count: int = 400) -> list[str]:
+    """Return rows that differ."""
+    return [f"{name} row {index} and some more words" for index in range(count)]
+
+
+README = b"---\nconfigs:\n- config_name: plain_text\n  data_files: plain_text/train-*\n---\n"
+OPENWEBTEXT = {
+    "README.md": README,
+    **{f"plain_text/train-{i:05d}-of-00003.parquet": parquet(str(i), rows(f"file {i}"))
+       for i in range(3)},
+}  # fmt: skip
+LINES = [" = Title = \n", "\n", " First line of it . \n", "", " Second line . \n"]
+WIKITEXT = {
+    "README.md": (
+        b"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n"
+        b"  - split: train\n    path: wikitext-2-raw-v1/train-*\n"
+        b"  - split: validation\n    path: wikitext-2-raw-v1/validation-*\n---\n"
+    ),
+    "wikitext-2-raw-v1/train-00000.parquet": parquet("t", LINES * 20),
+    "wikitext-2-raw-v1/validation-00000.parquet": parquet("v", LINES),
+}
+REPOSITORIES = {"Skylion007/openwebtext": OPENWEBTEXT, "Salesforce/wikitext": WIKITEXT}
+IMPATIENT = """
+import sys
+from gptcli import cli
+from gptcli.data import hub
+hub._WAITS = (0.1, 0.1)
+sys.exit(cli.run(sys.argv[1:]))
+"""
+BYTES = ("-s", "tokenizer.name=bytes", "-s", "data.val_fraction=0.1")
+
+
+@pytest.fixture(scope="module")
+def hub_module() -> ModuleType:
+    """The Hub that stands beside these folders."""
+    path = Path(__file__).parents[1] / "hub.py"
+    spec = importlib.util.spec_from_file_location("hub", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def gpt(folder: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `gpt` in `folder` in a process that sees the Hub at `url`."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    env |= {"HF_HOME": str(folder / "hf"), "HOME": str(folder), "HF_ENDPOINT": url}
+    return subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *words],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    """Return the shards of a data folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+
+
+def test_openwebtext_comes_through_a_busy_hub(tmp_path: Path, hub_module: ModuleType) -> None:
+    names = [name for name in OPENWEBTEXT if name.endswith("parquet")]
+    faults = {names[0]: [503], names[1]: ["cut"], names[2]: [429]}
+    with hub_module.Hub(REPOSITORIES) as hub:
+        assert (
+            gpt(tmp_path, hub.url, "prepare", "openwebtext", *BYTES, "--out", "calm").returncode
+            == 0
+        )
+    (tmp_path / "stormy").mkdir()
+    with hub_module.Hub(REPOSITORIES, faults) as hub:
+        done = gpt(tmp_path / "stormy", hub.url, "prepare", "openwebtext", *BYTES, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == 1200
+    assert shards(tmp_path / "stormy/data/openwebtext") == shards(tmp_path / "calm")
+    # Three small files are not OpenWebText, which is said loudly.
+    assert "openwebtext should have 8,013,769 documents, but 1,200 were found" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert any(f"/{PRESETS['openwebtext'].revision}/" in request for request in hub.requests)
+
+
+def test_a_missing_file_keeps_what_is_finished(tmp_path: Path, hub_module: ModuleType) -> None:
+    names = [name for name in OPENWEBTEXT if name.endswith("parquet")]
+    faults = {names[2]: [503] * 20}
+    words = ("prepare", "openwebtext", *BYTES, "-s", "data.keep_downloads=false")
+    with hub_module.Hub(REPOSITORIES, faults) as hub:
+        done = gpt(tmp_path, hub.url, *words)
+        assert done.returncode == 3 and len(done.stderr.splitlines()) <= 3
+        assert "busy" in done.stderr and "goes on where it stopped" in done.stderr
+    folder = tmp_path / "data/openwebtext"
+    assert not (folder / "manifest.json").exists()
+    assert len(list((folder / ".progress").glob("unit-*.json"))) == 2
+    with hub_module.Hub(REPOSITORIES) as hub:
+        assert gpt(tmp_path, hub.url, *words).returncode == 0
+        fetched = [r for r in hub.requests if r.startswith("GET") and r.endswith(".parquet")]
+    assert [request.rpartition("/")[2] for request in fetched] == [names[2].rpartition("/")[2]]
+    with hub_module.Hub(REPOSITORIES) as hub:
+        (tmp_path / "whole").mkdir()
+        assert gpt(tmp_path / "whole", hub.url, *words[:-2]).returncode == 0
+    assert shards(folder) == shards(tmp_path / "whole/data/openwebtext")
+    # What this run downloaded is gone, what another one keeps is there.
+    assert not [path for path in (tmp_path / "hf").rglob("*.parquet") if path.exists()]
+    assert len(list((tmp_path / "whole/hf").rglob("*.parquet"))) == 3
+
+
+def test_files_that_were_in_the_cache_before_stay(tmp_path: Path, hub_module: ModuleType) -> None:
+    with hub_module.Hub(REPOSITORIES) as hub:
+        gpt(tmp_path, hub.url, "prepare", "openwebtext", *BYTES, "--out", "one")
+        words = (*BYTES, "-s", "data.keep_downloads=false", "--out", "two")
+        assert gpt(tmp_path, hub.url, "prepare", "openwebtext", *words).returncode == 0
+    kept = [path for path in (tmp_path / "hf").rglob("*.parquet") if path.exists()]
+    assert len(kept) == 3
+
+
+def test_lines_of_wikitext_are_joined_as_they_are(tmp_path: Path, hub_module: ModuleType) -> None:
+    with hub_module.Hub(REPOSITORIES) as hub:
+        done = gpt(
+            tmp_path, hub.url, "prepare", "wikitext-2", "-s", "tokenizer.name=bytes", "--json"
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == 2
+    [val] = (tmp_path / "data/wikitext-2").glob("val_*.bin")
+    tokens = np.fromfile(val, "<u2")[512:].tolist()
+    assert tokens == [256, *"".join(LINES).encode()]
+
+
+def test_a_wrong_part_is_named(tmp_path: Path, hub_module: ModuleType) -> None:
+    with hub_module.Hub(REPOSITORIES) as hub:
+        done = gpt(tmp_path, hub.url, "prepare", "openwebtext:nothing")
+    assert done.returncode == 2 and re.search("nothing", done.stderr)
+    assert len(done.stderr.splitlines()) <= 3
