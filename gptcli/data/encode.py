@@ -17,21 +17,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from gptcli.errors import MemoryLimitError
 from gptcli.tokenizers import Tokenizer, tokenizer_from
-from gptcli.tokenizers.base import Ids
 
 
 @dataclass(frozen=True)
 class Encoded:
     """The ids of a batch of texts: all in a row (n,), and how many and of how many bytes each."""
 
-    ids: Ids
+    ids: npt.NDArray[np.unsignedinteger]
     counts: list[int]
     n_bytes: list[int]
 
-    def __iter__(self) -> Iterator[tuple[Ids, int]]:
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.unsignedinteger], int]]:
         """Yield (ids, bytes) of each text."""
         start = 0
         for count, n_bytes in zip(self.counts, self.n_bytes, strict=True):
@@ -123,4 +123,7 @@ def _end_with_parent() -> None:
 
 
 def _encode(texts: list[str]) -> Encoded:
-    return encode_batch(_worker_tokenizer, texts)
+    found = encode_batch(_worker_tokenizer, texts)
+    if _worker_tokenizer.vocab_size <= 1 << 16:  # half the bytes to send
+        return Encoded(found.ids.astype(np.uint16), found.counts, found.n_bytes)
+    return found

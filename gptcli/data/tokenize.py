@@ -134,7 +134,7 @@ class _UnitWriter:
         """Add ids that stand for `n_bytes` of text to the document."""
         if self._spool is not None:
             with durable.storage_errors(self._folder):
-                self._spool.write(ids.tobytes())
+                self._spool.write(ids.astype(np.uint32).tobytes())
             self.bytes["train"] += n_bytes
         else:
             self._put(self._split, ids)
