@@ -53,13 +53,11 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     try:
         code: Any = app(arguments or ["--help"], prog_name="gpt", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except GptError as error:
         return _fail(arguments, error)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # whoever read our output has seen enough
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
@@ -70,6 +68,11 @@ def run(arguments: list[str]) -> int:
         if usage is not None:
             return _fail(arguments, usage)
         return _bug(arguments, error)
+
+
+def _drop_stdout() -> None:
+    """Let go of a stdout that takes no more, or Python would complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_error(error: Exception) -> ConfigError | None:
@@ -92,7 +95,9 @@ def _fail(arguments: list[str], error: GptError) -> int:
     if os.environ.get("GPT_DEBUG") == "1":
         traceback.print_exc()
     console.error(error.message, error.hint)
-    if "--json" in arguments:
+    if error.message.startswith("stdout:"):
+        _drop_stdout()
+    elif "--json" in arguments:
         console.result_json(
             {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
         )

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from gptcli.durable import storage_errors
 from gptcli.training.events import Event, Started, StepDone, Stopped, describe
 
 # C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
@@ -60,13 +62,20 @@ def result(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """Write text to stdout as it is, at once."""
-    try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+    """Write text to stdout as it is, at once.
+
+    Raises:
+        StorageError: stdout is a file on a full disk.
+    """
+    if sys.stdout is None:  # closed by whoever started us
+        return
+    with storage_errors(Path("stdout")):
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
 
 
 def result_json(value: dict[str, Any]) -> None:

@@ -228,6 +228,18 @@ def test_generate_without_the_reader_ends_quietly(run: Path) -> None:
     assert b"Traceback" not in done.stderr and b"Error" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_stdout_that_is_full_or_closed(run: Path) -> None:
+    gpt = f"{sys.executable} -m gptcli"
+    full = subprocess.run(
+        ["bash", "-c", f"{gpt} eval --json > /dev/full"], capture_output=True, text=True
+    )
+    assert full.returncode == 5 and len(full.stderr.splitlines()) <= 3, full.stderr
+    assert "stdout: No space left on device" in full.stderr
+    closed = subprocess.run(["bash", "-c", f"{gpt} eval >&-"], capture_output=True, text=True)
+    assert closed.returncode == 0 and "Traceback" not in closed.stderr, closed.stderr
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_saves_and_names_the_command_that_goes_on(
     gpt: Any, tiny_set: list[str], sent: signal.Signals, code: int
