@@ -1,7 +1,7 @@
 """Texts to ids, in this process or in several, in the order they came.
 
 Workers get batches of texts and send back ids, so one large file keeps every core busy, and what
-is written cannot depend on how many there are. Knows nothing of documents or files.
+is written cannot depend on how many there are. Knows nothing of files.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
@@ -17,21 +17,39 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from gptcli.errors import MemoryLimitError
-from gptcli.tokenizers import Tokenizer, tokenizer_from
+from gptcli.data import shards
+from gptcli.data.units import Unit
+from gptcli.errors import DataError, GptError, MemoryLimitError
+from gptcli.tokenizers import Tokenizer, UnknownCharacters, tokenizer_from
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts of one unit to encode together.
+
+    Attributes:
+        unit: The unit they come from.
+        texts: The texts, (n,).
+        documents: The index of each text's document in the unit, (n,), never falling.
+        ends_unit: The unit's last batch, which may be empty.
+    """
+
+    unit: Unit
+    texts: list[str]
+    documents: list[int]
+    ends_unit: bool = False
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a batch of texts: all in a row (n,), and how many and of how many bytes each."""
+    """The ids of a batch's texts: all in a row, and how many and of how many bytes each."""
 
-    ids: npt.NDArray[np.unsignedinteger]
+    ids: shards.Tokens
     counts: list[int]
     n_bytes: list[int]
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.unsignedinteger], int]]:
+    def __iter__(self) -> Iterator[tuple[shards.Tokens, int]]:
         """Yield (ids, bytes) of each text."""
         start = 0
         for count, n_bytes in zip(self.counts, self.n_bytes, strict=True):
@@ -44,9 +62,10 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
         self._tokenizer = tokenizer
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._most_waiting = 0
+        self._pool: Executor | None = None
         if workers > 1:
+            self._most_waiting = 2 * workers  # enough to keep all of them busy
             self._pool = ProcessPoolExecutor(
                 workers,
                 # Spawned, not forked: the same on every system, and safe beside threads.
@@ -55,30 +74,47 @@ class Encoder:
                 initargs=(tokenizer.definition(),),
             )
 
-    def encode(self, batches: Iterable[list[str]]) -> Iterator[Encoded]:
-        """Yield what each batch became, in the order of the batches.
+    def encode(self, batches: Iterable[Batch | None]) -> Iterator[tuple[Batch, Encoded]]:
+        """Yield each batch with what it became, in their order.
+
+        Args:
+            batches: What to encode; a None says that the next one will be long in coming, so
+                what has been given is to be finished first. So it is when they end in an error.
 
         Raises:
-            UnknownCharacters: The vocabulary has no token for part of a text.
+            DataError: The vocabulary has no token for part of a text.
             MemoryLimitError: A worker was killed.
         """
-        if self._pool is None:
-            for batch in batches:
-                yield encode_batch(self._tokenizer, batch)
-            return
-        waiting: deque[Future[Encoded]] = deque()
+        waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+        failure: GptError | None = None
         try:
-            for batch in batches:
-                waiting.append(self._pool.submit(_encode, batch))
-                if len(waiting) > 2 * self._workers:  # enough to keep all of them busy
-                    yield waiting.popleft().result()
+            for batch in _until_failure(batches):
+                if isinstance(batch, GptError):
+                    failure = batch
+                elif batch is not None:
+                    waiting.append((batch, self._submit(batch.texts)))
+                most = 0 if batch is None else self._most_waiting
+                while len(waiting) > most:
+                    yield _result(*waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _result(*waiting.popleft())
         except BrokenProcessPool as error:
             raise MemoryLimitError(
                 "a tokenizing process was killed, most likely for want of memory",
                 "run the command again with fewer --workers; finished files are kept",
             ) from error
+        if failure is not None:
+            raise failure
+
+    def _submit(self, texts: list[str]) -> Future[Encoded]:
+        if self._pool is not None:
+            return self._pool.submit(_encode, texts)
+        future: Future[Encoded] = Future()
+        try:
+            future.set_result(encode_batch(self._tokenizer, texts))
+        except UnknownCharacters as error:
+            future.set_exception(error)
+        return future
 
     def __enter__(self) -> Self:
         return self
@@ -93,12 +129,28 @@ class Encoder:
             self._pool.shutdown(cancel_futures=True)
 
 
+def _until_failure(batches: Iterable[Batch | None]) -> Iterator[Batch | GptError | None]:
+    """Yield the batches, and the error they end in, if they do."""
+    try:
+        yield from batches
+    except GptError as error:
+        yield error
+
+
+def _result(batch: Batch, future: Future[Encoded]) -> tuple[Batch, Encoded]:
+    try:
+        return batch, future.result()
+    except UnknownCharacters as error:
+        raise DataError(f"{batch.unit.name}: {error.message}", error.hint) from error
+
+
 def encode_batch(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     """Encode texts one by one; none affects another's ids."""
+    dtype = np.dtype(shards.dtype_for(tokenizer.vocab_size))
     found = [tokenizer.encode(text) for text in texts]
     counts = [len(ids) for ids in found]
     n_bytes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
-    ids = np.concatenate(found) if found else np.empty(0, dtype=np.uint32)
+    ids = np.concatenate(found, dtype=dtype, casting="unsafe") if found else np.empty(0, dtype)
     return Encoded(ids, counts, n_bytes)
 
 
@@ -123,7 +175,4 @@ def _end_with_parent() -> None:
 
 
 def _encode(texts: list[str]) -> Encoded:
-    found = encode_batch(_worker_tokenizer, texts)
-    if _worker_tokenizer.vocab_size <= 1 << 16:  # half the bytes to send
-        return Encoded(found.ids.astype(np.uint16), found.counts, found.n_bytes)
-    return found
+    return encode_batch(_worker_tokenizer, texts)

@@ -1,5 +1,6 @@
 """Files of the network, one unit ahead of the work, and let go once their shards are committed."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +20,28 @@ class Fetcher:
     """
 
     def __init__(self, units: list[Unit], config: DataConfig) -> None:
-        self._units = {unit.index: place for place, unit in enumerate(units)}
         self._order = units
         self._keep = config.keep_downloads
         self._pool = ThreadPoolExecutor(1)
         self._waiting: dict[int, Future[Unit]] = {}
         self._downloaded: dict[int, list[RemoteFile]] = {}
 
-    def fetched(self, unit: Unit) -> Unit:
-        """Return the unit with local files, and begin to fetch the one after it.
+    def all(self) -> Iterator[Unit | None]:
+        """Yield the units with local files, fetching each while the one before is worked on.
+
+        A None comes before a unit that must be waited for.
 
         Raises:
             DataError: A file cannot be had.
         """
-        place = self._units[unit.index]
-        self._begin(place)
-        found = self._waiting.pop(unit.index).result()
-        self._begin(place + 1)
-        return found
+        self._begin(0)
+        for place, unit in enumerate(self._order):
+            waiting = self._waiting.pop(unit.index)
+            if not waiting.done():
+                yield None
+            local = waiting.result()
+            self._begin(place + 1)
+            yield local
 
     def release(self, unit: Unit) -> None:
         """Say that a unit's shards are on the disk."""
@@ -45,7 +50,7 @@ class Fetcher:
                 file.forget()
 
     def _begin(self, place: int) -> None:
-        if place < len(self._order) and self._order[place].index not in self._waiting:
+        if place < len(self._order):
             unit = self._order[place]
             self._waiting[unit.index] = self._pool.submit(self._fetch, unit)
 

@@ -20,7 +20,7 @@ from gptcli.data.hub import NetworkError
 from gptcli.data.progress import Progress, remove_prepared
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
-from gptcli.data.tokenize import OnProgress, write_unit
+from gptcli.data.tokenize import OnProgress, write_units
 from gptcli.data.units import documents, fingerprint
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import (
@@ -110,7 +110,7 @@ def prepare(
     try:
         progress.begin(recipe)
         durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-        units = list(_run(plan, tokenizer, progress, workers, on_progress))
+        units = _run(plan, tokenizer, progress, workers, on_progress)
         manifest = Manifest(
             recipe=recipe,
             dtype=shards.dtype_for(tokenizer.vocab_size),
@@ -260,32 +260,35 @@ def _run(
     progress: Progress,
     workers: int,
     on_progress: OnProgress,
-) -> Iterator[UnitRecord]:
-    """Prepare the units in order, fetching the next while one is tokenized."""
-    todo = [unit for unit in plan.source.units if progress.record(unit.index) is None]
-    with Encoder(tokenizer, workers if todo else 1) as encoder, Fetcher(todo, plan.data) as fetcher:
-        for unit in plan.source.units:
-            done = progress.record(unit.index)
-            if done is not None:
-                if done.sha256 != fingerprint(unit):
-                    raise ConfigError(
-                        f"{unit.name} has changed since this preparation began",
-                        "begin anew with --force",
-                    )
-                on_progress(done.bytes.train + done.bytes.val)
-                yield done
-                continue
-            record = write_unit(
-                fetcher.fetched(unit),
-                plan.folder,
-                tokenizer,
-                encoder,
-                plan.data,
-                seed=plan.seed,
-                val_fraction=plan.val_fraction,
-                on_progress=on_progress,
+) -> list[UnitRecord]:
+    """Prepare the units that are not done yet, fetching the next while one is tokenized."""
+    done: dict[int, UnitRecord] = {}
+    for unit in plan.source.units:
+        record = progress.record(unit.index)
+        if record is None:
+            continue
+        if record.sha256 != fingerprint(unit):
+            raise ConfigError(
+                f"{unit.name} has changed since this preparation began", "begin anew with --force"
             )
-            record = record.model_copy(update={"sha256": fingerprint(unit)})
+        on_progress(record.bytes.train + record.bytes.val)
+        done[unit.index] = record
+    todo = [unit for unit in plan.source.units if unit.index not in done]
+    with Encoder(tokenizer, workers if todo else 1) as encoder, Fetcher(todo, plan.data) as fetcher:
+        for local, record in write_units(
+            fetcher.all(),
+            plan.folder,
+            tokenizer,
+            encoder,
+            plan.data,
+            seed=plan.seed,
+            val_fraction=plan.val_fraction,
+            on_progress=on_progress,
+        ):
+            unit = plan.source.units[local.index]
+            if unit != local:  # the address of a file of the network, not its content
+                record = record.model_copy(update={"sha256": fingerprint(unit)})
             progress.commit(unit.index, record)
             fetcher.release(unit)
-            yield record
+            done[unit.index] = record
+    return [done[unit.index] for unit in plan.source.units]

@@ -5,9 +5,9 @@ the disk until its length is known.
 """
 
 import contextlib
+import re
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,11 @@ import numpy as np
 from gptcli import durable
 from gptcli.config.schema import DataConfig
 from gptcli.data import shards
-from gptcli.data.encode import Encoder
-from gptcli.data.shards import Counts, ShardWriter, UnitRecord
+from gptcli.data.encode import Batch, Encoded, Encoder
+from gptcli.data.shards import Counts, ShardWriter, Split, UnitRecord
 from gptcli.data.units import Unit, documents, fingerprint
 from gptcli.errors import DataError
-from gptcli.tokenizers import Tokenizer, UnknownCharacters
+from gptcli.tokenizers import Tokenizer
 
 OnProgress = Callable[[int], None]
 """Called with the bytes of text done since the last call."""
@@ -29,8 +29,8 @@ _BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
 
 
-def write_unit(
-    unit: Unit,
+def write_units(
+    units: Iterable[Unit | None],
     folder: Path,
     tokenizer: Tokenizer,
     encoder: Encoder,
@@ -39,145 +39,177 @@ def write_unit(
     seed: int,
     val_fraction: float,
     on_progress: OnProgress,
-) -> UnitRecord:
-    """Tokenize the documents of a unit and write its shards into `folder`.
+) -> Iterator[tuple[Unit, UnitRecord]]:
+    """Tokenize units and write their shards into `folder`; yield each that is finished.
 
-    End-of-text stands before each document, as in llm.c's and FineWeb's shards.
+    While one is finished the next is already being encoded.
+
+    Args:
+        units: Units with local files; a None says that the next must be waited for.
 
     Raises:
         DataError: The text cannot be used, or its files changed meanwhile.
     """
-    before = fingerprint(unit)
-    dtype = shards.dtype_for(tokenizer.vocab_size)
-    shape = (unit.index, dtype, data.shard_tokens)
-    documents_of: deque[list[int]] = deque()
-    pieces = documents(unit, data, tokenizer.safe_cut)
-    with (
-        ShardWriter(folder, "train", *shape) as train,
-        ShardWriter(folder, "val", *shape) as val,
-        contextlib.closing(_UnitWriter({"train": train, "val": val}, tokenizer, folder)) as writer,
-    ):
-        current = -1
-        try:
-            for encoded in encoder.encode(_batches(pieces, documents_of)):
-                for index, (ids, n_bytes) in zip(documents_of.popleft(), encoded, strict=True):
-                    if index != current:
-                        writer.end_document()
-                        current = index
-                        whole = unit.split_of(index, seed, val_fraction)
-                        is_cut = unit.held_out == "tail" and val_fraction > 0
-                        writer.start_document(whole, val_fraction if is_cut else None)
-                    writer.add(ids, n_bytes)
-                on_progress(sum(encoded.n_bytes))
-        except UnknownCharacters as error:
-            raise DataError(f"{unit.name}: {error.message}", error.hint) from error
-        writer.end_document()
-        writer.flush()
-    if fingerprint(unit) != before:
-        raise DataError(f"{unit.name}: changed while it was read", "run the command again")
-    return UnitRecord(
-        name=unit.name,
-        sha256=before,
-        documents=current + 1,
-        tokens=Counts(**writer.tokens),
-        bytes=Counts(**writer.bytes),
-        shards=[*train.shards, *val.shards],
-    )
+    writer: _UnitWriter | None = None
+    try:
+        for batch, encoded in encoder.encode(_batches(units, data, tokenizer.safe_cut)):
+            if writer is None:
+                writer = _UnitWriter(batch.unit, folder, tokenizer, data, seed, val_fraction)
+            writer.add(batch, encoded)
+            on_progress(sum(encoded.n_bytes))
+            if batch.ends_unit:
+                record = writer.finish()
+                writer = None
+                yield batch.unit, record
+    except BaseException as error:  # a caller that wants no more of them included
+        if writer is not None:
+            writer.drop(error)
+        raise
 
 
 def _batches(
-    pieces: Iterator[tuple[int, str]], documents_of: deque[list[int]]
-) -> Iterator[list[str]]:
-    """Group pieces into batches for the encoder, noting each batch's document indices."""
-    texts: list[str] = []
-    indices: list[int] = []
-    n_chars = 0
-    for index, text in pieces:
-        texts.append(text)
-        indices.append(index)
-        n_chars += len(text)
-        if n_chars >= _BATCH_CHARS or len(texts) == _BATCH_TEXTS:
-            documents_of.append(indices)
-            yield texts
-            texts, indices, n_chars = [], [], 0
-    if texts:
-        documents_of.append(indices)
-        yield texts
+    units: Iterable[Unit | None], data: DataConfig, cut: re.Pattern[str]
+) -> Iterator[Batch | None]:
+    """Read units and group their texts into batches, at least one for each unit."""
+    for unit in units:
+        if unit is None:
+            yield None
+            continue
+        texts: list[str] = []
+        indices: list[int] = []
+        n_chars = 0
+        for index, text in documents(unit, data, cut):
+            texts.append(text)
+            indices.append(index)
+            n_chars += len(text)
+            if n_chars >= _BATCH_CHARS or len(texts) == _BATCH_TEXTS:
+                yield Batch(unit, texts, indices)
+                texts, indices, n_chars = [], [], 0
+        yield Batch(unit, texts, indices, ends_unit=True)
 
 
 class _UnitWriter:
-    """Sends the tokens of documents to the shards of their split, and counts them."""
+    """Sends the tokens of a unit's documents to the shards of their split, and counts them.
 
-    def __init__(self, sinks: dict[str, ShardWriter], tokenizer: Tokenizer, folder: Path) -> None:
-        self.tokens = {"train": 0, "val": 0}
-        self.bytes = {"train": 0, "val": 0}
-        self._sinks, self._tokenizer, self._folder = sinks, tokenizer, folder
-        self._pending: dict[str, list[shards.Tokens]] = {"train": [], "val": []}
+    End-of-text stands before each document, as in llm.c's and FineWeb's shards.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        folder: Path,
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        seed: int,
+        val_fraction: float,
+    ) -> None:
+        self._unit, self._folder, self._tokenizer = unit, folder, tokenizer
+        self._fingerprint = fingerprint(unit)
+        self._seed, self._val_fraction = seed, val_fraction
+        dtype = shards.dtype_for(tokenizer.vocab_size)
+        shape = (unit.index, dtype, data.shard_tokens)
+        self._open = contextlib.ExitStack()
+        self._sinks = {
+            split: self._open.enter_context(ShardWriter(folder, split, *shape))
+            for split in shards.SPLITS
+        }
+        self._tokens = dict.fromkeys(shards.SPLITS, 0)
+        self._bytes = dict.fromkeys(shards.SPLITS, 0)
+        self._pending: dict[Split, list[shards.Tokens]] = {split: [] for split in shards.SPLITS}
         self._n_pending = 0
-        self._split = "train"
-        self._cut: float | None = None
+        self._document = -1
+        self._split: Split = "train"
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._eot = np.array([tokenizer.eot], dtype=np.uint32)
+        self._dtype = np.dtype(dtype)
+        self._eot = np.array([tokenizer.eot], dtype=self._dtype)
 
-    def start_document(self, split: str, val_fraction: float | None) -> None:
-        """Begin a document of one split, or one whose last `val_fraction` is validation."""
-        self._split, self._cut = split, val_fraction
-        if val_fraction is not None:
+    def add(self, batch: Batch, encoded: Encoded) -> None:
+        """Add a batch of the unit's texts."""
+        for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
+            if index != self._document:
+                self._end_document()
+                self._start_document(index)
+            if self._spool is not None:
+                with durable.storage_errors(self._folder):
+                    self._spool.write(ids.tobytes())
+                self._bytes["train"] += n_bytes
+            else:
+                self._put(self._split, ids)
+                self._bytes[self._split] += n_bytes
+
+    def finish(self) -> UnitRecord:
+        """Complete the shards and return what the unit became.
+
+        Raises:
+            DataError: Its files have changed meanwhile.
+        """
+        self._end_document()
+        self._flush()
+        self._open.close()
+        if fingerprint(self._unit) != self._fingerprint:
+            raise DataError(
+                f"{self._unit.name}: changed while it was read", "run the command again"
+            )
+        return UnitRecord(
+            name=self._unit.name,
+            sha256=self._fingerprint,
+            documents=self._document + 1,
+            tokens=Counts(**self._tokens),
+            bytes=Counts(**self._bytes),
+            shards=[shard for sink in self._sinks.values() for shard in sink.shards],
+        )
+
+    def drop(self, error: BaseException) -> None:
+        """Leave nothing of a unit that is not finished because of `error`."""
+        if self._spool is not None:
+            self._spool.close()
+        self._open.__exit__(type(error), error, error.__traceback__)
+
+    def _start_document(self, index: int) -> None:
+        self._document = index
+        self._split = self._unit.split_of(index, self._seed, self._val_fraction)
+        if self._unit.held_out == "tail" and self._val_fraction > 0:
             # Where the tail begins is known only at the document's end.
             # The folder's disk must have room for the tokens anyway; that of /tmp may not.
             self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._folder))
             self._spool.write(self._eot.tobytes())
         else:
-            self._put(split, self._eot)
+            self._put(self._split, self._eot)
 
-    def add(self, ids: shards.Tokens, n_bytes: int) -> None:
-        """Add ids that stand for `n_bytes` of text to the document."""
-        if self._spool is not None:
-            with durable.storage_errors(self._folder):
-                self._spool.write(ids.astype(np.uint32).tobytes())
-            self.bytes["train"] += n_bytes
-        else:
-            self._put(self._split, ids)
-            self.bytes[self._split] += n_bytes
-
-    def end_document(self) -> None:
-        """Divide a spooled document; nothing to do for others."""
+    def _end_document(self) -> None:
+        """Divide a document whose tail is held out; nothing to do for others."""
         if self._spool is None:
             return
-        assert self._cut is not None
-        n_tokens = self._spool.tell() // 4
-        n_train = int(n_tokens * (1 - self._cut))
+        n_tokens = self._spool.tell() // self._dtype.itemsize
+        n_train = int(n_tokens * (1 - self._val_fraction))
         lengths = self._tokenizer.token_lengths()
         self._spool.seek(0)
         done = 0
         while done < n_tokens:
-            split, end = ("train", n_train) if done < n_train else ("val", n_tokens)
-            ids = np.frombuffer(self._spool.read(4 * min(1 << 20, end - done)), dtype=np.uint32)
+            split: Split = "train" if done < n_train else "val"
+            end = n_train if done < n_train else n_tokens
+            raw = self._spool.read(self._dtype.itemsize * min(1 << 20, end - done))
+            ids = np.frombuffer(raw, dtype=self._dtype)
             self._put(split, ids)
             if split == "val":
                 n_bytes = int(lengths[ids].sum())
-                self.bytes["val"] += n_bytes
-                self.bytes["train"] -= n_bytes
+                self._bytes["val"] += n_bytes
+                self._bytes["train"] -= n_bytes
             done += len(ids)
         self._spool.close()
         self._spool = None
 
-    def close(self) -> None:
-        """Drop a document that has not ended."""
-        if self._spool is not None:
-            self._spool.close()
+    def _put(self, split: Split, ids: shards.Tokens) -> None:
+        self._tokens[split] += len(ids)
+        self._pending[split].append(ids)
+        self._n_pending += len(ids)
+        if self._n_pending > 1 << 20:
+            self._flush()
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Hand what is pending to the shards."""
         for split, pending in self._pending.items():
             if pending:
                 self._sinks[split].append(np.concatenate(pending))
                 pending.clear()
         self._n_pending = 0
-
-    def _put(self, split: str, ids: shards.Tokens) -> None:
-        self.tokens[split] += len(ids)
-        self._pending[split].append(ids)
-        self._n_pending += len(ids)
-        if self._n_pending > 1 << 20:
-            self.flush()

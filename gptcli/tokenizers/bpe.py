@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tiktoken
 
 from gptcli.errors import ConfigError, DataError
@@ -18,12 +20,18 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-# GPT-2's split into words (Radford et al. 2019), in the equivalent, faster form of tiktoken 0.14.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# GPT-2's split into words (Radford et al. 2019), in an equivalent form. All that needs no
+# look-ahead stands in one group, which tiktoken's regex engine then runs as one automaton: twice
+# as fast as tiktoken's own form, where each alternative is tried by itself.
+GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"
 # The same for the `tokenizers` library, whose `$` would match at every newline.
 _GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 # Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
 _CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+# The look-ahead needs memory for each character of white space; from a million on tiktoken ends
+# the process. Before the last one of a run that a word follows, GPT-2's split begins anew anyway.
+_LONG_SPACE = 250_000
+_LAST_OF_SPACE = re.compile(rf"(?<!\s)[^\S\x1c-\x1f]{{{_LONG_SPACE - 1},}}(?=\s\S)")
 
 Ranks = dict[bytes, int]
 
@@ -54,7 +62,8 @@ class BpeTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> Ids:
         """Return the byte-pair ids of `text`, (n,)."""
-        ids: Ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _tame(text)]
+        ids: Ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -75,6 +84,15 @@ class BpeTokenizer(Tokenizer):
             "ranks": "\n".join(lines),
             "specials": self._specials,
         }
+
+
+def _tame(text: str) -> list[str]:
+    """Cut `text` where a very long run of white space would be too much for tiktoken."""
+    step = _LONG_SPACE // 2  # such a run covers one of these windows, which are quickly looked at
+    if not any(text[at : at + step].isspace() for at in range(0, len(text) - step + 1, step)):
+        return [text]
+    cuts = [match.end() for match in _LAST_OF_SPACE.finditer(text)]
+    return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
 
 
 def gpt2() -> BpeTokenizer:

@@ -90,25 +90,27 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
 
 
 def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gptcli.data.prepare as module
+    import gptcli.data.tokenize as module
 
-    done: list[str] = []
-    write_unit = module.write_unit
+    read: list[str] = []
+    documents = module.documents
 
-    def failing(unit, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if unit.index == 7 and 7 not in failed:
+    def failing(unit, *args):  # type: ignore[no-untyped-def]
+        if unit.index == 7 and not failed:
             failed.append(7)
             raise StorageError("disk full")
-        done.append(unit.name)
-        return write_unit(unit, *args, **kwargs)
+        read.append(unit.name)
+        return documents(unit, *args)
 
     failed: list[int] = []
-    monkeypatch.setattr(module, "write_unit", failing)
+    monkeypatch.setattr(module, "documents", failing)
     with pytest.raises(StorageError):
         prepare_rows("data/cut")
-    assert len(done) == 7 and not Path("data/cut/manifest.json").exists()
+    # What was read before the error is finished, though it was still being encoded then.
+    assert len(read) == 7 and len(list(Path("data/cut/.progress").glob("unit-*"))) == 7
+    assert not Path("data/cut/manifest.json").exists()
     prepare_rows("data/cut")
-    assert len(done) == N_FILES and len(set(done)) == N_FILES
+    assert len(read) == N_FILES and len(set(read)) == N_FILES
     prepare_rows("data/whole")
     assert content(Path("data/cut")) == content(Path("data/whole"))
     assert not Path("data/cut/.progress").exists()
@@ -117,17 +119,17 @@ def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.Monkey
 @pytest.fixture
 def cut(rows: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A preparation that stopped after three units."""
-    import gptcli.data.prepare as module
+    import gptcli.data.tokenize as module
 
-    write_unit = module.write_unit
+    documents = module.documents
 
-    def failing(unit, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def failing(unit, *args):  # type: ignore[no-untyped-def]
         if unit.index == 3:
             raise KeyboardInterrupt
-        return write_unit(unit, *args, **kwargs)
+        return documents(unit, *args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "write_unit", failing)
+        patch.setattr(module, "documents", failing)
         prepare_rows("data/cut")
     return Path("data/cut")
 
