@@ -22,6 +22,7 @@ from gptcli.errors import DataError
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _BLOCK_BYTES = 4 << 20
+_MOST_HELD = 4 << 20  # characters in which no safe place to cut is found, before one is made
 _BOM = codecs.BOM_UTF8
 
 
@@ -58,6 +59,8 @@ def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
             if not block:
                 break
             at = _last_cut(held, cut)
+            if not at and len(held) >= _MOST_HELD:
+                at = len(held)  # no word ends in all of it; memory comes first
             if at:
                 yield held[:at]
                 held, empty = held[at:], False
@@ -76,6 +79,16 @@ def _last_cut(text: str, cut: re.Pattern[str]) -> int:
         if last or start == 0:
             return last
         width *= 8
+
+
+def in_pieces(text: str, cut: re.Pattern[str]) -> Iterator[str]:
+    """Yield a row's text in pieces, as `read_text` does; most are one."""
+    start = 0
+    while len(text) - start > _MOST_HELD:
+        end = start + (_last_cut(text[start : start + _MOST_HELD], cut) or _MOST_HELD)
+        yield text[start:end]
+        start = end
+    yield text[start:] if start else text
 
 
 def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:

@@ -15,9 +15,10 @@ import numpy as np
 from gptcli import durable
 from gptcli.config.schema import DataConfig
 from gptcli.data import shards
-from gptcli.data.encode import Batch, Encoded, Encoder
+from gptcli.data.encode import Batch, Encoder
 from gptcli.data.shards import Counts, ShardWriter, Split, UnitRecord
 from gptcli.data.units import Unit, documents, fingerprint
+from gptcli.data.worker import Encoded
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer
 

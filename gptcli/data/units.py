@@ -104,7 +104,7 @@ def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Ite
             yield (text,)
     elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
         for text in readers.read_rows(path, config.text_field, config.encoding_errors):
-            yield (text,)
+            yield readers.in_pieces(text, cut)
     else:
         yield readers.read_text(path, config.encoding_errors, cut)
 

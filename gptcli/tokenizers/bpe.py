@@ -31,7 +31,10 @@ _CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 # The look-ahead needs memory for each character of white space; from a million on tiktoken ends
 # the process. Before the last one of a run that a word follows, GPT-2's split begins anew anyway.
 _LONG_SPACE = 250_000
-_LAST_OF_SPACE = re.compile(rf"(?<!\s)[^\S\x1c-\x1f]{{{_LONG_SPACE - 1},}}(?=\s\S)")
+_SPACE = r"[^\S\x1c-\x1f]"  # what Unicode calls white space; Python's \s is wider
+_LAST_OF_SPACE = re.compile(
+    rf"(?<!{_SPACE}){_SPACE}{{{_LONG_SPACE - 1},}}(?={_SPACE}[\S\x1c-\x1f])"
+)
 
 Ranks = dict[bytes, int]
 

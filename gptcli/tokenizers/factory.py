@@ -3,20 +3,22 @@
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptcli.config.schema import TokenizerConfig
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import bpe
 from gptcli.tokenizers.base import Alphabet, Tokenizer
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
+
+if TYPE_CHECKING:
+    from gptcli.config.schema import TokenizerConfig
 
 FORMAT_VERSION = 1
 _DEFAULT_BPE_SIZE = 4096
 _SMALLEST_BPE_SIZE = 257  # the bytes and end-of-text
 
 
-def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]) -> Tokenizer:
     """Make the tokenizer that `config` names.
 
     Args:
@@ -58,7 +60,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
             return bpe.from_tiktoken(name)
 
 
-def _char_tokenizer(config: TokenizerConfig) -> CharTokenizer:
+def _char_tokenizer(config: "TokenizerConfig") -> CharTokenizer:
     """Make a character vocabulary of all that stands in a text file."""
     if config.name != "char":
         raise ConfigError(

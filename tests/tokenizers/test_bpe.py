@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +235,24 @@ def test_ordinary_text_can_be_cut_often(gpt2: Tokenizer) -> None:
     prose = "It was the best of times, it was the worst of times.\nIt was the age of wisdom."
     assert len(gpt2.safe_cut.findall(prose)) == 17
     assert len(bpe._CAREFUL_CUT.findall(prose)) == 15
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " \n\t\u3000"])
+@pytest.mark.parametrize("end", ["", "word", ".", "\x1c a"])
+def test_white_space_without_end_is_no_danger(space: str, end: str) -> None:
+    # tiktoken ends the process where a run of a million is followed by a word.
+    text = "a" + space * (1_500_000 // len(space)) + end
+    ids = bpe.gpt2().encode(text)
+    assert bpe.gpt2().decode(ids) == text
+
+
+def test_cutting_long_white_space_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bpe.gpt2()
+    generator = random.Random(0)
+    texts = ["".join(generator.choices("ab '\n\ts.1\u00a0\u3000é\x1c", k=24)) for _ in range(5000)]
+    whole = [tokenizer.encode(text).tolist() for text in texts]
+    monkeypatch.setattr(bpe, "_LONG_SPACE", 2)
+    last = bpe._LAST_OF_SPACE.pattern.replace("249999", "1")
+    monkeypatch.setattr(bpe, "_LAST_OF_SPACE", re.compile(last))
+    assert sum(len(bpe._tame(text)) > 1 for text in texts) > 1000
+    assert [tokenizer.encode(text).tolist() for text in texts] == whole
