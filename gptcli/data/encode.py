@@ -6,18 +6,23 @@ is written cannot depend on how many there are. Knows nothing of files.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from gptcli.data import shards, worker
 from gptcli.data.units import Unit
 from gptcli.data.worker import Encoded
 from gptcli.errors import DataError, GptError, MemoryLimitError
 from gptcli.tokenizers import Tokenizer, UnknownCharacters
+from gptcli.tokenizers.fast import FastBpe, fast_bpe
+
+_COMPARED_CHARS = 1 << 20  # in which gigatoken has to prove itself
 
 
 @dataclass(frozen=True)
@@ -38,22 +43,19 @@ class Batch:
 
 
 class Encoder:
-    """Encodes batches with a number of worker processes; a context manager, which ends them."""
+    """Encodes batches, in worker processes or by gigatoken; a context manager, which ends them.
+
+    gigatoken is used where it is installed, and as long as it gives tiktoken's ids on the first
+    texts; it is so fast that one thread of it does.
+    """
 
     def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
         self._tokenizer = tokenizer
         self._dtype = shards.dtype_for(tokenizer.vocab_size)
-        self._most_waiting = 0
+        self._workers = workers
+        self._fast = fast_bpe(tokenizer)
+        self._to_compare = _COMPARED_CHARS if self._fast else 0
         self._pool: Executor | None = None
-        if workers > 1:
-            self._most_waiting = 2 * workers  # enough to keep all of them busy
-            self._pool = ProcessPoolExecutor(
-                workers,
-                # Spawned, not forked: the same on every system, and safe beside threads.
-                mp_context=get_context("spawn"),
-                initializer=worker.start,
-                initargs=(tokenizer.definition(), self._dtype),
-            )
 
     def encode(self, batches: Iterable[Batch | None]) -> Iterator[tuple[Batch, Encoded]]:
         """Yield each batch with what it became, in their order.
@@ -74,8 +76,8 @@ class Encoder:
                     failure = batch
                 elif batch is not None:
                     waiting.append((batch, self._submit(batch.texts)))
-                most = 0 if batch is None else self._most_waiting
-                while len(waiting) > most:
+                busy = self._pool is not None and batch is not None
+                while len(waiting) > (2 * self._workers if busy else 0):  # none of them idle
                     yield _result(*waiting.popleft())
             while waiting:
                 yield _result(*waiting.popleft())
@@ -88,14 +90,42 @@ class Encoder:
             raise failure
 
     def _submit(self, texts: list[str]) -> Future[Encoded]:
-        if self._pool is not None:
-            return self._pool.submit(worker.encode, texts)
+        if self._to_compare > 0 or (self._fast is None and self._workers == 1):
+            return self._encode_here(texts)
+        if self._pool is None:
+            self._pool = self._make_pool()
+        if self._fast is not None:
+            return self._pool.submit(self._encode_fast, self._fast, texts)
+        return self._pool.submit(worker.encode, texts)
+
+    def _make_pool(self) -> Executor:
+        if self._fast is not None:
+            return ThreadPoolExecutor(1)
+        return ProcessPoolExecutor(
+            self._workers,
+            # Spawned, not forked: the same on every system, and safe beside threads.
+            mp_context=get_context("spawn"),
+            initializer=worker.start,
+            initargs=(self._tokenizer.definition(), self._dtype),
+        )
+
+    def _encode_here(self, texts: list[str]) -> Future[Encoded]:
         future: Future[Encoded] = Future()
         try:
-            future.set_result(worker.encode_batch(self._tokenizer, self._dtype, texts))
+            encoded = worker.encode_batch(self._tokenizer, self._dtype, texts)
+            future.set_result(encoded)
         except UnknownCharacters as error:
             future.set_exception(error)
+            return future
+        if self._fast is not None:
+            self._to_compare -= sum(map(len, texts))
+            fast = self._encode_fast(self._fast, texts)
+            if fast.counts != encoded.counts or not np.array_equal(fast.ids, encoded.ids):
+                self._fast, self._to_compare = None, 0
         return future
+
+    def _encode_fast(self, fast: FastBpe, texts: list[str]) -> Encoded:
+        return worker.packed(fast.encode(texts), self._dtype, texts)
 
     def __enter__(self) -> Self:
         return self

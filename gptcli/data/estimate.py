@@ -12,8 +12,9 @@ from gptcli.data.prepare import Plan
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
 from gptcli.tokenizers import UnknownCharacters, make_tokenizer
+from gptcli.tokenizers.fast import fast_bpe
 
-_SAMPLE_CHARS = 1 << 20
+_SAMPLE_CHARS = 1 << 18
 # Where nothing can be measured yet: bytes of text for each token, and for each byte of Parquet.
 _BYTES_PER_TOKEN = {"char": 1.0, "bytes": 1.0, "bpe": 3.5}
 _GPT2_BYTES_PER_TOKEN = 4.4  # OpenWebText: 39.8 GB of text, 9.04 billion tokens
@@ -90,10 +91,15 @@ def _measure(plan: Plan) -> tuple[float, float | None]:
         total += len(texts[-1])
         if total >= _SAMPLE_CHARS:
             break
-    tokenizer.encode("")  # builds what is built once
-    began = time.perf_counter()
+    encode = (
+        fast.encode
+        if (fast := fast_bpe(tokenizer))
+        else lambda texts: [tokenizer.encode(text) for text in texts]
+    )
     try:
-        n_tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
+        encode(texts[:1])  # builds what is built once
+        began = time.perf_counter()
+        n_tokens = sum(len(ids) + 1 for ids in encode(texts))
     except UnknownCharacters:
         return _BYTES_PER_TOKEN["char"], None  # said where the text is read in earnest
     seconds = time.perf_counter() - began

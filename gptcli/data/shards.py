@@ -191,7 +191,8 @@ class ShardWriter:
             file = self._file or self._start()
             part = tokens[: self._shard_tokens - self._n_tokens]
             with durable.storage_errors(self._path):
-                file.write(part.astype(f"<{np.dtype(self._dtype).str[1:]}").tobytes())
+                stored = np.dtype(self._dtype).newbyteorder("<")
+                file.write(part.astype(stored, copy=False).data.cast("B"))
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == self._shard_tokens:

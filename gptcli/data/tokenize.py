@@ -25,7 +25,7 @@ from gptcli.tokenizers import Tokenizer
 OnProgress = Callable[[int], None]
 """Called with the bytes of text done since the last call."""
 
-_BATCH_CHARS = 1 << 18
+_BATCH_CHARS = 1 << 19
 _BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
 

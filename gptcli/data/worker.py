@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptcli.tokenizers import Tokenizer, tokenizer_from
+from gptcli.tokenizers import Ids, Tokenizer, tokenizer_from
 
-Ids = npt.NDArray[np.unsignedinteger]
+Tokens = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
 class Encoded:
     """The ids of a batch of texts: all in a row, and how many and of how many bytes each."""
 
-    ids: Ids
+    ids: Tokens
     counts: list[int]
     n_bytes: list[int]
 
-    def __iter__(self) -> Iterator[tuple[Ids, int]]:
+    def __iter__(self) -> Iterator[tuple[Tokens, int]]:
         """Yield (ids, bytes) of each text."""
         start = 0
         for count, n_bytes in zip(self.counts, self.n_bytes, strict=True):
@@ -43,7 +43,11 @@ def encode_batch(tokenizer: Tokenizer, dtype: str, texts: list[str]) -> Encoded:
     Raises:
         UnknownCharacters: The vocabulary has no token for part of a text.
     """
-    found = [tokenizer.encode(text) for text in texts]
+    return packed([tokenizer.encode(text) for text in texts], dtype, texts)
+
+
+def packed(found: list[Ids], dtype: str, texts: list[str]) -> Encoded:
+    """Put the ids of each text together, as numpy's `dtype`."""
     counts = [len(ids) for ids in found]
     n_bytes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
     ids = np.concatenate(found, dtype=dtype, casting="unsafe") if found else np.empty(0, dtype)

@@ -3,6 +3,7 @@
 from gptcli.tokenizers.base import (
     SAFE_CUT,
     Alphabet,
+    Ids,
     TextDecoder,
     Tokenizer,
     UnknownCharacters,
@@ -17,6 +18,7 @@ from gptcli.tokenizers.factory import (
 __all__ = [
     "SAFE_CUT",
     "Alphabet",
+    "Ids",
     "TextDecoder",
     "Tokenizer",
     "UnknownCharacters",

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class BpeTokenizer(Tokenizer):
 
     def __init__(self, name: str, pattern: str, ranks: Ranks, specials: dict[str, int]) -> None:
         self.name = name
-        self._pattern, self._ranks, self._specials = pattern, ranks, specials
+        self.pattern, self.ranks, self._specials = pattern, ranks, specials
         self.eot = specials[END_OF_TEXT]
         self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
         self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else _CAREFUL_CUT
@@ -54,14 +54,14 @@ class BpeTokenizer(Tokenizer):
         """The tiktoken encoding, built when first needed (GPT-2's takes a tenth of a second)."""
         return tiktoken.Encoding(
             self.name,
-            pat_str=self._pattern,
-            mergeable_ranks=self._ranks,
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
             special_tokens=self._specials,
         )
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        return {rank: token for token, rank in self._ranks.items()}
+        return {rank: token for token, rank in self.ranks.items()}
 
     def _encode(self, text: str) -> Ids:
         """Return the byte-pair ids of `text`, (n,)."""
@@ -77,14 +77,10 @@ class BpeTokenizer(Tokenizer):
         """Return the name and, for all but the bundled vocabulary, pattern, ranks and specials."""
         if self.name == "gpt2":
             return {"name": "gpt2", "sha256": GPT2_SHA256}
-        lines = (
-            f"{base64.b64encode(token).decode()} {rank}"
-            for token, rank in sorted(self._ranks.items(), key=lambda item: item[1])
-        )
         return {
             "name": self.name,
-            "pattern": self._pattern,
-            "ranks": "\n".join(lines),
+            "pattern": self.pattern,
+            "ranks": dump_ranks(self.ranks).decode(),
             "specials": self._specials,
         }
 
@@ -98,6 +94,7 @@ def _tame(text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
 
 
+@cache
 def gpt2() -> BpeTokenizer:
     """Return GPT-2's vocabulary from the file in this package; needs no network.
 
@@ -136,6 +133,12 @@ def _read_ranks(raw: bytes) -> Ranks:
     """Read tiktoken's file format: a base64 token and its rank on each line."""
     pairs = (line.split() for line in raw.splitlines() if line)
     return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def dump_ranks(ranks: Ranks) -> bytes:
+    """Write tiktoken's file format, the ranks in their order."""
+    ordered = sorted(ranks.items(), key=lambda item: item[1])
+    return b"\n".join(base64.b64encode(token) + b" %d" % rank for token, rank in ordered)
 
 
 def from_tiktoken(name: str) -> BpeTokenizer:
