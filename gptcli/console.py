@@ -7,7 +7,8 @@ codes; text from models, data and file names loses its control characters first.
 import json
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
@@ -22,7 +24,9 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from gptcli.durable import storage_errors
@@ -147,6 +151,77 @@ def bar(text: str, total: int | None = None) -> Iterator[Bar]:
     )
     with Progress(*columns, console=_err, transient=True) as progress:
         yield Bar(progress, progress.add_task(printable(text), total=total))
+
+
+@contextmanager
+def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], None]]:
+    """Show a bar of bytes, with rate and time left, for each kind of work.
+
+    Yields what is to be called with a kind and the bytes newly done. Off a terminal there is a
+    line now and then, so that a log of hours shows that they went by.
+
+    Args:
+        totals: The bytes there are of each kind; None where that is not known.
+    """
+    if not is_live():
+        yield _ByteLog(totals).advance
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=_err, transient=True, expand=True) as progress:
+        tasks = {kind: progress.add_task(kind, total=total) for kind, total in totals.items()}
+
+        def advance(kind: str, n_bytes: int) -> None:
+            if kind not in tasks:  # a download that nobody foresaw
+                tasks[kind] = progress.add_task(kind, total=None)
+            progress.advance(tasks[kind], n_bytes)
+
+        yield advance
+
+
+class _ByteLog:
+    """Says in plain lines, twice a minute, how much is done."""
+
+    _EVERY = 30.0
+
+    def __init__(self, totals: dict[str, int | None]) -> None:
+        self._totals = totals
+        self._done = dict.fromkeys(totals, 0)
+        self._began = self._last = time.monotonic()
+
+    def advance(self, kind: str, n_bytes: int) -> None:
+        self._done[kind] = self._done.get(kind, 0) + n_bytes
+        now = time.monotonic()
+        if now - self._last < self._EVERY:
+            return
+        self._last = now
+        parts = []
+        for each, done in self._done.items():
+            total, rate = self._totals.get(each), done / (now - self._began)
+            of = f" of {size(total)}" if total else ""
+            left = f", {duration((total - done) / rate)} left" if total and rate else ""
+            parts.append(f"{each} {size(done)}{of}, {size(rate)}/s{left * (done < (total or 0))}")
+        message("; ".join(parts))
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print a table to stdout; the last column is folded where the terminal is too narrow."""
+    drawn = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in drawn.columns[:-1]:
+        column.no_wrap = True
+    drawn.columns[-1].overflow = "fold"
+    for row in rows:
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    narrow = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(highlight=False, color_system=None, width=None if narrow else 200)
+    with console.capture() as capture:
+        console.print(drawn)
+    write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
 class TrainScreen:

@@ -25,8 +25,9 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every test work in a folder of its own, with two threads of torch at most."""
+    """Let every test work in a folder of its own, and tokenize with tiktoken unless it says so."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTCLI_FAST", "0")
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ def prepare(
 
     plan = make_plan(loaded)
     began = time.perf_counter()
+    found = None
     if dry_run or not is_finished(plan):
         found = estimate(plan)
         if dry_run and json_:
@@ -74,7 +75,7 @@ def prepare(
         require_room(plan, found)
         if dry_run:
             return
-    manifest = run(plan, workers, force)
+    manifest = run(plan, workers, force, found)
     _warn_of_counts(plan, manifest)
     seconds = time.perf_counter() - began
     _report(plan.folder, manifest, seconds, loaded, config, set_, json_)
@@ -153,19 +154,28 @@ def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
             )
 
 
-def run(plan: "Plan", workers: int | None = None, force: bool = False) -> "Manifest":
-    """Prepare with a progress bar; `train` does so too when local data is not prepared yet."""
+def run(
+    plan: "Plan",
+    workers: int | None = None,
+    force: bool = False,
+    found: "Estimate | None" = None,
+) -> "Manifest":
+    """Prepare with progress bars; `train` does so too when local data is not prepared yet."""
     from gptcli.data.prepare import prepare as prepare_data
 
-    source = plan.source
     if workers is None:
-        workers = os.cpu_count() or 1 if source.n_bytes > _SMALL_BYTES else 1
-    # Bytes of text can be compared with bytes of files only where files are plain text.
-    plain = all(
-        str(path).endswith((".txt", ".md", ".py")) for u in source.units for path in u.paths
-    )
-    with console.bar(f"preparing {source.name}", source.n_bytes if plain else None) as bar:
-        return prepare_data(plan, workers=workers, force=force, on_progress=bar.advance)
+        workers = os.cpu_count() or 1 if plan.source.n_bytes > _SMALL_BYTES else 1
+    totals = {"tokenizing": found.text_bytes if found else None}
+    if found and found.download_bytes:
+        totals = {"downloading": found.download_bytes, **totals}
+    with console.byte_bars(totals) as advance:
+        return prepare_data(
+            plan,
+            workers=workers,
+            force=force,
+            on_progress=lambda n_bytes: advance("tokenizing", n_bytes),
+            on_download=lambda n_bytes: advance("downloading", n_bytes),
+        )
 
 
 def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
@@ -234,6 +244,13 @@ def _list(json_: bool) -> None:
     if json_:
         console.result_json({name: asdict(preset) for name, preset in PRESETS.items()})
         return
-    for preset in PRESETS.values():
-        size = console.size(preset.download_bytes) if preset.download_bytes else "no download"
-        console.result(f"{preset.name:<16} {size:>11}  {preset.licence:<17} {preset.about}")
+    rows = [
+        (
+            preset.name,
+            console.size(preset.download_bytes) if preset.download_bytes else "-",
+            preset.licence,
+            preset.about,
+        )
+        for preset in PRESETS.values()
+    ]
+    console.table(("preset", "download", "licence", "what it is"), rows)

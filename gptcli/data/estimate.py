@@ -25,6 +25,7 @@ _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
 class Estimate:
     """What to expect of a preparation."""
 
+    text_bytes: int
     tokens: int
     shard_bytes: int
     download_bytes: int
@@ -50,6 +51,7 @@ def estimate(plan: Plan) -> Estimate:
     # Two files at a time, when they are not kept: one tokenized, the next one on its way.
     kept = sum(sizes) if plan.data.keep_downloads else sum(sorted(sizes)[-2:])
     return Estimate(
+        text_bytes=round(text_bytes),
         tokens=tokens,
         shard_bytes=tokens * item,
         download_bytes=sum(sizes),

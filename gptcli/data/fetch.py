@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from gptcli.config.schema import DataConfig
-from gptcli.data.hub import RemoteFile
+from gptcli.data.hub import OnBytes, RemoteFile
 from gptcli.data.units import Unit
 
 
@@ -19,9 +19,10 @@ class Fetcher:
     released; one that was in the cache before is somebody's and stays.
     """
 
-    def __init__(self, units: list[Unit], config: DataConfig) -> None:
+    def __init__(self, units: list[Unit], config: DataConfig, on_bytes: OnBytes) -> None:
         self._order = units
         self._keep = config.keep_downloads
+        self._on_bytes = on_bytes
         self._pool = ThreadPoolExecutor(1)
         self._waiting: dict[int, Future[Unit]] = {}
         self._downloaded: dict[int, list[RemoteFile]] = {}
@@ -62,7 +63,7 @@ class Fetcher:
                 continue
             if not entry.is_cached():
                 self._downloaded.setdefault(unit.index, []).append(entry)
-            paths.append(entry.fetch())
+            paths.append(entry.fetch(self._on_bytes))
         return replace(unit, paths=tuple(paths))
 
     def __enter__(self) -> Self:

@@ -36,6 +36,14 @@ _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second, third, ... try
 T = TypeVar("T")
 
 
+OnBytes = Callable[[int], None]
+"""Called with the bytes that have come since the last call."""
+
+
+def _ignore(n_bytes: int) -> None:
+    pass
+
+
 class NetworkError(DataError):
     """The Hub does not answer, or not now."""
 
@@ -49,20 +57,29 @@ class HubFile:
     revision: str
     n_bytes: int = 0
 
-    def fetch(self) -> Path:
+    def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
         """Return the local path, downloading into the Hub's cache what is not there.
+
+        Args:
+            on_bytes: Called as bytes arrive, with how many.
 
         Raises:
             DataError: It cannot be had.
         """
         from huggingface_hub import hf_hub_download
 
+        counter = _counting(on_bytes)
+
         def download() -> str:
             if not self.is_cached():
                 _require_reachable()
             return str(
                 hf_hub_download(
-                    self.repository, self.path, repo_type="dataset", revision=self.revision
+                    self.repository,
+                    self.path,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    tqdm_class=counter,
                 )
             )
 
@@ -91,6 +108,30 @@ class HubFile:
             blob.unlink(missing_ok=True)
 
 
+def _counting(on_bytes: OnBytes) -> Any:
+    """Return a progress bar class for huggingface_hub that draws nothing but tells `on_bytes`.
+
+    A download that is taken up again after a cut tells only of what is new.
+    """
+    from tqdm.auto import tqdm  # which the Hub's libraries bring along
+
+    told = 0
+
+    class Counter(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self._done = int(kwargs.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal told
+            self._done += int(n or 0)
+            if self._done > told:
+                on_bytes(self._done - told)
+                told = self._done
+
+    return Counter
+
+
 @dataclass(frozen=True)
 class WebFile:
     """A file at an address of its own, kept in the Hub's cache beside the others."""
@@ -99,8 +140,11 @@ class WebFile:
     n_bytes: int
     """Its size, which must be met."""
 
-    def fetch(self) -> Path:
+    def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
         """Return the local path, downloading what is not there.
+
+        Args:
+            on_bytes: Called when the file is there, with its size.
 
         Raises:
             DataError: It cannot be had, or is not of the size it should have.
@@ -111,6 +155,7 @@ class WebFile:
             if len(content) != self.n_bytes:
                 raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
             durable.write_bytes(path, content)
+            on_bytes(len(content))
         return path
 
     def is_cached(self) -> bool:

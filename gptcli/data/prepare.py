@@ -7,8 +7,9 @@ workers. Knows no terminal.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from gptcli import durable
@@ -16,7 +17,7 @@ from gptcli.config.schema import Config, DataConfig, TokenizerConfig
 from gptcli.data import shards
 from gptcli.data.encode import Encoder
 from gptcli.data.fetch import Fetcher
-from gptcli.data.hub import NetworkError
+from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.progress import Progress, remove_prepared
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
@@ -71,6 +72,7 @@ def prepare(
     workers: int = 1,
     force: bool = False,
     on_progress: OnProgress = lambda n_bytes: None,
+    on_download: OnBytes = lambda n_bytes: None,
 ) -> Manifest:
     """Tokenize the source and write the data folder.
 
@@ -82,6 +84,7 @@ def prepare(
         workers: Processes that tokenize.
         force: Write anew over a folder that holds other data.
         on_progress: Called as text is done.
+        on_download: Called as bytes are downloaded.
 
     Raises:
         ConfigError: Unknown tokenizer, or the folder holds other data.
@@ -110,7 +113,7 @@ def prepare(
     try:
         progress.begin(recipe)
         durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-        units = _run(plan, tokenizer, progress, workers, on_progress)
+        units = _run(plan, tokenizer, progress, workers, on_progress, on_download)
         manifest = Manifest(
             recipe=recipe,
             dtype=shards.dtype_for(tokenizer.vocab_size),
@@ -238,20 +241,40 @@ def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
 def _sample(plan: Plan) -> Iterator[str]:
     """Yield text to learn an alphabet or a vocabulary from.
 
-    An alphabet needs all of it. A vocabulary is learned without the documents that are held out,
-    so that validation text stays unseen.
+    An alphabet needs all of it. A vocabulary is learned without what is held out, so that
+    validation text stays unseen.
     """
     is_bpe = plan.tokenizer.name == "bpe"
     n_chars = 0
     for unit in plan.source.units:
-        for index, piece in documents(unit, plan.data):
+        for index, pieces in itertools.groupby(documents(unit, plan.data), key=itemgetter(0)):
+            document: Iterator[str] = (piece for _, piece in pieces)
             if is_bpe:
                 if unit.split_of(index, plan.seed, plan.val_fraction) == "val":
                     continue
+                if unit.held_out == "tail" and plan.val_fraction:
+                    document = _head(document, plan.val_fraction)
+            for piece in document:
                 n_chars += len(piece)
-                if n_chars > _BPE_SAMPLE_CHARS:
+                if is_bpe and n_chars > _BPE_SAMPLE_CHARS:
                     return
-            yield piece
+                yield piece
+
+
+def _head(pieces: Iterable[str], val_fraction: float) -> Iterator[str]:
+    """Yield a document without its tail, or the start of one that is too long to keep whole."""
+    kept: list[str] = []
+    n_chars = 0
+    for piece in pieces:
+        kept.append(piece)
+        n_chars += len(piece)
+        if n_chars > _BPE_SAMPLE_CHARS:
+            break
+    # The tail is counted in tokens, of which these are not yet known: a little more is left out.
+    n_chars = int(n_chars * (1 - min(1.0, 1.25 * val_fraction)))
+    for piece in kept:
+        yield piece[:n_chars]
+        n_chars = max(0, n_chars - len(piece))
 
 
 def _run(
@@ -260,6 +283,7 @@ def _run(
     progress: Progress,
     workers: int,
     on_progress: OnProgress,
+    on_download: OnBytes,
 ) -> list[UnitRecord]:
     """Prepare the units that are not done yet, fetching the next while one is tokenized."""
     done: dict[int, UnitRecord] = {}
@@ -274,7 +298,10 @@ def _run(
         on_progress(record.bytes.train + record.bytes.val)
         done[unit.index] = record
     todo = [unit for unit in plan.source.units if unit.index not in done]
-    with Encoder(tokenizer, workers if todo else 1) as encoder, Fetcher(todo, plan.data) as fetcher:
+    with (
+        Encoder(tokenizer, workers if todo else 1) as encoder,
+        Fetcher(todo, plan.data, on_download) as fetcher,
+    ):
         for local, record in write_units(
             fetcher.all(),
             plan.folder,

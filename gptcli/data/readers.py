@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gptcli.durable import storage_errors
 from gptcli.errors import DataError
@@ -103,7 +103,7 @@ def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
         case ".csv":
             yield from _read_csv(path, field, errors)
         case _:
-            yield from _read_parquet(path, field)
+            yield from _read_parquet(path, field, errors)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -235,7 +235,7 @@ def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
         raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
 
 
-def _read_parquet(path: Path, field: str) -> Iterator[str]:
+def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -247,10 +247,31 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
                 if field not in names:
                     raise no_such_field(path, field, names)
                 kind = file.schema_arrow.field(field).type
+                if pa.types.is_dictionary(kind):
+                    kind = kind.value_type
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise DataError(f"{path}: field '{field}' is {kind}, not text")
-                for batch in file.iter_batches(batch_size=1024, columns=[field]):
-                    yield from ("" if text is None else text for text in batch[0].to_pylist())
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+                for number, batch in enumerate(file.iter_batches(1024, columns=[field])):
+                    for text in _decoded(batch[0], path, 1024 * number, errors):
+                        yield text or ""
+        except pa.ArrowException as error:
             reason = str(error).splitlines()[0][:120]
             raise DataError(f"{path}: damaged Parquet file ({reason})") from error
+
+
+def _decoded(column: Any, path: Path, first_row: int, errors: str) -> list[str | None]:
+    """Return the texts of an Arrow column, whose bytes nobody may have checked."""
+    try:
+        texts: list[str | None] = column.to_pylist()
+        return texts
+    except UnicodeDecodeError:
+        found: list[str | None] = []
+        for row, raw in enumerate(column.cast("large_binary").to_pylist(), first_row):
+            try:
+                found.append(raw and raw.decode("utf-8", errors))
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
+                    "mend the row, or put U+FFFD there with -s data.encoding_errors=replace",
+                ) from None
+        return found

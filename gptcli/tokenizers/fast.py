@@ -59,7 +59,6 @@ class FastBpe:
         return [ids[start:end] for start, end in zip(starts, ends, strict=False)]
 
 
-@cache
 def fast_bpe(tokenizer: Tokenizer) -> FastBpe | None:
     """Return a faster encoder for `tokenizer`, or None if there is none.
 
@@ -70,7 +69,10 @@ def fast_bpe(tokenizer: Tokenizer) -> FastBpe | None:
         return None
     if os.environ.get("GPTCLI_FAST") == "0" or importlib.util.find_spec("gigatoken") is None:
         return None
-    return FastBpe(tokenizer)
+    return _made(tokenizer)
+
+
+_made = cache(FastBpe)
 
 
 class Kinds:

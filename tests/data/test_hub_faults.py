@@ -103,6 +103,27 @@ def test_openwebtext_comes_through_a_busy_hub(tmp_path: Path, hub_module: Module
     assert any(f"/{PRESETS['openwebtext'].revision}/" in request for request in hub.requests)
 
 
+def test_a_download_that_is_cut_is_counted_once(tmp_path: Path, hub_module: ModuleType) -> None:
+    [name, *_] = [name for name in OPENWEBTEXT if name.endswith("parquet")]
+    script = (
+        "from gptcli.data import hub\n"
+        "hub._WAITS = (0.1, 0.1)\n"
+        "told = []\n"
+        f"file = hub.HubFile('Skylion007/openwebtext', {name!r}, 'main')\n"
+        "path = file.fetch(told.append)\n"
+        "assert file.fetch(told.append) == path\n"
+        "print(sum(told), path.stat().st_size)"
+    )
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)}
+    with hub_module.Hub(REPOSITORIES, {name: ["cut", 503]}) as hub:
+        command = [sys.executable, "-c", script]
+        env["HF_ENDPOINT"] = hub.url
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    told, size = map(int, done.stdout.split())
+    assert told == size == len(OPENWEBTEXT[name])
+
+
 def test_a_missing_file_keeps_what_is_finished(tmp_path: Path, hub_module: ModuleType) -> None:
     names = [name for name in OPENWEBTEXT if name.endswith("parquet")]
     faults = {names[2]: [503] * 20}

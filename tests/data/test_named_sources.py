@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
     assert found.free_bytes == pytest.approx(shutil.disk_usage(".").free, rel=0.01)
     require_room(plan, found)
     with pytest.raises(StorageError):
-        require_room(plan, type(found)(1, 1, 1, 10, 9, None))
+        require_room(plan, replace(found, disk_bytes=10, free_bytes=9))
 
 
 def test_no_source_to_read_from(gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,11 +236,41 @@ def test_a_character_the_stored_tokenizer_lacks_names_the_file(
 
 def test_progress_adds_up_to_the_bytes_of_text(write: Write, prepared: Prepared) -> None:
     write("folder/a.txt", TEXT)
-    write("folder/b.jsonl", as_jsonl([TEXT] * 200))
+    write("folder/b.jsonl", as_jsonl([TEXT] * 500))
     done: list[int] = []
     manifest = prepared("folder", on_progress=done.append)
     assert sum(done) == manifest.bytes.train + manifest.bytes.val
     assert len(done) > 3
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "char", "bpe"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_nul_bytes_and_empty_documents_are_text(
+    write: Write, prepared: Prepared, tokens_of: TokensOf, name: str, suffix: str
+) -> None:
+    texts = ["a\0b", "", "\0\0\0", "c d e f g h i j k l m n o p", ""]
+    if suffix == ".jsonl":
+        write("in/all.jsonl", as_jsonl(texts))
+    else:
+        for index, text in enumerate(texts):
+            write(f"in/{index}.txt", text)
+    manifest = prepared("in", f"tokenizer.name={name}", "data.val_fraction=0")
+    tokenizer = load_tokenizer(OUT)
+    tokens = tokens_of(manifest)
+    assert manifest.documents == tokens.count(tokenizer.eot) == 5
+    assert tokenizer.decode(tokens) == "".join(texts)
+    assert manifest.bytes.train == sum(map(len, texts))
+
+
+def test_a_vocabulary_is_learned_without_the_held_out_tails(
+    write: Write, prepared: Prepared
+) -> None:
+    write("a.txt", "row and row " * 900 + "zzzzzzzz qqqqqqqq " * 60)
+    prepared("a.txt", "tokenizer.name=bpe", "tokenizer.vocab_size=400")
+    tokenizer = load_tokenizer(OUT)
+    learned = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    assert b"row" in learned
+    assert not any(b"zz" in token or b"qq" in token for token in learned)
 
 
 def test_a_vocabulary_is_learned_without_the_held_out_rows(

@@ -366,12 +366,6 @@ def test_a_parquet_file_with_damaged_pages_is_refused(write: Write) -> None:
     assert "CRC checksum" in refusal(rows_of, write("a.parquet", bytes(content))).message
 
 
-def test_parquet_text_that_is_not_utf8_is_refused(write: Write) -> None:
-    column = pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string())
-    path = write("a.parquet", parquet(column))
-    assert refusal(rows_of, path).message.startswith(f"{path}: damaged Parquet file (")
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.csv.gz", "a.parquet"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -395,3 +389,19 @@ def test_the_kind_is_the_last_suffix_before_gz() -> None:
              ".txt": "", "a.tar.gz": ".tar"}  # fmt: skip
     assert {name: readers.suffix_of(Path("x.csv") / name) for name in names} == names
     assert DataError.exit_code == 3
+
+
+def test_parquet_with_bytes_that_are_no_text(write: Write) -> None:
+    texts = pa.array([b"fine", b"a\xffb", None], pa.binary()).view(pa.string())
+    path = write("a.parquet", b"")
+    pq.write_table(pa.table({"text": texts}), path)
+    assert list(readers.read_rows(path, "text", "replace")) == ["fine", "a\ufffdb", ""]
+    with pytest.raises(DataError, match=r"a\.parquet: row 1: not UTF-8 at byte 1") as caught:
+        list(readers.read_rows(path, "text", "strict"))
+    assert "encoding_errors=replace" in (caught.value.hint or "")
+
+
+def test_parquet_with_a_dictionary_of_texts(write: Write) -> None:
+    path = write("a.parquet", b"")
+    pq.write_table(pa.table({"text": pa.array(["x", "y", "x"]).dictionary_encode()}), path)
+    assert list(readers.read_rows(path, "text", "strict")) == ["x", "y", "x"]

@@ -72,6 +72,7 @@ def test_a_damaged_gpt2_vocabulary_is_refused(
     original = Path(bpe.__file__).with_name("gpt2.tiktoken").read_bytes()
     (tmp_path / "gpt2.tiktoken").write_bytes(original[:-1])
     monkeypatch.setattr(bpe, "__file__", str(tmp_path / "bpe.py"))
+    bpe.gpt2.cache_clear()
     with pytest.raises(DataError, match="damaged GPT-2 vocabulary"):
         bpe.gpt2()
 
