@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptcli.data.prepare import Plan
+from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
 from gptcli.tokenizers import UnknownCharacters, make_tokenizer
 from gptcli.tokenizers.fast import fast_bpe
 
 _SAMPLE_CHARS = 1 << 18
+_FOOTERS = 20  # of Parquet files, which say how much text is in them
 # Where nothing can be measured yet: bytes of text for each token, and for each byte of Parquet.
 _BYTES_PER_TOKEN = {"char": 1.0, "bytes": 1.0, "bpe": 3.5}
 _GPT2_BYTES_PER_TOKEN = 4.4  # OpenWebText: 39.8 GB of text, 9.04 billion tokens
@@ -40,7 +42,7 @@ def estimate(plan: Plan) -> Estimate:
     """Measure how fast the source's first text is tokenized, and scale it to the whole."""
     remote = [path for unit in plan.source.units for path in unit.paths
               if not isinstance(path, Path) and not path.is_cached()]  # fmt: skip
-    text_bytes = plan.source.n_bytes * (_TEXT_PER_PARQUET_BYTE if _is_parquet(plan) else 1.0)
+    text_bytes = plan.source.n_bytes * _text_per_byte(plan)
     bytes_per_token, rate = _measure(plan)
     tokens = round(text_bytes / bytes_per_token)
     expected = plan.source.expected
@@ -111,10 +113,18 @@ def _measure(plan: Plan) -> tuple[float, float | None]:
     return n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)
 
 
-def _is_parquet(plan: Plan) -> bool:
-    paths = (path for unit in plan.source.units for path in unit.paths)
+def _text_per_byte(plan: Plan) -> float:
+    """Return how much text there is for each byte of the source's files."""
+    paths = [path for unit in plan.source.units for path in unit.paths]
     names = (path.name if isinstance(path, Path) else getattr(path, "path", "") for path in paths)
-    return all(name.endswith(".parquet") for name in names)
+    if not all(name.endswith(".parquet") for name in names):
+        return 1.0
+    local = [path for path in paths if isinstance(path, Path)][:_FOOTERS]
+    texts = [parquet_text_bytes(path, plan.data.text_field) for path in local]
+    known = [(text, path.stat().st_size) for text, path in zip(texts, local, strict=True) if text]
+    if not known:
+        return _TEXT_PER_PARQUET_BYTE
+    return sum(text for text, _ in known) / sum(size for _, size in known)
 
 
 def _existing_parent(folder: Path) -> Path:

@@ -259,6 +259,23 @@ def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
             raise DataError(f"{path}: damaged Parquet file ({reason})") from error
 
 
+def parquet_text_bytes(path: Path, field: str) -> int | None:
+    """Return the bytes of a Parquet file's texts as its footer has them, None if it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return None
+    total = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = (group.column(number) for number in range(group.num_columns))
+        total += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field)
+    return total
+
+
 def _decoded(column: Any, path: Path, first_row: int, errors: str) -> list[str | None]:
     """Return the texts of an Arrow column, whose bytes nobody may have checked."""
     try:

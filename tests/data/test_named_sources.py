@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import gptcli.data.estimate
 from gptcli.config import load_config
 from gptcli.data.estimate import estimate, require_room
 from gptcli.data.prepare import make_plan
+from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import StorageError
 
@@ -102,3 +105,14 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
 
 def test_no_source_to_read_from(gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpt("prepare", "shakespeare:part").code == 2
+
+
+def test_parquet_says_how_much_text_is_in_it() -> None:
+    rows = ["the same words again and again " * 50] * 4000
+    table = pa.table({"text": rows, "other": ["x" * 99] * 4000})
+    pq.write_table(table, "a.parquet", use_dictionary=False)
+    assert Path("a.parquet").stat().st_size < 1_000_000
+    found = estimate(make_plan(load_config(None, ["data.source=a.parquet"])))
+    assert found.text_bytes == pytest.approx(sum(map(len, rows)), rel=0.05)
+    Path("b.parquet").write_bytes(b"PAR1 no footer")
+    assert parquet_text_bytes(Path("b.parquet"), "text") is None
