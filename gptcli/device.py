@@ -4,8 +4,11 @@ Knows nothing of models or data.
 """
 
 import contextlib
+import os
+import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +98,34 @@ def _cpu_computes_bfloat16() -> bool:
     """Tell whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def machine_facts(device: torch.device) -> dict[str, str | int]:
+    """Return what the bits of a result depend on besides the configuration."""
+    facts: dict[str, str | int] = {"torch": str(torch.__version__)}
+    if device.type == "cuda":
+        return {**facts, "device": torch.cuda.get_device_name(device)}
+    return {
+        **facts,
+        "device": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be had, of the device or the machine; None if unknown."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def synchronize(device: torch.device) -> None:

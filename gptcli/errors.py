@@ -24,6 +24,10 @@ class GptError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        """Let the hint come along from another process."""
+        return type(self), (self.message, self.hint)
+
 
 class ConfigError(GptError):
     """The command line or the configuration is wrong."""

@@ -1,6 +1,8 @@
 """`gpt train`: the resumable training run, on the screen or as plain lines."""
 
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +27,14 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
     ] = False,
+    verify_resume: Annotated[
+        int | None,
+        typer.Option(
+            "--verify-resume",
+            metavar="N",
+            help="Train N steps with and without a stop, compare every bit, and stop.",
+        ),
+    ] = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Train a network; Ctrl-C saves and stops, --resume goes on."""
@@ -38,6 +48,9 @@ def train(
     _prepare_local(loaded)
     if dry_run:
         _plan(loaded, json_)
+        return
+    if verify_resume is not None:
+        _verify(loaded, verify_resume, json_)
         return
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
@@ -90,6 +103,39 @@ def _plan(config: "Config", json_: bool) -> None:
         return
     for key, value in facts.items():
         console.result(f"{key:<20} {f'{value:,}' if isinstance(value, int) else value}")
+
+
+def _verify(config: "Config", steps: int, json_: bool) -> None:
+    """Prove that resuming is exact here; exit 1 if it is not."""
+    from gptcli.errors import ConfigError
+    from gptcli.training.verify import verify_resume
+
+    if steps < 2:
+        raise ConfigError("--verify-resume: at least 2 steps, to stop between them")
+    parent = config.run_folder.parent  # on the disk that the run's checkpoints are to go to
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=".verify-", dir=parent if parent.is_dir() else None
+        ) as folder,
+        console.bar(f"training {steps} steps twice"),
+    ):
+        verdict = verify_resume(config, steps, Path(folder))
+    if json_:
+        console.result_json(asdict(verdict))
+    how = f"{verdict.steps} steps, stopped after {verdict.stopped_at} and resumed"
+    if not verdict.differing:
+        what = f"all {verdict.tensors} tensors, the state and the metrics are the same bits"
+        if not json_:
+            console.result(f"exact: {how}: {what}")
+        return
+    shown = ", ".join(verdict.differing[:3]) + ", ..." * (len(verdict.differing) > 3)
+    console.message(
+        f"not exact: {how}: {len(verdict.differing)} of {verdict.tensors} tensors differ, by"
+        f" {verdict.largest:.2g} at most ({shown})",
+        "bold red",
+    )
+    console.message("hint: on cuda try -s deterministic=true; on a CPU please report this")
+    raise typer.Exit(1)
 
 
 def _describe(summary: "Summary") -> str:

@@ -156,8 +156,8 @@ class TrainConfig(Section):
     """Passes over the training windows; with max_steps too, the first reached ends the run."""
     tokens_per_step: PositiveInt | None = None
     """Tokens of one optimizer step over all devices. Null: micro_batch_size * seq_len."""
-    micro_batch_size: PositiveInt = 8
-    """Rows of one forward pass."""
+    micro_batch_size: PositiveInt | Literal["auto"] = 8
+    """Rows of one forward pass; auto takes the most that fit, and needs tokens_per_step."""
     eval_every: PositiveInt = 250
     """Steps between evaluations; the last step is always evaluated."""
     eval_tokens: PositiveInt | None = None
@@ -170,6 +170,8 @@ class TrainConfig(Section):
     """Steps between lines of metrics.jsonl and of the plain log."""
     keep_last: PositiveInt = 2
     """Newest step checkpoints to keep, besides the best."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
 
@@ -265,9 +267,14 @@ class Config(Section):
         return self.data.stride or self.seq_len
 
     @property
+    def rows(self) -> int:
+        """Rows of one forward pass; 1 while micro_batch_size is auto."""
+        return 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
+
+    @property
     def micro_batch_tokens(self) -> int:
-        """Tokens of one forward pass."""
-        return self.train.micro_batch_size * self.seq_len
+        """Tokens of one forward pass; of one row while micro_batch_size is auto."""
+        return self.rows * self.seq_len
 
     @property
     def tokens_per_step(self) -> int:
@@ -305,6 +312,8 @@ class Config(Section):
                 f"{self.data.seq_len} is longer than model.block_size = {self.model.block_size}",
                 "model.block_size",
             )
+        if self.train.micro_batch_size == "auto" and self.train.tokens_per_step is None:
+            raise invalid("train.micro_batch_size", "auto needs train.tokens_per_step")
         if self.tokens_per_step % self.micro_batch_tokens:
             unit = self.micro_batch_tokens
             nearest = max(unit, round(self.tokens_per_step / unit) * unit)

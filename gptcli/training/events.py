@@ -1,5 +1,6 @@
 """What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -47,6 +48,8 @@ class StepDone:
     """Wall time of the run, resumed parts added up."""
     logged: bool
     """Whether it is a line of metrics.jsonl."""
+    skipped: bool = False
+    """Whether nothing was changed, as the loss or the gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def metrics_of(event: Event) -> dict[str, Any] | None:
         case StepDone(logged=True):
             keys = (
                 "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
-                "memory_bytes", "seconds",
+                "memory_bytes", "seconds", *(["skipped"] if event.skipped else []),
             )  # fmt: skip
         case Evaluated():
             keys = ("step", "val_loss", "train_loss")
@@ -135,7 +138,9 @@ def metrics_of(event: Event) -> dict[str, Any] | None:
             keys = ("step", "epoch", "train_loss")
         case _:
             return None
-    return {key: getattr(event, key) for key in keys}
+    line = {key: getattr(event, key) for key in keys}
+    # JSON knows no NaN.
+    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
 
 
 def describe(event: Event) -> str | None:
@@ -145,6 +150,11 @@ def describe(event: Event) -> str | None:
             return _describe_start(event)
         case StepDone(logged=False):
             return None
+        case StepDone(skipped=True):
+            return (
+                f"step {event.step}  skipped: loss {event.loss:.4f}, grad_norm"
+                f" {event.grad_norm:.2f}; the weights are as before"
+            )
         case StepDone():
             return (
                 f"step {event.step}  loss {event.loss:.4f}  lr {event.lr:.2e}"

@@ -144,8 +144,9 @@ class Trainer:
         if result is None:
             return None
         state.step += 1
-        state.epoch_loss += result.loss
-        state.epoch_tokens += config.tokens_per_step
+        if not result.skipped:
+            state.epoch_loss += result.loss
+            state.epoch_tokens += config.tokens_per_step
         now = time.perf_counter()
         self.step_seconds += now - began
         self.steps_timed += 1
@@ -160,7 +161,8 @@ class Trainer:
             tokens_per_second=rate,
             memory_bytes=memory_bytes(self.s.compute.device),
             seconds=state.seconds,
-            logged=self._due(config.train.log_every),
+            logged=self._due(config.train.log_every) or result.skipped,
+            skipped=result.skipped,
         )
         if done.logged:
             self.last_rate, self.step_seconds, self.steps_timed = rate, 0.0, 0
@@ -174,7 +176,7 @@ class Trainer:
         s, state = self.s, self.s.state
         epoch = s.loader.epoch_of(state.step)
         completed = epoch > s.loader.epoch_of(state.step - 1)
-        loss = state.epoch_loss / state.epoch_tokens
+        loss = state.epoch_loss / max(1, state.epoch_tokens)  # all of it may have been skipped
         if completed:
             state.epoch_loss, state.epoch_tokens = 0.0, 0
             yield EpochDone(state.step, epoch, loss)

@@ -19,12 +19,13 @@ from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader, require_window
 from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
-from gptcli.device import Compute, available_devices, compute, settle
+from gptcli.device import Compute, available_devices, compute, machine_facts, settle
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
+from gptcli.training.fit import fitting_rows, require_disk
 from gptcli.training.optim import Optimizer
 from gptcli.training.run import Run, describe_run
 
@@ -44,6 +45,7 @@ class TrainState:
         epoch_tokens: Tokens of the running epoch trained on.
         seconds: Wall time so far.
         scaler: State of the gradient scaler, which only float16 has.
+        skipped: Steps skipped in a row, the last one included, for want of finite numbers.
     """
 
     step: int = 0
@@ -53,6 +55,7 @@ class TrainState:
     epoch_tokens: int = 0
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Session:
                 tokenizer=self.tokenizer.definition(),
                 data=data_facts(self.config, self.manifest),
                 state=asdict(self.state),
+                machine=machine_facts(self.compute.device),
             ),
         )
         return path
@@ -141,9 +145,15 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     else:
         load_weights(model, checkpoint.model, run.folder)
     model.to(machine.device)
+    require_disk(config, model, run.checkpoints)
+    if config.train.micro_batch_size == "auto":
+        rows = fitting_rows(config, model, machine)
+        notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")
+        config = with_train(config, micro_batch_size=rows)
     optimizer = Optimizer(model, config.optim, machine.device)
     if checkpoint is not None:
         optimizer.load_state(checkpoint.optimizer)
+        notes += _machine_changes(checkpoint.machine, machine_facts(machine.device))
     describe_run(run, _facts(config, manifest, model))
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
@@ -249,6 +259,9 @@ def _resolve(
             notes.append(f"this machine has no {update['device']}: the bits will differ")
             update = {}
         config = config.model_copy(update=update)
+        if config.train.micro_batch_size == "auto":
+            rows = checkpoint.config["train"]["micro_batch_size"]
+            config = with_train(config, micro_batch_size=rows)
     config = settle(config)
     _require_same_data_settings(config, manifest)
     vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
@@ -266,6 +279,11 @@ def _resolve(
     }
     update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
     return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
+
+
+def with_train(config: Config, **values: Any) -> Config:
+    """Return `config` with other values in its train section."""
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
 
 
 def _require_supported(config: Config) -> None:
@@ -336,6 +354,15 @@ def _compare(
             "undo the change, or train a new run with another -s name=...",
         )
     return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
+
+
+def _machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name what keeps a resumed run from being bit for bit the one that was not stopped."""
+    changed = [f"{key} ({old[key]} then, {new[key]} now)" for key in new
+               if key in old and old[key] != new[key]]  # fmt: skip
+    if not changed:
+        return []
+    return [f"exact no more, only equivalent, for this machine differs in {', '.join(changed)}"]
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,20 @@ from gptcli.training.optim import clip_gradients
 from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session
 
+MOST_SKIPPED = 3  # steps in a row
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured: the sum of its losses in nats, its rate, the norm before clipping."""
+    """What a step measured: the sum of its losses in nats, its rate, the norm before clipping.
+
+    A step that was skipped changed nothing: its loss or norm was not finite.
+    """
 
     loss: float
     lr: float
     grad_norm: float
+    skipped: bool = False
 
 
 class Stepper:
@@ -71,7 +77,9 @@ class Stepper:
             s.optimizer.unscale(self._scaler)
             norm = float(clip_gradients(s.model, config.optim.grad_clip))
             loss = float(total)
-            self._require_finite(loss, norm)
+            if not self._is_sound(loss, norm):
+                s.optimizer.zero_grad()
+                return StepResult(loss, lr, norm, skipped=True)
             s.optimizer.step(lr, self._scaler)
             s.optimizer.zero_grad()
         if self._scaler.is_enabled():
@@ -82,7 +90,7 @@ class Stepper:
         """Add up the gradients of a step's micro-batches; return the sum of its losses, nats."""
         s, step, device = self.s, self.s.state.step, self.s.compute.device
         total = torch.zeros((), device=device)
-        micro_batches = s.loader.micro_batches(step, s.config.train.micro_batch_size)
+        micro_batches = s.loader.micro_batches(step, s.config.rows)
         for index, (tokens, targets) in enumerate(micro_batches):
             if stopped():
                 return None
@@ -95,17 +103,28 @@ class Stepper:
             total += loss.detach()
         return total
 
-    def _require_finite(self, loss: float, norm: float) -> None:
-        """Keep a loss or gradient that is not finite away from the weights."""
-        skipped = self._scaler.is_enabled() and math.isfinite(loss)  # the scaler adapts by itself
-        if math.isfinite(loss) and (math.isfinite(norm) or skipped):
-            return
-        step = self.s.state.step
+    def _is_sound(self, loss: float, norm: float) -> bool:
+        """Keep a loss or gradient that is not finite away from the weights.
+
+        Raises:
+            NonFiniteError: That is to end the run, or came too often in a row.
+        """
+        state, skip = self.s.state, self.s.config.train.on_nonfinite == "skip"
+        adapting = self._scaler.is_enabled() and math.isfinite(loss)  # the scaler skips by itself
+        if math.isfinite(loss) and (math.isfinite(norm) or adapting):
+            state.skipped = 0
+            return True
+        state.skipped += 1
+        if skip and state.skipped <= MOST_SKIPPED:
+            return False
+        good = state.step + 1 - state.skipped
         files = self.s.run.step_files()
         raise NonFiniteError(
-            f"step {step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not finite;"
-            f" step {step} was the last good one" + (f", saved: {files[0]}" if files else ""),
-            "try a lower optim.lr, more optim.warmup_steps, or dtype=float32",
+            f"step {state.step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not"
+            f" finite; step {good} was the last good one"
+            + (f", saved: {files[0]}" if files else ""),
+            "try a lower optim.lr, more optim.warmup_steps, or dtype=float32"
+            + ("" if skip else "; train.on_nonfinite=skip passes over up to three in a row"),
         )
 
 
@@ -120,9 +139,7 @@ def _network(
     if not compute.compile:
         return model, None
     compiled = torch.compile(model)
-    tokens = torch.zeros(
-        config.train.micro_batch_size, config.seq_len, dtype=torch.int64, device=compute.device
-    )
+    tokens = torch.zeros(config.rows, config.seq_len, dtype=torch.int64, device=compute.device)
     try:
         with compute.autocast():
             torch.autograd.backward(compiled(tokens, tokens).loss)
@@ -143,7 +160,7 @@ def _memory_errors(config: Config) -> Iterator[None]:
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not is_memory and "can't allocate memory" not in str(error):
             raise
-        size = config.train.micro_batch_size
+        size = config.rows
         raise MemoryLimitError(
             f"out of memory with micro_batch_size {size} and seq_len {config.seq_len}",
             f"-s train.micro_batch_size={size // 2} -s train.tokens_per_step="

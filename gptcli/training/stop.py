@@ -22,6 +22,10 @@ class Stop:
         """Tell whether somebody asked."""
         return self.exit_code is not None
 
+    def request(self) -> None:
+        """Ask, as Ctrl-C does."""
+        self.exit_code = EXIT_INTERRUPTED
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once."""

@@ -1,0 +1,107 @@
+"""What a run needs of memory and disk, found out before its first step."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import Config
+from gptcli.device import Compute, available_memory
+from gptcli.errors import MemoryLimitError, StorageError
+from gptcli.model import GPT
+
+_SHARE = 0.6  # of the memory there is; the allocator and the optimizer want some too
+_ENOUGH_TOKENS = 8192  # of a micro-batch on a CPU, from where on more is not faster
+
+
+def fitting_rows(config: Config, model: GPT, machine: Compute) -> int:
+    """Return the most rows of a micro-batch that fit in memory and divide a step.
+
+    On CUDA it is tried; on a CPU, where asking for too much ends the process, it is computed from
+    what one row keeps for its backward pass.
+
+    Raises:
+        MemoryLimitError: Not even one row fits.
+    """
+    n_rows = config.tokens_per_step // config.seq_len
+    candidates = [rows for rows in range(n_rows, 0, -1) if n_rows % rows == 0]
+    if machine.device.type == "cuda":
+        for rows in candidates:
+            if _runs(config, model, machine, rows):
+                return rows
+    else:
+        free = available_memory(machine.device)
+        limit = (
+            n_rows if free is None else int(_SHARE * free / _bytes_of_row(config, model, machine))
+        )
+        limit = min(limit, max(1, _ENOUGH_TOKENS // config.seq_len))
+        for rows in candidates:
+            if rows <= limit:
+                return rows
+    raise MemoryLimitError(
+        f"not even one row of {config.seq_len} tokens fits in memory",
+        "use a smaller network, a shorter data.seq_len, or dtype=bfloat16",
+    )
+
+
+def _batch(config: Config, rows: int, device: torch.device) -> Tensor:
+    return torch.zeros(rows, config.seq_len, dtype=torch.int64, device=device)
+
+
+def _bytes_of_row(config: Config, model: GPT, machine: Compute) -> int:
+    """Return what a forward pass of one row keeps until the backward pass, in bytes."""
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = _batch(config, 1, machine.device)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with machine.autocast():
+            loss = model(tokens, tokens).loss
+    # The gradient of the logits is made anew, in float32, whatever is kept.
+    logits = 4 * config.seq_len * model.lm_head.out_features
+    del loss
+    return sum(kept.values()) + 2 * logits
+
+
+def _runs(config: Config, model: GPT, machine: Compute, rows: int) -> bool:
+    """Try a forward and backward pass."""
+    tokens = _batch(config, rows, machine.device)
+    try:
+        with machine.autocast():
+            torch.autograd.backward(model(tokens, tokens).loss)
+        # Two averages for each weight are still to come.
+        spare = torch.empty(2 * model.n_params(), device=machine.device)
+        del spare
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
+
+
+def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold.
+
+    Raises:
+        StorageError: With what is needed and what is free.
+    """
+    # Weights and at most two averages of each in float32, and the small rest.
+    size = 3 * 4 * model.n_params() + (1 << 20)
+    # What is kept, the best, and the one that is being written while these are there.
+    needed = (config.train.keep_last + 2) * size
+    held = sum(path.stat().st_size for path in checkpoints.iterdir() if path.is_file())
+    free = shutil.disk_usage(checkpoints).free
+    if needed - held > free:
+        raise StorageError(
+            f"{checkpoints}: checkpoints of {size / 1e6:,.0f} MB need {needed / 1e6:,.0f} MB"
+            f" altogether, {free / 1e6:,.0f} MB are free",
+            "free some space, set a smaller train.keep_last, or another disk with -s run_dir=...",
+        )
