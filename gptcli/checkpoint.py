@@ -26,7 +26,7 @@ VERSION = 1
 BEST, LAST = "best.pt", "last.pt"
 RUNS = Path("runs")
 _KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
-         "machine", "checksums"}  # fmt: skip
+         "checksums"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Checkpoint:
         tokenizer: `Tokenizer.definition()`.
         data: Which data it was trained on.
         state: Position and tallies of the run.
-        machine: What the bits depend on besides all that, such as torch's version.
     """
 
     model: dict[str, Tensor]
@@ -49,7 +48,6 @@ class Checkpoint:
     tokenizer: dict[str, Any]
     data: dict[str, Any]
     state: dict[str, Any]
-    machine: dict[str, Any]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -70,7 +68,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": checkpoint.tokenizer,
         "data": checkpoint.data,
         "state": checkpoint.state,
-        "machine": checkpoint.machine,
     }
     tensors = {name: _tensor_sum(tensor) for name, tensor in _tensors(content).items()}
     content["checksums"] = {"tensors": tensors, "rest": _rest_sum(content)}

@@ -164,7 +164,12 @@ def describe_run(run: Run, facts: dict[str, Any]) -> None:
 
 
 def _record_failure(run: Run, exit_code: int, message: str) -> None:
-    """Note the failure, as far as a broken disk lets us; the failure itself matters more."""
+    """Note the failure, as far as a broken disk lets us; the failure itself matters more.
+
+    What failed before there was a run is not one, and the next try finds the folder free.
+    """
+    if not (run.folder / RUN).is_file():
+        return
     with contextlib.suppress(GptError, OSError):
         run.write_status("failed", run.read_status().get("step", 0), exit_code, error=message)
 

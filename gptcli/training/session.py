@@ -46,6 +46,7 @@ class TrainState:
         seconds: Wall time so far.
         scaler: State of the gradient scaler, which only float16 has.
         skipped: Steps skipped in a row, the last one included, for want of finite numbers.
+        machine: What the bits depend on besides the configuration, such as torch's version.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class TrainState:
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Session:
     def save(self) -> Path:
         """Write the checkpoint of the present step and return its file."""
         self.run.sync_metrics()
+        self.state.machine = machine_facts(self.compute.device)
         path = self.run.step_file(self.state.step)
         save_checkpoint(
             path,
@@ -96,7 +99,6 @@ class Session:
                 tokenizer=self.tokenizer.definition(),
                 data=data_facts(self.config, self.manifest),
                 state=asdict(self.state),
-                machine=machine_facts(self.compute.device),
             ),
         )
         return path
@@ -153,7 +155,7 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     optimizer = Optimizer(model, config.optim, machine.device)
     if checkpoint is not None:
         optimizer.load_state(checkpoint.optimizer)
-        notes += _machine_changes(checkpoint.machine, machine_facts(machine.device))
+        notes += _machine_changes(state.machine, machine_facts(machine.device))
     describe_run(run, _facts(config, manifest, model))
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,

@@ -1,0 +1,253 @@
+"""What is found out before the first step, and what is kept from the weights."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from gptcli.checkpoint import load_checkpoint
+from gptcli.config import Config, load_config
+from gptcli.device import available_memory, compute
+from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
+from gptcli.model import GPT
+from gptcli.training import fit, session, step
+from gptcli.training.events import Event, Started, StepDone, Stopped
+from gptcli.training.loop import train
+from gptcli.training.optim import Optimizer, clip_gradients
+from gptcli.training.stop import Stop
+
+Tiny = Callable[..., Config]
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+STEPS = ("train.max_steps=12", "train.eval_every=12", "train.save_every=1", "train.keep_last=20")
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Make the gradients of some steps (counted from 1) infinite."""
+
+    def poison(steps: set[int]) -> None:
+        def clip(model: GPT, max_norm: float) -> torch.Tensor:
+            if current[0] in steps:
+                model.wte.weight.grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
+            return clip_gradients(model, max_norm)
+
+        monkeypatch.setattr(step, "clip_gradients", clip)
+
+    return poison
+
+
+current = [0]
+
+
+def events_of(config: Config, resume: bool = False, until: int = 100) -> Iterator[Event]:
+    """Train, keeping count of the step that is being done."""
+    stop = Stop()
+    for event in train(config, resume=resume, stop=stop):
+        if isinstance(event, Started):
+            current[0] = event.step + 1
+        if isinstance(event, StepDone):
+            current[0] = event.step + 1
+            if event.step >= until:
+                stop.request()
+        yield event
+
+
+def weights(config: Config, at: int) -> dict[str, torch.Tensor]:
+    return load_checkpoint(config.run_folder / f"checkpoints/step-{at:08d}.pt").model
+
+
+def test_infinite_gradients_end_a_run_at_once(tiny: Tiny, poisoned: Any) -> None:
+    poisoned({5})
+    config = tiny(*STEPS)
+    with pytest.raises(NonFiniteError, match="gradient is not finite; step 4 was the last") as one:
+        list(events_of(config))
+    assert one.value.exit_code == 7 and "on_nonfinite=skip" in (one.value.hint or "")
+    for path in (config.run_folder / "checkpoints").iterdir():
+        loaded = load_checkpoint(path)
+        tensors = [
+            *loaded.model.values(),
+            *(t for s in loaded.optimizer.values() for t in s.values()),
+        ]
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def test_up_to_three_in_a_row_are_skipped_on_request(tiny: Tiny, poisoned: Any) -> None:
+    poisoned({3, 6, 7, 8})
+    config = tiny(*STEPS, "train.on_nonfinite=skip", "train.log_every=100")
+    events = list(events_of(config))
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [step.step for step in steps if step.skipped] == [3, 6, 7, 8] and len(steps) == 12
+    for before, after, same in ((2, 3, True), (5, 8, True), (3, 4, False), (8, 9, False)):
+        one, other = weights(config, before), weights(config, after)
+        assert all(torch.equal(one[name], other[name]) for name in one) == same
+    lines = (config.run_folder / "metrics.jsonl").read_text().splitlines()
+    skipped = [json.loads(line) for line in lines if "skipped" in line]
+    assert [line["step"] for line in skipped] == [3, 6, 7, 8]
+    assert skipped[0]["grad_norm"] is None and skipped[0]["loss"] > 0
+    assert "step 6  skipped" in (config.run_folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 6])
+def test_a_fourth_in_a_row_ends_the_run_resumed_or_not(
+    tiny: Tiny, poisoned: Any, stop_at: int
+) -> None:
+    poisoned({4, 5, 6, 7})
+    config = tiny(*STEPS, "train.on_nonfinite=skip")
+    assert isinstance(list(events_of(config, until=stop_at))[-1], Stopped)
+    with pytest.raises(NonFiniteError, match=r"step 7: .* step 3 was the last good one"):
+        list(events_of(config, resume=True))
+
+
+def test_an_epoch_that_was_skipped_whole_has_no_loss_of_zero_steps(
+    tiny: Tiny, poisoned: Any
+) -> None:
+    poisoned({1})
+    config = tiny("train.max_steps=1", "train.on_nonfinite=skip", "train.eval_every=1")
+    assert list(events_of(config))
+
+
+# Rows of a micro-batch
+
+
+def fresh(config: Config) -> GPT:
+    model = GPT(config.model.model_copy(update={"vocab_size": 257}))
+    model.init_weights(0)
+    return model
+
+
+def test_auto_needs_to_know_a_step() -> None:
+    with pytest.raises(ConfigError, match=r"auto needs train\.tokens_per_step"):
+        load_config(None, ["train.micro_batch_size=auto"])
+
+
+def test_the_most_rows_that_fit_divide_a_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=192")  # 12 rows of 16
+    machine = compute(config)
+    model = fresh(config)
+    row = fit._bytes_of_row(config, model, machine)
+    found = []
+    for rows in (1, 2, 3, 5, 6, 11, 12, 1000):
+        free = int(row * (rows + 0.5) / fit._SHARE)
+        monkeypatch.setattr(fit, "available_memory", lambda device, free=free: free)
+        found.append(fit.fitting_rows(config, model, machine))
+    assert found == [1, 2, 3, 4, 6, 6, 12, 12]
+    monkeypatch.setattr(fit, "available_memory", lambda device: row // 2)
+    with pytest.raises(MemoryLimitError) as caught:
+        fit.fitting_rows(config, model, machine)
+    assert caught.value.exit_code == 8
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_row_keeps_grows_with_the_network(tiny: Tiny) -> None:
+    small, deep = tiny(), tiny("model.n_layer=4")
+    one, other = (fit._bytes_of_row(c, fresh(c), compute(c)) for c in (small, deep))
+    logits = 4 * small.seq_len * 257
+    assert logits < one < other < 4 * one
+
+
+def test_the_rows_are_settled_once_and_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = ("train.micro_batch_size=auto", "train.tokens_per_step=96", "train.max_steps=6")
+    monkeypatch.setattr(session, "fitting_rows", lambda *args: 2)
+    events = list(events_of(tiny(*how), until=3))
+    started = events[0]
+    assert isinstance(started, Started) and started.grad_accum_steps == 3
+    assert any("micro_batch_size is 2" in note for note in started.notes)
+    monkeypatch.setattr(session, "fitting_rows", lambda *args: 6)
+    resumed = next(events_of(tiny(*how), resume=True))
+    assert isinstance(resumed, Started) and resumed.grad_accum_steps == 3
+    straight = list(events_of(tiny(*how[1:], "train.micro_batch_size=2", name="straight"), until=3))
+    losses = [[e.loss for e in run if isinstance(e, StepDone)] for run in (events, straight)]
+    assert losses[0] == losses[1]
+
+
+def test_memory_of_this_machine_is_known() -> None:
+    free = available_memory(torch.device("cpu"))
+    assert free is not None and 1 << 26 < free < 1 << 45
+
+
+# Disk
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
+        patch.setattr(fit.shutil, "disk_usage", lambda path: Usage(10, 0, 2_000_000))
+        list(train(config))
+    assert caught.value.exit_code == 5 and "keep_last" in (caught.value.hint or "")
+    assert "checkpoints of 1 MB need 6 MB" in caught.value.message
+    assert not list((config.run_folder / "checkpoints").iterdir())
+    list(train(config))  # the failure left nothing in the way
+    size = sum(path.stat().st_size for path in (config.run_folder / "checkpoints").iterdir())
+    assert size < 6_000_000  # so the estimate was not too low
+    # What is there already need not be there a second time.
+    monkeypatch.setattr(fit.shutil, "disk_usage", lambda path: Usage(10, 0, 6_000_000 - size))
+    list(train(tiny("train.max_steps=40"), resume=True))
+
+
+# Machines
+
+
+def test_another_machine_is_named_when_a_run_is_resumed(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(events_of(tiny(), until=2))
+    facts = {"torch": "9.9.9", "device": "abacus", "threads": 77}
+    monkeypatch.setattr(session, "machine_facts", lambda device: facts)
+    started = next(events_of(tiny(), resume=True))
+    assert isinstance(started, Started)
+    [note] = [note for note in started.notes if "exact no more" in note]
+    assert f"torch ({torch.__version__} then, 9.9.9 now)" in note and "threads" in note
+
+
+def test_the_same_machine_is_not_mentioned(tiny: Tiny) -> None:
+    list(events_of(tiny(), until=2))
+    started = next(events_of(tiny(), resume=True))
+    assert isinstance(started, Started)
+    assert not [note for note in started.notes if "exact no more" in note]
+
+
+# Proof
+
+
+def test_exact_resume_is_proved_in_fresh_processes(
+    data: Path, gpt_process: Any, tiny_set: Any
+) -> None:
+    done = gpt_process("train", *tiny_set, "--verify-resume", "6", "--json")
+    assert done.code == 0, done.err
+    assert done.json["differing"] == [] and done.json["steps"] == 6
+    assert done.json["stopped_at"] == 3 and done.json["tensors"] > 20
+    assert not Path("runs").exists() and not list(Path().glob(".verify-*"))
+
+
+def test_a_resume_that_is_not_exact_is_found_out(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gptcli.training import verify
+
+    def careless(config: Config, step: int, *, resume: bool) -> None:
+        """Forget the optimizer's state, as many scripts do."""
+        load = Optimizer.load_state
+        monkeypatch.setattr(Optimizer, "load_state", lambda self, state: None)
+        verify._train_to(config, step, resume)
+        monkeypatch.setattr(Optimizer, "load_state", load)
+
+    monkeypatch.setattr(verify, "_train_apart", careless)
+    verdict = verify.verify_resume(tiny(), 6, tmp_path / "proof")
+    assert verdict.differing and verdict.largest > 0
+    assert any(name.startswith("model") for name in verdict.differing)
+
+
+def test_verifying_needs_two_steps(gpt: Any, tiny_set: list[str]) -> None:
+    assert gpt("train", *tiny_set, "--verify-resume", "1").code == 2
