@@ -32,6 +32,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(f"{named}: {error.strerror}", hint) from error
         if error.errno in _DENIED:
             raise StorageError(f"{named}: {error.strerror}") from error
+        if error.errno == errno.ELOOP:
+            raise StorageError(f"{named}: is a link, and links are not written through") from error
         if isinstance(error, FileExistsError | NotADirectoryError):
             raise StorageError(f"{named}: a file stands where a folder is needed") from error
         raise
@@ -82,7 +84,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     aside = aside_name(path)
     with storage_errors(path):
         try:
-            with aside.open("wb") as file:
+            aside.unlink(missing_ok=True)
+            with aside.open("xb") as file:  # never through a link that stands there
                 target = _Remembering(file)
                 try:
                     yield cast(BinaryIO, target)
@@ -109,6 +112,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Make `data` the content of `path`, all of it or not at all."""
     with replacing(path) as file:
         file.write(data)
+
+
+def append(path: Path, text: str) -> None:
+    """Add a line to a file; it is on the disk after `sync_file`, not before.
+
+    Raises:
+        StorageError: The disk is full, or the name is a link, which may lead anywhere.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with storage_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(text.encode())
 
 
 def link(source: Path, path: Path) -> None:

@@ -88,8 +88,7 @@ def adopt(
     if not manifest.tokens.train:
         raise DataError(f"{folder}: no training tokens (a file name with 'train' in it)")
     durable.write_bytes(folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-    content = manifest.model_dump_json(indent=1) + "\n"
-    durable.write_bytes(folder / shards.MANIFEST, content.encode())
+    shards.write_manifest(folder, manifest)
     return manifest
 
 

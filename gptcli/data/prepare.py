@@ -123,8 +123,7 @@ def prepare(
             units=units,
         )
         _refuse_empty(plan, manifest)
-        content = manifest.model_dump_json(indent=1) + "\n"
-        durable.write_bytes(plan.folder / shards.MANIFEST, content.encode())
+        shards.write_manifest(plan.folder, manifest)
     except BaseException as error:
         # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
         is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)

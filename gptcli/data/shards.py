@@ -7,6 +7,7 @@ them. The manifest is written last; a folder without one is not finished.
 
 import contextlib
 import hashlib
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -133,7 +134,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        checksum = content.pop("checksum", None) if isinstance(content, dict) else None
+        manifest = Manifest.model_validate_json(json.dumps(content))
+        if checksum not in (None, _checksum(manifest)):  # None in folders of before there was one
+            raise ValueError("it does not have its checksum")
+        return manifest
     except FileNotFoundError as error:
         finished = "is not prepared" if folder.is_dir() else "does not exist"
         raise DataError(
@@ -142,13 +148,26 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
+    except ValueError as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            detail = error.errors()[0]
+            where = ".".join(map(str, detail["loc"]))
+            reason = f"{where or 'file'}: {detail['msg'].lower()}"
         raise DataError(
-            f"{path}: damaged manifest ({where or 'file'}: {detail['msg'].lower()})",
+            f"{path}: damaged manifest ({reason})",
             "move the folder away and run `gpt prepare` again, or choose another with --out",
         ) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a data folder, with a checksum over it."""
+    content = {**manifest.model_dump(), "checksum": _checksum(manifest)}
+    durable.write_bytes(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _checksum(manifest: Manifest) -> str:
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
 def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:

@@ -21,7 +21,7 @@ from gptcli import durable
 from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
 from gptcli.config.yaml12 import dump_yaml
-from gptcli.errors import ConfigError, GptError, RunLockedError
+from gptcli.errors import ConfigError, GptError, RunLockedError, StorageError
 
 RUN, STATUS, METRICS, CONFIG, LOG = (
     "run.json", "status.json", "metrics.jsonl", "config.yaml", "log.txt"
@@ -81,15 +81,11 @@ class Run:
 
     def log(self, text: str) -> None:
         """Append lines to log.txt."""
-        with durable.storage_errors(self.folder / LOG):
-            with (self.folder / LOG).open("a", encoding="utf-8", newline="\n") as file:
-                file.write(f"{_now()} {text}\n")
+        durable.append(self.folder / LOG, f"{_now()} {text}\n")
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with durable.storage_errors(self.folder / METRICS):
-            with (self.folder / METRICS).open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(line) + "\n")
+        durable.append(self.folder / METRICS, json.dumps(line) + "\n")
 
     def sync_metrics(self) -> None:
         """Flush metrics.jsonl, so that no checkpoint is newer than its history."""
@@ -143,6 +139,11 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     elif not holds_run:
         _refuse_foreign(folder)
     durable.make_folder(folder / "checkpoints")
+    if (folder / "checkpoints").is_symlink():  # old checkpoints are removed there
+        raise StorageError(
+            f"{folder / 'checkpoints'}: is a link, and links are not written through",
+            "link the run folder as a whole, or name another with -s run_dir=...",
+        )
     with _lock(folder):
         durable.remove_leftovers(folder)
         durable.remove_leftovers(folder / "checkpoints")
