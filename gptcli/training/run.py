@@ -26,6 +26,7 @@ from gptcli.errors import ConfigError, GptError, RunLockedError, StorageError
 RUN, STATUS, METRICS, CONFIG, LOG = (
     "run.json", "status.json", "metrics.jsonl", "config.yaml", "log.txt"
 )  # fmt: skip
+HOLDER = ".holder"
 _STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
 
 
@@ -127,14 +128,15 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     """
     folder = config.run_folder
     holds_run = (folder / RUN).is_file()
+    if holds_run and not resume:
+        with _lock(folder):  # whoever trains there is the better reason
+            pass
     if holds_run and not resume and not overwrite:
         raise ConfigError(
             f"{folder} already holds a run",
             "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
         )
-    if holds_run and overwrite and not resume:
-        with _lock(folder):
-            pass
+    if holds_run and not resume:
         _set_aside(folder)
     elif not holds_run:
         _refuse_foreign(folder)
@@ -204,16 +206,25 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            status = _read_status(folder)
-            holder = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
             raise RunLockedError(
-                f"{folder}: {holder} is training in this folder",
+                f"{folder}: {_holder(folder)} is training in this folder",
                 "wait for it, stop it, or choose another -s name=...",
             ) from error
+        # Not in the lock's own file, which each attempt to take it empties.
+        durable.write_bytes(folder / HOLDER, f"{os.getpid()} {socket.gethostname()}\n".encode())
     try:
         yield
     finally:
+        (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        pid, host = (folder / HOLDER).read_text().split()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {pid} on {host}"
 
 
 def _read_status(folder: Path) -> dict[str, Any]:

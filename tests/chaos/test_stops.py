@@ -1,0 +1,222 @@
+"""Being asked to stop: saved within a step, the right exit code, whatever was going on."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import gptcli.training.loop as loop
+from gptcli import cli
+from gptcli.config import Config
+from gptcli.training.session import Session
+
+from .conftest import LONG, THOROUGH, finish, forked, result_of, wait
+
+TERMS = 100 if LONG else 20
+Figures = Callable[[str], None]
+
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tiny_set: list[str]) -> Command:
+    """Make the command line that trains as `tiny` with the same settings does."""
+
+    def make(config: Config, *how: str) -> list[str]:
+        sets = [f"name={config.name}", *how]
+        return ["train", *tiny_set, *(word for one in sets for word in ("-s", one))]
+
+    return make
+
+
+def saved_step(config: Config) -> int:
+    """Return the step of the newest checkpoint, which status.json must name."""
+    status = json.loads((config.run_folder / "status.json").read_text())
+    newest = max((config.run_folder / "checkpoints").glob("step-*.pt"))
+    assert newest.stem == f"step-{status['step']:08d}"
+    return int(status["step"])
+
+
+@contextlib.contextmanager
+def signalling(owner: object, name: str, number: int, call: int) -> Iterator[None]:
+    """Send this process a signal as the given call of something begins."""
+    real, calls = getattr(owner, name), [0]
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+    yield
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(Session, "save", 1), (Session, "save", 3), (loop, "evaluate", 1), (loop, "evaluate", 2),
+     (loop.Stepper, "step", 1), (loop.Stepper, "step", 7), (loop, "stream", 1)],
+    ids=["first save", "third save", "evaluation", "its second half", "first step", "step 7",
+         "sample"],
+)  # fmt: skip
+def test_a_signal_in_the_middle_of_something(
+    tiny: Callable[..., Config], command: Command, number: int, code: int,
+    owner: object, name: str, call: int,
+) -> None:  # fmt: skip
+    how = (*THOROUGH, "train.sample_every=9")
+    straight, stopped = tiny(*how, name="straight"), tiny(*how, name="stopped")
+    assert wait(forked(lambda: finish(straight))) == 0
+
+    def work() -> None:
+        with signalling(owner, name, number, call):
+            raise SystemExit(cli.run(command(stopped, *how)))
+
+    assert wait(forked(work)) == code
+    assert json.loads((stopped.run_folder / "status.json").read_text())["exit_code"] == code
+    before = saved_step(stopped)
+    if name == "step":
+        assert before == call - 1  # the unfinished step is dropped
+    assert wait(forked(lambda: finish(stopped, resume=True))) == 0
+    assert result_of(stopped) == result_of(straight)
+
+
+def test_sigterm_at_random_moments(
+    tiny: Callable[..., Config], command: Command, figures: Figures
+) -> None:
+    generator = random.Random("term")
+    how = (*THOROUGH, "train.max_steps=60")
+    straight = tiny(*how, name="straight")
+    began = time.perf_counter()
+    assert wait(forked(lambda: finish(straight))) == 0
+    seconds = time.perf_counter() - began
+    terms = runs = 0
+    slowest = 0.0
+    while terms < TERMS:
+        stopped = tiny(*how, name=f"stopped-{runs}")
+        runs += 1
+        code = 75
+        for _ in range(8):
+            if code == 0:
+                break
+            reader, writer = os.pipe()
+            child = forked(lambda: _train_and_say(command(stopped, *how), stopped, writer))  # noqa: B023
+            os.close(writer)
+            assert os.read(reader, 1) == b"s", "it never began"
+            time.sleep(generator.uniform(0, seconds / 2))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
+            asked = time.perf_counter()
+            code = wait(child)
+            slowest = max(slowest, time.perf_counter() - asked)
+            os.close(reader)
+            assert code in (0, 75)
+            terms += code == 75
+            saved_step(stopped)
+        assert wait(forked(lambda: finish(stopped, resume=True))) == 0  # noqa: B023
+        assert result_of(stopped) == result_of(straight)
+    figures(f"SIGTERM: {terms} at random moments, each saved, exit 75, within"
+            f" {slowest:.2f} s; {runs} runs, all bit-identical")  # fmt: skip
+
+
+def _train_and_say(words: list[str], config: Config, writer: int) -> None:
+    """Train, telling the parent once signals are caught and a run is there to save."""
+    from gptcli.training.run import Run
+
+    write_config = Run.write_config
+
+    def told(self: Run, settled: Config) -> None:
+        write_config(self, settled)
+        os.write(writer, b"s")
+
+    Run.write_config = told  # type: ignore[method-assign]
+    resume = ["--resume"] if (config.run_folder / "run.json").exists() else []
+    raise SystemExit(cli.run([*words, *resume]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_at_once(
+    tiny: Callable[..., Config], command: Command, number: int
+) -> None:
+    config = tiny(*THOROUGH)
+
+    def work() -> None:
+        def stuck(*args: object) -> None:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            os.write(2, b"still here")
+            os._exit(99)
+
+        loop.Stepper.step = stuck  # type: ignore[assignment, method-assign]
+        raise SystemExit(cli.run(command(config, *THOROUGH)))
+
+    assert wait(forked(work)) == 130
+    assert (config.run_folder / "checkpoints/step-00000000.pt").exists()
+
+
+def test_stopped_after_every_step(tiny: Callable[..., Config], figures: Figures) -> None:
+    from gptcli.training.events import StepDone
+    from gptcli.training.loop import train
+    from gptcli.training.stop import Stop
+
+    straight = tiny(*THOROUGH, name="straight")
+    finish(straight)
+    wanted = result_of(straight)
+    for step in range(1, 21):
+        broken = tiny(*THOROUGH, name=f"after-{step}")
+        stop = Stop()
+        for event in train(broken, stop=stop):
+            if isinstance(event, StepDone) and event.step == step:
+                stop.request()
+        finish(broken, resume=True)
+        assert result_of(broken) == wanted, f"after step {step}"
+    figures("stopped after each of 20 steps and resumed: 20 of 20 bit-identical")
+
+
+def test_twenty_starts_in_one_folder(
+    tiny: Callable[..., Config], command: Command, figures: Figures, tmp_path: Path
+) -> None:
+    rounds = 10 if LONG else 2
+    for turn in range(rounds):
+        config = tiny(*THOROUGH, name=f"wanted-{turn}")
+        go, losers_done = os.pipe(), os.pipe()
+
+        def work() -> None:
+            os.read(go[0], 1)  # noqa: B023  # all of them start together
+
+            def patient(*args: object) -> None:
+                os.read(losers_done[0], 1)  # noqa: B023
+                raise SystemExit(0)
+
+            loop.Stepper.step = patient  # type: ignore[assignment, method-assign]
+            sys_err = os.open(str(tmp_path / f"err-{os.getpid()}"), os.O_WRONLY | os.O_CREAT)
+            os.dup2(sys_err, 2)
+            raise SystemExit(cli.run(command(config, *THOROUGH)))  # noqa: B023
+
+        children = [forked(work) for _ in range(20)]
+        os.write(go[1], b"x" * 20)
+        codes = {}
+        for _ in range(19):
+            child, status = os.wait()
+            codes[child] = os.waitstatus_to_exitcode(status)
+        os.write(losers_done[1], b"x")
+        [winner] = set(children) - set(codes)
+        assert wait(winner) == 0
+        assert set(codes.values()) == {6}, codes
+        for child in codes:
+            text = (tmp_path / f"err-{child}").read_text()
+            assert "is training in this folder" in text, text
+        named = [(tmp_path / f"err-{child}").read_text() for child in codes]
+        assert any(f"process {winner} on" in text for text in named)
+        for descriptor in (*go, *losers_done):
+            os.close(descriptor)
+    figures(f"20 simultaneous starts in one folder, {rounds} times: one won each time")
