@@ -152,9 +152,11 @@ def make_folder(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's content to the disk."""
-    with storage_errors(path), path.open("r+b") as file:
-        os.fsync(file.fileno())
+    """Flush a file's content and its name, which may be new, to the disk."""
+    with storage_errors(path):
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,8 +199,7 @@ def test_twenty_starts_in_one_folder(
                 raise SystemExit(0)
 
             loop.Stepper.step = patient  # type: ignore[assignment, method-assign]
-            sys_err = os.open(str(tmp_path / f"err-{os.getpid()}"), os.O_WRONLY | os.O_CREAT)
-            os.dup2(sys_err, 2)
+            sys.stderr = (tmp_path / f"err-{os.getpid()}").open("w", buffering=1)
             raise SystemExit(cli.run(command(config, *THOROUGH)))  # noqa: B023
 
         children = [forked(work) for _ in range(20)]
