@@ -142,6 +142,17 @@ def link(source: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; a pipe or a device, which may have no end, is no file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, so that they are there after a power cut."""
     with storage_errors(path):

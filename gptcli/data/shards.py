@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(durable.read_bytes(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         manifest = Manifest.model_validate_json(json.dumps(content))
         if checksum not in (None, _checksum(manifest)):  # None in folders of before there was one

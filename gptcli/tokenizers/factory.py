@@ -1,5 +1,6 @@
 """From a configuration or a stored definition to a tokenizer."""
 
+import errno
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -103,6 +104,12 @@ def dump_tokenizer(tokenizer: Tokenizer) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def _read(file: Path) -> bytes:
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file")  # a pipe would have no end
+    return file.read_bytes()
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a `tokenizer.json`, or the one in the folder `path`.
 
@@ -111,7 +118,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(_read(file))
         if content.pop("format") != "gptcli-tokenizer" or content.pop("version") != FORMAT_VERSION:
             raise ValueError("another format or version")
     except OSError as error:
