@@ -29,11 +29,17 @@ Ranks = dict[bytes, int]
 
 
 class BpeTokenizer(Tokenizer):
-    """A byte-pair vocabulary in tiktoken's form: a split pattern, ranks and special tokens."""
+    """A byte-pair vocabulary in tiktoken's form.
+
+    Attributes:
+        pattern: Splits text into words.
+        ranks: Tokens and their ids; the lower is merged first.
+        specials: Special tokens and their ids.
+    """
 
     def __init__(self, name: str, pattern: str, ranks: Ranks, specials: dict[str, int]) -> None:
         self.name = name
-        self._pattern, self._ranks, self._specials = pattern, ranks, specials
+        self.pattern, self.ranks, self.specials = pattern, ranks, specials
         self.eot = specials[END_OF_TEXT]
         self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
         self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else _CAREFUL_CUT
@@ -43,14 +49,14 @@ class BpeTokenizer(Tokenizer):
         """The tiktoken encoding, built when first needed (GPT-2's takes a tenth of a second)."""
         return tiktoken.Encoding(
             self.name,
-            pat_str=self._pattern,
-            mergeable_ranks=self._ranks,
-            special_tokens=self._specials,
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
+            special_tokens=self.specials,
         )
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        return {rank: token for token, rank in self._ranks.items()}
+        return {rank: token for token, rank in self.ranks.items()}
 
     def _encode(self, text: str) -> Ids:
         """Return the byte-pair ids of `text`, (n,)."""
@@ -67,13 +73,13 @@ class BpeTokenizer(Tokenizer):
             return {"name": "gpt2", "sha256": GPT2_SHA256}
         lines = (
             f"{base64.b64encode(token).decode()} {rank}"
-            for token, rank in sorted(self._ranks.items(), key=lambda item: item[1])
+            for token, rank in sorted(self.ranks.items(), key=lambda item: item[1])
         )
         return {
             "name": self.name,
-            "pattern": self._pattern,
+            "pattern": self.pattern,
             "ranks": "\n".join(lines),
-            "specials": self._specials,
+            "specials": self.specials,
         }
 
 
@@ -177,7 +183,7 @@ def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
 def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
     """Return a trained vocabulary of the `tokenizers` library with an end-of-text id after it."""
     # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
-    byte_of = _byte_level_alphabet()
+    byte_of = byte_level_alphabet()
     found = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes(byte_of[char] for char in token) for token, _ in found]
     merged = [token for token in tokens if len(token) > 1]
@@ -185,7 +191,7 @@ def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
     return BpeTokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """Return the printable characters that GPT-2 writes for bytes, as character -> byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

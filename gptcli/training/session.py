@@ -22,9 +22,9 @@ from gptcli.data.sources import data_dir
 from gptcli.device import Compute, available_devices, compute, settle
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
-from gptcli.keyed import keyed_int
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
+from gptcli.training.initial import adopt, freeze, frozen_names, set_weights
 from gptcli.training.optim import Optimizer
 from gptcli.training.run import Run, describe_run
 
@@ -44,6 +44,7 @@ class TrainState:
         epoch_tokens: Tokens of the running epoch trained on.
         seconds: Wall time so far.
         scaler: State of the gradient scaler, which only float16 has.
+        origin: Where the first weights came from; empty if they were drawn.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class TrainState:
     epoch_tokens: int = 0
     seconds: float = 0.0
     scaler: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,6 +128,7 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
     tokenizer = read_tokenizer(folder, manifest)
+    config, origin = adopt(config, tokenizer, checkpoint)
     config = _resolve(config, folder, manifest, checkpoint, notes)
     if checkpoint is not None:
         notes += _compare(checkpoint, config, manifest, tokenizer)
@@ -135,16 +138,19 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     loader = _loader(config, train_tokens)
     machine = compute(config)
     model = GPT(config.model)
-    state = TrainState() if checkpoint is None else _restore_state(checkpoint)
     if checkpoint is None:
-        model.init_weights(keyed_int("weights", config.seed))
+        state = TrainState(origin=origin.facts() if origin is not None else {})
+        set_weights(model, config, origin)
     else:
+        state = _restore_state(checkpoint)
         load_weights(model, checkpoint.model, run.folder)
+    freeze(model, config.train.freeze)
     model.to(machine.device)
     optimizer = Optimizer(model, config.optim, machine.device)
     if checkpoint is not None:
-        optimizer.load_state(checkpoint.optimizer)
-    describe_run(run, _facts(config, manifest, model))
+        were_frozen = frozen_names(model, checkpoint.config["train"].get("freeze", []))
+        optimizer.load_state(checkpoint.optimizer, were_frozen)
+    describe_run(run, _facts(config, manifest, model, state))
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
         optimizer, state, _max_steps(config, loader), checkpoint is not None, notes,
@@ -157,19 +163,25 @@ def plan(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: The configuration does not fit the data.
         DataError: The data cannot be used.
+        CheckpointError: The weights to start from cannot be used.
     """
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
+    config, origin = adopt(config, read_tokenizer(folder, manifest), None)
     config = _resolve(config, folder, manifest, None, [])
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
     with torch.device("meta"):
-        n_params = GPT(config.model).n_params()
+        model = GPT(config.model)
+    freeze(model, config.train.freeze)
     max_steps = _max_steps(config, loader)
     return {
         "run_dir": str(config.run_folder),
         "data_dir": str(folder),
-        "parameters": n_params,
+        "init_from": config.model.init_from,
+        "revision": origin.revision if origin is not None else None,
+        "parameters": model.n_params(),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_tokens": len(train_tokens),
         "val_tokens": len(val_tokens) if val_tokens is not None else 0,
         "tokens_per_step": config.tokens_per_step,
@@ -192,7 +204,7 @@ def _loader(config: Config, train_tokens: TokenReader) -> TokenLoader:
     )
 
 
-def _facts(config: Config, manifest: Manifest, model: GPT) -> dict[str, Any]:
+def _facts(config: Config, manifest: Manifest, model: GPT, state: TrainState) -> dict[str, Any]:
     """Return what run.json records about the program, the machine and the data."""
     return {
         "gptcli": __version__,
@@ -201,6 +213,7 @@ def _facts(config: Config, manifest: Manifest, model: GPT) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "parameters": model.n_params(),
+        "origin": state.origin,
         "data": data_facts(config, manifest),
     }
 
@@ -270,8 +283,6 @@ def _resolve(
 
 def _require_supported(config: Config) -> None:
     """Refuse settings that nothing would heed."""
-    if config.model.init_from != "scratch":
-        raise ConfigError("model.init_from: this version trains from scratch only")
     if config.train.parallel != "auto":
         raise ConfigError("train.parallel: this version trains in one process; leave it at auto")
 
@@ -318,7 +329,9 @@ def _compare(
     Raises:
         ConfigError: With every key that may not change.
     """
-    old, new = _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
+    # A checkpoint older than a key was made with what is now its default.
+    defaults = _flatten(Config().model_dump(mode="json"))
+    old, new = defaults | _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
     changed = [key for key in new if old.get(key) != new[key]]
     refused = [
         f"{key} ({old.get(key)} there, {new[key]} here)"

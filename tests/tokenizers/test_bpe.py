@@ -86,7 +86,7 @@ def test_tiktokens_encodings_are_taken_whole(
     """r50k_base is GPT-2's vocabulary, so its ranks are at hand without a download."""
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     monkeypatch.setattr(
-        openai_public, "load_tiktoken_bpe", lambda *_, **__: dict(bpe.gpt2()._ranks)
+        openai_public, "load_tiktoken_bpe", lambda *_, **__: dict(bpe.gpt2().ranks)
     )
     tokenizer = bpe.from_tiktoken("r50k_base")
     assert (tokenizer.name, tokenizer.eot, tokenizer.vocab_size) == ("r50k_base", 50256, 50257)
@@ -101,7 +101,7 @@ def test_trained_ids_are_the_trainers(training_text: str) -> None:
     trained = bpe.train_tokenizers([training_text], 600)
     ours = bpe.from_tokenizers(trained)
     assert ours.vocab_size == 601
-    byte_of = bpe._byte_level_alphabet()
+    byte_of = bpe.byte_level_alphabet()
     theirs = {
         rank: bytes(byte_of[char] for char in token) for token, rank in trained.get_vocab().items()
     }
