@@ -16,6 +16,7 @@ from gptcli.interop.mapping import Table, to_ours, to_theirs
 from gptcli.interop.vocabulary import Vocabulary
 from gptcli.model import GPT
 
+_MOST_BLOCKS = 1000  # the deepest that are published have a few hundred
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -44,21 +45,18 @@ class Origin:
         return {"init_from": self.name, "revision": self.revision}
 
 
-def our_shapes(model: ModelConfig, place: str, n_tensors: int) -> dict[str, Tensor]:
+def our_shapes(model: ModelConfig, place: str) -> dict[str, Tensor]:
     """Return a network's parameters without memory behind them.
 
     Args:
         model: The shape.
         place: Names the file in errors.
-        n_tensors: How many tensors the file has, which bounds the blocks there can be.
 
     Raises:
-        CheckpointError: The file cannot hold so many blocks.
+        CheckpointError: It has more blocks than any network, or sizes that cannot be counted.
     """
-    if model.n_layer > n_tensors:
-        raise CheckpointError(
-            f"{place}: {n_tensors} tensors are too few for {model.n_layer} blocks"
-        )
+    if model.n_layer > _MOST_BLOCKS:
+        raise CheckpointError(f"{place}: {model.n_layer:,} blocks are not those of a network")
     try:
         with torch.device("meta"):
             return dict(GPT(model).named_parameters())
@@ -81,7 +79,7 @@ def require_shapes(
     Raises:
         CheckpointError: A tensor is missing, of another shape, or not known.
     """
-    ours = our_shapes(model, place, len(found))
+    ours = our_shapes(model, place)
     try:
         wanted = {name: tuple(t.shape) for name, t in to_theirs(ours, table, model).items()}
     except KeyError as error:

@@ -13,7 +13,7 @@ from gptcli.checkpoint import Checkpoint, load_weights
 from gptcli.config.schema import Config, ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.opening import open_origin
-from gptcli.interop.origin import Origin, fit
+from gptcli.interop.origin import Origin, fit, our_shapes
 from gptcli.interop.vocabulary import vocabulary_of
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
@@ -50,6 +50,7 @@ def adopt(
             raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
         return _with_shape(config, shape, "the run"), None
     origin = open_origin(name)
+    our_shapes(origin.model, origin.place)
     config = _with_shape(config, origin.model, name)
     _require_tokenizer(origin, tokenizer)
     return config, origin
@@ -104,16 +105,21 @@ def _require_tokenizer(origin: Origin, tokenizer: Tokenizer) -> None:
         )
 
 
-def set_weights(model: GPT, config: Config, origin: Origin | None) -> None:
-    """Give a fresh run's network its weights.
+def first_network(config: Config, origin: Origin | None) -> GPT:
+    """Make a fresh run's network with its weights.
 
     Raises:
         CheckpointError: The weights are damaged or of another network.
     """
     if origin is None:
+        model = GPT(config.model)
         model.init_weights(keyed_int("weights", config.seed))
-    else:
-        load_weights(model, fit(origin.weights(), config.model), Path(origin.place))
+        return model
+    # Read first: no memory is asked for before the file has shown that it is of such a size.
+    weights = fit(origin.weights(), config.model)
+    model = GPT(config.model)
+    load_weights(model, weights, Path(origin.place))
+    return model
 
 
 def freeze(model: GPT, names: list[str]) -> None:

@@ -24,7 +24,7 @@ from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
-from gptcli.training.initial import adopt, freeze, frozen_names, set_weights
+from gptcli.training.initial import adopt, first_network, freeze, frozen_names
 from gptcli.training.optim import Optimizer
 from gptcli.training.run import Run, describe_run
 
@@ -137,12 +137,12 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
     machine = compute(config)
-    model = GPT(config.model)
     if checkpoint is None:
         state = TrainState(origin=origin.facts() if origin is not None else {})
-        set_weights(model, config, origin)
+        model = first_network(config, origin)
     else:
         state = _restore_state(checkpoint)
+        model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
     model.to(machine.device)
