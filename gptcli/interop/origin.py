@@ -129,4 +129,4 @@ def fit(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
 def trim(weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
     """Return weights without the vocabulary's padding: the first `n_rows` rows."""
     tables = ("wte.weight", "lm_head.weight")
-    return {name: w[:n_rows] if name in tables else w for name, w in weights.items()}
+    return {name: w[:n_rows].clone() if name in tables else w for name, w in weights.items()}

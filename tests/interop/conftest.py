@@ -32,9 +32,13 @@ KINDS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
     "llama-tied-biased": lambda: LlamaForCausalLM(
         LlamaConfig(
-            **LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
-            rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-        )  # fmt: skip
+            **LLAMA,
+            tie_word_embeddings=True,
+            attention_bias=True,
+            mlp_bias=True,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+        )
     ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=8)),

@@ -85,9 +85,7 @@ def test_tiktokens_encodings_are_taken_whole(
 ) -> None:
     """r50k_base is GPT-2's vocabulary, so its ranks are at hand without a download."""
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
-    monkeypatch.setattr(
-        openai_public, "load_tiktoken_bpe", lambda *_, **__: dict(bpe.gpt2().ranks)
-    )
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: dict(bpe.gpt2().ranks))
     tokenizer = bpe.from_tiktoken("r50k_base")
     assert (tokenizer.name, tokenizer.eot, tokenizer.vocab_size) == ("r50k_base", 50256, 50257)
     text = "".join(hostile_texts)
