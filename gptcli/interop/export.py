@@ -100,7 +100,9 @@ def export(
             case unreachable:
                 assert_never(unreachable)
         difference, scale = logit_difference(trained.model, read, trained.tokenizer.vocab_size)
-        if difference > _TOLERANCE * scale and dtype == "float32" and not notes:
+        is_exact = dtype == "float32" and not notes
+        # Written so that a NaN, which compares false, is refused too.
+        if not difference <= (_TOLERANCE * scale if is_exact else scale):
             raise CheckpointError(
                 f"{out}: what was written reads back with logits that differ by {difference:.2g}"
             )
@@ -172,7 +174,9 @@ def _write_errors(path: Path) -> Iterator[None]:
     with durable.storage_errors(path):
         try:
             yield
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # said better by its number
             raise StorageError(f"{path}: cannot be written ({str(error)[:100]})") from error
 
 

@@ -4,6 +4,7 @@ The tensors and keys are those of llama.cpp's convert_hf_to_gguf.py (https://git
 llama.cpp). Its GPT-2 has the GELU by tanh.
 """
 
+import contextlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -74,38 +75,39 @@ def write_gguf(
         name: Becomes `general.name`.
     """
     gguf = _package()
-    writer = gguf.GGUFWriter(path, family)
-    writer.add_name(name)
-    writer.add_file_type(
-        gguf.LlamaFileType.MOSTLY_F16 if dtype == "float16" else gguf.LlamaFileType.ALL_F32
-    )
+    with contextlib.closing(gguf.GGUFWriter(path, family)) as writer:
+        writer.add_name(name)
+        kinds = gguf.LlamaFileType
+        writer.add_file_type(kinds.MOSTLY_F16 if dtype == "float16" else kinds.ALL_F32)
+        _add_shape(writer, model, family)
+        writer.add_vocab_size(tokenizer.vocab_size)
+        _add_tokenizer(writer, tokenizer, gguf)
+        for tensor_name, tensor in to_theirs(weights, _table(family), model).items():
+            if family == "llama" and tensor_name.endswith(_TURNED):
+                tensor = _to_pairs(tensor, model.head_size)
+            is_matrix = tensor.dim() == 2 and tensor_name != "position_embd.weight"
+            kind = torch.float16 if is_matrix and dtype == "float16" else torch.float32
+            writer.add_tensor(tensor_name, tensor.detach().to(kind).contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+def _add_shape(writer: Any, model: ModelConfig, family: Family) -> None:
     writer.add_block_count(model.n_layer)
     writer.add_context_length(model.block_size)
     writer.add_embedding_length(model.n_embd)
     writer.add_feed_forward_length(model.mlp_width)
     writer.add_head_count(model.n_head)
-    writer.add_vocab_size(tokenizer.vocab_size)
     if family == "gpt2":
         writer.add_layer_norm_eps(model.norm_eps)
-    else:
-        writer.add_head_count_kv(model.n_kv_head or model.n_head)
-        writer.add_layer_norm_rms_eps(model.norm_eps)
-        writer.add_rope_freq_base(model.rope_theta)
-        writer.add_rope_dimension_count(model.head_size)
-        writer.add_key_length(model.head_size)
-        writer.add_value_length(model.head_size)
-    _add_tokenizer(writer, tokenizer, gguf)
-    theirs = to_theirs(weights, _table(family), model)
-    for tensor_name, tensor in theirs.items():
-        if family == "llama" and tensor_name.endswith(_TURNED):
-            tensor = _to_pairs(tensor, model.head_size)
-        half = dtype == "float16" and tensor.dim() == 2 and tensor_name != "position_embd.weight"
-        kind = torch.float16 if half else torch.float32
-        writer.add_tensor(tensor_name, tensor.detach().to(kind).contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        return
+    writer.add_head_count_kv(model.n_kv_head or model.n_head)
+    writer.add_layer_norm_rms_eps(model.norm_eps)
+    writer.add_rope_freq_base(model.rope_theta)
+    writer.add_rope_dimension_count(model.head_size)
+    writer.add_key_length(model.head_size)
+    writer.add_value_length(model.head_size)
 
 
 def _table(family: str) -> Table:

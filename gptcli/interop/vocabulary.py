@@ -3,6 +3,7 @@
 Knows nothing of networks.
 """
 
+import re
 from typing import Any
 
 from gptcli.errors import ConfigError
@@ -115,8 +116,11 @@ def _split(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def _plain(pattern: str) -> str:
-    """Return a pattern of tiktoken's for the `tokenizers` library, whose `$` is any line's end."""
-    return pattern.replace("$", r"\z")
+    """Return a pattern of tiktoken's for the `tokenizers` library, which reads two things otherwise.
+
+    Its `$` is any line's end, and its `{1,3}+` repeats instead of not giving back.
+    """
+    return re.sub(r"(\{\d+,\d*\})\+", r"\1", pattern).replace("$", r"\z")
 
 
 def _bpe(vocabulary: Vocabulary, merges: list[list[str]]) -> dict[str, Any]:
