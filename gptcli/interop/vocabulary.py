@@ -116,7 +116,7 @@ def _split(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def _plain(pattern: str) -> str:
-    """Return a pattern of tiktoken's for the `tokenizers` library, which reads two things otherwise.
+    """Return a pattern of tiktoken's for `tokenizers`, which reads two things otherwise.
 
     Its `$` is any line's end, and its `{1,3}+` repeats instead of not giving back.
     """
