@@ -1,7 +1,7 @@
 """A Hugging Face Hub on 127.0.0.1, with as much of its protocol as data sets and models need.
 
-It holds repositories as {"org/name": {"path/in/repository": content}}, all at one commit; asked
-for another commit, it has the same files there.
+It holds repositories as {"org/name": {"path/in/repository": content}}, all at one commit; a model
+asked for at another commit has the same files there.
 """
 
 import hashlib
@@ -140,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reply("{}", {"Retry-After": "1"}, status=int(fault))
                 return
             headers = {"ETag": f'"{_oid(content)}"'}
-            if re.fullmatch(r"[0-9a-f]{40}", revision):
+            is_model = not self.path.startswith("/datasets/")
+            if is_model and re.fullmatch(r"[0-9a-f]{40}", revision):
                 headers["X-Repo-Commit"] = revision
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             if asked and int(asked[1]) and self.command == "GET":

@@ -73,6 +73,21 @@ class HubFile:
 
         return Path(_insist(f"{self.repository}/{self.path}", download))
 
+    def exists(self) -> bool:
+        """Tell whether the repository has the file, without fetching it.
+
+        Raises:
+            DataError: The Hub does not say.
+        """
+        from huggingface_hub import file_exists
+
+        return _insist(
+            f"{self.repository}/{self.path}",
+            lambda: file_exists(
+                self.repository, self.path, repo_type=self.repo_type, revision=self.revision
+            ),
+        )
+
     def is_cached(self) -> bool:
         """Tell whether the file is in the Hub's cache."""
         from huggingface_hub import try_to_load_from_cache

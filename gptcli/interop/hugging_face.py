@@ -64,18 +64,22 @@ def open_hub(name: str) -> Origin:
         raise CheckpointError(f"model.init_from: {name}: expected hf:org/name[@revision]")
     revision = wanted or "main"
 
+    def named(file: str) -> HubFile:
+        return HubFile(repository, file, revision, repo_type="model")
+
     def get(file: str) -> Path | None:
         try:
-            return HubFile(repository, file, revision, repo_type="model").fetch()
+            return named(file).fetch()
         except MissingFileError:
             return None
         except DataError as error:
             raise CheckpointError(error.message, error.hint) from error
 
     def has(file: str) -> bool:
-        from huggingface_hub import file_exists
-
-        return file_exists(repository, file, revision=revision)
+        try:
+            return named(file).exists()
+        except DataError as error:
+            raise CheckpointError(error.message, error.hint) from error
 
     config = get(CONFIG)
     if config is not None:

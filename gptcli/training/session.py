@@ -140,6 +140,10 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     if checkpoint is None:
         state = TrainState(origin=origin.facts() if origin is not None else {})
         model = first_network(config, origin)
+        if origin is not None:
+            notes.append(
+                f"weights of {origin.name}" + f" at {origin.revision}" * bool(origin.revision)
+            )
     else:
         state = _restore_state(checkpoint)
         model = GPT(config.model)

@@ -1,7 +1,7 @@
 """Exports, each read by the program it is for: transformers, gguf's reader, nanoGPT's network."""
 
 import json
-import resource
+import os
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,11 @@ def test_what_is_in_the_way_is_kept() -> None:
         export(made, "nanogpt", Path("out"), force=True)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 @pytest.mark.parametrize("to", ["hf", "gguf", "nanogpt"])
 def test_a_full_disk_leaves_nothing(to: Any) -> None:
+    import resource
+
     made = trained(train_bpe([TEXT], 300))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gptcli.checkpoint import load_checkpoint, load_model
+from gptcli.checkpoint import load_checkpoint, load_model, save_checkpoint
 from gptcli.config import Config, ModelConfig
 from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import TokenReader, read_manifest
@@ -94,6 +94,20 @@ def test_resuming_does_not_need_the_origin(gpt: Any, words: Any, theirs: Any) ->
     for sets in (["model.n_layer=3"], ["model.init_from=elsewhere"], ["model.block_size=16"]):
         refused = gpt("train", *words("model.init_from=theirs", *sets), "--resume")
         assert refused.code == 2 and sets[0].split("=")[0] in refused.err, refused.err
+
+
+def test_a_checkpoint_older_than_a_key_was_made_with_its_default(gpt: Any, run: Path) -> None:
+    file = run / "checkpoints/step-00000006.pt"
+    found = load_checkpoint(file)
+    for key in ("n_inner", "head_dim", "norm_eps", "rope_theta"):
+        del found.config["model"][key]
+    del found.config["train"]["freeze"], found.state["origin"]
+    save_checkpoint(file, found)
+    words = ["-c", str(run / "config.yaml"), "-s", "name=tiny", "-s", "train.max_steps=8"]
+    done = gpt("train", *words, "--resume", "--json")
+    assert done.code == 0 and done.json["step"] == 8, done.err
+    refused = gpt("train", *words, "-s", "model.norm_eps=1e-6", "--resume")
+    assert refused.code == 2 and "model.norm_eps (1e-05 there, 1e-06 here)" in refused.err
 
 
 @pytest.mark.parametrize(
