@@ -24,6 +24,7 @@ class FileDtype(StrEnum):
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
+    Q8_0 = "q8_0"
 
 
 def export(

@@ -21,7 +21,7 @@ from gptcli.interop.vocabulary import merges_of, vocabulary_of
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer
 
-FileDtype = Literal["float32", "float16"]
+FileDtype = Literal["float32", "float16", "q8_0"]
 _TURNED = (".attn_q.weight", ".attn_k.weight", ".attn_q.bias", ".attn_k.bias")
 
 
@@ -71,14 +71,15 @@ def write_gguf(
         model: Their network.
         tokenizer: Byte-pair, with GPT-2's split.
         family: Becomes `general.architecture`.
-        dtype: Of the matrices; vectors and positions stay float32.
+        dtype: Of the matrices; vectors and positions stay float32. q8_0 has 8 bits and a float16
+            scale for each 32 weights of a row; rows that 32 does not divide become float16.
         name: Becomes `general.name`.
     """
     gguf = _package()
     with contextlib.closing(gguf.GGUFWriter(path, family)) as writer:
         writer.add_name(name)
-        kinds = gguf.LlamaFileType
-        writer.add_file_type(kinds.MOSTLY_F16 if dtype == "float16" else kinds.ALL_F32)
+        kinds = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+        writer.add_file_type(gguf.LlamaFileType[kinds[dtype]])
         _add_shape(writer, model, family)
         writer.add_vocab_size(tokenizer.vocab_size)
         _add_tokenizer(writer, tokenizer, gguf)
@@ -86,8 +87,7 @@ def write_gguf(
             if family == "llama" and tensor_name.endswith(_TURNED):
                 tensor = _to_pairs(tensor, model.head_size)
             is_matrix = tensor.dim() == 2 and tensor_name != "position_embd.weight"
-            kind = torch.float16 if is_matrix and dtype == "float16" else torch.float32
-            writer.add_tensor(tensor_name, tensor.detach().to(kind).contiguous().numpy())
+            _add_tensor(writer, tensor_name, tensor, dtype if is_matrix else "float32", gguf)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -108,6 +108,15 @@ def _add_shape(writer: Any, model: ModelConfig, family: Family) -> None:
     writer.add_rope_dimension_count(model.head_size)
     writer.add_key_length(model.head_size)
     writer.add_value_length(model.head_size)
+
+
+def _add_tensor(writer: Any, name: str, tensor: Tensor, dtype: FileDtype, gguf: ModuleType) -> None:
+    values = tensor.detach().float().contiguous().numpy()
+    if dtype == "q8_0" and tensor.shape[-1] % 32 == 0:
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    else:
+        writer.add_tensor(name, values if dtype == "float32" else values.astype("float16"))
 
 
 def _table(family: str) -> Table:
@@ -160,7 +169,10 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         model = _network(reader, family)
     except (ValueError, KeyError, AttributeError, IndexError, OSError) as error:
         raise CheckpointError(f"{path}: not a GGUF file of these networks ({error})") from error
-    theirs = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    theirs = {
+        tensor.name: torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        for tensor in reader.tensors
+    }
     if family == "llama":
         theirs = {
             name: _to_halves(tensor, model.head_size) if name.endswith(_TURNED) else tensor

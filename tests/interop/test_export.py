@@ -253,6 +253,17 @@ def test_gguf_reads_back(name: str, dtype: Any) -> None:
     )
 
 
+def test_gguf_in_eight_bits() -> None:
+    made = trained(train_bpe([TEXT], 300), **LLAMA, n_kv_head=2, n_inner=72)
+    done = export(made, "gguf", Path("out.gguf"), dtype="q8_0")
+    assert 1e-5 < done.logit_difference < 0.2
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader("out.gguf").tensors}
+    assert kinds["token_embd.weight"] == kinds["blk.1.attn_q.weight"] == "Q8_0"
+    assert kinds["blk.0.ffn_down.weight"] == "F16", "72 is not a multiple of 32"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    assert fields(Path("out.gguf"))["general.file_type"] == 7
+
+
 def test_gguf_metadata_of_gpt2() -> None:
     export(trained(gpt2(), n_layer=1), "gguf", Path("out.gguf"), dtype="float16")
     found = fields(Path("out.gguf"))

@@ -112,7 +112,7 @@ def greedy(checkpoint: Path, prompt: str) -> tuple[list[int], list[int], float]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "q8_0"])
 def test_llama_cpp_continues_as_we_do(model: Any, gpt: Any, shape: str, dtype: str) -> None:
     checkpoint = model(*SHAPES[shape])
     done = gpt("export", "--to", "gguf", "out.gguf", "--dtype", dtype, "--json")
