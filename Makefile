@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check bench install clean
+.PHONY: demo test check bench interop install clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,11 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/prepare.py
+
+# Exports in the programs they are for. llama-cpp-python is compiled, which takes some minutes.
+interop: $(VENV)/.installed-dev
+	$(PIP) llama-cpp-python "lm-eval[hf]"
+	$(BIN)/pytest tests/interop/with_programs.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -10,6 +10,7 @@ import typer
 from gptcli import __version__
 from gptcli.commands import data
 from gptcli.commands.evaluate import evaluate
+from gptcli.commands.export import export
 from gptcli.commands.generate import generate
 from gptcli.commands.prepare import prepare
 from gptcli.commands.train import train
@@ -27,6 +28,7 @@ app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.command("train", rich_help_panel="Model")(train)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
+app.command("export", rich_help_panel="Model")(export)
 
 
 def _show_version(wanted: bool) -> None:

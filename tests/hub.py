@@ -1,6 +1,7 @@
-"""A Hugging Face Hub on 127.0.0.1, with as much of its protocol as data sets need.
+"""A Hugging Face Hub on 127.0.0.1, with as much of its protocol as data sets and models need.
 
-It holds data sets as {"org/name": {"path/in/repository": content}}, all at one commit.
+It holds repositories as {"org/name": {"path/in/repository": content}}, all at one commit; a model
+asked for at another commit has the same files there.
 """
 
 import hashlib
@@ -17,23 +18,26 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Serves data sets while the `with` block runs.
+    """Serves repositories while the `with` block runs.
 
     `faults` says what the first GETs of a file answer instead: a status, or "cut" for half of it.
 
     Attributes:
         url: What HF_ENDPOINT is set to.
         requests: "METHOD /path" of every request so far.
+        ranges: The paths that a part was asked of, each with the bytes it began at.
     """
 
     def __init__(
         self, repositories: Repositories, faults: dict[str, list[int | str]] | None = None
     ) -> None:
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int]] = []
         hub = self
 
         class Handler(_Handler):
             requests = hub.requests
+            ranges = hub.ranges
 
         Handler.repositories = repositories
         Handler.faults = {path: list(those) for path, those in (faults or {}).items()}
@@ -53,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: Repositories
     requests: list[str]
+    ranges: list[tuple[str, int]]
     faults: dict[str, list[int | str]]
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -66,8 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.requests.append(f"{self.command} {path}")
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([^/]+)/(.+))?", path):
             self._api(match[1], match[2], match[3] or "", body)
-        elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            self._file(match[1], match[2])
+        elif match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(match[1], match[2], match[3])
         else:
             self._missing("EntryNotFound")
 
@@ -114,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 listed[path] = _entry(path, content)
         return list(listed.values())
 
-    def _file(self, name: str, path: str) -> None:
+    def _file(self, name: str, revision: str, path: str) -> None:
         if name not in self.repositories:
             self._missing("RepoNotFound")
         elif path not in self.repositories[name]:
@@ -134,7 +139,18 @@ class _Handler(BaseHTTPRequestHandler):
             if fault:
                 self._reply("{}", {"Retry-After": "1"}, status=int(fault))
                 return
-            self._reply(content, {"ETag": f'"{_oid(content)}"'})
+            headers = {"ETag": f'"{_oid(content)}"'}
+            is_model = not self.path.startswith("/datasets/")
+            if is_model and re.fullmatch(r"[0-9a-f]{40}", revision):
+                headers["X-Repo-Commit"] = revision
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            if asked and int(asked[1]) and self.command == "GET":
+                start, size = int(asked[1]), len(content)
+                self.ranges.append((path, start))
+                headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+                self._reply(content[start:], headers, status=206)
+                return
+            self._reply(content, headers)
 
     def _missing(self, code: str) -> None:
         self._reply("{}", {"X-Error-Code": code, "X-Error-Message": code}, status=404)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
@@ -42,8 +43,13 @@ def test_full_size_networks_can_be_built(path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_train_two_steps(path: Path, gpt: Any, corpus: Path) -> None:
     words = [part for word in (*SHRINK, f"data.source={corpus}") for part in ("-s", word)]
-    if load_config(str(path)).tokenizer.name == "bpe":
+    config = load_config(str(path))
+    if config.tokenizer.name == "bpe":
         words += ["-s", "tokenizer.vocab_size=300"]
+    if config.model.init_from != "scratch":
+        shape = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=24)
+        GPT2LMHeadModel(shape).save_pretrained("small")
+        words += ["-s", "model.init_from=small"]
     assert gpt("prepare", "-c", str(path), *words).code == 0
     done = gpt("train", "-c", str(path), *words, "--json")
     assert done.code == 0, done.err

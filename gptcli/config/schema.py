@@ -91,7 +91,8 @@ class ModelConfig(Section):
     """The network, in GPT-2's and nanoGPT's names."""
 
     init_from: str = "scratch"
-    """scratch, or the weights to start from."""
+    """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
+    folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
     n_layer: PositiveInt = 12
     """Transformer blocks."""
     n_head: PositiveInt = 12
@@ -100,6 +101,11 @@ class ModelConfig(Section):
     """Key and value heads (grouped queries); divides n_head. Null: n_head."""
     n_embd: PositiveInt = 768
     """Width of the residual stream."""
+    n_inner: PositiveInt | None = None
+    """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
+    to a multiple of 8."""
+    head_dim: PositiveInt | None = None
+    """Width of one attention head. Null: n_embd / n_head."""
     block_size: PositiveInt = 1024
     """Context length: the most tokens the network can attend to."""
     vocab_size: PositiveInt | None = None
@@ -112,10 +118,15 @@ class ModelConfig(Section):
     """Biases of the query, key and value projections. Null: bias."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch and before the head."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """What normalisations add to the variance."""
     position: Literal["learned", "rope"] = "learned"
     """How positions enter: a learned table, or rotary embeddings."""
-    mlp: Literal["gelu", "swiglu", "relu2"] = "gelu"
-    """The feed-forward branch: GPT-2's GELU, gated SiLU, or squared ReLU."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    """Base of the rotary wavelengths."""
+    mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
+    """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
+    squared ReLU."""
     qk_norm: bool = False
     """Normalise queries and keys of each head (RMS) before attention."""
     tie_embeddings: bool = True
@@ -124,11 +135,26 @@ class ModelConfig(Section):
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the feed-forward branch."""
+        if self.n_inner is not None:
+            return self.n_inner
+        # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
+        return (8 * self.n_embd // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the shape is known: all of it, unless weights are imported that bring it."""
+        return self.init_from == "scratch" or set(type(self).model_fields) <= self.model_fields_set
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.n_embd % self.n_head:
+        if not self.is_whole:
+            return self  # checked again with the imported shape
+        if self.n_embd % self.n_head and self.head_dim is None:
             raise invalid(
                 "model.n_embd",
                 f"{self.n_embd} is not divisible by n_head = {self.n_head}",
@@ -144,6 +170,8 @@ class ModelConfig(Section):
             raise invalid(
                 "model.position", f"rope needs an even n_embd / n_head, not {self.head_size}"
             )
+        if self.position != "rope" and self.rope_theta != 10000.0:
+            raise invalid("model.rope_theta", "only position = rope has wavelengths")
         return self
 
 
@@ -174,6 +202,8 @@ class TrainConfig(Section):
     """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
+    freeze: list[str] = []
+    """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
 
 
 class OptimConfig(Section):
@@ -306,6 +336,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_names()
+        if self.model.is_whole:
+            self._check_lengths()
+        return self
+
+    def _check_lengths(self) -> None:
         if self.data.seq_len and self.data.seq_len > self.model.block_size:
             raise invalid(
                 "data.seq_len",
@@ -325,11 +361,12 @@ class Config(Section):
                 "data.seq_len",
                 "model.block_size",
             )
+
+    def _check_names(self) -> None:
         if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
             raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")
         if self.name is not None and not _is_file_name(self.name):
             raise invalid("name", f"{self.name!r} cannot be a folder's name; use run_dir for paths")
-        return self
 
 
 def _is_file_name(name: str) -> bool:

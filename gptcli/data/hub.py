@@ -1,4 +1,4 @@
-"""Files of Hugging Face Hub data sets: names resolved by `datasets`, fetched one by one.
+"""Files of the Hugging Face Hub: data sets by names resolved by `datasets`, fetched one by one.
 
 Each file is pinned to a commit, so a second run reads the same bytes. Which files a data set has
 is remembered in the Hub's cache beside them, so that what was found once is found offline.
@@ -48,14 +48,19 @@ class NetworkError(DataError):
     """The Hub does not answer, or not now."""
 
 
+class MissingFileError(DataError):
+    """The repository has no such file."""
+
+
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a data set repository at a commit."""
+    """A file of a repository at a commit."""
 
     repository: str
     path: str
     revision: str
     n_bytes: int = 0
+    repo_type: str = "dataset"
 
     def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
         """Return the local path, downloading into the Hub's cache what is not there.
@@ -77,7 +82,7 @@ class HubFile:
                 hf_hub_download(
                     self.repository,
                     self.path,
-                    repo_type="dataset",
+                    repo_type=self.repo_type,
                     revision=self.revision,
                     tqdm_class=counter,
                 )
@@ -85,12 +90,27 @@ class HubFile:
 
         return Path(_insist(f"{self.repository}/{self.path}", download))
 
+    def exists(self) -> bool:
+        """Tell whether the repository has the file, without fetching it.
+
+        Raises:
+            DataError: The Hub does not say.
+        """
+        from huggingface_hub import file_exists
+
+        return _insist(
+            f"{self.repository}/{self.path}",
+            lambda: file_exists(
+                self.repository, self.path, repo_type=self.repo_type, revision=self.revision
+            ),
+        )
+
     def is_cached(self) -> bool:
         """Tell whether the file is in the Hub's cache."""
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(
-            self.repository, self.path, repo_type="dataset", revision=self.revision
+            self.repository, self.path, repo_type=self.repo_type, revision=self.revision
         )
         return isinstance(found, str)
 
@@ -99,7 +119,7 @@ class HubFile:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(
-            self.repository, self.path, repo_type="dataset", revision=self.revision
+            self.repository, self.path, repo_type=self.repo_type, revision=self.revision
         )
         if isinstance(found, str):
             pointer = Path(found)
@@ -362,8 +382,10 @@ def _explain(what: str, error: Exception) -> NoReturn:
             "run the same command again: it goes on where it stopped",
         ) from error
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        message, hint = "no such data set on the Hub, or it is private", "set HF_TOKEN if private"
-    elif names & {"DataFilesNotFoundError", "EmptyDatasetError", "EntryNotFoundError"}:
+        message, hint = "no such repository on the Hub, or it is private", "set HF_TOKEN if private"
+    elif names & {"RemoteEntryNotFoundError", "EntryNotFoundError"}:
+        raise MissingFileError(f"{what}: missing file ({_first_line(error)})") from error
+    elif names & {"DataFilesNotFoundError", "EmptyDatasetError"}:
         message, hint = f"missing file ({_first_line(error)})", None
     elif "RuntimeError" in names and "scripts are no longer supported" in str(error):
         message = "this data set is a Python script, which is not run"

@@ -35,31 +35,33 @@ class GPTOutput(NamedTuple):
 class LayerNorm(nn.Module):
     """Layer normalisation with an optional bias (Ba et al. 2016)."""
 
-    def __init__(self, n_embd: int, bias: bool) -> None:
+    def __init__(self, n_embd: int, bias: bool, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(n_embd))
         self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
 
-    def __init__(self, n_embd: int) -> None:
+    def __init__(self, n_embd: int, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-5)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """Return the normalisation that `config` names."""
     if config.norm == "layernorm":
-        return LayerNorm(config.n_embd, config.bias)
-    return RMSNorm(config.n_embd)
+        return LayerNorm(config.n_embd, config.bias, config.norm_eps)
+    return RMSNorm(config.n_embd, config.norm_eps)
 
 
 class Attention(nn.Module):
@@ -73,12 +75,13 @@ class Attention(nn.Module):
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
         width = (self.n_head + 2 * self.n_kv_head) * self.head_size
         self.c_attn = nn.Linear(config.n_embd, width, bias=qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.q_norm = RMSNorm(self.head_size) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_size) if config.qk_norm else None
+        heads_width = self.n_head * self.head_size
+        self.c_proj = nn.Linear(heads_width, config.n_embd, bias=config.bias)
+        self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
+        B, T, _ = x.shape
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -97,7 +100,7 @@ class Attention(nn.Module):
             is_causal=k.shape[2] == T,
             enable_gqa=self.n_kv_head != self.n_head,
         )  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * D)
         y = self.c_proj(y)  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
@@ -113,11 +116,13 @@ def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor | None:
     return mask.tril(n_seen - n_new)
 
 
-def rotation_table(start: int, n_tokens: int, head_size: int, device: torch.device) -> Tensor:
+def rotation_table(
+    start: int, n_tokens: int, head_size: int, theta: float, device: torch.device
+) -> Tensor:
     """Return cosine and sine of rotary positions (Su et al. 2021) from `start` on, (2, T, D)."""
     exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
     positions = torch.arange(start, start + n_tokens, device=device, dtype=torch.float32)
-    angles = torch.outer(positions, 10000.0**-exponents).repeat(1, 2)  # (T, D)
+    angles = torch.outer(positions, theta**-exponents).repeat(1, 2)  # (T, D)
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -134,9 +139,7 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kind, self.dropout = config.mlp, config.dropout
-        # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
-        gated = config.mlp == "swiglu"
-        width = (8 * config.n_embd // 3 + 7) // 8 * 8 if gated else 4 * config.n_embd
+        width, gated = config.mlp_width, config.mlp == "swiglu"
         self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_gate = nn.Linear(config.n_embd, width, bias=config.bias) if gated else None
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
@@ -147,7 +150,8 @@ class MLP(nn.Module):
         elif self.kind == "relu2":
             x = F.relu(self.c_fc(x)).square()
         else:
-            x = F.gelu(self.c_fc(x), approximate="tanh")  # GPT-2's own approximation
+            # GPT-2 approximates by tanh; nanoGPT does not.
+            x = F.gelu(self.c_fc(x), approximate="tanh" if self.kind == "gelu" else "none")
         x = self.c_proj(x)  # (B, T, C)
         return F.dropout(x, self.dropout, self.training)
 
@@ -203,7 +207,9 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(torch.arange(start, start + T, device=tokens.device))
         else:
-            rotation = rotation_table(start, T, self.config.head_size, tokens.device)
+            rotation = rotation_table(
+                start, T, self.config.head_size, self.config.rope_theta, tokens.device
+            )
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
             x = block(x, rotation, cache)

@@ -40,11 +40,17 @@ Ranks = dict[bytes, int]
 
 
 class BpeTokenizer(Tokenizer):
-    """A byte-pair vocabulary in tiktoken's form: a split pattern, ranks and special tokens."""
+    """A byte-pair vocabulary in tiktoken's form.
+
+    Attributes:
+        pattern: Splits text into words.
+        ranks: Tokens and their ids; the lower is merged first.
+        specials: Special tokens and their ids.
+    """
 
     def __init__(self, name: str, pattern: str, ranks: Ranks, specials: dict[str, int]) -> None:
         self.name = name
-        self.pattern, self.ranks, self._specials = pattern, ranks, specials
+        self.pattern, self.ranks, self.specials = pattern, ranks, specials
         self.eot = specials[END_OF_TEXT]
         self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
         self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else _CAREFUL_CUT
@@ -56,7 +62,7 @@ class BpeTokenizer(Tokenizer):
             self.name,
             pat_str=self.pattern,
             mergeable_ranks=self.ranks,
-            special_tokens=self._specials,
+            special_tokens=self.specials,
         )
 
     @cached_property
@@ -81,7 +87,7 @@ class BpeTokenizer(Tokenizer):
             "name": self.name,
             "pattern": self.pattern,
             "ranks": dump_ranks(self.ranks).decode(),
-            "specials": self._specials,
+            "specials": self.specials,
         }
 
 
@@ -201,7 +207,7 @@ def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
 def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
     """Return a trained vocabulary of the `tokenizers` library with an end-of-text id after it."""
     # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
-    byte_of = _byte_level_alphabet()
+    byte_of = byte_level_alphabet()
     found = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes(byte_of[char] for char in token) for token, _ in found]
     merged = [token for token in tokens if len(token) > 1]
@@ -209,7 +215,7 @@ def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
     return BpeTokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """Return the printable characters that GPT-2 writes for bytes, as character -> byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,6 +1,6 @@
 """Optimizers from the configuration: which parameters decay, and which go to Muon."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import assert_never
 
 import torch
@@ -15,23 +15,30 @@ _AdamWGroups = list[dict[str, object]]
 
 
 class Optimizer:
-    """One or two torch optimizers over a network's parameters, addressed by parameter name."""
+    """One or two torch optimizers over a network's parameters, addressed by parameter name.
+
+    Parameters that do not require gradients are left alone: no decay, no state.
+    """
 
     def __init__(self, model: GPT, config: OptimConfig, device: torch.device) -> None:
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        named = list(model.named_parameters())
+        self._frozen = {name for name, parameter in named if not parameter.requires_grad}
+        self._names = {p: name for name, p in named if name not in self._frozen}
         match config.name:
             case "adamw":
                 self._parts: list[torch.optim.Optimizer] = [_adamw(self._names, config, device)]
             case "muon":
                 inner = {p for p, name in self._names.items() if _is_block_matrix(name, p)}
                 others = [p for p in self._names if p not in inner]
-                muon = torch.optim.Muon(
-                    [p for p in self._names if p in inner],
-                    lr=config.lr,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",  # so that AdamW's learning rates carry over
-                )
-                self._parts = [muon, _adamw(others, config, device)]
+                self._parts = [_adamw(others, config, device)] if others else []
+                if inner:
+                    muon = torch.optim.Muon(
+                        [p for p in self._names if p in inner],
+                        lr=config.lr,
+                        weight_decay=config.weight_decay,
+                        adjust_lr_fn="match_rms_adamw",  # so that AdamW's rates carry over
+                    )
+                    self._parts.insert(0, muon)
             case unreachable:
                 assert_never(unreachable)
 
@@ -63,8 +70,14 @@ class Optimizer:
             if parameter in part.state
         }
 
-    def load_state(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_state(
+        self, states: Mapping[str, Mapping[str, Tensor]], were_frozen: Collection[str] = ()
+    ) -> None:
         """Take up the state of a checkpoint, bit for bit.
+
+        Args:
+            states: By parameter name; that of a parameter frozen since is dropped.
+            were_frozen: Parameters without a state there; one that learns now begins anew.
 
         Raises:
             CheckpointError: It is the state of other parameters.
@@ -75,10 +88,14 @@ class Optimizer:
             for group in part.param_groups
             for parameter in group["params"]
         }
-        if states and states.keys() != by_name.keys():
-            differing = ", ".join(sorted(states.keys() ^ by_name.keys())[:3])
+        foreign = states.keys() - by_name.keys() - self._frozen
+        missing = by_name.keys() - states.keys() - set(were_frozen) if states else set()
+        if foreign or missing:
+            differing = ", ".join(sorted(foreign | missing)[:3])
             raise CheckpointError(f"optimizer state of other parameters ({differing})")
         for name, state in states.items():
+            if name in self._frozen:
+                continue
             part, parameter = by_name[name]
             fused = any(group.get("fused") for group in part.param_groups)
             # A step count stays on the CPU unless the update is fused. Copied: the checkpoint's

@@ -1,11 +1,9 @@
 """From a configuration to everything the loop works with, fresh or resumed.
 
-What a resumed run may not change is compared here, and every `auto` that was settled once is
-taken up again.
+Every `auto` that was settled once is taken up again when a run is resumed.
 """
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import ceil
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from gptcli import __version__
-from gptcli.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from gptcli.checkpoint import Checkpoint, load_weights, save_checkpoint
 from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader, require_window
 from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
@@ -22,15 +20,15 @@ from gptcli.data.sources import data_dir
 from gptcli.device import Compute, available_devices, compute, machine_facts, settle
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
-from gptcli.keyed import keyed_int
 from gptcli.model import GPT
-from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
+from gptcli.tokenizers import Tokenizer, make_tokenizer
 from gptcli.training.fit import fitting_rows, require_disk
+from gptcli.training.initial import adopt, first_network, freeze, frozen_names
 from gptcli.training.optim import Optimizer
+from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
 from gptcli.training.run import Run, describe_run
 
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
-_FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")
 
 
 @dataclass
@@ -47,6 +45,7 @@ class TrainState:
         scaler: State of the gradient scaler, which only float16 has.
         skipped: Steps skipped in a row, the last one included, for want of finite numbers.
         machine: What the bits depend on besides the configuration, such as torch's version.
+        origin: Where the first weights came from; empty if they were drawn.
     """
 
     step: int = 0
@@ -58,6 +57,7 @@ class TrainState:
     scaler: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,26 +126,33 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         CheckpointError: There are checkpoints, but none can be used.
     """
     notes: list[str] = []
-    checkpoint = _newest_checkpoint(run, notes) if resume else None
+    checkpoint = newest_checkpoint(run, notes) if resume else None
     if resume and checkpoint is None:
         notes.append("nothing to resume here: starting at step 0")
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
     tokenizer = read_tokenizer(folder, manifest)
+    config, origin = adopt(config, tokenizer, checkpoint)
     config = _resolve(config, folder, manifest, checkpoint, notes)
     if checkpoint is not None:
-        notes += _compare(checkpoint, config, manifest, tokenizer)
+        notes += compare_settings(checkpoint, config, manifest, tokenizer)
     # A prompt that cannot be sampled from should not come to light at the run's end.
     encode_prompt(tokenizer, config.generate.prompt, config.model.block_size)
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
     machine = compute(config)
-    model = GPT(config.model)
-    state = TrainState() if checkpoint is None else _restore_state(checkpoint)
     if checkpoint is None:
-        model.init_weights(keyed_int("weights", config.seed))
+        state = TrainState(origin=origin.facts() if origin is not None else {})
+        model = first_network(config, origin)
+        if origin is not None:
+            notes.append(
+                f"weights of {origin.name}" + f" at {origin.revision}" * bool(origin.revision)
+            )
     else:
+        state = _restore_state(checkpoint)
+        model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
+    freeze(model, config.train.freeze)
     model.to(machine.device)
     require_disk(config, model, run.checkpoints)
     if config.train.micro_batch_size == "auto":
@@ -154,9 +161,10 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         config = with_train(config, micro_batch_size=rows)
     optimizer = Optimizer(model, config.optim, machine.device)
     if checkpoint is not None:
-        optimizer.load_state(checkpoint.optimizer)
-        notes += _machine_changes(state.machine, machine_facts(machine.device))
-    describe_run(run, _facts(config, manifest, model))
+        were_frozen = frozen_names(model, checkpoint.config["train"].get("freeze", []))
+        optimizer.load_state(checkpoint.optimizer, were_frozen)
+        notes += machine_changes(state.machine, machine_facts(machine.device))
+    describe_run(run, _facts(config, manifest, model, state))
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
         optimizer, state, _max_steps(config, loader), checkpoint is not None, notes,
@@ -169,19 +177,25 @@ def plan(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: The configuration does not fit the data.
         DataError: The data cannot be used.
+        CheckpointError: The weights to start from cannot be used.
     """
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
+    config, origin = adopt(config, read_tokenizer(folder, manifest), None)
     config = _resolve(config, folder, manifest, None, [])
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
     with torch.device("meta"):
-        n_params = GPT(config.model).n_params()
+        model = GPT(config.model)
+    freeze(model, config.train.freeze)
     max_steps = _max_steps(config, loader)
     return {
         "run_dir": str(config.run_folder),
         "data_dir": str(folder),
-        "parameters": n_params,
+        "init_from": config.model.init_from,
+        "revision": origin.revision if origin is not None else None,
+        "parameters": model.n_params(),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_tokens": len(train_tokens),
         "val_tokens": len(val_tokens) if val_tokens is not None else 0,
         "tokens_per_step": config.tokens_per_step,
@@ -204,7 +218,7 @@ def _loader(config: Config, train_tokens: TokenReader) -> TokenLoader:
     )
 
 
-def _facts(config: Config, manifest: Manifest, model: GPT) -> dict[str, Any]:
+def _facts(config: Config, manifest: Manifest, model: GPT, state: TrainState) -> dict[str, Any]:
     """Return what run.json records about the program, the machine and the data."""
     return {
         "gptcli": __version__,
@@ -213,29 +227,9 @@ def _facts(config: Config, manifest: Manifest, model: GPT) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "parameters": model.n_params(),
+        "origin": state.origin,
         "data": data_facts(config, manifest),
     }
-
-
-def _newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies, noting each that does not."""
-    files = run.step_files()
-    for index, path in enumerate(files):
-        try:
-            checkpoint = load_checkpoint(path)
-        except CheckpointError as error:
-            notes.append(f"passed over {error.message}")
-            continue
-        for damaged in files[:index]:  # else they would count as the newest to keep
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
-        return checkpoint
-    if files:
-        raise CheckpointError(
-            f"{run.checkpoints}: none of its {len(files)} checkpoints can be used;"
-            f" {notes[-1].removeprefix('passed over ')}",
-            "begin anew with --overwrite, which keeps these files aside",
-        )
-    return None
 
 
 def _restore_state(checkpoint: Checkpoint) -> TrainState:
@@ -290,8 +284,6 @@ def with_train(config: Config, **values: Any) -> Config:
 
 def _require_supported(config: Config) -> None:
     """Refuse settings that nothing would heed."""
-    if config.model.init_from != "scratch":
-        raise ConfigError("model.init_from: this version trains from scratch only")
     if config.train.parallel != "auto":
         raise ConfigError("train.parallel: this version trains in one process; leave it at auto")
 
@@ -328,53 +320,6 @@ def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
                 f" the configuration says {here}",
                 "drop the setting, or prepare anew: `gpt prepare --force` with this configuration",
             )
-
-
-def _compare(
-    checkpoint: Checkpoint, config: Config, manifest: Manifest, tokenizer: Tokenizer
-) -> list[str]:
-    """Return the changed settings of a resumed run as notes; refuse those it must keep.
-
-    Raises:
-        ConfigError: With every key that may not change.
-    """
-    old, new = _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
-    changed = [key for key in new if old.get(key) != new[key]]
-    refused = [
-        f"{key} ({old.get(key)} there, {new[key]} here)"
-        for key in changed
-        if key in _FIXED_KEYS or key.startswith("model.")
-    ]
-    if tokenizer_from(checkpoint.tokenizer).fingerprint != tokenizer.fingerprint:
-        refused.append("tokenizer")
-    if checkpoint.data["fingerprint"] != manifest.fingerprint:
-        refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
-    if refused:
-        raise ConfigError(
-            f"{config.run_folder}: a resumed run keeps its model, data and seed;"
-            f" changed: {', '.join(refused)}",
-            "undo the change, or train a new run with another -s name=...",
-        )
-    return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
-
-
-def _machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name what keeps a resumed run from being bit for bit the one that was not stopped."""
-    changed = [f"{key} ({old[key]} then, {new[key]} now)" for key in new
-               if key in old and old[key] != new[key]]  # fmt: skip
-    if not changed:
-        return []
-    return [f"exact no more, only equivalent, for this machine differs in {', '.join(changed)}"]
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key != "run_dir":  # a run may be moved
-            flat[key] = value
-    return flat
 
 
 def _open_tokens(

@@ -102,7 +102,7 @@ def test_trained_ids_are_the_trainers(training_text: str) -> None:
     trained = bpe.train_tokenizers([training_text], 600)
     ours = bpe.from_tokenizers(trained)
     assert ours.vocab_size == 601
-    byte_of = bpe._byte_level_alphabet()
+    byte_of = bpe.byte_level_alphabet()
     theirs = {
         rank: bytes(byte_of[char] for char in token) for token, rank in trained.get_vocab().items()
     }

@@ -1,0 +1,67 @@
+"""`gpt export`: a trained network in the files of other programs."""
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli import console
+from gptcli.commands import options
+
+
+class Target(StrEnum):
+    """The formats."""
+
+    HF = "hf"
+    GGUF = "gguf"
+    NANOGPT = "nanogpt"
+
+
+class FileDtype(StrEnum):
+    """The precisions of a GGUF file."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    Q8_0 = "q8_0"
+
+
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder (hf) or file to write.")],
+    to: Annotated[
+        Target, typer.Option(help="A Hugging Face folder, llama.cpp's file, or nanoGPT's ckpt.pt.")
+    ],
+    checkpoint: options.CheckpointOption = None,
+    dtype: Annotated[
+        FileDtype | None, typer.Option(help="Of a GGUF file's matrices; default float32.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Set aside what is in the way, as OUT~1.")
+    ] = False,
+    json_: options.JsonOption = False,
+) -> None:
+    """Write a checkpoint for other programs, and read it back."""
+    from gptcli.errors import ConfigError
+
+    if dtype is not None and to is not Target.GGUF:
+        raise ConfigError(f"--dtype: only --to gguf has a choice, {to.value} keeps float32")
+    import torch
+
+    from gptcli.checkpoint import find_checkpoint, load_model
+    from gptcli.interop import export as exporting
+
+    trained = load_model(find_checkpoint(checkpoint), torch.device("cpu"))
+    with console.bar(f"writing {out}"):
+        done = exporting.export(
+            trained, to.value, out, dtype=dtype.value if dtype else "float32", force=force
+        )
+    if json_:
+        console.result_json(asdict(done))
+        return
+    for note in done.notes:
+        console.message(f"note: {note}")
+    console.result(
+        f"{done.path}: {done.family}, {done.parameters:,} parameters, {console.size(done.bytes)}\n"
+        f"read back: largest logit difference {done.logit_difference:.2g}"
+    )

@@ -1,0 +1,1 @@
+"""Weights and files of other programs: Hugging Face folders, nanoGPT's checkpoints, GGUF."""

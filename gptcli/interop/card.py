@@ -1,0 +1,85 @@
+"""The model card of an exported folder: what the network is, what it read, how well it predicts."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from gptcli import __version__
+from gptcli.checkpoint import TrainedModel
+
+
+def model_card(trained: TrainedModel, family: str, name: str) -> str:
+    """Return the content of `README.md`."""
+    facts = trained.checkpoint
+    train, optim = facts.config["train"], facts.config["optim"]
+    steps = trained.step
+    tokens = steps * int(train["tokens_per_step"])
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"tags: [{family}, gptcli]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {family} network of {trained.model.n_params():,} parameters, trained with"
+        f" gptcli {__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| started from | {_origin(facts.state)} |",
+        f"| data | {_source(facts.data)} |",
+        f"| training tokens there | {facts.data['tokens']['train']:,} |",
+        f"| tokenizer | {trained.tokenizer.name}, {trained.tokenizer.vocab_size:,} tokens |",
+        f"| steps | {steps:,} of {int(train['tokens_per_step']):,} tokens, {tokens:,} in all |",
+        f"| optimizer | {optim['name']}, peak learning rate {optim['lr']:g},"
+        f" {optim['schedule']} schedule |",
+        *_losses(trained),
+        "",
+        "Losses are in nats per token. Every document begins with `<|endoftext|>`, which is also"
+        " what to start from without a prompt.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _source(data: dict[str, Any]) -> str:
+    source = data.get("source")
+    shown = source if isinstance(source, str) else json.dumps(source)
+    return f"{shown} at {data['revision']}" if data.get("revision") else shown
+
+
+def _origin(state: dict[str, Any]) -> str:
+    origin = state.get("origin") or {}
+    if not origin:
+        return "random weights"
+    revision = f" at {origin['revision']}" if origin.get("revision") else ""
+    return f"{origin['init_from']}{revision}"
+
+
+def _losses(trained: TrainedModel) -> list[str]:
+    """Return rows with the losses of this step, from the run's own log if it is still there."""
+    state, step = trained.checkpoint.state, trained.step
+    rows = {}
+    for line in _metrics(trained.path):
+        if line.get("step") == step and "val_loss" in line:
+            rows = {"validation loss": line["val_loss"], "training loss": line.get("train_loss")}
+    if state.get("best_loss") is not None:
+        rows[f"best loss so far (step {state['best_step']:,})"] = state["best_loss"]
+    return [
+        f"| {key} | {value:.4f} (perplexity {math.exp(min(value, 700)):,.2f}) |"
+        for key, value in rows.items()
+        if isinstance(value, float)
+    ]
+
+
+def _metrics(checkpoint: Path) -> list[dict[str, Any]]:
+    for folder in checkpoint.resolve().parents[:2]:
+        try:
+            text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+            return [line for line in map(json.loads, text.splitlines()) if isinstance(line, dict)]
+        except (OSError, ValueError):
+            continue
+    return []

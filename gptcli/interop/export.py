@@ -1,0 +1,270 @@
+"""Writing a trained network in the files of other programs, read back before they get their name.
+
+Everything is written aside; what does not read back as the same network is not left behind.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptcli import durable
+from gptcli.checkpoint import TrainedModel, load_weights
+from gptcli.config.schema import ModelConfig
+from gptcli.errors import CheckpointError, ConfigError, StorageError
+from gptcli.interop.architecture import Family, family_of, table_of, to_hugging_face
+from gptcli.interop.card import model_card
+from gptcli.interop.gguf_file import FileDtype, read_gguf, require_gguf, write_gguf
+from gptcli.interop.hugging_face import CONFIG, WEIGHTS, open_folder
+from gptcli.interop.mapping import to_theirs
+from gptcli.interop.nanogpt import from_nanogpt, nanogpt_content, require_nanogpt
+from gptcli.interop.origin import our_shapes, trim
+from gptcli.interop.vocabulary import tokenizer_config, tokenizer_json
+from gptcli.model import GPT
+
+Format = Literal["hf", "gguf", "nanogpt"]
+_TOLERANCE = 1e-3  # of the largest logit; float32 reads back with a thousandth of that
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        family: The architecture it is there: gpt2, llama, qwen2 or qwen3.
+        parameters: Without the vocabulary's padding.
+        bytes: Of all files.
+        logit_difference: The largest, between the checkpoint's network and what was read back.
+        notes: What is not quite the same there.
+    """
+
+    path: str
+    format: Format
+    family: str
+    parameters: int
+    bytes: int
+    logit_difference: float
+    notes: tuple[str, ...]
+
+
+def export(
+    trained: TrainedModel, to: Format, out: Path, *, dtype: FileDtype = "float32",
+    force: bool = False,
+) -> Exported:  # fmt: skip
+    """Write a network for another program.
+
+    Args:
+        trained: A checkpoint's network.
+        to: A Hugging Face folder, a GGUF file, or nanoGPT's `ckpt.pt`.
+        out: The folder or file.
+        dtype: Of the matrices in a GGUF file.
+        force: Set aside what is in the way, as `<name>~N`.
+
+    Raises:
+        ConfigError: The format cannot hold the network, or `out` is in the way.
+        CheckpointError: It did not read back as the same network.
+        StorageError: The disk is full or may not be written.
+    """
+    family, notes = _require_held(trained, to)
+    _require_free(out, force, is_folder=to == "hf")
+    model = trained.model.config.model_copy(update={"vocab_size": trained.tokenizer.vocab_size})
+    weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
+    weights = trim(weights, trained.tokenizer.vocab_size)
+    n_parameters = sum(weight.numel() for weight in weights.values())
+    durable.make_folder(out.parent)
+    with _aside(out) as aside:
+        match to:
+            case "hf":
+                _write_folder(aside, trained, weights, model, family, out.name)
+                read = _read_folder(aside)
+            case "gguf":
+                full, whole = _with_biases(weights, model, family)
+                tokenizer = require_gguf(model, trained.tokenizer)
+                with _write_errors(aside):
+                    write_gguf(aside, full, whole, tokenizer, family, dtype, out.stem)
+                read = _network(*read_gguf(aside), aside)
+            case "nanogpt":
+                best_loss = trained.checkpoint.state.get("best_loss")
+                with _write_errors(aside):
+                    torch.save(nanogpt_content(weights, model, trained.step, best_loss), aside)
+                read = _read_nanogpt(aside)
+            case unreachable:
+                assert_never(unreachable)
+        difference, scale = logit_difference(trained.model, read, trained.tokenizer.vocab_size)
+        is_exact = dtype == "float32" and not notes
+        # Written so that a NaN, which compares false, is refused too.
+        if not difference <= (_TOLERANCE * scale if is_exact else scale):
+            raise CheckpointError(
+                f"{out}: what was written reads back with logits that differ by {difference:.2g}"
+            )
+        size = _place(aside, out)
+    return Exported(str(out), to, family, n_parameters, size, difference, notes)
+
+
+def _require_held(trained: TrainedModel, to: Format) -> tuple[Family, tuple[str, ...]]:
+    """Return the family of a network and what will differ there; refuse what cannot be held."""
+    model = trained.model.config
+    if to == "nanogpt":
+        require_nanogpt(model)
+        exact = "nanoGPT computes the exact GELU, this network the one by tanh"
+        return "gpt2", (exact,) if model.mlp == "gelu" else ()
+    family = family_of(model)
+    if to == "gguf":
+        require_gguf(model, trained.tokenizer)
+        if model.mlp == "gelu_erf":
+            return family, ("llama.cpp computes GELU by tanh, this network the exact one",)
+    return family, ()
+
+
+def _require_free(out: Path, force: bool, is_folder: bool) -> None:
+    if not is_folder and out.is_dir():
+        raise ConfigError(f"{out} is a folder; name the file to write in it")
+    if not out.exists() or force or (is_folder and out.is_dir() and not any(out.iterdir())):
+        return
+    what = "is not empty" if out.is_dir() else "exists"
+    raise ConfigError(
+        f"{out} {what}", f"choose another place, or set it aside as {out.name}~1 with --force"
+    )
+
+
+@contextlib.contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """Give a name beside `out` to write under; remove what is there if the block raises."""
+    aside = durable.aside_name(out)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def _place(aside: Path, out: Path) -> int:
+    """Flush what was written, give it its name, and return its bytes."""
+    files = sorted(aside.iterdir()) if aside.is_dir() else [aside]
+    for file in files:
+        durable.sync_file(file)
+    size = sum(file.stat().st_size for file in files)
+    with durable.storage_errors(out):
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        elif out.exists():
+            number = 1
+            while (old := out.with_name(f"{out.name}~{number}")).exists():
+                number += 1
+            out.rename(old)
+        os.replace(aside, out)
+    durable.sync_folder(out.parent)
+    return size
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn what torch, safetensors and the system say of a failed write into our error."""
+    with durable.storage_errors(path):
+        try:
+            yield
+        except (SafetensorError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # said better by its number
+            raise StorageError(f"{path}: cannot be written ({str(error)[:100]})") from error
+
+
+def _with_biases(
+    weights: dict[str, Tensor], model: ModelConfig, family: Family
+) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Return weights with the zeros that GPT-2's files have where a network has no biases."""
+    if family != "gpt2":
+        return weights, model
+    whole = model.model_copy(update={"bias": True, "qkv_bias": None})
+    shapes = our_shapes(whole, "the network")
+    zeros = {
+        name: torch.zeros(shape.shape) for name, shape in shapes.items() if name not in weights
+    }
+    return weights | zeros, whole
+
+
+def _write_folder(
+    folder: Path, trained: TrainedModel, weights: dict[str, Tensor], model: ModelConfig,
+    family: Family, name: str,
+) -> None:  # fmt: skip
+    """Write all files of a Hugging Face model."""
+    tokenizer = trained.tokenizer
+    full, whole = _with_biases(weights, model, family)
+    theirs = to_theirs(full, table_of(family), whole)
+    files = {
+        CONFIG: to_hugging_face(whole, family, tokenizer.vocab_size, tokenizer.eot),
+        "generation_config.json": _generation(trained.checkpoint.config["generate"], tokenizer.eot),
+        "tokenizer.json": tokenizer_json(tokenizer),
+        "tokenizer_config.json": tokenizer_config(model.block_size),
+    }
+    shutil.rmtree(folder, ignore_errors=True)
+    with _write_errors(folder):
+        folder.mkdir()
+        for file, content in files.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")
+        card = model_card(trained, family, name)
+        (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+        whole_tensors = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in theirs.items()
+        }
+        save_file(whole_tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _generation(generate: dict[str, Any], eot: int) -> dict[str, Any]:
+    """Return `generation_config.json`: the run's own way of sampling."""
+    ids = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
+    content = ids | {"max_new_tokens": generate["max_new_tokens"]}
+    if not generate["temperature"]:
+        return content | {"do_sample": False}
+    content |= {"do_sample": True, "temperature": generate["temperature"]}
+    content["top_k"] = generate["top_k"] or 0  # left out, transformers would take 50
+    chosen = {key: generate[key] for key in ("top_p", "min_p") if generate[key] is not None}
+    return content | chosen
+
+
+def _read_folder(folder: Path) -> GPT:
+    origin = open_folder(folder, str(folder))
+    return _network(origin.model, origin.weights(), folder)
+
+
+def _read_nanogpt(path: Path) -> GPT:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    origin = from_nanogpt(content, str(path), path)
+    return _network(origin.model, origin.weights(), path)
+
+
+def _network(model: ModelConfig, weights: dict[str, Tensor], path: Path) -> GPT:
+    network = GPT(model)
+    load_weights(network, weights, path)
+    return network.eval()
+
+
+@torch.no_grad()
+def logit_difference(one: GPT, two: GPT, vocab_size: int) -> tuple[float, float]:
+    """Return the largest difference of two networks' logits, and their largest size.
+
+    Args:
+        one: A network, perhaps with padded rows.
+        two: Another one.
+        vocab_size: How many logits to compare; the same random tokens go into both.
+    """
+    length = min(one.config.block_size, 64)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (2, length), generator=generator)
+    first, second = one(tokens).logits, two(tokens).logits
+    assert first is not None and second is not None
+    first, second = first[..., :vocab_size], second[..., :vocab_size]
+    return float((first - second).abs().max()), max(1.0, float(first.abs().max()))

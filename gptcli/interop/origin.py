@@ -1,0 +1,132 @@
+"""Weights to start from, whatever program wrote them: the shape first, the tensors when asked.
+
+Nothing is allocated before the file's own list of names and shapes is what the shape demands.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import ModelConfig
+from gptcli.errors import CheckpointError
+from gptcli.interop.mapping import Table, to_ours, to_theirs
+from gptcli.interop.vocabulary import Vocabulary
+from gptcli.model import GPT
+
+_MOST_BLOCKS = 1000  # the deepest that are published have a few hundred
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A network of another program, or of an earlier run.
+
+    Attributes:
+        name: What `model.init_from` calls it.
+        place: Where its files are, for errors.
+        revision: Commit on the Hub, or the step of one of our runs; None for other files.
+        model: Its shape.
+        vocabulary: Its tokens and their ids; None where its files do not say.
+        weights: Reads the tensors, by our names.
+    """
+
+    name: str
+    place: str
+    revision: str | None
+    model: ModelConfig
+    vocabulary: Vocabulary | None
+    weights: Callable[[], dict[str, Tensor]]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run records about where it started."""
+        return {"init_from": self.name, "revision": self.revision}
+
+
+def our_shapes(model: ModelConfig, place: str) -> dict[str, Tensor]:
+    """Return a network's parameters without memory behind them.
+
+    Args:
+        model: The shape.
+        place: Names the file in errors.
+
+    Raises:
+        CheckpointError: It has more blocks than any network, or sizes that cannot be counted.
+    """
+    if model.n_layer > _MOST_BLOCKS:
+        raise CheckpointError(f"{place}: {model.n_layer:,} blocks are not those of a network")
+    try:
+        with torch.device("meta"):
+            return dict(GPT(model).named_parameters())
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{place}: no network has such sizes") from error
+
+
+def require_shapes(
+    found: Shapes, model: ModelConfig, table: Table, place: str, ignored: Callable[[str], bool]
+) -> list[str]:
+    """Compare the tensors a file has with those a network needs; return our parameters' names.
+
+    Args:
+        found: Names and shapes in the file.
+        model: The network.
+        table: The names of the file's format.
+        place: Names the file in errors.
+        ignored: Tells names that are no weights (masks, a tied head said again).
+
+    Raises:
+        CheckpointError: A tensor is missing, of another shape, or not known.
+    """
+    ours = our_shapes(model, place)
+    try:
+        wanted = {name: tuple(t.shape) for name, t in to_theirs(ours, table, model).items()}
+    except KeyError as error:
+        raise CheckpointError(f"{place}: the format has no place for {error}") from error
+    for name, shape in wanted.items():
+        if name not in found:
+            raise CheckpointError(f"{place}: tensor {name} is missing")
+        if tuple(found[name]) != shape:
+            raise CheckpointError(
+                f"{place}: tensor {name} is {list(found[name])}, the network needs {list(shape)}"
+            )
+    unknown = [name for name in found if name not in wanted and not ignored(name)]
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:3])
+        raise CheckpointError(f"{place}: {len(unknown)} tensors that are not known here ({shown})")
+    return list(ours)
+
+
+def ours_from(theirs: Mapping[str, Tensor], names: list[str], table: Table) -> dict[str, Tensor]:
+    """Return checked weights by our names, in float32 where they are floating point."""
+    return to_ours(theirs, names, table)
+
+
+def fit(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Cut learned positions to a smaller context, and pad the vocabulary to more rows.
+
+    A padded row is the mean of the others: its logit is then the mean logit, so that k padded
+    rows add at most the share k / V to the partition function (Jensen). A row of zeros has the
+    logit 0, far above those of GPT-2, and would take nearly all the probability.
+
+    Args:
+        weights: By our names.
+        model: The network they are to fit.
+    """
+    fitted = dict(weights)
+    if "wpe.weight" in fitted:
+        fitted["wpe.weight"] = fitted["wpe.weight"][: model.block_size]
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in fitted:
+            table, n_rows = fitted[name], model.vocab_size or 0
+            if len(table) < n_rows:
+                mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+                fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
+    return fitted
+
+
+def trim(weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
+    """Return weights without the vocabulary's padding: the first `n_rows` rows."""
+    tables = ("wte.weight", "lm_head.weight")
+    return {name: w[:n_rows].clone() if name in tables else w for name, w in weights.items()}

@@ -1,0 +1,86 @@
+"""Going on with a run: which checkpoint, and what may have changed since.
+
+What a resumed run may not change is refused here, what it may is told.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptcli.checkpoint import Checkpoint, load_checkpoint
+from gptcli.config.schema import Config
+from gptcli.data.shards import Manifest
+from gptcli.errors import CheckpointError, ConfigError
+from gptcli.tokenizers import Tokenizer, tokenizer_from
+from gptcli.training.run import Run
+
+_FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")
+
+
+def newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, noting each that does not."""
+    files = run.step_files()
+    for index, path in enumerate(files):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            notes.append(f"passed over {error.message}")
+            continue
+        for damaged in files[:index]:  # else they would count as the newest to keep
+            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+        return checkpoint
+    if files:
+        raise CheckpointError(
+            f"{run.checkpoints}: none of its {len(files)} checkpoints can be used;"
+            f" {notes[-1].removeprefix('passed over ')}",
+            "begin anew with --overwrite, which keeps these files aside",
+        )
+    return None
+
+
+def compare_settings(
+    checkpoint: Checkpoint, config: Config, manifest: Manifest, tokenizer: Tokenizer
+) -> list[str]:
+    """Return the changed settings of a resumed run as notes; refuse those it must keep.
+
+    Raises:
+        ConfigError: With every key that may not change.
+    """
+    # A checkpoint older than a key was made with what is now its default.
+    defaults = _flatten(Config().model_dump(mode="json"))
+    old, new = defaults | _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
+    changed = [key for key in new if old.get(key) != new[key]]
+    refused = [
+        f"{key} ({old.get(key)} there, {new[key]} here)"
+        for key in changed
+        if key in _FIXED_KEYS or key.startswith("model.")
+    ]
+    if tokenizer_from(checkpoint.tokenizer).fingerprint != tokenizer.fingerprint:
+        refused.append("tokenizer")
+    if checkpoint.data["fingerprint"] != manifest.fingerprint:
+        refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
+    if refused:
+        raise ConfigError(
+            f"{config.run_folder}: a resumed run keeps its model, data and seed;"
+            f" changed: {', '.join(refused)}",
+            "undo the change, or train a new run with another -s name=...",
+        )
+    return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
+
+
+def machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name what keeps a resumed run from being bit for bit the one that was not stopped."""
+    changed = [f"{key} ({old[key]} then, {new[key]} now)" for key in new
+               if key in old and old[key] != new[key]]  # fmt: skip
+    if not changed:
+        return []
+    return [f"exact no more, only equivalent, for this machine differs in {', '.join(changed)}"]
+
+
+def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        elif key != "run_dir":  # a run may be moved
+            flat[key] = value
+    return flat

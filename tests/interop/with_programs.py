@@ -1,0 +1,169 @@
+"""llama.cpp and lm-eval on what `gpt export` writes; `make interop` installs them and runs this.
+
+Not collected by itself: pytest runs it when it is named.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from gptcli.checkpoint import load_model
+
+pytestmark = pytest.mark.slow
+
+SHAPES = {
+    "gpt2": (),
+    "llama": ("model.norm=rmsnorm", "model.position=rope", "model.mlp=swiglu", "model.bias=false",
+              "model.n_kv_head=2"),
+    "qwen2": ("model.norm=rmsnorm", "model.position=rope", "model.mlp=swiglu", "model.bias=false",
+              "model.qkv_bias=true"),
+    "qwen3": ("model.norm=rmsnorm", "model.position=rope", "model.mlp=swiglu", "model.bias=false",
+              "model.qk_norm=true", "model.tie_embeddings=false"),
+}  # fmt: skip
+N_NEW = 50
+PROMPT = "The cat sat on a"
+
+LLAMA_CPP = """
+import json, sys
+from llama_cpp import Llama
+path, prompt, n_new = sys.argv[1], sys.argv[2], int(sys.argv[3])
+llama = Llama(path, n_ctx=128, n_threads=1, verbose=False, logits_all=False)
+ids = llama.tokenize(prompt.encode(), add_bos=False, special=False)
+# The network may end its text: the continuation is compared id by id, whatever they are.
+new = []
+llama.reset()
+for token in llama.generate(list(ids), temp=0.0, top_k=1, repeat_penalty=1.0):
+    new.append(token)
+    if len(new) == n_new:
+        break
+print(json.dumps({"prompt": ids, "new": new}))
+"""
+
+QUANTIZE = """
+import ctypes, json, sys
+import llama_cpp
+settings = llama_cpp.llama_model_quantize_default_params()
+settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0
+names = [name.encode() for name in sys.argv[1:]]
+print(json.dumps(llama_cpp.llama_model_quantize(*names, ctypes.byref(settings))))
+"""
+
+LM_EVAL = """
+import json, sys
+import lm_eval
+from lm_eval.tasks import TaskManager
+tasks = TaskManager(include_path=".", include_defaults=False)
+found = lm_eval.simple_evaluate(
+    model="hf", model_args={"pretrained": sys.argv[1], "dtype": "float32"}, tasks=["mine"],
+    task_manager=tasks, device="cpu", batch_size=1, bootstrap_iters=0,
+)
+print(json.dumps(found["results"]["mine"], default=str))
+"""
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: task.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - {metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}
+"""
+
+
+@pytest.fixture
+def model(gpt: Any, corpus: Path) -> Callable[..., Path]:
+    """Train a network of a shape until it has something to say; return its checkpoint."""
+
+    def make(*sets: str) -> Path:
+        words = [
+            "tokenizer.name=bpe", "tokenizer.vocab_size=300", "data.dir=data/words", "name=words",
+            "model.n_layer=2", "model.n_head=4", "model.n_embd=64", "model.block_size=128",
+            "train.max_steps=150", "train.micro_batch_size=4", "train.eval_every=150",
+            "optim.lr=3e-3", "device=cpu", "dtype=float32", f"data.source={corpus}", *sets,
+        ]  # fmt: skip
+        done = gpt("train", *(part for word in words for part in ("-s", word)))
+        assert done.code == 0, done.err
+        return Path("runs/words/best.pt")
+
+    return make
+
+
+def run(code: str, *words: str) -> Any:
+    """Run Python code and return the JSON of its last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def greedy(checkpoint: Path, prompt: str) -> tuple[list[int], list[int], float]:
+    """Return the prompt's ids, our greedy continuation, and the least lead of a chosen token."""
+    trained = load_model(checkpoint, torch.device("cpu"))
+    ids = trained.tokenizer.encode(prompt).tolist()
+    new: list[int] = []
+    lead = float("inf")
+    with torch.no_grad():
+        for _ in range(N_NEW):
+            logits = trained.model(torch.tensor([ids + new])).logits[0, -1]
+            best = logits[: trained.tokenizer.vocab_size].topk(2)
+            lead = min(lead, float(best.values[0] - best.values[1]))
+            new.append(int(best.indices[0]))
+    return ids, new, lead
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_llama_cpp_continues_as_we_do(model: Any, gpt: Any, shape: str, dtype: str) -> None:
+    checkpoint = model(*SHAPES[shape])
+    done = gpt("export", "--to", "gguf", "out.gguf", "--dtype", dtype, "--json")
+    assert done.code == 0 and done.json["family"] == shape, done.err
+    ids, new, lead = greedy(checkpoint, PROMPT)
+    found = run(LLAMA_CPP, "out.gguf", PROMPT, str(N_NEW))
+    assert found["prompt"] == ids, "the same tokens for the prompt"
+    assert found["new"] == new, f"the closest choice was won by {lead:.4f}"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_q8_0_is_bit_for_bit_what_llama_cpp_makes_of_float32(
+    model: Any, gpt: Any, shape: str
+) -> None:
+    # Not by its continuation: llama.cpp rounds the activations too.
+    model(*SHAPES[shape])
+    for dtype in ("float32", "q8_0"):
+        assert gpt("export", "--to", "gguf", f"{dtype}.gguf", "--dtype", dtype).code == 0
+    assert run(QUANTIZE, "float32.gguf", "theirs.gguf") == 0
+    ours, theirs = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(name).tensors}
+        for name in ("q8_0.gguf", "theirs.gguf")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.tensor_type == theirs[name].tensor_type, name
+        assert np.array_equal(tensor.data, theirs[name].data), name
+
+
+def test_lm_eval_loads_a_folder_and_measures_what_we_do(model: Any, gpt: Any) -> None:
+    model()
+    assert gpt("export", "--to", "hf", "out").code == 0
+    text = "The cat sat on a mat and the dog ran to a big red barn by the sea."
+    Path("task.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    Path("mine.yaml").write_text(TASK)
+    found = run(LM_EVAL, str(Path("out").resolve()))
+    measured = next(value for key, value in found.items() if key.startswith("bits_per_byte"))
+    # lm-eval scores the first token too, after end-of-text; ours is given as one document.
+    trained = load_model(Path("runs/words/best.pt"), torch.device("cpu"))
+    ids = [trained.tokenizer.eot, *trained.tokenizer.encode(text).tolist()]
+    with torch.no_grad():
+        loss = trained.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])).loss
+    assert float(measured) == pytest.approx(float(loss) / len(text) / 0.6931471805599453, rel=1e-4)
