@@ -16,6 +16,9 @@ from gptcli.config import Config
 from gptcli.data.inspect import damaged_shards
 from gptcli.data.shards import read_manifest
 from gptcli.errors import CheckpointError, DataError
+from gptcli.training.events import StepDone
+from gptcli.training.loop import train
+from gptcli.training.stop import Stop
 
 from .conftest import LONG, THOROUGH, finish, flip, put, result_of
 
@@ -138,20 +141,18 @@ WAYS = [cut_to(0), cut_to(0.001), cut_to(0.5), cut_to(0.99), cut_to(1), remove, 
 def test_a_spoiled_checkpoint_is_refused_and_resuming_falls_back(
     tiny: Callable[..., Config], gpt: Any, tiny_set: list[str], way: int
 ) -> None:
-    straight, broken = tiny(*SMALL, name="straight"), tiny(*SMALL, "train.max_steps=16", name="b")
+    straight, broken = tiny(*SMALL, name="straight"), tiny(*SMALL, name="broken")
     finish(straight)
-    finish(broken)
+    stop = Stop()
+    for event in train(broken, stop=stop):
+        if isinstance(event, StepDone) and event.step == 16:
+            stop.request()
     path = newest(broken)
     WAYS[way](path)
     done = gpt("eval", "--checkpoint", str(path))
     assert done.code == 4 and len(done.err_lines) <= 3 and "Traceback" not in done.err, done.err
-    # A run of 16 steps has another schedule: what it goes on to is one that was never spoiled.
-    whole = tiny(*SMALL, "train.max_steps=16", name="whole")
-    finish(whole)
-    longer = ("train.max_steps=20", "optim.schedule=constant")
-    finish(tiny(*SMALL, *longer, name="b"), resume=True)
-    finish(tiny(*SMALL, *longer, name="whole"), resume=True)
-    assert result_of(broken)[0] == result_of(whole)[0]
+    finish(broken, resume=True)
+    assert result_of(broken) == result_of(straight)
 
 
 def test_swapped_checkpoints_lose_nothing(tiny: Callable[..., Config]) -> None:
@@ -171,7 +172,7 @@ def test_when_none_can_be_used_nothing_begins_afresh(
     trained: Config, gpt: Any, tiny_set: list[str]
 ) -> None:
     for path in (trained.run_folder / "checkpoints").iterdir():
-        flip(path, 4000)
+        put(path, path.read_bytes()[:-5])
     how = [word for one in (*SMALL, "name=trained") for word in ("-s", one)]
     done = gpt("train", *tiny_set, *how, "--resume")
     assert done.code == 4 and len(done.err_lines) <= 3 and "none of its" in done.err
@@ -221,8 +222,13 @@ def gpt_start(data: Path) -> None:
 def test_a_spoiled_data_folder_is_refused(
     data: Path, gpt: Any, tiny_set: list[str], name: str, way: int
 ) -> None:
+    before = (data / name).read_bytes()
     WAYS[way](data / name)
     done = gpt("train", *tiny_set)
+    if name != "train_000000_000.bin" and (data / name).is_file():
+        if before.rstrip() == (data / name).read_bytes():
+            assert done.code == 0  # the newline at its end means nothing
+            return
     assert done.code == 3 and len(done.err_lines) <= 3 and "Traceback" not in done.err, done.err
     assert not Path("runs/tiny/run.json").exists()
 

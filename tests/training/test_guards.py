@@ -239,7 +239,7 @@ def test_a_resume_that_is_not_exact_is_found_out(
     def careless(config: Config, step: int, *, resume: bool) -> None:
         """Forget the optimizer's state, as many scripts do."""
         load = Optimizer.load_state
-        monkeypatch.setattr(Optimizer, "load_state", lambda self, state: None)
+        monkeypatch.setattr(Optimizer, "load_state", lambda self, *state: None)
         verify._train_to(config, step, resume)
         monkeypatch.setattr(Optimizer, "load_state", load)
 
