@@ -21,6 +21,7 @@ from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import BpeTokenizer, gpt2, train_bpe
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
+from ..tokenizers.conftest import HOSTILE as HOSTILE_ELSEWHERE
 from .conftest import difference, ours_of
 from .nanogpt_network import NanoGPT
 
@@ -163,7 +164,7 @@ def test_autotokenizer_gives_the_same_ids(kind: str) -> None:
     ours = tokenizers[kind]
     export(trained(ours), "hf", Path("out"))
     theirs = AutoTokenizer.from_pretrained("out")
-    for text in [*HOSTILE, "\n".join(HOSTILE), TEXT]:
+    for text in [*HOSTILE, *HOSTILE_ELSEWHERE, "\n".join(HOSTILE), TEXT]:
         ids = ours.encode(text).tolist()
         assert theirs(text)["input_ids"] == ids, repr(text)
         assert theirs.decode(ids) == text, repr(text)
