@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check bench interop install clean
+.PHONY: demo test check bench chaos interop install clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The crash suite in its long form, with a line of figures for each row.
+chaos: $(VENV)/.installed-dev
+	GPTCLI_CHAOS=long $(BIN)/pytest tests/chaos
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
