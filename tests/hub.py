@@ -98,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
                 found = [_entry(path, files[path]) for path in paths if path in files]
                 self._reply(json.dumps(found))
             case _:
-                about = {"id": name, "sha": COMMIT, "private": False, "tags": []}
+                asked = re.search(r"/revision/([0-9a-f]{40})", self.path)
+                sha = asked[1] if asked else COMMIT
+                about = {"id": name, "sha": sha, "private": False, "tags": []}
                 siblings = [{"rfilename": path} for path in files]
                 self._reply(json.dumps(about | {"siblings": siblings}))
 
@@ -140,9 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reply("{}", {"Retry-After": "1"}, status=int(fault))
                 return
             headers = {"ETag": f'"{_oid(content)}"'}
-            is_model = not self.path.startswith("/datasets/")
-            if is_model and re.fullmatch(r"[0-9a-f]{40}", revision):
-                headers["X-Repo-Commit"] = revision
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
             if asked and int(asked[1]) and self.command == "GET":
                 start, size = int(asked[1]), len(content)
@@ -161,7 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = content.encode() if isinstance(content, str) else content
         kind = "application/json" if isinstance(content, str) else "application/octet-stream"
         self.send_response(status)
-        always = {"Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": COMMIT}
+        # A commit that is asked for by its name is the one that answers; a branch is at COMMIT.
+        asked = re.search(r"/([0-9a-f]{40})(/|\?|$)", self.path)
+        commit = asked[1] if asked else COMMIT
+        always = {"Content-Type": kind, "Content-Length": str(len(data)), "X-Repo-Commit": commit}
         for header, value in (always | (headers or {})).items():
             self.send_header(header, value)
         self.end_headers()
