@@ -17,7 +17,7 @@ from gptcli.config.schema import DataConfig
 from gptcli.data import shards
 from gptcli.data.encode import Batch, Encoder
 from gptcli.data.shards import Counts, ShardWriter, Split, UnitRecord
-from gptcli.data.units import Unit, documents, fingerprint
+from gptcli.data.units import Unit, documents, fingerprint, stamps
 from gptcli.data.worker import Encoded
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer
@@ -105,7 +105,7 @@ class _UnitWriter:
         val_fraction: float,
     ) -> None:
         self._unit, self._folder, self._tokenizer = unit, folder, tokenizer
-        self._fingerprint = fingerprint(unit)
+        self._stamps = stamps(unit)
         self._seed, self._val_fraction = seed, val_fraction
         dtype = shards.dtype_for(tokenizer.vocab_size)
         shape = (unit.index, dtype, data.shard_tokens)
@@ -147,13 +147,14 @@ class _UnitWriter:
         self._end_document()
         self._flush()
         self._open.close()
-        if fingerprint(self._unit) != self._fingerprint:
+        content = fingerprint(self._unit)
+        if stamps(self._unit) != self._stamps:
             raise DataError(
                 f"{self._unit.name}: changed while it was read", "run the command again"
             )
         return UnitRecord(
             name=self._unit.name,
-            sha256=self._fingerprint,
+            sha256=content,
             documents=self._document + 1,
             tokens=Counts(**self._tokens),
             bytes=Counts(**self._bytes),

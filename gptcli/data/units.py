@@ -121,6 +121,17 @@ def fingerprint(unit: Unit) -> str:
     return digest.hexdigest()
 
 
+def stamps(unit: Unit) -> list[tuple[int, int, int]]:
+    """Return what changes when a local file of the unit does: its inode, size and time, ns."""
+    found = []
+    for entry in unit.paths:
+        if isinstance(entry, Path):
+            with readers.readable(entry):
+                stat = entry.stat()
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
 def size_of(files: Iterable[Path]) -> int:
     """Return the bytes of files on this machine."""
     return sum(file.stat().st_size for file in files)

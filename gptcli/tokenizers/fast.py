@@ -16,7 +16,7 @@ import numpy.typing as npt
 import tiktoken
 
 from gptcli.tokenizers.base import Ids, Tokenizer
-from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer, Ranks, dump_ranks
+from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer, Ranks, dump_ranks, gpt2, gpt2_file
 
 _BETWEEN = "\uffff\ufdd0"  # two code points that are no characters
 _UNSEEN, _SAME, _DOUBTFUL = range(3)
@@ -28,7 +28,8 @@ class FastBpe:
     def __init__(self, tokenizer: BpeTokenizer) -> None:
         self._tokenizer = tokenizer
         self._between = tokenizer.vocab_size
-        self._backend = _backend(tokenizer.ranks, {_BETWEEN: self._between})
+        ranks = gpt2_file() if tokenizer is gpt2() else tokenizer.ranks
+        self._backend = _backend(ranks, {_BETWEEN: self._between})
 
     @cached_property
     def kinds(self) -> "Kinds":
@@ -112,10 +113,12 @@ class Kinds:
             self._state[point] = _SAME if same else _DOUBTFUL
 
 
-def _backend(ranks: Ranks, specials: dict[str, int]) -> Any:
+def _backend(ranks: Ranks | Path, specials: dict[str, int]) -> Any:
     """Return gigatoken's encoder for ranks; special tokens are such wherever they stand."""
     from gigatoken.gigatoken_rs import BPETokenizer
 
+    if isinstance(ranks, Path):
+        return BPETokenizer.from_tiktoken(ranks, "gpt2", specials)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ranks.tiktoken"
         path.write_bytes(dump_ranks(ranks))
