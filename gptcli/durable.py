@@ -39,6 +39,16 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def new_place(path: Path) -> Iterator[None]:
+    """As `storage_errors`, where something new is made: a place that takes nothing is said too."""
+    try:
+        with storage_errors(path):
+            yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
+
+
 def _free(path: Path) -> str:
     with contextlib.suppress(OSError):
         return f" ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free)"
@@ -155,7 +165,7 @@ def read_bytes(path: Path) -> bytes:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, so that they are there after a power cut."""
-    with storage_errors(path):
+    with new_place(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:

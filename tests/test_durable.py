@@ -251,3 +251,9 @@ def test_a_file_can_be_flushed_by_name(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"kept")
     durable.sync_file(tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes nothing")
+def test_a_place_that_takes_nothing_is_said() -> None:
+    with pytest.raises(StorageError, match="/proc/new: nothing can be made there"):
+        durable.make_folder(Path("/proc/new"))

@@ -155,7 +155,7 @@ def _place(aside: Path, out: Path) -> int:
     for file in files:
         durable.sync_file(file)
     size = sum(file.stat().st_size for file in files)
-    with durable.storage_errors(out):
+    with durable.new_place(out):
         if out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         elif out.exists():
@@ -171,7 +171,7 @@ def _place(aside: Path, out: Path) -> int:
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     """Turn what torch, safetensors and the system say of a failed write into our error."""
-    with durable.storage_errors(path):
+    with durable.new_place(path):
         try:
             yield
         except (SafetensorError, RuntimeError, OSError) as error:
