@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a tiny corpus, a tiny configuration, and the command line."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,6 +43,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def hub_module() -> ModuleType:
+    """The Hub that stands beside these folders."""
+    path = Path(__file__).with_name("hub.py")
+    spec = importlib.util.spec_from_file_location("hub", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def sentences(count: int, seed: int = 0) -> str:

@@ -40,19 +40,12 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte."""
     options.require_positive(stride=stride, max_tokens=max_tokens)
-    if data is not None and text is not None:
-        raise ConfigError("--data and --text exclude each other: there is one text to score")
-    if split not in ("train", "val"):
-        raise ConfigError(f"--split: expected train or val, got '{split}'")
-    if text is not None and yardsticks:
-        raise ConfigError("--yardsticks needs prepared data: it compresses both splits")
-    loaded = options.load(config, set_)
+    _require_one_text(data, text, split, yardsticks)
+    loaded = options.exactly(options.load(config, set_))
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
     from gptcli.evaluation import evaluate as evaluate_model
 
-    if loaded.dtype == "auto":  # a measurement is exact unless asked otherwise
-        loaded = loaded.model_copy(update={"dtype": "float32"})
     machine = compute(loaded)
     trained = load_model(find_checkpoint(checkpoint, loaded), machine.device)
     context = _context(loaded.data.seq_len, trained)
@@ -80,6 +73,16 @@ def evaluate(
         folder = Path(data) if data else trained.data_dir
         facts |= _yardsticks(folder, trained)
     console.result_json(facts) if json_ else console.result(_describe(facts))
+
+
+def _require_one_text(data: str | None, text: str | None, split: str, yardsticks: bool) -> None:
+    """Refuse options that do not name one text to score."""
+    if data is not None and text is not None:
+        raise ConfigError("--data and --text exclude each other: there is one text to score")
+    if split not in ("train", "val"):
+        raise ConfigError(f"--split: expected train or val, got '{split}'")
+    if text is not None and yardsticks:
+        raise ConfigError("--yardsticks needs prepared data: it compresses both splits")
 
 
 def _context(wanted: int | None, trained: "TrainedModel") -> int:

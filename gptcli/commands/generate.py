@@ -55,12 +55,10 @@ def generate(
         "generate.stop": stop or None,
         "generate.prompt": _given_prompt(prompt_argument, prompt),
     }
-    loaded = options.load(config, set_, flags)
+    loaded = options.exactly(options.load(config, set_, flags))
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
 
-    if loaded.dtype == "auto":
-        loaded = loaded.model_copy(update={"dtype": "float32"})
     machine = compute(loaded)
     trained = load_model(find_checkpoint(checkpoint, loaded), machine.device)
     if config is None:  # then the run's own way of sampling lies below --set and the options
@@ -68,16 +66,20 @@ def generate(
         base = {"generate": dict(stored["generate"]), "seed": stored["seed"]}
         settled = options.load(None, set_, flags, base)
         loaded = settled.model_copy(update={"dtype": loaded.dtype})
-    samples = _Samples(loaded, trained, machine)
-    for index in range(loaded.generate.num_samples):
+    _draw(_Samples(loaded, trained, machine), json_)
+
+
+def _draw(samples: "_Samples", json_: bool) -> None:
+    """Draw all samples, showing them as they come or as one JSON object."""
+    for index in range(samples.config.generate.num_samples):
         if index and not json_:
             console.write("\n---------------\n")
         samples.draw(index, show=not json_)
+    facts = samples.facts()
     if json_:
-        console.result_json(samples.facts())
+        console.result_json(facts)
         return
     console.write("\n")
-    facts = samples.facts()
     console.message(
         f"seed {facts['seed']}  {facts['tokens_per_second']:.1f} tokens/s"
         f"  first token after {facts['seconds_to_first_token']:.2f} s",

@@ -42,6 +42,11 @@ def load(
     return load_config(config, overrides or [], flags, base)
 
 
+def exactly(config: "Config") -> "Config":
+    """Return `config` with float32 unless it names a precision: a measurement is exact."""
+    return config.model_copy(update={"dtype": "float32"}) if config.dtype == "auto" else config
+
+
 def require_positive(**values: int | None) -> None:
     """Refuse counts below one, naming the option.
 

@@ -130,8 +130,8 @@ def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | 
     from gptcli.data.adopt import adopt, fetch_ready_made
 
     if preset is not None:
-        with console.bar(f"downloading {preset.name}"):
-            fetch_ready_made(preset, part, folder)
+        with console.byte_bars({"downloading": None if part else preset.download_bytes}) as advance:
+            fetch_ready_made(preset, part, folder, lambda n_bytes: advance("downloading", n_bytes))
     with console.bar(f"reading {folder}") as bar:
         return adopt(folder, loaded, bar.advance)
 

@@ -65,8 +65,8 @@ def adopt(
     if len(dtypes) != 1:
         raise DataError(f"{folder}: its files hold tokens of {' and '.join(sorted(dtypes))}")
     records = [record for record, _ in units]
-    manifest = Manifest(
-        recipe=Recipe(
+    manifest = Manifest.of(
+        Recipe(
             source=str(folder),
             revision=None,
             text_field=config.data.text_field,
@@ -79,11 +79,8 @@ def adopt(
                 name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
             ),
         ),
-        dtype=dtypes.pop(),
-        documents=sum(record.documents for record in records),
-        tokens=sum((record.tokens for record in records), Counts()),
-        bytes=sum((record.bytes for record in records), Counts()),
-        units=records,
+        dtypes.pop(),
+        records,
     )
     if not manifest.tokens.train:
         raise DataError(f"{folder}: no training tokens (a file name with 'train' in it)")
@@ -151,8 +148,16 @@ def _describe(path: Path, split: shards.Split) -> tuple[Shard, shards.Dtype]:
     return shard, "uint16"
 
 
-def fetch_ready_made(preset: Preset, part: str | None, folder: Path) -> None:
+def fetch_ready_made(
+    preset: Preset, part: str | None, folder: Path, on_bytes: hub.OnBytes = lambda n_bytes: None
+) -> None:
     """Download ready-made shards into `folder`: the first `part` training files, or all.
+
+    Args:
+        preset: Names the files.
+        part: A number of training files.
+        folder: Gets links to what is in the Hub's cache.
+        on_bytes: Called as bytes arrive.
 
     Raises:
         ConfigError: `part` is no number of files.
@@ -172,4 +177,4 @@ def fetch_ready_made(preset: Preset, part: str | None, folder: Path) -> None:
     for name in names:
         if not (folder / name).exists():
             file = hub.HubFile(preset.where, name, preset.revision)
-            durable.link(file.fetch().resolve(), folder / name)
+            durable.link(file.fetch(on_bytes).resolve(), folder / name)

@@ -19,7 +19,7 @@ from gptcli.data.encode import Encoder
 from gptcli.data.fetch import Fetcher
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.progress import Progress, remove_prepared
-from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord, UnitRecord
+from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
 from gptcli.data.tokenize import OnProgress, write_units
 from gptcli.data.units import documents, fingerprint
@@ -114,23 +114,11 @@ def prepare(
         progress.begin(recipe)
         durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         units = _run(plan, tokenizer, progress, workers, on_progress, on_download)
-        manifest = Manifest(
-            recipe=recipe,
-            dtype=shards.dtype_for(tokenizer.vocab_size),
-            documents=sum(unit.documents for unit in units),
-            tokens=sum((unit.tokens for unit in units), Counts()),
-            bytes=sum((unit.bytes for unit in units), Counts()),
-            units=units,
-        )
+        manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
         _refuse_empty(plan, manifest)
         shards.write_manifest(plan.folder, manifest)
     except BaseException as error:
-        # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
-        is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
-        if is_text and progress.n_bytes() < LARGE_SOURCE:
-            progress.discard()
-        if not progress.n_bytes() and not (plan.folder / shards.MANIFEST).exists():
-            _clean_up(plan, progress, made)
+        _clean_up(plan, progress, made, error)
         raise
     progress.end()
     return manifest
@@ -149,8 +137,14 @@ def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
     return make_tokenizer(wanted, lambda: _sample(plan))
 
 
-def _clean_up(plan: Plan, progress: Progress, made: list[Path]) -> None:
-    """Remove what a preparation that finished no unit has written."""
+def _clean_up(plan: Plan, progress: Progress, made: list[Path], error: BaseException) -> None:
+    """Remove what a preparation has written that finished no unit, or none worth keeping."""
+    # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
+    is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
+    if is_text and progress.n_bytes() < LARGE_SOURCE:
+        progress.discard()
+    if progress.n_bytes() or (plan.folder / shards.MANIFEST).exists():
+        return
     with contextlib.suppress(OSError):
         progress.end()
         (plan.folder / shards.TOKENIZER).unlink(missing_ok=True)

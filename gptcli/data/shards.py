@@ -106,6 +106,18 @@ class Manifest(_Record):
     bytes: Counts
     units: list[UnitRecord]
 
+    @classmethod
+    def of(cls, recipe: Recipe, dtype: Dtype, units: list[UnitRecord]) -> Self:
+        """Add up what the units became."""
+        return cls(
+            recipe=recipe,
+            dtype=dtype,
+            documents=sum(unit.documents for unit in units),
+            tokens=sum((unit.tokens for unit in units), Counts()),
+            bytes=sum((unit.bytes for unit in units), Counts()),
+            units=units,
+        )
+
     @property
     def tokenizer(self) -> TokenizerRecord:
         """The tokenizer that wrote the shards."""

@@ -1,11 +1,11 @@
 """From a configuration or a stored definition to a tokenizer."""
 
-import errno
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptcli import durable
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import bpe
 from gptcli.tokenizers.base import Alphabet, Tokenizer
@@ -104,12 +104,6 @@ def dump_tokenizer(tokenizer: Tokenizer) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _read(file: Path) -> bytes:
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise OSError(errno.EINVAL, "not a regular file")  # a pipe would have no end
-    return file.read_bytes()
-
-
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a `tokenizer.json`, or the one in the folder `path`.
 
@@ -118,7 +112,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        content = json.loads(_read(file))
+        content = json.loads(durable.read_bytes(file))
         if content.pop("format") != "gptcli-tokenizer" or content.pop("version") != FORMAT_VERSION:
             raise ValueError("another format or version")
     except OSError as error:

@@ -1,6 +1,5 @@
 """Data sets of the Hub, from a Hub on this machine: online, offline, and not at all."""
 
-import importlib.util
 import io
 import json
 import os
@@ -69,17 +68,6 @@ REPOSITORIES = {
     },
     "me/json": {"train.json": b'[{"text": "a"}]'},
 }
-
-
-@pytest.fixture(scope="module")
-def hub_module() -> ModuleType:
-    """The Hub that stands beside these folders."""
-    path = Path(__file__).parents[1] / "hub.py"
-    spec = importlib.util.spec_from_file_location("hub", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_all(folder: Path, *commands: list[str], **env: str) -> list[Done]:

@@ -1,6 +1,5 @@
 """The real presets and a Hub that is busy, cuts lines, or lacks a file."""
 
-import importlib.util
 import io
 import json
 import os
@@ -13,7 +12,6 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from gptcli.data.presets import PRESETS
 
@@ -55,17 +53,6 @@ hub._WAITS = (0.1, 0.1)
 sys.exit(cli.run(sys.argv[1:]))
 """
 BYTES = ("-s", "tokenizer.name=bytes", "-s", "data.val_fraction=0.1")
-
-
-@pytest.fixture(scope="module")
-def hub_module() -> ModuleType:
-    """The Hub that stands beside these folders."""
-    path = Path(__file__).parents[1] / "hub.py"
-    spec = importlib.util.spec_from_file_location("hub", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def gpt(folder: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """Runs that start from the weights of others: what holds, what is refused, what is remembered."""
 
-import importlib.util
 import json
 import math
 import os
@@ -293,17 +292,6 @@ def test_what_cannot_be_frozen(gpt: Any, words: Any, theirs: Any, names: str, sa
 
 
 # The Hub.
-
-
-@pytest.fixture(scope="module")
-def hub_module() -> ModuleType:
-    """The Hub that stands beside these folders."""
-    path = Path(__file__).parents[1] / "hub.py"
-    spec = importlib.util.spec_from_file_location("hub", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 IMPATIENT = """
