@@ -8,7 +8,7 @@ what was loaded: a zip's own sums miss damage that changes where a tensor is rea
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from gptcli import durable
-from gptcli.config.schema import Config, ModelConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, GptError
-from gptcli.model import GPT
+from gptcli.model import GPT, merge_adapters
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 
 FORMAT = "gptcli-checkpoint"
 VERSION = 1
 BEST, LAST = "best.pt", "last.pt"
+BASE = "base.pt"  # the frozen weights of a run that learns adapters
 RUNS = Path("runs")
 _KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
          "checksums"}  # fmt: skip
@@ -34,7 +36,8 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        model: Weights by GPT-2's names; a tied head is not repeated.
+        model: Weights by GPT-2's names; a tied head is not repeated. A run that learns adapters
+            writes only these; `state` then names the base that they are read with.
         optimizer: State of each parameter, by parameter name.
         config: The settled configuration of the run.
         tokenizer: `Tokenizer.definition()`.
@@ -50,8 +53,11 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Write a checkpoint; `path` has it whole when this returns, or what it had before.
+
+    Returns:
+        A checksum of the weights.
 
     Raises:
         StorageError: The disk is full or may not be written.
@@ -73,18 +79,39 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content["checksums"] = {"tensors": tensors, "rest": _rest_sum(content)}
     with durable.replacing(path) as file:
         torch.save(content, file)
+    return _weights_sum(tensors)
 
 
 def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint; one of adapters is completed by the base of its run.
 
     Args:
         path: The file; it is mapped, so what is not touched is not read.
         model_only: Verify the weights and everything small, but not the optimizer's tensors.
 
     Raises:
-        CheckpointError: Missing, not one of ours, or damaged.
+        CheckpointError: Missing, not one of ours, or damaged; so is the base.
     """
+    checkpoint, _ = _load(path, model_only)
+    wanted = checkpoint.state.get("base")
+    if not wanted:
+        return checkpoint
+    real = path.resolve()
+    places = [folder / BASE for folder in (real.parent, real.parent.parent)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{path} holds adapters only; the weights they belong to, {places[0]}, are missing",
+            f"copy {BASE} from the run's folder too, or `gpt export` a network that stands alone",
+        )
+    base, weights = _load(found, model_only=True)
+    if weights != wanted:
+        raise CheckpointError(f"{found}: not the weights that the adapters in {path} belong to")
+    return replace(checkpoint, model=base.model | checkpoint.model)
+
+
+def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
+    """Read and verify one file; return the checksum of its weights too."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "no such checkpoint"
         raise CheckpointError(f"{path}: {what}")
@@ -104,7 +131,8 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}", error.hint) from error
     except Exception as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-    return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
+    checkpoint = Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
+    return checkpoint, _weights_sum(content["checksums"]["tensors"])
 
 
 class _Damaged(Exception):
@@ -146,6 +174,11 @@ def _tensor_sum(tensor: Tensor) -> str:
     return hashlib.sha256(raw.numpy().data).hexdigest()
 
 
+def _weights_sum(sums: Mapping[str, str]) -> str:
+    weights = {name: value for name, value in sums.items() if name.startswith("model/")}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+
 def _rest_sum(content: Mapping[str, Any]) -> str:
     """Sum over everything but the tensors' elements: settings, names, types and shapes."""
     tensors = {name: [str(t.dtype), *t.shape] for name, t in _tensors(content).items()}
@@ -182,13 +215,27 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     """
     checkpoint = load_checkpoint(path, model_only=True)
     try:
+        shape, weights = merged(checkpoint)
         with torch.device("meta"):
-            model = GPT(ModelConfig(**checkpoint.config["model"]))
+            model = GPT(shape)
         tokenizer = tokenizer_from(checkpoint.tokenizer)
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
-    load_weights(model.to_empty(device=device), checkpoint.model, path)
+    load_weights(model.to_empty(device=device), weights, path)
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
+
+
+def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return the shape and the weights of a checkpoint's network, adapters added in.
+
+    Raises:
+        ValueError, TypeError, KeyError: It does not say a network's shape.
+    """
+    shape = ModelConfig(**checkpoint.config["model"])
+    if shape.lora is None:
+        return shape, checkpoint.model
+    weights = merge_adapters(checkpoint.model, shape.lora)
+    return shape.model_copy(update={"lora": None}), weights
 
 
 @torch.no_grad()

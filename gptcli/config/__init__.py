@@ -1,11 +1,11 @@
 """The one configuration schema and its YAML loader; no torch, numpy or terminal."""
 
 from gptcli.config.loader import load_config, load_defaults
+from gptcli.config.model import ModelConfig
 from gptcli.config.schema import (
     Config,
     DataConfig,
     GenerateConfig,
-    ModelConfig,
     OptimConfig,
     TokenizerConfig,
     TrainConfig,

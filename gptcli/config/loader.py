@@ -7,7 +7,8 @@ import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -207,6 +208,9 @@ def _is_section(key: str) -> bool:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section a field holds, also one that may be null."""
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    annotation = members[0] if len(members) == 1 else annotation
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None
 

@@ -7,39 +7,10 @@ A null means "derive it"; how is said in the field's text. Knows nothing of file
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-
-def _integral(value: Any) -> Any:
-    """Let 1e9 and 1.0e5 stand for integers; leave everything else to the strict check."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_integral)]
-PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-def invalid(key: str, message: str, *others: str) -> PydanticCustomError:
-    """Make the error of a check across keys; the loader finds the line of the first that is set."""
-    context = {"reason": message, "key": key, "others": others}
-    return PydanticCustomError("cross_check", "{reason}", context)
-
-
-class Section(BaseModel):
-    """What every section shares: unknown keys, NaN and silent conversions are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+from gptcli.config.model import ModelConfig
+from gptcli.config.section import Fraction, Int, PositiveInt, Section, invalid
 
 
 class SplitSource(Section):
@@ -87,94 +58,6 @@ class TokenizerConfig(Section):
     """A trained vocabulary (tokenizer.json of a data folder) to use again."""
 
 
-class ModelConfig(Section):
-    """The network, in GPT-2's and nanoGPT's names."""
-
-    init_from: str = "scratch"
-    """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
-    folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
-    n_layer: PositiveInt = 12
-    """Transformer blocks."""
-    n_head: PositiveInt = 12
-    """Attention heads of a block; divides n_embd."""
-    n_kv_head: PositiveInt | None = None
-    """Key and value heads (grouped queries); divides n_head. Null: n_head."""
-    n_embd: PositiveInt = 768
-    """Width of the residual stream."""
-    n_inner: PositiveInt | None = None
-    """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
-    to a multiple of 8."""
-    head_dim: PositiveInt | None = None
-    """Width of one attention head. Null: n_embd / n_head."""
-    block_size: PositiveInt = 1024
-    """Context length: the most tokens the network can attend to."""
-    vocab_size: PositiveInt | None = None
-    """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
-    dropout: Fraction = 0.0
-    """Dropout of embeddings, attention and residual branches while training."""
-    bias: bool = True
-    """Biases in linear layers and layer norms."""
-    qkv_bias: bool | None = None
-    """Biases of the query, key and value projections. Null: bias."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before each branch and before the head."""
-    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """What normalisations add to the variance."""
-    position: Literal["learned", "rope"] = "learned"
-    """How positions enter: a learned table, or rotary embeddings."""
-    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
-    """Base of the rotary wavelengths."""
-    mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
-    """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
-    squared ReLU."""
-    qk_norm: bool = False
-    """Normalise queries and keys of each head (RMS) before attention."""
-    tie_embeddings: bool = True
-    """Use the token embedding as the output head."""
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.head_dim or self.n_embd // self.n_head
-
-    @property
-    def mlp_width(self) -> int:
-        """Width of the feed-forward branch."""
-        if self.n_inner is not None:
-            return self.n_inner
-        # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
-        return (8 * self.n_embd // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else 4 * self.n_embd
-
-    @property
-    def is_whole(self) -> bool:
-        """Tell whether the shape is known: all of it, unless weights are imported that bring it."""
-        return self.init_from == "scratch" or set(type(self).model_fields) <= self.model_fields_set
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.is_whole:
-            return self  # checked again with the imported shape
-        if self.n_embd % self.n_head and self.head_dim is None:
-            raise invalid(
-                "model.n_embd",
-                f"{self.n_embd} is not divisible by n_head = {self.n_head}",
-                "model.n_head",
-            )
-        if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise invalid(
-                "model.n_kv_head",
-                f"{self.n_kv_head} does not divide n_head = {self.n_head}",
-                "model.n_head",
-            )
-        if self.position == "rope" and self.head_size % 2:
-            raise invalid(
-                "model.position", f"rope needs an even n_embd / n_head, not {self.head_size}"
-            )
-        if self.position != "rope" and self.rope_theta != 10000.0:
-            raise invalid("model.rope_theta", "only position = rope has wavelengths")
-        return self
-
-
 class TrainConfig(Section):
     """How long to train, in what portions, and when to look and save."""
 
@@ -202,7 +85,7 @@ class TrainConfig(Section):
     """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
-    freeze: list[str] = []
+    freeze: list[str] = Field(default=[])
     """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
 
 
@@ -252,7 +135,7 @@ class GenerateConfig(Section):
     """Drop tokens below this fraction of the likeliest one's probability."""
     num_samples: PositiveInt = 1
     """Texts to draw."""
-    stop: list[str] = []
+    stop: list[str] = Field(default=[])
     """End a text before the first of these."""
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.mapping import GPT2, LLAMA, Table
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gptcli import durable
 from gptcli.checkpoint import TrainedModel, load_weights
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError, StorageError
 from gptcli.interop.architecture import Family, family_of, table_of, to_hugging_face
 from gptcli.interop.card import model_card

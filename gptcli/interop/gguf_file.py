@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.architecture import Family
 from gptcli.interop.mapping import GGUF_GPT2, GGUF_LLAMA, Table, to_theirs

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.data.hub import HubFile, MissingFileError
 from gptcli.errors import CheckpointError, DataError
 from gptcli.interop.architecture import Family, from_hugging_face, table_of

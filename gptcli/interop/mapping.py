@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 
 
 class Source(NamedTuple):

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from gptcli.checkpoint import FORMAT, find_checkpoint, load_checkpoint
-from gptcli.config.schema import ModelConfig
+from gptcli.checkpoint import FORMAT, find_checkpoint, load_checkpoint, merged
 from gptcli.errors import CheckpointError
 from gptcli.interop.hugging_face import CONFIG, GPT2_REVISIONS, open_folder, open_hub
 from gptcli.interop.nanogpt import from_nanogpt, is_nanogpt
@@ -63,9 +62,10 @@ def _load(path: Path) -> Any:
 def _from_ours(name: str, path: Path) -> Origin:
     checkpoint = load_checkpoint(path, model_only=True)
     try:
-        model = ModelConfig(**{**checkpoint.config["model"], "init_from": "scratch"})
+        model, weights = merged(checkpoint)
         vocabulary = vocabulary_of(tokenizer_from(checkpoint.tokenizer))
         step = int(checkpoint.state["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
-    return Origin(name, str(path), f"step {step}", model, vocabulary, lambda: checkpoint.model)
+    model = model.model_copy(update={"init_from": "scratch"})
+    return Origin(name, str(path), f"step {step}", model, vocabulary, lambda: weights)

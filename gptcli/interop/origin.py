@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError
 from gptcli.interop.mapping import Table, to_ours, to_theirs
 from gptcli.interop.vocabulary import Vocabulary

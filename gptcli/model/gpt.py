@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.model import ModelConfig
 from gptcli.model.cache import KVCache
+from gptcli.model.lora import add_adapters
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 
@@ -188,6 +189,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
+        if config.lora is not None:
+            add_adapters(self.h, config.lora)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None

@@ -94,9 +94,11 @@ def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:
         StorageError: With what is needed and what is free.
     """
     # Weights and at most two averages of each in float32, and the small rest.
-    size = 3 * 4 * model.n_params() + (1 << 20)
-    # What is kept, the best, and the one that is being written while these are there.
-    needed = (config.train.keep_last + 2) * size
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n_saved = model.n_params() if config.model.lora is None else n_trained
+    size = 4 * (n_saved + 2 * n_trained) + (1 << 20)
+    # What is kept, the best, the one that is being written while these are there, and the base.
+    needed = (config.train.keep_last + 2) * size + 4 * (model.n_params() - n_saved)
     held = sum(path.stat().st_size for path in checkpoints.iterdir() if path.is_file())
     free = shutil.disk_usage(checkpoints).free
     if needed - held > free:

@@ -10,16 +10,17 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gptcli.checkpoint import Checkpoint, load_weights
-from gptcli.config.schema import Config, ModelConfig
+from gptcli.config.model import ModelConfig
+from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.opening import open_origin
 from gptcli.interop.origin import Origin, fit, our_shapes
 from gptcli.interop.vocabulary import vocabulary_of
 from gptcli.keyed import keyed_int
-from gptcli.model import GPT
+from gptcli.model import GPT, init_adapters, is_adapter
 from gptcli.tokenizers import Tokenizer
 
-_OWN = {"init_from", "dropout"}  # what the run decides itself
+_OWN = {"init_from", "dropout", "lora"}  # what the run decides itself
 _BLOCKS = re.compile(r"h\.(\d+)-(\d+)((?:\..+)?)\Z")
 
 
@@ -45,7 +46,9 @@ def adopt(
         return config, None
     if checkpoint is not None:
         try:
-            shape = ModelConfig(**{**checkpoint.config["model"], "init_from": "scratch"})
+            shape = ModelConfig(
+                **{**checkpoint.config["model"], "init_from": "scratch", "lora": None}
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
         return _with_shape(config, shape, "the run"), None
@@ -118,12 +121,15 @@ def first_network(config: Config, origin: Origin | None) -> GPT:
     # Read first: no memory is asked for before the file has shown that it is of such a size.
     weights = fit(origin.weights(), config.model)
     model = GPT(config.model)
+    if config.model.lora is not None:
+        init_adapters(model, keyed_int("adapters", config.seed))
+        weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}
     load_weights(model, weights, Path(origin.place))
     return model
 
 
 def freeze(model: GPT, names: list[str]) -> None:
-    """Keep the parameters that `names` name from learning.
+    """Keep the parameters that `names` name from learning, and all beside adapters.
 
     Args:
         model: The network.
@@ -134,10 +140,17 @@ def freeze(model: GPT, names: list[str]) -> None:
     """
     frozen = frozen_names(model, names)
     parameters = dict(model.named_parameters())
+    if model.config.lora is not None:
+        frozen |= {name for name in parameters if not is_adapter(name)}
     for name in frozen:
         parameters[name].requires_grad_(False)
     if len(frozen) == len(parameters):
         raise ConfigError("train.freeze: everything is frozen, nothing is left to train")
+
+
+def n_learning(model: GPT) -> int:
+    """Return the number of parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def frozen_names(model: GPT, names: Iterable[str]) -> set[str]:

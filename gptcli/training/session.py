@@ -4,7 +4,7 @@ Every `auto` that was settled once is taken up again when a run is resumed.
 """
 
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gptcli import __version__
-from gptcli.checkpoint import Checkpoint, load_weights, save_checkpoint
+from gptcli.checkpoint import BASE, Checkpoint, load_weights, save_checkpoint
 from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader, require_window
 from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
@@ -20,10 +20,10 @@ from gptcli.data.sources import data_dir
 from gptcli.device import Compute, available_devices, compute, machine_facts, settle
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
-from gptcli.model import GPT
+from gptcli.model import GPT, is_adapter
 from gptcli.tokenizers import Tokenizer, make_tokenizer
 from gptcli.training.fit import fitting_rows, require_disk
-from gptcli.training.initial import adopt, first_network, freeze, frozen_names
+from gptcli.training.initial import adopt, first_network, freeze, frozen_names, n_learning
 from gptcli.training.optim import Optimizer
 from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
 from gptcli.training.run import Run, describe_run
@@ -46,6 +46,7 @@ class TrainState:
         skipped: Steps skipped in a row, the last one included, for want of finite numbers.
         machine: What the bits depend on besides the configuration, such as torch's version.
         origin: Where the first weights came from; empty if they were drawn.
+        base: Checksum of the weights in base.pt that adapters belong to; empty without adapters.
     """
 
     step: int = 0
@@ -58,6 +59,7 @@ class TrainState:
     skipped: int = 0
     machine: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    base: str = ""
 
 
 @dataclass
@@ -90,18 +92,31 @@ class Session:
         self.run.sync_metrics()
         self.state.machine = machine_facts(self.compute.device)
         path = self.run.step_file(self.state.step)
-        save_checkpoint(
-            path,
-            Checkpoint(
-                model=dict(self.model.named_parameters()),
-                optimizer=self.optimizer.state(),
-                config=self.config.model_dump(mode="json"),
-                tokenizer=self.tokenizer.definition(),
-                data=data_facts(self.config, self.manifest),
-                state=asdict(self.state),
-            ),
+        weights: dict[str, torch.Tensor] = dict(self.model.named_parameters())
+        checkpoint = Checkpoint(
+            model=weights,
+            optimizer=self.optimizer.state(),
+            config=self.config.model_dump(mode="json"),
+            tokenizer=self.tokenizer.definition(),
+            data=data_facts(self.config, self.manifest),
+            state=asdict(self.state),
         )
+        if self.config.model.lora is not None:
+            checkpoint = self._adapters_of(checkpoint)
+        save_checkpoint(path, checkpoint)
         return path
+
+    def _adapters_of(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Leave what never changes to base.pt, which is written before the first checkpoint."""
+        weights = checkpoint.model
+        if not self.state.base:
+            base = {name: weight for name, weight in weights.items() if not is_adapter(name)}
+            config = {**checkpoint.config, "model": {**checkpoint.config["model"], "lora": None}}
+            self.state.base = save_checkpoint(
+                self.run.folder / BASE, replace(checkpoint, model=base, optimizer={}, config=config)
+            )
+        adapters = {name: weight for name, weight in weights.items() if is_adapter(name)}
+        return replace(checkpoint, model=adapters, state=asdict(self.state))
 
 
 def data_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
@@ -153,6 +168,8 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
+    if (n_trained := n_learning(model)) < model.n_params():
+        notes.append(f"{n_trained:,} of {model.n_params():,} parameters learn")
     model.to(machine.device)
     require_disk(config, model, run.checkpoints)
     if config.train.micro_batch_size == "auto":
@@ -195,7 +212,7 @@ def plan(config: Config) -> dict[str, Any]:
         "init_from": config.model.init_from,
         "revision": origin.revision if origin is not None else None,
         "parameters": model.n_params(),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": n_learning(model),
         "train_tokens": len(train_tokens),
         "val_tokens": len(val_tokens) if val_tokens is not None else 0,
         "tokens_per_step": config.tokens_per_step,

@@ -1,0 +1,123 @@
+"""The `model` section: the network, in GPT-2's and nanoGPT's names."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gptcli.config.section import Fraction, PositiveInt, Section, invalid
+
+LoraTarget = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "mlp.c_proj"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters: the weights stay, small updates of their matrices are learned."""
+
+    rank: PositiveInt = 8
+    """Rank of each update."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The update counts alpha / rank times."""
+    targets: Annotated[list[LoraTarget], Field(min_length=1)] | None = None
+    """Layers of a block that get one. Null: all."""
+
+    @property
+    def scale(self) -> float:
+        """What an update is multiplied by."""
+        return self.alpha / self.rank
+
+
+class ModelConfig(Section):
+    """The network, in GPT-2's and nanoGPT's names."""
+
+    init_from: str = "scratch"
+    """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
+    folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
+    n_layer: PositiveInt = 12
+    """Transformer blocks."""
+    n_head: PositiveInt = 12
+    """Attention heads of a block; divides n_embd."""
+    n_kv_head: PositiveInt | None = None
+    """Key and value heads (grouped queries); divides n_head. Null: n_head."""
+    n_embd: PositiveInt = 768
+    """Width of the residual stream."""
+    n_inner: PositiveInt | None = None
+    """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
+    to a multiple of 8."""
+    head_dim: PositiveInt | None = None
+    """Width of one attention head. Null: n_embd / n_head."""
+    block_size: PositiveInt = 1024
+    """Context length: the most tokens the network can attend to."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
+    dropout: Fraction = 0.0
+    """Dropout of embeddings, attention and residual branches while training."""
+    bias: bool = True
+    """Biases in linear layers and layer norms."""
+    qkv_bias: bool | None = None
+    """Biases of the query, key and value projections. Null: bias."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch and before the head."""
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """What normalisations add to the variance."""
+    position: Literal["learned", "rope"] = "learned"
+    """How positions enter: a learned table, or rotary embeddings."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    """Base of the rotary wavelengths."""
+    mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
+    """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
+    squared ReLU."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head (RMS) before attention."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head."""
+    lora: LoraConfig | None = None
+    """Learn low-rank adapters only: {rank: 8, alpha: 16, targets: null}; needs init_from."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the feed-forward branch."""
+        if self.n_inner is not None:
+            return self.n_inner
+        # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
+        return (8 * self.n_embd // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the shape is known: all of it, unless weights are imported that bring it."""
+        return self.init_from == "scratch" or set(type(self).model_fields) <= self.model_fields_set
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lora is not None and self.init_from == "scratch":
+            raise invalid("model.lora", "adapters need weights to adapt; set model.init_from")
+        if not self.is_whole:
+            return self  # checked again with the imported shape
+        if self.n_embd % self.n_head and self.head_dim is None:
+            raise invalid(
+                "model.n_embd",
+                f"{self.n_embd} is not divisible by n_head = {self.n_head}",
+                "model.n_head",
+            )
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise invalid(
+                "model.n_kv_head",
+                f"{self.n_kv_head} does not divide n_head = {self.n_head}",
+                "model.n_head",
+            )
+        if self.position == "rope" and self.head_size % 2:
+            raise invalid(
+                "model.position", f"rope needs an even n_embd / n_head, not {self.head_size}"
+            )
+        if self.position != "rope" and self.rope_theta != 10000.0:
+            raise invalid("model.rope_theta", "only position = rope has wavelengths")
+        if (
+            self.mlp != "swiglu"
+            and self.lora is not None
+            and "mlp.c_gate" in (self.lora.targets or ())
+        ):
+            raise invalid("model.lora.targets", "only mlp = swiglu has a mlp.c_gate", "model.mlp")
+        return self
