@@ -15,8 +15,10 @@ import torch
 
 from gptcli.device import Compute
 from gptcli.model import GPT
-from gptcli.model.gpt import IGNORED
+from gptcli.model.loss import IGNORED
 
+# Tokens of one batch on a CPU: what they need stays near the processor's caches.
+_TOKENS_PER_BATCH = 16384
 # Logits of one batch, in elements: bounds memory at any vocabulary and context (256 MB float32).
 _LOGITS_PER_BATCH = 1 << 26
 
@@ -147,7 +149,7 @@ def evaluate(
     chosen = min(total, max(1, max_tokens // stride)) if max_tokens else total
     window = windows(len(tokens), context, stride)
     assert model.config.vocab_size is not None
-    rows = max(1, _LOGITS_PER_BATCH // (context * model.config.vocab_size))
+    rows = max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.config.vocab_size) // context)
     was_training = model.training
     model.eval()
     loss, n_scored, n_bytes, done = 0.0, 0, 0, 0

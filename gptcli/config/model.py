@@ -69,6 +69,8 @@ class ModelConfig(Section):
     """Normalise queries and keys of each head (RMS) before attention."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
+    zero_init: bool = False
+    """Start the projections that join the residual stream at zero, not near it."""
     lora: LoraConfig | None = None
     """Learn low-rank adapters only: {rank: 8, alpha: 16, targets: null}; needs init_from."""
 
@@ -94,6 +96,8 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if self.lora is not None and self.init_from == "scratch":
             raise invalid("model.lora", "adapters need weights to adapt; set model.init_from")
+        if self.zero_init and self.init_from != "scratch":
+            raise invalid("model.zero_init", "imported weights are not drawn", "model.init_from")
         if not self.is_whole:
             return self  # checked again with the imported shape
         if self.n_embd % self.n_head and self.head_dim is None:

@@ -83,6 +83,8 @@ class TrainConfig(Section):
     """Newest step checkpoints to keep, besides the best."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again: less memory, a third slower."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
     freeze: list[str] = Field(default=[])

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
@@ -278,7 +279,7 @@ class TokenReader:
     """Reads the tokens of a split as one sequence, across its shards.
 
     Files are read, not mapped: a shard that someone cuts short is an error here, where a mapped
-    one would kill the process.
+    one would kill the process. Threads may share one reader.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
@@ -292,6 +293,7 @@ class TokenReader:
         self._paths = [folder / shard.file for shard in self._shards]
         self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
         self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
         for shard, path in zip(self._shards, self._paths, strict=True):
             check_shard(path, shard, manifest.dtype)
 
@@ -305,6 +307,10 @@ class TokenReader:
             DataError: A shard has become shorter.
         """
         assert 0 <= start <= start + count <= len(self)
+        with self._lock:
+            return self._read_across(start, count)
+
+    def _read_across(self, start: int, count: int) -> Tokens:
         parts: list[Tokens] = []
         index = int(np.searchsorted(self._ends, start, side="right"))
         while count:

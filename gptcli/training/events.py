@@ -1,9 +1,11 @@
 """What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
+
+Spent = dict[str, float]  # seconds of this process, by what they were spent on
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Stopped:
 
     step: int
     summary: Summary
+    spent: Spent
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Finished:
 
     step: int
     summary: Summary
+    spent: Spent = field(default_factory=dict)
+    """Empty if there was nothing left to do."""
 
 
 Event = Started | StepDone | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
@@ -172,11 +177,19 @@ def describe(event: Event) -> str | None:
         case Sampled():
             return f"sample at step {event.step}:\n{event.prompt}{event.text}"
         case Stopped():
-            return f"stopped at step {event.step}, saved"
+            return f"stopped at step {event.step}, saved{_describe_spent(event.spent)}"
         case Finished():
-            return f"finished at step {event.step}"
+            return f"finished at step {event.step}{_describe_spent(event.spent)}"
         case unreachable:
             assert_never(unreachable)
+
+
+def _describe_spent(spent: Spent) -> str:
+    """Say in a line where the time went, shares of a percent left out."""
+    total = sum(spent.values())
+    parts = [f"{work} {seconds / total:.1%}" for work, seconds in spent.items()
+             if seconds >= 0.001 * total]  # fmt: skip
+    return f"\ntime: {total:.1f} s: {', '.join(parts)}" if parts else ""
 
 
 def _describe_start(event: Started) -> str:

@@ -20,7 +20,7 @@ from gptcli.keyed import keyed_int
 from gptcli.model import GPT, init_adapters, is_adapter
 from gptcli.tokenizers import Tokenizer
 
-_OWN = {"init_from", "dropout", "lora"}  # what the run decides itself
+_OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides itself
 _BLOCKS = re.compile(r"h\.(\d+)-(\d+)((?:\..+)?)\Z")
 
 

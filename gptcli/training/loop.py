@@ -20,6 +20,7 @@ from gptcli.training.events import (
     Finished,
     Sampled,
     Saved,
+    Spent,
     Started,
     StepDone,
     Stopped,
@@ -67,12 +68,14 @@ def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
         yield Finished(session.state.step, Summary(**summary))
         return
     run.cut_metrics(session.state.step)
-    for event in Trainer(session, stop).events():
-        if (line := metrics_of(event)) is not None:
-            run.add_metrics(line)
-        if (text := describe(event)) is not None:
-            run.log(text)
-        yield event
+    trainer = Trainer(session, stop)
+    with contextlib.closing(trainer.stepper.feed):
+        for event in trainer.events():
+            if (line := metrics_of(event)) is not None:
+                run.add_metrics(line)
+            if (text := describe(event)) is not None:
+                run.log(text)
+            yield event
 
 
 class Trainer:
@@ -81,12 +84,13 @@ class Trainer:
     def __init__(self, session: Session, stop: Stop) -> None:
         self.s = session
         self.stop = stop
+        self.began = time.perf_counter()
         self.stepper = Stepper(session)
         self.resumed_seconds = session.state.seconds
-        self.began = time.perf_counter()
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
+        self.spent: Spent = {"compiling": self.stepper.compile_seconds, "steps": 0.0}
         self.evaluated: Evaluated | None = None
         self.saved_step = session.state.step if session.is_resumed else None
 
@@ -121,7 +125,7 @@ class Trainer:
             yield self._sample()
         summary = self._summary()
         self.s.run.write_status("finished", state.step, 0, summary=asdict(summary))
-        yield Finished(state.step, summary)
+        yield Finished(state.step, summary, self._spent())
 
     def _stopped(self) -> Iterator[Event]:
         """Save what is not yet saved, and say so."""
@@ -129,7 +133,7 @@ class Trainer:
         if self.saved_step != step:
             yield self._save()
         self.s.run.write_status("stopped", step, self.stop.exit_code)
-        yield Stopped(step, self._summary())
+        yield Stopped(step, self._summary(), self._spent())
 
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
@@ -149,6 +153,7 @@ class Trainer:
             state.epoch_tokens += config.tokens_per_step
         now = time.perf_counter()
         self.step_seconds += now - began
+        self.spent["steps"] += now - began
         self.steps_timed += 1
         state.seconds = self.resumed_seconds + now - self.began
         rate = self.steps_timed * config.tokens_per_step / self.step_seconds
@@ -189,11 +194,12 @@ class Trainer:
 
     def _save(self) -> Saved:
         """Write a checkpoint, then let go of old ones."""
-        path = self.s.save()
-        self.saved_step = self.s.state.step
-        self.s.run.link(self.s.state.step, LAST)
-        self.s.run.retain(self.s.config.train.keep_last)
-        self.s.run.write_status("running", self.s.state.step, None)
+        with self._clock("saving"):
+            path = self.s.save()
+            self.saved_step = self.s.state.step
+            self.s.run.link(self.s.state.step, LAST)
+            self.s.run.retain(self.s.config.train.keep_last)
+            self.s.run.write_status("running", self.s.state.step, None)
         return Saved(self.s.state.step, path)
 
     def _evaluate(self) -> Iterator[Event]:
@@ -216,10 +222,11 @@ class Trainer:
 
     def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
         s = self.s
-        result = evaluate(
-            s.model, tokens, s.compute,
-            context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
-        )  # fmt: skip
+        with self._clock("evaluating"):
+            result = evaluate(
+                s.model, tokens, s.compute,
+                context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
+            )  # fmt: skip
         return None if result is None else result.loss
 
     def _sample(self) -> Sampled:
@@ -233,11 +240,24 @@ class Trainer:
             eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
         )  # fmt: skip
         text = TextStream(tokens, s.tokenizer, config)
-        for _ in text:
-            if self.stop.requested():
-                break
+        with self._clock("sampling"):
+            for _ in text:
+                if self.stop.requested():
+                    break
         s.model.train()
         return Sampled(s.state.step, prompt or "", text.text)
+
+    @contextlib.contextmanager
+    def _clock(self, work: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent[work] = self.spent.get(work, 0.0) + time.perf_counter() - began
+
+    def _spent(self) -> Spent:
+        """Return the seconds since this process took the run up, by work."""
+        waited = self.stepper.feed.waited
+        spent = {**self.spent, "steps": self.spent["steps"] - waited, "waiting for data": waited}
+        return {**spent, "other": time.perf_counter() - self.began - sum(spent.values())}
 
     def _started(self) -> Started:
         s = self.s

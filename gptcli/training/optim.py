@@ -1,74 +1,116 @@
 """Optimizers from the configuration: which parameters decay, and which go to Muon."""
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import assert_never
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from gptcli.config.schema import OptimConfig
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
+from gptcli.training.muon import muon, stacks
 
 OptimizerState = dict[str, dict[str, Tensor]]
-_AdamWGroups = list[dict[str, object]]
+_FUSED = ("cuda", "cpu", "mps")  # devices on which one kernel does all of AdamW
 
 
 class Optimizer:
-    """One or two torch optimizers over a network's parameters, addressed by parameter name.
+    """AdamW (Loshchilov and Hutter 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
-    Parameters that do not require gradients are left alone: no decay, no state.
+    Works with torch's functions, not its classes: their state is by position, ours by name, and
+    making the first one imports torch's compiler, which takes most of a second. Parameters that
+    do not require gradients are left alone: no decay, no state.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, device: torch.device) -> None:
-        named = list(model.named_parameters())
-        self._frozen = {name for name, parameter in named if not parameter.requires_grad}
-        self._names = {p: name for name, p in named if name not in self._frozen}
-        match config.name:
-            case "adamw":
-                self._parts: list[torch.optim.Optimizer] = [_adamw(self._names, config, device)]
-            case "muon":
-                inner = {p for p, name in self._names.items() if _is_block_matrix(name, p)}
-                others = [p for p in self._names if p not in inner]
-                self._parts = [_adamw(others, config, device)] if others else []
-                if inner:
-                    muon = torch.optim.Muon(
-                        [p for p in self._names if p in inner],
-                        lr=config.lr,
-                        weight_decay=config.weight_decay,
-                        adjust_lr_fn="match_rms_adamw",  # so that AdamW's rates carry over
-                    )
-                    self._parts.insert(0, muon)
-            case unreachable:
-                assert_never(unreachable)
+        self._config, self._fused = config, device.type in _FUSED
+        named = dict(model.named_parameters())
+        self._parameters = {name: p for name, p in named.items() if p.requires_grad}
+        self._frozen = named.keys() - self._parameters.keys()
+        inner = [name for name, p in self._parameters.items() if _is_block_matrix(name, p)]
+        inner = inner if config.name == "muon" else []
+        others = [name for name in self._parameters if name not in set(inner)]
+        matrices = [self._parameters[name] for name in inner]
+        self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices)]
+        # Matrices decay, vectors (norms and biases) do not.
+        is_matrix = {name: self._parameters[name].dim() >= 2 for name in others}
+        self._groups = [
+            ([name for name in others if is_matrix[name]], config.weight_decay),
+            ([name for name in others if not is_matrix[name]], 0.0),
+        ]
+        self._state: OptimizerState = {}
+        self._scaled = _Scaled(self)
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
         """Bring gradients of a scaled loss back to size; only float16 scales."""
         if scaler.is_enabled():
-            for part in self._parts:
-                scaler.unscale_(part)
+            scaler.unscale_(cast(Any, self._scaled))
 
     def step(self, lr: float, scaler: torch.amp.GradScaler) -> None:
         """Update the parameters from their gradients."""
-        for part in self._parts:
-            for group in part.param_groups:
-                group["lr"] = lr
-            scaler.step(part)
+        self._scaled.lr = lr
+        scaler.step(cast(Any, self._scaled))
         scaler.update()
+
+    @torch.no_grad()
+    def _update(self, lr: float) -> None:
+        for names in self._stacks:
+            muon(
+                [self._parameters[name] for name in names],
+                self._gradients(names),
+                [self._average(name, "momentum_buffer") for name in names],
+                lr=lr,
+                weight_decay=self._config.weight_decay,
+            )
+        for names, weight_decay in self._groups:
+            if not names:
+                continue
+            adamw(
+                [self._parameters[name] for name in names],
+                self._gradients(names),
+                [self._average(name, "exp_avg") for name in names],
+                [self._average(name, "exp_avg_sq") for name in names],
+                [],
+                [self._count(name) for name in names],
+                fused=self._fused,
+                amsgrad=False,
+                beta1=self._config.beta1,
+                beta2=self._config.beta2,
+                lr=lr,
+                weight_decay=weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+
+    def _gradients(self, names: Collection[str]) -> list[Tensor]:
+        found = [self._parameters[name].grad for name in names]
+        return [gradient for gradient in found if gradient is not None]
+
+    def _average(self, name: str, key: str) -> Tensor:
+        """Return a running average of a parameter's size, zero at first."""
+        state = self._state.setdefault(name, {})
+        if key not in state:
+            state[key] = torch.zeros_like(self._parameters[name])
+        return state[key]
+
+    def _count(self, name: str) -> Tensor:
+        """Return a parameter's count of steps; it stays on the CPU unless the update is fused."""
+        state = self._state.setdefault(name, {})
+        if "step" not in state:
+            device = self._parameters[name].device if self._fused else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        return state["step"]
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        for part in self._parts:
-            part.zero_grad(set_to_none=True)
+        for parameter in self._parameters.values():
+            parameter.grad = None
 
     def state(self) -> OptimizerState:
         """Return the state of each parameter, by its name; no copies are made."""
-        return {
-            name: dict(part.state[parameter])
-            for part in self._parts
-            for parameter, name in self._names.items()
-            if parameter in part.state
-        }
+        return {name: dict(state) for name, state in self._state.items()}
 
     def load_state(
         self, states: Mapping[str, Mapping[str, Tensor]], were_frozen: Collection[str] = ()
@@ -82,28 +124,35 @@ class Optimizer:
         Raises:
             CheckpointError: It is the state of other parameters.
         """
-        by_name = {
-            self._names[parameter]: (part, parameter)
-            for part in self._parts
-            for group in part.param_groups
-            for parameter in group["params"]
-        }
-        foreign = states.keys() - by_name.keys() - self._frozen
-        missing = by_name.keys() - states.keys() - set(were_frozen) if states else set()
+        foreign = states.keys() - self._parameters.keys() - self._frozen
+        missing = self._parameters.keys() - states.keys() - set(were_frozen) if states else set()
         if foreign or missing:
             differing = ", ".join(sorted(foreign | missing)[:3])
             raise CheckpointError(f"optimizer state of other parameters ({differing})")
         for name, state in states.items():
             if name in self._frozen:
                 continue
-            part, parameter = by_name[name]
-            fused = any(group.get("fused") for group in part.param_groups)
-            # A step count stays on the CPU unless the update is fused. Copied: the checkpoint's
-            # tensors are views of a file.
-            part.state[parameter] = {
-                key: tensor.to(parameter.device if tensor.dim() or fused else "cpu", copy=True)
+            device = self._parameters[name].device
+            # Copied: the checkpoint's tensors are views of a file.
+            self._state[name] = {
+                key: tensor.to(device if tensor.dim() or self._fused else "cpu", copy=True)
                 for key, tensor in state.items()
             }
+
+
+class _Scaled:
+    """What torch's GradScaler takes for an optimizer."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.lr = 0.0
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self._optimizer._parameters.values())}]
+
+    def step(self) -> None:
+        self._optimizer._update(self.lr)
 
 
 def clip_gradients(model: GPT, max_norm: float) -> Tensor:
@@ -114,20 +163,3 @@ def clip_gradients(model: GPT, max_norm: float) -> Tensor:
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and name.startswith("h.")
-
-
-def _adamw(
-    parameters: Iterable[Tensor], config: OptimConfig, device: torch.device
-) -> torch.optim.AdamW:
-    """Make an AdamW that decays matrices and leaves vectors (norms and biases) alone."""
-    parameters = list(parameters)
-    groups: _AdamWGroups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=device.type in ("cuda", "cpu", "mps"),
-    )

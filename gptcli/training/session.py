@@ -22,7 +22,7 @@ from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.generation import encode_prompt
 from gptcli.model import GPT, is_adapter
 from gptcli.tokenizers import Tokenizer, make_tokenizer
-from gptcli.training.fit import fitting_rows, require_disk
+from gptcli.training.fit import compiling_pays, fitting_rows, require_disk
 from gptcli.training.initial import adopt, first_network, freeze, frozen_names, n_learning
 from gptcli.training.optim import Optimizer
 from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
@@ -155,7 +155,6 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     encode_prompt(tokenizer, config.generate.prompt, config.model.block_size)
     train_tokens, val_tokens = _open_tokens(folder, manifest, config)
     loader = _loader(config, train_tokens)
-    machine = compute(config)
     if checkpoint is None:
         state = TrainState(origin=origin.facts() if origin is not None else {})
         model = first_network(config, origin)
@@ -168,6 +167,9 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
+    max_steps = _max_steps(config, loader)
+    config = _with_compile(config, model, max_steps)
+    machine = compute(config)
     if (n_trained := n_learning(model)) < model.n_params():
         notes.append(f"{n_trained:,} of {model.n_params():,} parameters learn")
     model.to(machine.device)
@@ -184,7 +186,7 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     describe_run(run, _facts(config, manifest, model, state))
     return Session(
         run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
-        optimizer, state, _max_steps(config, loader), checkpoint is not None, notes,
+        optimizer, state, max_steps, checkpoint is not None, notes,
     )  # fmt: skip
 
 
@@ -206,6 +208,7 @@ def plan(config: Config) -> dict[str, Any]:
         model = GPT(config.model)
     freeze(model, config.train.freeze)
     max_steps = _max_steps(config, loader)
+    config = _with_compile(config, model, max_steps)
     return {
         "run_dir": str(config.run_folder),
         "data_dir": str(folder),
@@ -292,6 +295,13 @@ def _resolve(
     }
     update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
     return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
+
+
+def _with_compile(config: Config, model: GPT, max_steps: int) -> Config:
+    """Settle whether to compile; from then on a run keeps to it, for the bits differ."""
+    if config.compile != "auto":
+        return config
+    return config.model_copy(update={"compile": compiling_pays(config, model, max_steps)})
 
 
 def with_train(config: Config, **values: Any) -> Config:

@@ -4,7 +4,9 @@ A step reads its position and changes weights and optimizer state, and nothing e
 """
 
 import contextlib
+import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ from gptcli.config.schema import Config
 from gptcli.device import Compute
 from gptcli.errors import MemoryLimitError, NonFiniteError
 from gptcli.keyed import keyed_int
-from gptcli.model import GPT, GPTOutput
+from gptcli.model import GPT
+from gptcli.training.feed import Feed
 from gptcli.training.optim import clip_gradients
 from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session
@@ -41,12 +44,18 @@ class Stepper:
 
     Attributes:
         compiled: Whether the network runs compiled.
+        compile_seconds: What that took.
+        feed: Where its batches come from.
     """
 
     def __init__(self, session: Session) -> None:
         self.s = session
+        session.model.recompute = session.config.train.activation_checkpointing
+        self.feed = Feed(session.loader, session.config.rows, session.compute.device)
+        began = time.perf_counter()
         self._network, failure = _network(session.model, session.compute, session.config)
         self.compiled = self._network is not session.model
+        self.compile_seconds = time.perf_counter() - began
         if failure is not None:
             session.notes.append(failure)
             # Stored with the run: eager and compiled dropout draw different bits.
@@ -88,16 +97,15 @@ class Stepper:
 
     def _accumulate(self, stopped: Callable[[], bool]) -> Tensor | None:
         """Add up the gradients of a step's micro-batches; return the sum of its losses, nats."""
-        s, step, device = self.s, self.s.state.step, self.s.compute.device
-        total = torch.zeros((), device=device)
-        micro_batches = s.loader.micro_batches(step, s.config.rows)
-        for index, (tokens, targets) in enumerate(micro_batches):
+        s, step = self.s, self.s.state.step
+        total = torch.zeros((), device=s.compute.device)
+        for index, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
             if stopped():
                 return None
             if s.config.model.dropout:
                 torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
             with s.compute.autocast():
-                loss = self._network(tokens.to(device), targets.to(device)).loss
+                loss = self._network(tokens, targets).loss
             assert loss is not None
             torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
             total += loss.detach()
@@ -128,21 +136,24 @@ class Stepper:
         )
 
 
-def _network(
-    model: GPT, compute: Compute, config: Config
-) -> tuple[Callable[[Tensor, Tensor], GPTOutput], str | None]:
+def _network(model: GPT, compute: Compute, config: Config) -> tuple[GPT, str | None]:
     """Return the network as it is trained, compiled where asked for and possible.
 
-    Compilers fail in many ways, and late: one forward and backward pass tries it. The second
-    value says why a network that should have been compiled is not.
+    What is returned has the model's own parameters. Compilers fail in many ways, and late: one
+    forward and backward pass tries it. The second value says why a network that should have been
+    compiled is not.
     """
     if not compute.compile:
         return model, None
-    compiled = torch.compile(model)
+    compiled = copy.copy(model)
+    # The head stays out: its loss works in pieces that a compiler would only unroll.
+    compiled.trunk = torch.compile(model.trunk, dynamic=False)  # type: ignore[method-assign]
     tokens = torch.zeros(config.rows, config.seq_len, dtype=torch.int64, device=compute.device)
     try:
         with compute.autocast():
-            torch.autograd.backward(compiled(tokens, tokens).loss)
+            loss = compiled(tokens, tokens).loss
+        assert loss is not None
+        torch.autograd.backward(loss)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         return model, f"not compiled: {reason}"

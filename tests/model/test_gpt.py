@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli.config import ModelConfig
 from gptcli.model import GPT
-from gptcli.model.gpt import IGNORED
+from gptcli.model.loss import IGNORED
 
 VARIANTS = {
     "gpt2": {},

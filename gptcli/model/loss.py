@@ -1,0 +1,83 @@
+"""The loss without float32 tables of logits: the gradient takes the logits' own place.
+
+Plain cross entropy keeps four tables of N x V numbers, in float32: at 50,257 tokens and a batch of
+2,048 that is 1.6 GB. Here there is one, in the precision of the products. It is worked on in pieces
+that stay in the processor's caches, while the logits are at hand, so that no product is done twice
+(as in Liger Kernel, Hsu et al. 2024). Letters as in gpt.py; N = B T.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100  # a target that does not count, as in torch's cross entropy
+_PIECE = 1 << 20  # numbers at a time, on a CPU
+_TABLE = 1 << 28  # bytes of one table; longer batches take several, one after another
+
+
+def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum of the negative log-likelihoods, in nats.
+
+    Args:
+        x: What the head sees, (B, T, C).
+        weight: The head's matrix, (V, C).
+        targets: (B, T) int64, `IGNORED` where none counts.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    apply: Callable[..., Tensor] = _CrossEntropy.apply
+    return apply(x.flatten(0, 1), weight, targets.flatten(), dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Forms its gradients with the loss, and scales them when they are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        learns = any(ctx.needs_input_grad)
+        W = weight.to(dtype)
+        total = torch.zeros((), device=x.device)
+        n_rows = max(1, _TABLE // (len(W) * W.element_size()))
+        grad_x = torch.empty_like(x) if learns else None  # needed by all that learns below
+        grad_weight: Tensor | None = None
+        for first in range(0, len(x), n_rows):
+            span = slice(first, first + n_rows)
+            rows = x[span].to(dtype)
+            table = rows @ W.T  # (N, V) logits, then their gradient
+            total += _loss_of(table, targets[span], learns)
+            if grad_x is None:
+                continue
+            grad_x[span] = table @ W
+            if ctx.needs_input_grad[1]:
+                grad_W = (table.T @ rows).to(weight.dtype)
+                grad_weight = grad_W if grad_weight is None else grad_weight.add_(grad_W)
+        ctx.grads = grad_x, grad_weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        (grad_x, grad_weight), ctx.grads = ctx.grads, None  # scaled in place, so only once
+        if grad_weight is not None:
+            grad_weight.mul_(grads[0])
+        return grad_x.mul_(grads[0]), grad_weight, None, None
+
+
+def _loss_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
+    """Sum the loss of logits (N, V); with `learns`, put its gradient in their place."""
+    total = torch.zeros((), device=table.device)
+    n_rows = max(1, _PIECE // table.shape[1]) if table.device.type == "cpu" else len(table)
+    for first in range(0, len(table), n_rows):
+        logits, aims = table[first : first + n_rows], targets[first : first + n_rows]
+        log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+        total += F.nll_loss(log_p, aims, ignore_index=IGNORED, reduction="sum")
+        if learns:
+            p = log_p.exp_()
+            p.scatter_add_(
+                1, aims.clamp(min=0)[:, None], p.new_full((1, 1), -1.0).expand(len(p), 1)
+            )
+            p[aims == IGNORED] = 0
+            logits.copy_(p)
+    return total

@@ -1,0 +1,78 @@
+"""Muon (Jordan et al. 2024): momentum, made orthogonal before it is applied.
+
+torch.optim.Muon works on one matrix after another. Here matrices of one shape, which the blocks of
+a network have, are stacked: the same products, a quarter of the time in small networks. Knows
+tensors only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.95
+# Coefficients of a quintic iteration that takes singular values from (0, 1] to about 1.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ITERATIONS = 5
+_LARGEST_STACK = 1 << 21  # elements; larger matrices keep a processor busy one by one
+
+
+def stacks(matrices: Sequence[Tensor]) -> list[list[int]]:
+    """Group matrices of one shape, or that shape on its side, by their positions.
+
+    Args:
+        matrices: Of any shapes.
+
+    Returns:
+        Positions in `matrices`, in groups of bounded size.
+    """
+    by_shape: dict[tuple[int, ...], list[list[int]]] = {}
+    for index, matrix in enumerate(matrices):
+        groups = by_shape.setdefault(tuple(sorted(matrix.shape)), [[]])
+        if groups[-1] and (len(groups[-1]) + 1) * matrix.numel() > _LARGEST_STACK:
+            groups.append([])
+        groups[-1].append(index)
+    return [group for groups in by_shape.values() for group in groups]
+
+
+@torch.no_grad()
+def muon(
+    matrices: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """Update matrices in place.
+
+    Args:
+        matrices: The parameters of one stack: (m, n), or (n, m).
+        gradients: As many, of the same shapes.
+        momenta: Running averages of the gradients, updated too.
+        lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
+        weight_decay: Decoupled.
+    """
+    torch._foreach_lerp_(list(momenta), list(gradients), 1 - MOMENTUM)
+    ahead = torch._foreach_lerp(list(gradients), list(momenta), MOMENTUM)  # Nesterov's look
+    wide = [a.bfloat16() if a.shape[0] <= a.shape[1] else a.bfloat16().T for a in ahead]
+    updates = orthogonalized(torch.stack(wide)).unbind()
+    scale = 0.2 * max(matrices[0].shape) ** 0.5
+    torch._foreach_mul_(list(matrices), 1 - lr * weight_decay)
+    for matrix, update in zip(matrices, updates, strict=True):
+        upright = update if matrix.shape == update.shape else update.T.contiguous()
+        matrix.add_(upright, alpha=-lr * scale)
+
+
+def orthogonalized(stack: Tensor) -> Tensor:
+    """Return about the nearest matrices with orthonormal rows.
+
+    Args:
+        stack: (N, m, n) with m <= n, bfloat16.
+    """
+    x: Tensor = stack / stack.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT  # (N, m, m)
+        update = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, update, x, beta=_A)
+    return x
