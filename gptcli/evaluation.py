@@ -18,7 +18,7 @@ from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
 # Tokens of one batch on a CPU: what they need stays near the processor's caches.
-_TOKENS_PER_BATCH = 16384
+_TOKENS_PER_BATCH = 4096
 # Logits of one batch, in elements: bounds memory at any vocabulary and context (256 MB float32).
 _LOGITS_PER_BATCH = 1 << 26
 
@@ -149,7 +149,10 @@ def evaluate(
     chosen = min(total, max(1, max_tokens // stride)) if max_tokens else total
     window = windows(len(tokens), context, stride)
     assert model.config.vocab_size is not None
-    rows = max(1, min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.config.vocab_size) // context)
+    n_tokens = _LOGITS_PER_BATCH // model.config.vocab_size
+    if compute.device.type == "cpu":
+        n_tokens = min(n_tokens, _TOKENS_PER_BATCH)
+    rows = max(1, n_tokens // context)
     was_training = model.training
     model.eval()
     loss, n_scored, n_bytes, done = 0.0, 0, 0, 0

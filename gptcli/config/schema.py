@@ -110,6 +110,8 @@ class OptimConfig(Section):
     """AdamW's decay of the gradient average."""
     beta2: Fraction = 0.95
     """AdamW's decay of the squared-gradient average."""
+    momentum: Fraction = 0.95
+    """Muon's decay of the gradient average; less for runs of a few hundred steps."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0 does not clip."""
 
@@ -117,6 +119,8 @@ class OptimConfig(Section):
     def _check(self) -> Self:
         if self.min_lr is not None and self.min_lr > self.lr:
             raise invalid("optim.min_lr", f"{self.min_lr:g} is above lr = {self.lr:g}", "optim.lr")
+        if self.name != "muon" and self.momentum != 0.95:
+            raise invalid("optim.momentum", "only name = muon has it; adamw's is beta1")
         return self
 
 

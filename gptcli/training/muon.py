@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOMENTUM = 0.95
 # Coefficients of a quintic iteration that takes singular values from (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
@@ -42,6 +41,7 @@ def muon(
     momenta: Sequence[Tensor],
     *,
     lr: float,
+    momentum: float,
     weight_decay: float,
 ) -> None:
     """Update matrices in place.
@@ -51,10 +51,11 @@ def muon(
         gradients: As many, of the same shapes.
         momenta: Running averages of the gradients, updated too.
         lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
+        momentum: Decay of the averages.
         weight_decay: Decoupled.
     """
-    torch._foreach_lerp_(list(momenta), list(gradients), 1 - MOMENTUM)
-    ahead = torch._foreach_lerp(list(gradients), list(momenta), MOMENTUM)  # Nesterov's look
+    torch._foreach_lerp_(list(momenta), list(gradients), 1 - momentum)
+    ahead = torch._foreach_lerp(list(gradients), list(momenta), momentum)  # Nesterov's look
     wide = [a.bfloat16() if a.shape[0] <= a.shape[1] else a.bfloat16().T for a in ahead]
     updates = orthogonalized(torch.stack(wide)).unbind()
     scale = 0.2 * max(matrices[0].shape) ** 0.5

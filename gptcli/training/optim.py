@@ -62,6 +62,7 @@ class Optimizer:
                 self._gradients(names),
                 [self._average(name, "momentum_buffer") for name in names],
                 lr=lr,
+                momentum=self._config.momentum,
                 weight_decay=self._config.weight_decay,
             )
         for names, weight_decay in self._groups:
