@@ -7,8 +7,10 @@ Shapes: B batch, T tokens, S tokens seen (cache included), C n_embd, H heads, G 
 D head size, V vocabulary, L layers.
 """
 
+import contextlib
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -111,10 +113,11 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Attend causally: queries (B, H, T, D) to keys and values (B, G, S, D)."""
+    autocast: AbstractContextManager[Any] = contextlib.nullcontext()
     if q.device.type == "cpu" and k.shape[2] <= SHORT_CONTEXT:
         q, k, v = q.float(), k.float(), v.float()
-    keeps_dtype = torch.autocast(q.device.type, enabled=q.dtype != torch.float32)
-    with keeps_dtype:
+        autocast = torch.autocast("cpu", enabled=False)
+    with autocast:
         y: Tensor = F.scaled_dot_product_attention(
             q,
             k,
