@@ -76,14 +76,15 @@ def compute(config: Config) -> Compute:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed, for the next step asks for the same again.
 
-    By default large blocks go back to the system at once, and each time they come back every page
-    of them is cleared: a third of the time of a small network's step.
+    By default blocks go back to the system at once, and each time they come back every page of
+    them is cleared: a third of the time of a small network's step. Blocks of more than 64 MB still
+    do, for they would leave holes that nothing else fills.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, 1 << 26)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 

@@ -7,6 +7,7 @@ that stay in the processor's caches, while the logits are at hand, so that no pr
 """
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
-_TABLE = 1 << 28  # bytes of one table; longer batches take several, one after another
+_TABLE = 1 << 26  # bytes of one table; longer batches take several, one after another
+_COLUMNS = 1 << 13  # of a table, that are turned into the weight's gradient at a time
 
 
 def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -40,20 +42,25 @@ class _CrossEntropy(torch.autograd.Function):
         learns = any(ctx.needs_input_grad)
         W = weight.to(dtype)
         total = torch.zeros((), device=x.device)
-        n_rows = max(1, _TABLE // (len(W) * W.element_size()))
+        is_cpu = x.device.type == "cpu"
+        n_tables = ceil(len(x) * len(W) * W.element_size() / (_TABLE if is_cpu else 8 * _TABLE))
+        n_rows, n_columns = ceil(len(x) / n_tables), _COLUMNS if is_cpu else len(W)
         grad_x = torch.empty_like(x) if learns else None  # needed by all that learns below
-        grad_weight: Tensor | None = None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        room = W.new_empty(n_rows, len(W))
         for first in range(0, len(x), n_rows):
             span = slice(first, first + n_rows)
             rows = x[span].to(dtype)
-            table = rows @ W.T  # (N, V) logits, then their gradient
+            # (N, V) logits, then their gradient
+            table = torch.mm(rows, W.T, out=room[: len(rows)])
             total += _loss_of(table, targets[span], learns)
             if grad_x is None:
                 continue
             grad_x[span] = table @ W
-            if ctx.needs_input_grad[1]:
-                grad_W = (table.T @ rows).to(weight.dtype)
-                grad_weight = grad_W if grad_weight is None else grad_weight.add_(grad_W)
+            if grad_weight is not None:
+                for start in range(0, len(W), n_columns):
+                    columns = slice(start, start + n_columns)
+                    grad_weight[columns] += table[:, columns].T @ rows
         ctx.grads = grad_x, grad_weight
         return total
 

@@ -12,9 +12,10 @@ from gptcli.errors import MemoryLimitError, StorageError
 from gptcli.model import GPT
 
 _SHARE = 0.6  # of the memory there is; the allocator and the optimizer want some too
-# Floating-point operations of a run from which compiling saves more than it takes: measured with
-# 0.8 million parameters on two cores, where both are about 20 s.
-_REPAYS_COMPILING = 1.2e13
+# What compiling takes and saves on two cores. It saves what is not in matrix products, which is
+# proportional to channels: 24 and 25 ns for each of a token, at 128 and at 256.
+_SAVED_SECONDS = 20e-9
+_COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 10.0, 1.2
 _ENOUGH_TOKENS = 8192  # of a micro-batch on a CPU, from where on more is not faster
 
 
@@ -90,14 +91,13 @@ def _runs(config: Config, model: GPT, machine: Compute, rows: int) -> bool:
     return True
 
 
-def compiling_pays(config: Config, model: GPT, max_steps: int) -> bool:
+def compiling_pays(config: Config, max_steps: int) -> bool:
     """Tell whether a run is long enough to be worth compiling its network first."""
     if config.device != "cpu":
         return config.device == "cuda"
-    # Forward and backward: 6 for each weight, 12 for each channel of each token attended to.
-    attended = config.model.n_layer * config.model.n_embd * config.seq_len
-    per_token = 6 * model.n_params() + 12 * attended
-    return max_steps * config.tokens_per_step * per_token > _REPAYS_COMPILING
+    channels = config.model.n_layer * config.model.n_embd  # of one token, in all blocks
+    saved = max_steps * config.tokens_per_step * channels * _SAVED_SECONDS
+    return saved > _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
 
 
 def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:

@@ -40,7 +40,9 @@ class Optimizer:
             ([name for name in others if is_matrix[name]], config.weight_decay),
             ([name for name in others if not is_matrix[name]], 0.0),
         ]
-        self._state: OptimizerState = {}
+        # Asked for here and not in the first step: what steps need and free then lies behind it.
+        self._state = {name: self._fresh(name, name in inner) for name in self._parameters}
+        self._has_stepped = False
         self._scaled = _Scaled(self)
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
@@ -56,11 +58,12 @@ class Optimizer:
 
     @torch.no_grad()
     def _update(self, lr: float) -> None:
+        self._has_stepped = True
         for names in self._stacks:
             muon(
                 [self._parameters[name] for name in names],
                 self._gradients(names),
-                [self._average(name, "momentum_buffer") for name in names],
+                [self._state[name]["momentum_buffer"] for name in names],
                 lr=lr,
                 momentum=self._config.momentum,
                 weight_decay=self._config.weight_decay,
@@ -71,10 +74,10 @@ class Optimizer:
             adamw(
                 [self._parameters[name] for name in names],
                 self._gradients(names),
-                [self._average(name, "exp_avg") for name in names],
-                [self._average(name, "exp_avg_sq") for name in names],
+                [self._state[name]["exp_avg"] for name in names],
+                [self._state[name]["exp_avg_sq"] for name in names],
                 [],
-                [self._count(name) for name in names],
+                [self._state[name]["step"] for name in names],
                 fused=self._fused,
                 amsgrad=False,
                 beta1=self._config.beta1,
@@ -89,20 +92,18 @@ class Optimizer:
         found = [self._parameters[name].grad for name in names]
         return [gradient for gradient in found if gradient is not None]
 
-    def _average(self, name: str, key: str) -> Tensor:
-        """Return a running average of a parameter's size, zero at first."""
-        state = self._state.setdefault(name, {})
-        if key not in state:
-            state[key] = torch.zeros_like(self._parameters[name])
-        return state[key]
-
-    def _count(self, name: str) -> Tensor:
-        """Return a parameter's count of steps; it stays on the CPU unless the update is fused."""
-        state = self._state.setdefault(name, {})
-        if "step" not in state:
-            device = self._parameters[name].device if self._fused else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        return state["step"]
+    def _fresh(self, name: str, is_muon: bool) -> dict[str, Tensor]:
+        """Return the state of a parameter before its first step."""
+        parameter = self._parameters[name]
+        if is_muon:
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        # The count of steps stays on the CPU unless the update is fused.
+        place = parameter.device if self._fused else "cpu"
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=place),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -110,8 +111,11 @@ class Optimizer:
             parameter.grad = None
 
     def state(self) -> OptimizerState:
-        """Return the state of each parameter, by its name; no copies are made."""
-        return {name: dict(state) for name, state in self._state.items()}
+        """Return the state of each parameter, by its name, and nothing before the first step.
+
+        No copies are made.
+        """
+        return {name: dict(s) for name, s in self._state.items()} if self._has_stepped else {}
 
     def load_state(
         self, states: Mapping[str, Mapping[str, Tensor]], were_frozen: Collection[str] = ()
@@ -130,6 +134,7 @@ class Optimizer:
         if foreign or missing:
             differing = ", ".join(sorted(foreign | missing)[:3])
             raise CheckpointError(f"optimizer state of other parameters ({differing})")
+        self._has_stepped = bool(states)
         for name, state in states.items():
             if name in self._frozen:
                 continue

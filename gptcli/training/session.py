@@ -168,7 +168,7 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
     max_steps = _max_steps(config, loader)
-    config = _with_compile(config, model, max_steps)
+    config = _with_compile(config, max_steps)
     machine = compute(config)
     if (n_trained := n_learning(model)) < model.n_params():
         notes.append(f"{n_trained:,} of {model.n_params():,} parameters learn")
@@ -208,7 +208,7 @@ def plan(config: Config) -> dict[str, Any]:
         model = GPT(config.model)
     freeze(model, config.train.freeze)
     max_steps = _max_steps(config, loader)
-    config = _with_compile(config, model, max_steps)
+    config = _with_compile(config, max_steps)
     return {
         "run_dir": str(config.run_folder),
         "data_dir": str(folder),
@@ -297,11 +297,11 @@ def _resolve(
     return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
 
 
-def _with_compile(config: Config, model: GPT, max_steps: int) -> Config:
+def _with_compile(config: Config, max_steps: int) -> Config:
     """Settle whether to compile; from then on a run keeps to it, for the bits differ."""
     if config.compile != "auto":
         return config
-    return config.model_copy(update={"compile": compiling_pays(config, model, max_steps)})
+    return config.model_copy(update={"compile": compiling_pays(config, max_steps)})
 
 
 def with_train(config: Config, **values: Any) -> Config:
