@@ -126,4 +126,5 @@ def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: in
     for row, start in zip(rows, starts.tolist(), strict=True):
         row[:] = tokens.read(start, seq_len + 1)
     windows = torch.from_numpy(rows)
-    return windows[:, :-1], windows[:, 1:]
+    # Whole tensors, not views of one: compiled code is made for the strides it first sees.
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

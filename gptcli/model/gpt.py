@@ -231,13 +231,6 @@ class GPT(nn.Module):
             targets: (B, T) int64 with the next tokens, `IGNORED` where none counts.
             cache: Filled with what this call sees.
         """
-        x = self.trunk(tokens, cache)
-        if targets is not None:
-            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets))
-        return GPTOutput(self.lm_head(x), None)  # (B, T, V)
-
-    def trunk(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the head sees, (B, T, C): everything but the head."""
         start = 0 if cache is None else cache.length
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
@@ -250,6 +243,15 @@ class GPT(nn.Module):
                 start, T, self.config.head_size, self.config.rope_theta, tokens.device
             )
         x = F.dropout(x, self.config.dropout, self.training)
+        x = self.trunk(x, rotation, cache)
+        if cache is not None:
+            cache.length += T
+        if targets is not None:
+            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets))
+        return GPTOutput(self.lm_head(x), None)  # (B, T, V)
+
+    def trunk(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Pass through the blocks and the final norm, (B, T, C): what a compiler is given."""
         for block in self.h:
             if self.recompute and self.training:
                 x = checkpoint(
@@ -258,8 +260,6 @@ class GPT(nn.Module):
                 )  # fmt: skip
             else:
                 x = block(x, rotation, cache)
-        if cache is not None:
-            cache.length += T
         normed: Tensor = self.ln_f(x)
         return normed
 

@@ -75,6 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _loss_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
     """Sum the loss of logits (N, V); with `learns`, put its gradient in their place."""
     total = torch.zeros((), device=table.device)
+    some_ignored = learns and bool((targets == IGNORED).any())
     n_rows = max(1, _PIECE // table.shape[1]) if table.device.type == "cpu" else len(table)
     for first in range(0, len(table), n_rows):
         logits, aims = table[first : first + n_rows], targets[first : first + n_rows]
@@ -85,6 +86,7 @@ def _loss_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
             p.scatter_add_(
                 1, aims.clamp(min=0)[:, None], p.new_full((1, 1), -1.0).expand(len(p), 1)
             )
-            p[aims == IGNORED] = 0
+            if some_ignored:
+                p[aims == IGNORED] = 0
             logits.copy_(p)
     return total

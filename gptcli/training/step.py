@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -146,14 +147,17 @@ def _network(model: GPT, compute: Compute, config: Config) -> tuple[GPT, str | N
     if not compute.compile:
         return model, None
     compiled = copy.copy(model)
-    # The head stays out: its loss works in pieces that a compiler would only unroll.
+    # The head stays out, for its loss works in pieces that a compiler would only unroll, and so
+    # do the embeddings, whose gradients it would add up in an order that changes.
     compiled.trunk = torch.compile(model.trunk, dynamic=False)  # type: ignore[method-assign]
     tokens = torch.zeros(config.rows, config.seq_len, dtype=torch.int64, device=compute.device)
     try:
-        with compute.autocast():
-            loss = compiled(tokens, tokens).loss
-        assert loss is not None
-        torch.autograd.backward(loss)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about tensors it makes itself
+            with compute.autocast():
+                loss = compiled(tokens, tokens).loss
+            assert loss is not None
+            torch.autograd.backward(loss)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         return model, f"not compiled: {reason}"

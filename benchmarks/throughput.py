@@ -1,0 +1,145 @@
+"""Tokens per second and peak memory of `gpt train` beside nanoGPT's script, at several sizes.
+
+    python benchmarks/throughput.py --nanogpt DIR [--sizes 0.8M 11M 124M] [--rounds 5]
+
+Both train nanoGPT's own network with AdamW on the same tokens and batches, as whole processes, in
+turn. nanoGPT runs as its README says for a CPU (float32, no compiler); `gpt train` runs as it
+does by itself. The rate is the median over steps after the first three: no start, no compiling.
+With --device cuda both compile and compute in bfloat16.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import GPT, Measured, Report, as_nanogpt_data, nanogpt_command, run, stdlib_text
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, its batch, and the steps to time."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    rows: int
+    steps: int
+    tokenizer: str
+
+
+SIZES = {
+    "0.8M": Size(4, 4, 128, 64, 12, 200, "char"),
+    "11M": Size(6, 6, 384, 256, 16, 20, "char"),
+    "124M": Size(12, 12, 768, 512, 4, 8, "gpt2"),
+}
+ON_A_GPU = {"124M": Size(12, 12, 768, 1024, 16, 60, "gpt2")}
+FIRST = 3  # steps that are not counted
+
+
+def nanogpt(size: Size, folder: Path, device: str, data: str) -> tuple[float, Measured]:
+    """Train with nanoGPT's script; return tokens per second and the process."""
+    gpu = {"dtype": "bfloat16"} if device == "cuda" else {}
+    command = nanogpt_command(
+        dataset=data, device=device, compile=device == "cuda", eval_interval=10**6,
+        eval_iters=1, log_interval=1, block_size=size.block_size, batch_size=size.rows,
+        gradient_accumulation_steps=1, n_layer=size.n_layer, n_head=size.n_head,
+        n_embd=size.n_embd, max_iters=size.steps, always_save_checkpoint=False,
+        out_dir="out-bench", **gpu,
+    )  # fmt: skip
+    done = run(command, folder)
+    times = [float(ms) for ms in re.findall(r"^iter \d+: loss .*? time ([\d.]+)ms", done.output,
+                                            re.MULTILINE)]  # fmt: skip
+    milliseconds = statistics.median(times[FIRST:])
+    return size.rows * size.block_size / milliseconds * 1000, done
+
+
+def ours(
+    size: Size, folder: Path, device: str, data: Path, sets: tuple[str, ...]
+) -> tuple[float, Measured]:
+    """Train with `gpt train`; return tokens per second and the process."""
+    settings = [
+        f"data.dir={data}", f"device={device}", f"run_dir={folder / 'run'}",
+        f"model.n_layer={size.n_layer}", f"model.n_head={size.n_head}",
+        f"model.n_embd={size.n_embd}", f"model.block_size={size.block_size}", "model.bias=false",
+        "model.mlp=gelu_erf", f"train.micro_batch_size={size.rows}",
+        f"train.max_steps={size.steps}", "train.eval_every=1000000", "train.save_every=1000000",
+        "train.log_every=1", f"train.eval_tokens={size.block_size}",
+        "generate.max_new_tokens=1", "optim.warmup_steps=2000", *sets,
+    ]  # fmt: skip
+    words = [word for setting in settings for word in ("-s", setting)]
+    done = run([*GPT, "train", *words], folder)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line).get("tokens_per_second") for line in lines]
+    for path in sorted((folder / "run").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    return statistics.median([rate for rate in rates if rate][FIRST:]), done
+
+
+def main() -> None:
+    """Measure every size and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's train.py")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--peak-tflops", type=float, help="of the device, for the MFU")
+    parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
+    options = parser.parse_args()
+    report = Report(f"Training throughput on {options.device}")
+    if options.nanogpt is None:
+        report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
+    sizes = ON_A_GPU if options.device == "cuda" else SIZES
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "text.txt").write_text(stdlib_text(1_100_000))
+        for label in [label for label in options.sizes if label in sizes]:
+            size = sizes[label]
+            data = folder / f"data-{size.tokenizer}"
+            if not data.exists():
+                run([*GPT, "prepare", "./text.txt", "--out", str(data),
+                     "-s", f"tokenizer.name={size.tokenizer}"], folder)  # fmt: skip
+            measured: dict[str, list[tuple[float, Measured]]] = {}
+            for _ in range(options.rounds):
+                if options.nanogpt is not None:
+                    as_nanogpt_data(data, options.nanogpt, data.name)
+                    theirs = nanogpt(size, options.nanogpt, options.device, data.name)
+                    measured.setdefault("nanoGPT", []).append(theirs)
+                one = ours(size, folder, options.device, data, tuple(options.set))
+                measured.setdefault("gpt train", []).append(one)
+            tell(report, label, size, measured, options.peak_tflops)
+    report.save()
+
+
+def tell(
+    report: Report, label: str, size: Size, measured: dict[str, list[tuple[float, Measured]]],
+    peak_tflops: float | None,
+) -> None:  # fmt: skip
+    """Report one size: medians, spread and ratios."""
+    medians = {}
+    for name, runs in measured.items():
+        rates = [rate for rate, _ in runs]
+        rate = statistics.median(rates)
+        peak = statistics.median(done.peak_bytes for _, done in runs)
+        medians[name] = rate, peak
+        n_params = 12 * size.n_layer * size.n_embd**2 + 50304 * size.n_embd
+        flops = rate * (6 * n_params + 12 * size.n_layer * size.n_embd * size.block_size)
+        mfu = f"   MFU {flops / peak_tflops / 1e12:.1%}" if peak_tflops else ""
+        report.line(
+            f"{label:>5}, {size.rows} x {size.block_size} tokens, {name:<10} {rate:9,.0f} tokens/s"
+            f" ({min(rates):,.0f} to {max(rates):,.0f})   peak {peak / 1e6:,.0f} MB{mfu}"
+        )
+    if len(medians) == 2:
+        (theirs, their_peak), (ours_, our_peak) = medians["nanoGPT"], medians["gpt train"]
+        report.line(
+            f"       {ours_ / theirs:.2f} times the tokens per second,"
+            f" {our_peak / their_peak:.2f} times the memory"
+        )
+
+
+if __name__ == "__main__":
+    main()
