@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import Config
-from gptcli.device import Compute
+from gptcli.device import Compute, give_back_freed_memory
 from gptcli.errors import MemoryLimitError, NonFiniteError
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
@@ -25,6 +25,7 @@ from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session
 
 MOST_SKIPPED = 3  # steps in a row
+LARGE = 50_000_000  # parameters from which memory between steps costs more than asking for it anew
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(
             session.compute.device.type, enabled=session.compute.dtype == torch.float16
         )
+        self._is_large = session.compute.device.type == "cpu" and session.model.n_params() >= LARGE
         if session.state.scaler:
             self._scaler.load_state_dict(session.state.scaler)
 
@@ -92,6 +94,8 @@ class Stepper:
                 return StepResult(loss, lr, norm, skipped=True)
             s.optimizer.step(lr, self._scaler)
             s.optimizer.zero_grad()
+            if self._is_large:
+                give_back_freed_memory()
         if self._scaler.is_enabled():
             s.state.scaler = dict(self._scaler.state_dict())
         return StepResult(loss, lr, norm)
