@@ -132,10 +132,7 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
         with _lock(folder):  # whoever trains there is the better reason
             pass
     if holds_run and not resume and not overwrite:
-        raise ConfigError(
-            f"{folder} already holds a run",
-            "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
-        )
+        raise _taken(folder)
     if holds_run and not resume:
         _set_aside(folder)
     elif not holds_run:
@@ -147,6 +144,8 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
             "link the run folder as a whole, or name another with -s run_dir=...",
         )
     with _lock(folder):
+        if not resume and (folder / RUN).is_file():  # begun by another since we looked
+            raise _taken(folder)
         durable.remove_leftovers(folder)
         durable.remove_leftovers(folder / "checkpoints")
         run = Run(folder)
@@ -177,6 +176,13 @@ def _record_failure(run: Run, exit_code: int, message: str) -> None:
         run.write_status("failed", run.read_status().get("step", 0), exit_code, error=message)
 
 
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder} already holds a run",
+        "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
+    )
+
+
 def _set_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
@@ -191,7 +197,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file, not a run folder", "choose another -s name=...")
     ours = (CONFIG, METRICS, STATUS, LOG, BEST, LAST)
     found = [name for name in ours if (folder / name).exists()]
-    if found:
+    if found and not (folder / RUN).is_file():  # else another process has just begun one
         raise ConfigError(
             f"{folder} holds {found[0]} but no run ({RUN} is missing)",
             "choose another folder with -s name=... or -s run_dir=...",

@@ -12,6 +12,7 @@ import torch
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import ConfigError, NonFiniteError, RunLockedError
+from gptcli.training import run as module
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -367,3 +368,22 @@ def test_learning_happens(tiny: Tiny) -> None:
     losses = [event.loss for event in finish(config) if isinstance(event, StepDone)]
     assert losses[0] == pytest.approx(5.55, abs=0.1)  # ln 257
     assert sum(losses[-5:]) / 5 < 2.2
+
+
+def test_a_run_begun_between_looking_and_locking_is_seen(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    looked = module._refuse_foreign
+
+    def meanwhile(folder: Path) -> None:
+        monkeypatch.setattr(module, "_refuse_foreign", looked)
+        finish(config)  # another process trains here, and is done
+        looked(folder)
+
+    monkeypatch.setattr(module, "_refuse_foreign", meanwhile)
+    with (
+        pytest.raises(ConfigError, match="already holds a run"),
+        open_run(config, resume=False, overwrite=False),
+    ):
+        pass
