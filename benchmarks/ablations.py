@@ -10,12 +10,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import GPT, Report, run, stdlib_text
-from time_to_loss import loss_of
+from common import GPT, Report, loss_of, prepared, run
 
 CHANGES = {
     "as it is": [],
-    "AdamW for the matrices too": ["optim.name=adamw", "optim.momentum=0.95"],
+    "AdamW for the matrices too, at 0.003": ["optim.name=adamw", "optim.momentum=0.95",
+                                             "optim.lr=3e-3"],
     "momentum 0.95": ["optim.momentum=0.95"],
     "cosine instead of linear": ["optim.schedule=cosine"],
     "wsd instead of linear": ["optim.schedule=wsd"],
@@ -40,13 +40,9 @@ def main() -> None:
     options = parser.parse_args()
     what = options.text.name if options.text else "the standard library"
     report = Report(f"Ablations of benchmark-char, on {what}")
-    text = options.text.read_text() if options.text else stdlib_text(1_100_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text.txt").write_text(text)
-        data = folder / "characters"
-        run([*GPT, "prepare", "./text.txt", "--out", str(data), "-s", "tokenizer.name=char"],
-            folder)  # fmt: skip
+        data = prepared(folder, options.text, "char")
         base = 0.0
         for label, changes in CHANGES.items():
             losses, times = [], []

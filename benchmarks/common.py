@@ -16,9 +16,15 @@ import numpy as np
 import torch
 
 from gptcli import __version__
+from gptcli.checkpoint import load_weights
 from gptcli.data.library import packages
 from gptcli.data.shards import TokenReader, read_manifest, read_tokenizer
+from gptcli.device import Compute
+from gptcli.evaluation import evaluate
+from gptcli.interop.opening import open_origin
+from gptcli.model import GPT as Network
 
+CPU = Compute(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
 RESULTS = Path(__file__).parent / "RESULTS.md"
 GPT = [sys.executable, "-m", "gptcli"]
 
@@ -56,6 +62,26 @@ def stdlib_text(n_characters: int) -> str:
         if sum(map(len, parts)) >= n_characters:
             break
     return "".join(parts)[:n_characters]
+
+
+def prepared(folder: Path, text: Path | None, tokenizer: str) -> Path:
+    """Prepare a text, or 1.1 million characters of the library, in `folder`; return the shards."""
+    (folder / "text.txt").write_text(text.read_text() if text else stdlib_text(1_100_000))
+    data = folder / f"data-{tokenizer}"
+    words = ["prepare", "./text.txt", "--out", str(data), "-s", f"tokenizer.name={tokenizer}"]
+    run([*GPT, *words], folder)
+    return data
+
+
+def loss_of(weights: Path, data: Path) -> float:
+    """Return the loss of a checkpoint, nanoGPT's or ours, on all of the validation tokens."""
+    origin = open_origin(str(weights))
+    model = Network(origin.model)
+    load_weights(model, origin.weights(), weights)
+    with TokenReader(data, read_manifest(data), "val") as tokens:
+        result = evaluate(model, tokens, CPU, context=64)
+    assert result is not None
+    return result.loss
 
 
 def as_nanogpt_data(shards: Path, nanogpt: Path, name: str) -> None:

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import GPT, Measured, Report, as_nanogpt_data, nanogpt_command, run, stdlib_text
+from common import GPT, Measured, Report, as_nanogpt_data, nanogpt_command, prepared, run
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,17 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the device, for the MFU")
     parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
     options = parser.parse_args()
-    report = Report(f"Training throughput on {options.device}")
-    if options.nanogpt is None:
-        report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
     sizes = ON_A_GPU if options.device == "cuda" else SIZES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text.txt").write_text(stdlib_text(1_100_000))
         for label in [label for label in options.sizes if label in sizes]:
             size = sizes[label]
+            report = Report(f"Training throughput, {label} on {options.device}")
+            if options.nanogpt is None:
+                report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
             data = folder / f"data-{size.tokenizer}"
             if not data.exists():
-                run([*GPT, "prepare", "./text.txt", "--out", str(data),
-                     "-s", f"tokenizer.name={size.tokenizer}"], folder)  # fmt: skip
+                prepared(folder, None, size.tokenizer)
             measured: dict[str, list[tuple[float, Measured]]] = {}
             for _ in range(options.rounds):
                 if options.nanogpt is not None:
@@ -112,7 +110,7 @@ def main() -> None:
                 one = ours(size, folder, options.device, data, tuple(options.set))
                 measured.setdefault("gpt train", []).append(one)
             tell(report, label, size, measured, options.peak_tflops)
-    report.save()
+            report.save()
 
 
 def tell(

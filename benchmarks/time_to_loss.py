@@ -13,27 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
-from common import GPT, Report, as_nanogpt_data, nanogpt_command, run, stdlib_text
-
-from gptcli.data.shards import TokenReader, read_manifest
-from gptcli.device import Compute
-from gptcli.evaluation import evaluate
-from gptcli.interop.opening import open_origin
-from gptcli.model import GPT as Network
-
-CPU = Compute(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
-
-
-def loss_of(weights: Path, data: Path) -> float:
-    """Return the loss of a checkpoint, nanoGPT's or ours, on all of the validation tokens."""
-    origin = open_origin(str(weights))
-    model = Network(origin.model)
-    model.load_state_dict(origin.weights(), strict=False)
-    with TokenReader(data, read_manifest(data), "val") as tokens:
-        result = evaluate(model, tokens, CPU, context=64)
-    assert result is not None
-    return result.loss
+from common import GPT, Report, as_nanogpt_data, loss_of, nanogpt_command, prepared, run
 
 
 def main() -> None:
@@ -45,15 +25,11 @@ def main() -> None:
     options = parser.parse_args()
     what = options.text.name if options.text else "the standard library"
     report = Report(f"Time to nanoGPT's loss, on {what}")
-    text = options.text.read_text() if options.text else stdlib_text(1_100_000)
     theirs: list[tuple[float, float]] = []
     ours: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text.txt").write_text(text)
-        data = folder / "characters"
-        run([*GPT, "prepare", "./text.txt", "--out", str(data), "-s", "tokenizer.name=char"],
-            folder)  # fmt: skip
+        data = prepared(folder, options.text, "char")
         for seed in range(1, options.rounds + 1):
             if options.nanogpt is not None:
                 as_nanogpt_data(data, options.nanogpt, "bench-char")

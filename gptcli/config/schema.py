@@ -84,7 +84,7 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
     activation_checkpointing: bool = False
-    """Keep only what enters each block and compute the rest again: less memory, a third slower."""
+    """Keep only what enters each block and compute the rest again: less memory, more work."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """How several devices share the work."""
     freeze: list[str] = Field(default=[])

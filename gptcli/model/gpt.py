@@ -202,7 +202,7 @@ class GPT(nn.Module):
 
     Attributes:
         recompute: Keep only what enters each block while training, and compute the rest again in
-            the backward pass (Chen et al. 2016): a third more work, a fraction of the memory.
+            the backward pass (Chen et al. 2016): a forward pass more, a fraction of the memory.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -42,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
         learns = any(ctx.needs_input_grad)
         W = weight.to(dtype)
         total = torch.zeros((), device=x.device)
-        is_cpu = x.device.type == "cpu"
+        is_cpu = x.device.type == "cpu"  # elsewhere larger pieces, for there are no caches to fit
         n_tables = ceil(len(x) * len(W) * W.element_size() / (_TABLE if is_cpu else 8 * _TABLE))
         n_rows, n_columns = ceil(len(x) / n_tables), _COLUMNS if is_cpu else len(W)
         grad_x = torch.empty_like(x) if learns else None  # needed by all that learns below

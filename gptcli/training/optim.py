@@ -29,9 +29,9 @@ class Optimizer:
         named = dict(model.named_parameters())
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}
         self._frozen = named.keys() - self._parameters.keys()
-        inner = [name for name, p in self._parameters.items() if _is_block_matrix(name, p)]
-        inner = inner if config.name == "muon" else []
-        others = [name for name in self._parameters if name not in set(inner)]
+        inner = [name for name, p in self._parameters.items()
+                 if config.name == "muon" and _is_block_matrix(name, p)]  # fmt: skip
+        others = [name for name in self._parameters if name not in inner]
         matrices = [self._parameters[name] for name in inner]
         self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices)]
         # Matrices decay, vectors (norms and biases) do not.

@@ -25,7 +25,7 @@ from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session
 
 MOST_SKIPPED = 3  # steps in a row
-LARGE = 50_000_000  # parameters from which memory between steps costs more than asking for it anew
+LARGE = 50_000_000  # parameters from which a step's holes in memory are worth giving back
 
 
 @dataclass(frozen=True)
