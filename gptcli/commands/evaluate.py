@@ -1,6 +1,7 @@
-"""`gpt eval`: loss, perplexity and bits per byte of a checkpoint."""
+"""`gpt eval`: loss, perplexity and bits per byte of a checkpoint, or of several side by side."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,22 @@ from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
-    from gptcli.evaluation import Evaluation, TokenSequence
+    from gptcli.device import Compute
+    from gptcli.evaluation import Difference, Evaluation, SpanOf, TokenSequence
+
+# OpenAI's GPT-2 on OpenWebText's validation part, nats per token, as nanoGPT publishes them.
+GPT2_ON_OPENWEBTEXT = {"124M": 3.12, "350M": 2.84, "774M": 2.67, "1558M": 2.54}
 
 
 def evaluate(
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]...",
+            help="Files, run folders or run names; several are compared. Default: newest best.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
@@ -38,51 +51,120 @@ def evaluate(
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte."""
-    options.require_positive(stride=stride, max_tokens=max_tokens)
-    _require_one_text(data, text, split, yardsticks)
+    """Measure loss, perplexity and bits per byte, of one checkpoint or of several side by side."""
+    wanted = _Wanted(data, text, split, stride, max_tokens)
+    wanted.check(yardsticks)
+    if checkpoints and checkpoint is not None:
+        raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
     loaded = options.exactly(options.load(config, set_))
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
-    from gptcli.evaluation import evaluate as evaluate_model
 
     machine = compute(loaded)
-    trained = load_model(find_checkpoint(checkpoint, loaded), machine.device)
-    context = _context(loaded.data.seq_len, trained)
-    if stride is not None and stride > context:
-        raise ConfigError(f"--stride: {stride} would skip tokens; the context is {context}")
-    if text is not None:
-        tokens, split = _text_tokens(Path(text), trained), "text"
-    else:
-        tokens = _split_tokens(Path(data) if data else trained.data_dir, split, trained)
-    began = time.perf_counter()
-    with tokens, console.bar("evaluating") as bar:
-        found = evaluate_model(
-            trained.model,
-            tokens,
-            machine,
-            context=context,
-            stride=stride,
-            max_tokens=max_tokens,
-            token_lengths=trained.tokenizer.token_lengths(),
-            on_progress=bar.update,
-        )
-    assert found is not None
-    facts = _facts(trained, split, found, time.perf_counter() - began)
+    names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
+    found = [find_checkpoint(name, loaded) for name in names]
+    trained = [load_model(path, machine.device) for path in found]
+    scored = _score_all(trained, wanted, loaded.data.seq_len, machine)
+    extra: dict[str, Any] = {}
+    if text is None and (known := _references(wanted.folder(trained[0]), trained[0])):
+        extra["references"] = known
     if yardsticks:
-        folder = Path(data) if data else trained.data_dir
-        facts |= _yardsticks(folder, trained)
-    console.result_json(facts) if json_ else console.result(_describe(facts))
+        extra |= _yardsticks(wanted.folder(trained[0]), trained[0])
+    if len(scored) == 1:
+        facts = scored[0][0] | extra
+        console.result_json(facts) if json_ else console.result(_describe(facts))
+    else:
+        _compare(scored, extra, json_)
 
 
-def _require_one_text(data: str | None, text: str | None, split: str, yardsticks: bool) -> None:
-    """Refuse options that do not name one text to score."""
-    if data is not None and text is not None:
-        raise ConfigError("--data and --text exclude each other: there is one text to score")
-    if split not in ("train", "val"):
-        raise ConfigError(f"--split: expected train or val, got '{split}'")
-    if text is not None and yardsticks:
-        raise ConfigError("--yardsticks needs prepared data: it compresses both splits")
+@dataclass(frozen=True)
+class _Wanted:
+    """The text to score and its windows, as the command line names them."""
+
+    data: str | None
+    text: str | None
+    split: str
+    stride: int | None
+    max_tokens: int | None
+
+    def check(self, yardsticks: bool) -> None:
+        """Refuse options that do not name one text to score."""
+        options.require_positive(stride=self.stride, max_tokens=self.max_tokens)
+        if self.data is not None and self.text is not None:
+            raise ConfigError("--data and --text exclude each other: there is one text to score")
+        if self.split not in ("train", "val"):
+            raise ConfigError(f"--split: expected train or val, got '{self.split}'")
+        if self.text is not None and yardsticks:
+            raise ConfigError("--yardsticks needs prepared data: it compresses both splits")
+
+    def check_contexts(self, contexts: list[int]) -> None:
+        """Refuse windows that skip tokens, or that differ from network to network."""
+        shortest = min(contexts)
+        if self.stride is not None and self.stride > shortest:
+            raise ConfigError(
+                f"--stride: {self.stride} would skip tokens; the context is {shortest}"
+            )
+        if self.max_tokens is None or len(contexts) == 1:
+            return
+        if self.text is not None:
+            raise ConfigError(
+                "--max-tokens: networks are compared on the whole of a text",
+                "shorten the file itself",
+            )
+        if shortest < max(contexts):
+            raise ConfigError(
+                f"--max-tokens: contexts of {shortest} and {max(contexts)} tokens would choose"
+                " different parts of the text",
+                f"give all the same with -s data.seq_len={shortest}, or leave --max-tokens out",
+            )
+
+    def folder(self, trained: "TrainedModel") -> Path:
+        """Return the prepared data to score."""
+        return Path(self.data) if self.data else trained.data_dir
+
+
+def _score_all(
+    trained: "list[TrainedModel]", wanted: _Wanted, seq_len: int | None, machine: "Compute"
+) -> "list[tuple[dict[str, Any], Evaluation]]":
+    """Score every network on the same text; return what there is to tell about each."""
+    contexts = [_context(seq_len, one) for one in trained]
+    wanted.check_contexts(contexts)
+    texts: list[tuple[TokenSequence, SpanOf | None]] = []
+    for one in trained:  # all are opened before the first is scored: refusals come at once
+        if wanted.text is not None:
+            texts.append(_text_tokens(Path(wanted.text), one))
+        else:
+            folder = wanted.folder(trained[0])
+            tokens = _split_tokens(folder, wanted.split, one)
+            texts.append((tokens, lambda positions: (positions - 1) // max(contexts)))
+    scored = []
+    for one, context, (tokens, span_of) in zip(trained, contexts, texts, strict=True):
+        began = time.perf_counter()
+        score = _score(one, tokens, span_of, machine, context, wanted)
+        split = wanted.split if wanted.text is None else "text"
+        scored.append((_facts(one, split, score, time.perf_counter() - began), score))
+    return scored
+
+
+def _score(
+    trained: "TrainedModel",
+    tokens: "TokenSequence",
+    span_of: "SpanOf | None",
+    machine: "Compute",
+    context: int,
+    wanted: _Wanted,
+) -> "Evaluation":
+    from gptcli.evaluation import TextUnits
+    from gptcli.evaluation import evaluate as evaluate_model
+
+    with tokens, console.bar(f"evaluating {trained.path}") as bar:
+        found = evaluate_model(
+            trained.model, tokens, machine,
+            context=context, stride=wanted.stride, max_tokens=wanted.max_tokens,
+            units=TextUnits(trained.tokenizer), span_of=span_of, on_progress=bar.update,
+        )  # fmt: skip
+    assert found is not None
+    return found
 
 
 def _context(wanted: int | None, trained: "TrainedModel") -> int:
@@ -92,12 +174,12 @@ def _context(wanted: int | None, trained: "TrainedModel") -> int:
     return wanted or block_size
 
 
-def _text_tokens(path: Path, trained: "TrainedModel") -> "TokenSequence":
-    """Tokenize a text file; nothing is put before it."""
+def _text_tokens(path: Path, trained: "TrainedModel") -> "tuple[TokenSequence, SpanOf]":
+    """Tokenize a text file, nothing put before it; return which part of the text each is in."""
     import numpy as np
 
     from gptcli.data.readers import read_text
-    from gptcli.evaluation import TokenArray
+    from gptcli.evaluation import TokenArray, spans_of_bytes
 
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -106,7 +188,7 @@ def _text_tokens(path: Path, trained: "TrainedModel") -> "TokenSequence":
     tokens = np.concatenate(pieces)
     if len(tokens) < 2:
         raise DataError(f"{path}: {len(tokens)} tokens; scoring takes at least 2")
-    return TokenArray(tokens)
+    return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
 
 
 def _split_tokens(folder: Path, split: str, trained: "TrainedModel") -> "TokenSequence":
@@ -142,7 +224,19 @@ def _facts(
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,
         "seconds": round(seconds, 3),
+        "standard_error": found.standard_error,
+        "words": found.words,
+        "word_perplexity": found.word_perplexity,
     }
+
+
+def _references(folder: Path, trained: "TrainedModel") -> dict[str, float]:
+    """Return published losses, nats per token, that a loss on this data can be held against."""
+    from gptcli.data.shards import read_manifest
+
+    recipe = read_manifest(folder).recipe
+    applies = "openwebtext" in recipe.source.lower() and trained.tokenizer.name == "gpt2"
+    return GPT2_ON_OPENWEBTEXT if applies else {}
 
 
 def _yardsticks(folder: Path, trained: "TrainedModel") -> dict[str, Any]:
@@ -164,16 +258,68 @@ def _describe(facts: dict[str, Any]) -> str:
         f"{facts['checkpoint']} (step {facts['step']}) on {facts['split']}:"
         f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
         f" context {facts['context']}, stride {facts['stride']}",
-        f"loss {facts['loss']:.4f} nats per token   perplexity {facts['perplexity']:.2f} per token"
-        f"   {facts['bits_per_byte']:.3f} bits per byte",
+        f"loss {facts['loss']:.4f} nats per token (standard error {facts['standard_error']:.4f})",
+        f"perplexity {facts['perplexity']:.2f} per token, {facts['word_perplexity']:,.2f} per word",
+        f"{facts['bits_per_byte']:.3f} bits per byte",
     ]
+    return "\n".join(lines + _describe_extra(facts, facts["bits_per_byte"]))
+
+
+def _describe_extra(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
+    """Return lines on what the figures can be held against."""
+    lines = []
+    if (known := facts.get("references")) is not None:
+        losses = ", ".join(f"{size} {loss}" for size, loss in known.items())
+        lines.append(f"OpenAI's GPT-2 on OpenWebText, context 1024, nats per token: {losses}")
     if (found := facts.get("yardsticks")) is not None:
         lines.append(
             f"the same text takes {found['gzip']:.3f} bits per byte with gzip -9,"
             f" {found['xz']:.3f} with xz -9e,"
             f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
         )
-        better = [name for name in ("gzip", "xz") if facts["bits_per_byte"] < found[name]]
+        better = [name for name in ("gzip", "xz") if bits_per_byte < found[name]]
         verdict = "better than " + " and ".join(better) if better else "not yet as well as gzip"
         lines.append(f"fewer is better: the model predicts text it has never seen {verdict}")
-    return "\n".join(lines)
+    return lines
+
+
+def _compare(
+    scored: "list[tuple[dict[str, Any], Evaluation]]", extra: dict[str, Any], json_: bool
+) -> None:
+    """Print a table, and how the first network differs from each of the others."""
+    from gptcli.evaluation import paired_difference
+
+    results = [facts for facts, _ in scored]
+    others = [(facts, paired_difference(scored[0][1], score)) for facts, score in scored[1:]]
+    first = results[0]["checkpoint"]
+    if json_:
+        differences = [
+            {"first": first, "second": facts["checkpoint"], "bits_per_byte": found.bits_per_byte,
+             "low": found.low, "high": found.high} for facts, found in others
+        ]  # fmt: skip
+        console.result_json({"results": results, "differences": differences} | extra)
+        return
+    header = ("bits/byte", "nats/token", "perplexity", "tokens", "context", "step", "checkpoint")
+    rows = [
+        (f"{facts['bits_per_byte']:.4f}", f"{facts['loss']:.4f}", f"{facts['perplexity']:.2f}",
+         f"{facts['tokens']:,}", f"{facts['context']}", f"{facts['step']}", facts["checkpoint"])
+        for facts in results
+    ]  # fmt: skip
+    console.table(header, rows)
+    for facts, found in others:
+        console.result(_describe_difference(first, facts["checkpoint"], found))
+    for line in _describe_extra(extra, results[0]["bits_per_byte"]):
+        console.result(line)
+
+
+def _describe_difference(first: str, second: str, found: "Difference") -> str:
+    interval = f"95% interval {found.low:+.4f} to {found.high:+.4f}"
+    if found.low != found.low:
+        interval, verdict = "no interval", "the text is too short to tell"
+    elif found.is_certain:
+        verdict = f"{first if found.bits_per_byte < 0 else second} is better"
+    else:
+        verdict = "this text cannot tell which is better"
+    return (
+        f"{first} less {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
+    )

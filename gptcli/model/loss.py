@@ -28,10 +28,35 @@ def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         weight: The head's matrix, (V, C).
         targets: (B, T) int64, `IGNORED` where none counts.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     apply: Callable[..., Tensor] = _CrossEntropy.apply
-    return apply(x.flatten(0, 1), weight, targets.flatten(), dtype)
+    return apply(x.flatten(0, 1), weight, targets.flatten(), _products_dtype(x))
+
+
+@torch.no_grad()
+def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each target in nats, (B, T); 0 where none counts.
+
+    Arguments are those of `cross_entropy`; here too there is one table, worked on in pieces.
+    """
+    rows, aims, W = x.flatten(0, 1), targets.flatten(), weight.to(_products_dtype(x))
+    n_rows = ceil(len(rows) / _n_tables(rows, W))
+    losses = [
+        _losses_of(torch.mm(rows[span].to(W.dtype), W.T), aims[span], learns=False)
+        for first in range(0, len(rows), n_rows)
+        for span in [slice(first, first + n_rows)]
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def _products_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _n_tables(x: Tensor, W: Tensor) -> int:
+    """Return how many tables of logits, one after another, rows x (N, C) take."""
+    most = _TABLE if x.device.type == "cpu" else 8 * _TABLE  # elsewhere there are no caches to fit
+    return ceil(len(x) * len(W) * W.element_size() / most)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -42,9 +67,8 @@ class _CrossEntropy(torch.autograd.Function):
         learns = any(ctx.needs_input_grad)
         W = weight.to(dtype)
         total = torch.zeros((), device=x.device)
-        is_cpu = x.device.type == "cpu"  # elsewhere larger pieces, for there are no caches to fit
-        n_tables = ceil(len(x) * len(W) * W.element_size() / (_TABLE if is_cpu else 8 * _TABLE))
-        n_rows, n_columns = ceil(len(x) / n_tables), _COLUMNS if is_cpu else len(W)
+        n_rows = ceil(len(x) / _n_tables(x, W))
+        n_columns = _COLUMNS if x.device.type == "cpu" else len(W)
         grad_x = torch.empty_like(x) if learns else None  # needed by all that learns below
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         room = W.new_empty(n_rows, len(W))
@@ -53,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
             rows = x[span].to(dtype)
             # (N, V) logits, then their gradient
             table = torch.mm(rows, W.T, out=room[: len(rows)])
-            total += _loss_of(table, targets[span], learns)
+            total += _losses_of(table, targets[span], learns).sum()
             if grad_x is None:
                 continue
             grad_x[span] = table @ W
@@ -72,15 +96,15 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_x.mul_(grads[0]), grad_weight, None, None
 
 
-def _loss_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
-    """Sum the loss of logits (N, V); with `learns`, put its gradient in their place."""
-    total = torch.zeros((), device=table.device)
+def _losses_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
+    """Return the losses (N,) of logits (N, V); with `learns`, put the gradient in their place."""
+    losses = []
     some_ignored = learns and bool((targets == IGNORED).any())
     n_rows = max(1, _PIECE // table.shape[1]) if table.device.type == "cpu" else len(table)
     for first in range(0, len(table), n_rows):
         logits, aims = table[first : first + n_rows], targets[first : first + n_rows]
         log_p = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-        total += F.nll_loss(log_p, aims, ignore_index=IGNORED, reduction="sum")
+        losses.append(F.nll_loss(log_p, aims, ignore_index=IGNORED, reduction="none"))
         if learns:
             p = log_p.exp_()
             p.scatter_add_(
@@ -89,4 +113,4 @@ def _loss_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
             if some_ignored:
                 p[aims == IGNORED] = 0
             logits.copy_(p)
-    return total
+    return torch.cat(losses)

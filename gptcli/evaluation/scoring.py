@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from gptcli.device import Compute
+from gptcli.evaluation.result import Evaluation, Tally, TextUnits
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
@@ -21,6 +22,9 @@ from gptcli.model.loss import IGNORED
 _TOKENS_PER_BATCH = 4096
 # Logits of one batch, in elements: bounds memory at any vocabulary and context (256 MB float32).
 _LOGITS_PER_BATCH = 1 << 26
+
+
+SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 
 class TokenSequence(Protocol):
@@ -58,35 +62,6 @@ class TokenArray:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The result of scoring tokens.
-
-    Attributes:
-        loss: Mean negative log-likelihood, nats per token.
-        tokens: Tokens scored.
-        bytes: Bytes of text they stand for; end-of-text stands for none.
-        context: Most tokens the network saw before a scored one.
-        stride: Tokens scored by each window but the first.
-    """
-
-    loss: float
-    tokens: int
-    bytes: int
-    context: int
-    stride: int
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss, per token."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits the network needs for each byte of the text: comparable across tokenizers."""
-        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
-
-
-@dataclass(frozen=True)
 class Window:
     """Inputs [start, start + length) whose last `n_scored` targets count."""
 
@@ -117,7 +92,6 @@ def n_windows(n_tokens: int, context: int, stride: int) -> int:
     return 1 + max(0, math.ceil((n_tokens - 1 - context) / stride))
 
 
-@torch.no_grad()
 def evaluate(
     model: GPT,
     tokens: TokenSequence,
@@ -126,7 +100,8 @@ def evaluate(
     context: int,
     stride: int | None = None,
     max_tokens: int | None = None,
-    token_lengths: npt.NDArray[np.int64] | None = None,
+    units: TextUnits | None = None,
+    span_of: SpanOf | None = None,
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation | None:
@@ -139,7 +114,9 @@ def evaluate(
         context: Window length.
         stride: Tokens between window starts; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
-        token_lengths: Bytes of each token, (V,), to count bytes.
+        units: Counts bytes and words of the scored tokens; neither is counted if None.
+        span_of: From positions (n,) of tokens to the part of the text that each is in, the unit
+            of chance of the standard error; parts of `context` tokens if None.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
     """
@@ -148,31 +125,49 @@ def evaluate(
     total = n_windows(len(tokens), context, stride)
     chosen = min(total, max(1, max_tokens // stride)) if max_tokens else total
     window = windows(len(tokens), context, stride)
-    assert model.config.vocab_size is not None
-    n_tokens = _LOGITS_PER_BATCH // model.config.vocab_size
-    if compute.device.type == "cpu":
-        n_tokens = min(n_tokens, _TOKENS_PER_BATCH)
-    rows = max(1, n_tokens // context)
+    rows = _rows_per_batch(model, context, compute)
+    tally = Tally()
+    done = 0
     was_training = model.training
     model.eval()
-    loss, n_scored, n_bytes, done = 0.0, 0, 0, 0
     try:
         for batch in _batches((window(i * total // chosen) for i in range(chosen)), rows):
             if stopped():
                 return None
-            inputs, targets = _read(tokens, batch)
-            with compute.autocast():
-                output = model(inputs.to(compute.device), targets.to(compute.device))
-            loss += float(output.loss)
-            scored = targets[targets != IGNORED]
-            n_scored += scored.numel()
-            if token_lengths is not None:
-                n_bytes += int(token_lengths[scored.numpy()].sum())
+            raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
+            scored = _scored(batch)  # (B, T), as are positions
+            positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
+            nats = _token_losses(model, raw, scored, compute)
+            before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
+            spans = (places - 1) // context if span_of is None else span_of(places)
+            tally.add(spans, nats[scored], *(units.count(before, targets) if units else ()))
             done += len(batch)
             on_progress(done, chosen)
     finally:
         model.train(was_training)
-    return Evaluation(loss / n_scored, n_scored, n_bytes, context, stride)
+    return Evaluation(context, stride, tally)
+
+
+def _rows_per_batch(model: GPT, context: int, compute: Compute) -> int:
+    """Return the windows that are scored together."""
+    assert model.config.vocab_size is not None
+    n_tokens = _LOGITS_PER_BATCH // model.config.vocab_size
+    if compute.device.type == "cpu":
+        n_tokens = min(n_tokens, _TOKENS_PER_BATCH)
+    return max(1, n_tokens // context)
+
+
+@torch.no_grad()
+def _token_losses(
+    model: GPT, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_], compute: Compute
+) -> npt.NDArray[np.float32]:
+    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored."""
+    rows = torch.from_numpy(raw)
+    targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
+    with compute.autocast():
+        losses = model.token_losses(rows[:, :-1].to(compute.device), targets.to(compute.device))
+    found: npt.NDArray[np.float32] = losses.cpu().numpy()
+    return found
 
 
 def _batches(found: Iterator[Window], rows: int) -> Iterator[list[Window]]:
@@ -187,11 +182,8 @@ def _batches(found: Iterator[Window], rows: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def _read(tokens: TokenSequence, batch: list[Window]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and targets (B, T) of windows of one length."""
-    raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
-    rows = torch.from_numpy(raw)
-    inputs, targets = rows[:, :-1], rows[:, 1:].clone()
-    for row, window in zip(targets, batch, strict=True):
-        row[: window.length - window.n_scored] = IGNORED
-    return inputs, targets
+def _scored(batch: list[Window]) -> npt.NDArray[np.bool_]:
+    """Return which targets (B, T) of windows of one length count."""
+    first = np.array([w.length - w.n_scored for w in batch])
+    found: npt.NDArray[np.bool_] = np.arange(batch[0].length) >= first[:, None]
+    return found

@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gptcli.evaluation
+import gptcli.evaluation.scoring
 from gptcli.config import Config, ModelConfig
 from gptcli.device import compute
 from gptcli.evaluation import TokenArray, evaluate, n_windows, windows
 from gptcli.model import GPT
+from gptcli.model.loss import IGNORED
 
 CPU = compute(Config(device="cpu", dtype="float32"))
 
@@ -72,20 +74,35 @@ def test_windows_score_every_token_once(n_tokens: int, context: int, data: st.Da
 def test_batches_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     whole = evaluate(model, TokenArray(TOKENS), CPU, context=16)
-    monkeypatch.setattr(gptcli.evaluation, "_LOGITS_PER_BATCH", 1)
+    monkeypatch.setattr(gptcli.evaluation.scoring, "_LOGITS_PER_BATCH", 1)
     single = evaluate(model, TokenArray(TOKENS), CPU, context=16)
     assert whole is not None and single is not None
     assert whole.loss == pytest.approx(single.loss, rel=1e-6)
     assert whole.tokens == single.tokens
 
 
-def test_bytes_are_those_of_the_scored_tokens() -> None:
-    lengths = np.arange(31)
-    found = evaluate(make_model(), TokenArray(TOKENS), CPU, context=16, token_lengths=lengths)
-    assert found is not None
-    assert found.bytes == int(TOKENS[1:].astype(np.int64).sum())
-    bits = found.loss * found.tokens / math.log(2) / found.bytes
-    assert found.bits_per_byte == pytest.approx(bits)
+def test_every_token_has_the_loss_that_cross_entropy_gives_it() -> None:
+    model = make_model().eval()
+    rows = torch.from_numpy(TOKENS[:32].astype(np.int64)).view(2, 16)
+    targets = rows.roll(-1, 1).clone()
+    targets[0, :5] = IGNORED
+    with torch.no_grad():
+        found = model.token_losses(rows, targets)
+        logits = model(rows).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    assert torch.allclose(found.flatten(), expected, rtol=1e-5, atol=1e-6)
+    assert (found[0, :5] == 0).all()
+
+
+def test_spans_add_up_to_the_whole() -> None:
+    model = make_model()
+    whole = evaluate(model, TokenArray(TOKENS), CPU, context=16, stride=5)
+    parts = evaluate(
+        model, TokenArray(TOKENS), CPU, context=16, stride=5, span_of=lambda places: places // 100
+    )
+    assert whole is not None and parts is not None
+    assert parts.spans.tokens[:3].tolist() == [99, 100, 3]
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
 
 
 def test_max_tokens_scores_about_that_many_evenly_spaced() -> None:
