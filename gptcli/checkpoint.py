@@ -8,6 +8,7 @@ what was loaded: a zip's own sums miss damage that changes where a tensor is rea
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,15 @@ def _verify(content: Any, model_only: bool) -> None:
     sums = content["checksums"]
     if _rest_sum(content) != sums["rest"]:
         raise _Damaged("damaged: its settings do not have the checksum they were saved with")
-    for name, tensor in _tensors(content).items():
-        if model_only and not name.startswith("model/"):
-            continue
-        if _tensor_sum(tensor) != sums["tensors"].get(name):
-            raise _Damaged(f"damaged: tensor {name} does not have its checksum")
+    tensors = {
+        name: tensor
+        for name, tensor in _tensors(content).items()
+        if name.startswith("model/") or not model_only
+    }
+    with ThreadPoolExecutor(4) as pool:  # sums are taken outside the interpreter's lock
+        for name, found in zip(tensors, pool.map(_tensor_sum, tensors.values()), strict=True):
+            if found != sums["tensors"].get(name):
+                raise _Damaged(f"damaged: tensor {name} does not have its checksum")
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -221,7 +226,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         tokenizer = tokenizer_from(checkpoint.tokenizer)
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
-    load_weights(model.to_empty(device=device), weights, path)
+    share_weights(model, weights, path, device)
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
 
 
@@ -245,16 +250,37 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: Names or shapes differ.
     """
+    for name, parameter in _matching(model, weights, path).items():
+        parameter.copy_(weights[name])
+
+
+def share_weights(
+    model: GPT, weights: Mapping[str, Tensor], path: Path, device: torch.device
+) -> None:
+    """Give `model`, which may be on "meta", these very weights: on a CPU they are not copied.
+
+    A file that is mapped is read when a weight is first used. Nothing may be trained then.
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    for name in _matching(model, weights, path):
+        parent, _, last = name.rpartition(".")
+        weight = torch.nn.Parameter(weights[name].to(device, torch.float32), requires_grad=False)
+        setattr(model.get_submodule(parent), last, weight)
     if model.config.tie_embeddings:
-        model.lm_head.weight = model.wte.weight  # moving a module off "meta" unties it
-    parameters = dict(model.named_parameters())
+        model.lm_head.weight = model.wte.weight
+
+
+def _matching(model: GPT, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the parameters of `model`, after a look at whether the weights are theirs."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     differing = sorted(parameters.keys() ^ weights.keys()) or [
         name for name, weight in weights.items() if weight.shape != parameters[name].shape
     ]
     if differing:
         raise CheckpointError(f"{path}: weights of another network ({', '.join(differing[:3])})")
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+    return parameters
 
 
 def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:

@@ -4,6 +4,7 @@ stdout carries results, stderr everything else. Off a terminal there are plain l
 codes; text from models, data and file names loses its control characters first.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -30,6 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptcli.durable import storage_errors
+from gptcli.errors import ConfigError
 from gptcli.training.events import Event, Started, StepDone, Stopped, describe
 
 # C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
@@ -58,6 +60,27 @@ def error(text: str, hint: str | None = None) -> None:
 def prompt(text: str) -> None:
     """Show the prompt that the result continues, on stderr."""
     _err.print(Text(printable(text), style="dim"), end="")
+
+
+def ask(sign: str) -> str | None:
+    """Return the next line of stdin without its end; None when there are no more.
+
+    At a terminal there is a sign to type behind, and lines can be edited and called back.
+    """
+    if sys.stdin is None:
+        return None
+    try:
+        if sys.stdin.isatty() and is_live():
+            with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits by itself
+                import readline  # noqa: F401
+            return input(sign)
+        line = sys.stdin.readline()
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
+        return None
+    except UnicodeDecodeError as error:
+        raise ConfigError("a line on stdin is not UTF-8") from error
+    return line.removesuffix("\n").removesuffix("\r") if line else None
 
 
 def result(text: str) -> None:

@@ -1,7 +1,8 @@
 """`gpt generate`: stream samples from a checkpoint."""
 
 import sys
-import time
+from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,34 +14,71 @@ from gptcli.errors import ConfigError
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
     from gptcli.config import Config
-    from gptcli.device import Compute
+    from gptcli.generation import Sample
+    from gptcli.tokenizers import Tokenizer
+
+_BETWEEN = "\n---------------\n"
+
+
+class Quantize(StrEnum):
+    """Weights of fewer than 16 bits."""
+
+    INT8 = "int8"
+
+
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="[PROMPT]", help="Text to continue; default: stdin, or none."),
+]
+PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Above 1 wilder, below 1 safer, 0 always the likeliest.")
+]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the likeliest that reach this probability.")
+]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this part of the likeliest.")]
+Penalty = Annotated[
+    float | None, typer.Option(help="Above 1, tokens that were there before are less likely.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to draw.")]
+NumSamples = Annotated[int | None, typer.Option(help="Texts to draw, all together.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
+]
+QuantizeOption = Annotated[
+    Quantize | None, typer.Option(help="Weights of 8 bits: faster, a little less exact.")
+]
+Interactive = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Ask for text, continue it, and ask again.")
+]
+Logprobs = Annotated[
+    bool, typer.Option("--logprobs", help="With --json: every token and its log-probability.")
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Keep control characters in what is drawn.")]
 
 
 def generate(
-    prompt_argument: Annotated[
-        str | None,
-        typer.Argument(metavar="[PROMPT]", help="Text to continue; default: stdin, or none."),
-    ] = None,
+    prompt_argument: Prompt = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 1 wilder, below 1 safer, 0 always the likeliest.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest that reach this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Drop tokens below this part of the likeliest one.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to draw.")] = None,
-    num_samples: Annotated[int | None, typer.Option(help="Texts to draw.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
-    ] = None,
+    prompt: PromptOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    max_new_tokens: MaxNewTokens = None,
+    num_samples: NumSamples = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    quantize: QuantizeOption = None,
+    interactive: Interactive = False,
+    logprobs: Logprobs = False,
+    raw: Raw = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Stream samples from a checkpoint."""
@@ -50,49 +88,51 @@ def generate(
         "generate.top_k": top_k,
         "generate.top_p": top_p,
         "generate.min_p": min_p,
+        "generate.repetition_penalty": repetition_penalty,
         "generate.max_new_tokens": max_new_tokens,
         "generate.num_samples": num_samples,
         "generate.stop": stop or None,
-        "generate.prompt": _given_prompt(prompt_argument, prompt),
+        "generate.prompt": _given_prompt(prompt_argument, prompt, interactive),
     }
-    loaded = options.exactly(options.load(config, set_, flags))
+    if logprobs and not json_:
+        raise ConfigError("--logprobs: they are shown with --json only")
+    if interactive and json_:
+        raise ConfigError("--interactive and --json exclude each other")
+    loaded, trained = _load(checkpoint, config, set_, flags)
+    n_samples = 1 if interactive else loaded.generate.num_samples
+    weights = _lighten(loaded, trained, n_samples, int8=quantize is not None)
+    clean = str if raw else console.printable
+    if interactive:
+        _converse(loaded, trained, clean)
+    else:
+        _draw(loaded, trained, clean, weights, logprobs=logprobs, json_=json_)
+
+
+def _load(
+    checkpoint: str | None,
+    config: str | None,
+    set_: list[str] | None,
+    flags: dict[str, Any],
+) -> "tuple[Config, TrainedModel]":
+    """Return the configuration and the network; without a file, its own way of sampling holds."""
+    loaded = options.load(config, set_, flags)
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
 
-    machine = compute(loaded)
-    trained = load_model(find_checkpoint(checkpoint, loaded), machine.device)
-    if config is None:  # then the run's own way of sampling lies below --set and the options
+    trained = load_model(find_checkpoint(checkpoint, loaded), compute(loaded).device)
+    if config is None:  # then the run's own settings lie below --set and the options
         stored = trained.checkpoint.config
         base = {"generate": dict(stored["generate"]), "seed": stored["seed"]}
-        settled = options.load(None, set_, flags, base)
-        loaded = settled.model_copy(update={"dtype": loaded.dtype})
-    _draw(_Samples(loaded, trained, machine), json_)
+        loaded = options.load(None, set_, flags, base)
+    return loaded, trained
 
 
-def _draw(samples: "_Samples", json_: bool) -> None:
-    """Draw all samples, showing them as they come or as one JSON object."""
-    for index in range(samples.config.generate.num_samples):
-        if index and not json_:
-            console.write("\n---------------\n")
-        samples.draw(index, show=not json_)
-    facts = samples.facts()
-    if json_:
-        console.result_json(facts)
-        return
-    console.write("\n")
-    console.message(
-        f"seed {facts['seed']}  {facts['tokens_per_second']:.1f} tokens/s"
-        f"  first token after {facts['seconds_to_first_token']:.2f} s",
-        "dim",
-    )
-
-
-def _given_prompt(argument: str | None, option: str | None) -> str | None:
+def _given_prompt(argument: str | None, option: str | None, interactive: bool) -> str | None:
     """Return the prompt from the argument, the option or stdin; None where there is none."""
     if argument is not None and option is not None:
         raise ConfigError("the prompt is given twice: as an argument and with --prompt")
     given = argument if argument is not None else option
-    if given is not None or sys.stdin is None or sys.stdin.isatty():
+    if given is not None or interactive or sys.stdin is None or sys.stdin.isatty():
         return given
     raw = sys.stdin.buffer.read()
     try:
@@ -102,61 +142,89 @@ def _given_prompt(argument: str | None, option: str | None) -> str | None:
     return text.removesuffix("\n").removesuffix("\r") or None
 
 
-class _Samples:
-    """Draws texts one after the other and keeps what there is to report."""
+def _lighten(config: "Config", trained: "TrainedModel", n_samples: int, *, int8: bool) -> str:
+    """Give the network the weights to decode with; return what they are."""
+    from gptcli.device import compute
+    from gptcli.generation import exchange_weights, rows_together
 
-    def __init__(self, config: "Config", trained: "TrainedModel", machine: "Compute") -> None:
-        from gptcli.generation import encode_prompt
+    model = trained.model
+    dtype = None if config.dtype == "auto" else compute(config).dtype
+    return exchange_weights(model, dtype, rows=rows_together(model, n_samples), int8=int8)
 
-        self.config, self.trained, self.machine = config, trained, machine
-        block_size = trained.model.config.block_size
-        self.prompt = encode_prompt(trained.tokenizer, config.generate.prompt, block_size)
-        self.samples: list[dict[str, Any]] = []
-        self.began = time.perf_counter()
-        self.first_token: float | None = None
-        self.decoding = 0.0
-        self.n_decoded = 0
 
-    def draw(self, index: int, *, show: bool) -> None:
-        """Draw sample `index`, printing it as it comes."""
-        from gptcli.generation import TextStream
+def _draw(
+    config: "Config",
+    trained: "TrainedModel",
+    clean: Callable[[str], str],
+    weights: str,
+    *,
+    logprobs: bool,
+    json_: bool,
+) -> None:
+    """Draw the samples of a prompt, as they come or as one JSON object."""
+    from gptcli.generation import Clock, Sample, draw_samples, encode_prompt
 
-        generate, tokenizer = self.config.generate, self.trained.tokenizer
-        if show and console.is_live() and generate.prompt:
-            console.prompt(generate.prompt)
-        text = TextStream(self._timed(index), tokenizer, generate)
-        for piece in text:
-            if show:
-                console.write(console.printable(piece))
-        self.samples.append(
-            {"text": text.text, "tokens": text.n_tokens, "finish_reason": text.finish_reason}
-        )
+    wanted, tokenizer = config.generate, trained.tokenizer
+    prompt = encode_prompt(tokenizer, wanted.prompt, trained.model.config.block_size)
+    if not json_ and console.is_live() and wanted.prompt:
+        console.prompt(wanted.prompt)
+    clock, samples = Clock(), list[Sample]()
+    for sample, text in draw_samples(
+        trained.model, tokenizer, prompt, wanted,
+        seed=config.seed, numbers=range(wanted.num_samples), clock=clock, logprobs=logprobs,
+    ):  # fmt: skip
+        is_new = not samples or samples[-1] is not sample
+        if not json_:
+            console.write(_BETWEEN * (is_new and bool(samples)) + clean(text))
+        samples += [sample] * is_new
+    speed, first = clock.tokens_per_second, clock.to_first_token or 0.0
+    if json_:
+        facts = [_facts(sample, tokenizer if logprobs else None) for sample in samples]
+        console.result_json({"samples": facts, "seed": config.seed, "tokens_per_second": speed,
+                             "seconds_to_first_token": first})  # fmt: skip
+        return
+    console.write("\n")
+    told = f"seed {config.seed}  {speed:.1f} tokens/s  first token after {first:.2f} s  {weights}"
+    console.message(told, "dim")
 
-    def _timed(self, index: int) -> Any:
-        """Yield drawn ids; the time of the first is the prompt's, that of the others decoding's."""
-        from gptcli.generation import stream
 
-        ids = stream(
-            self.trained.model, self.prompt, self.config.generate, self.machine,
-            eot=self.trained.tokenizer.eot, n_tokens=self.trained.tokenizer.vocab_size,
-            seed=self.config.seed, sample=index,
-        )  # fmt: skip
-        last: float | None = None
-        for token in ids:
-            now = time.perf_counter()
-            if self.first_token is None:
-                self.first_token = now - self.began
-            if last is not None:
-                self.decoding += now - last
-                self.n_decoded += 1
-            yield token
-            last = time.perf_counter()
+def _facts(sample: "Sample", tokenizer: "Tokenizer | None") -> dict[str, Any]:
+    """Return a sample as JSON has it, with log-probabilities if there is a tokenizer."""
+    text = sample.text
+    facts = {"text": text.text, "tokens": text.n_tokens, "finish_reason": text.finish_reason}
+    if tokenizer is None:
+        return facts
+    return facts | {
+        "logprobs": [
+            {"id": token, "token": tokenizer.decode([token]), "logprob": logprob}
+            for _, token, logprob in sample.drawn
+        ]
+    }
 
-    def facts(self) -> dict[str, Any]:
-        """Return the JSON result."""
-        return {
-            "samples": self.samples,
-            "seed": self.config.seed,
-            "tokens_per_second": self.n_decoded / self.decoding if self.decoding else 0.0,
-            "seconds_to_first_token": self.first_token or 0.0,
-        }
+
+def _converse(config: "Config", trained: "TrainedModel", clean: Callable[[str], str]) -> None:
+    """Continue line after line of a person; all that was said before is in the context."""
+    from gptcli.generation import continued_prompt, draw_samples
+
+    console.message("each line continues the text; Ctrl-C stops a text, Ctrl-D leaves", "dim")
+    tokenizer, block_size = trained.tokenizer, trained.model.config.block_size
+    said: list[int] = []
+    line, turn = config.generate.prompt, 0
+    while line is not None or (line := console.ask("> ")) is not None:
+        text, line, sample = line, None, None
+        try:
+            said = continued_prompt(tokenizer, said, text, block_size)
+            drawing = draw_samples(
+                trained.model, tokenizer, said, config.generate, seed=config.seed, numbers=[turn]
+            )
+            for sample, piece in drawing:  # noqa: B007  # the sample is what remains of the turn
+                console.write(clean(piece))
+        except ConfigError as error:  # what was typed is not in the vocabulary
+            console.error(error.message, error.hint)
+        except KeyboardInterrupt:
+            pass
+        console.write("\n")
+        if sample is not None:
+            said += [drawn.token for drawn in sample.drawn]
+            said += [tokenizer.eot] * sample.text.is_ended
+        turn += 1

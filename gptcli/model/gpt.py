@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
 from gptcli.model.cache import KVCache
 from gptcli.model.lora import add_adapters
-from gptcli.model.loss import cross_entropy
+from gptcli.model.loss import cross_entropy, token_losses
 
 # Tokens up to which torch's attention on a CPU is faster in float32: its backward pass in bfloat16
 # takes 7 times as long at 64 tokens, the same at 256, and less from there on.
@@ -103,42 +104,39 @@ class Attention(nn.Module):
             qk = rotate(qk, rotation)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None:
-            k, v = cache.extend(self.layer, k.to(cache.keys.dtype), v.to(cache.keys.dtype))
-            q = q.to(cache.keys.dtype)  # (B, H, T, D) against (B, G, S, D)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+            k, v = cache.extend(self.layer, k, v)
+            y = attend_cached(q.to(cache.dtype), k, v)
+        else:
+            y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * D)
         y = self.c_proj(y)  # (B, T, C)
-        return F.dropout(y, self.dropout, self.training)
+        return F.dropout(y, self.dropout) if self.training else y
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attend causally: queries (B, H, T, D) to keys and values (B, G, S, D)."""
+    """Attend causally: queries (B, H, T, D) to keys and values (B, G, T, D)."""
     autocast: AbstractContextManager[Any] = contextlib.nullcontext()
     if q.device.type == "cpu" and k.shape[2] <= SHORT_CONTEXT:
         q, k, v = q.float(), k.float(), v.float()
         autocast = torch.autocast("cpu", enabled=False)
+    grouped = k.shape[1] != q.shape[1]
     with autocast:
         y: Tensor = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=causal_mask(q.shape[2], k.shape[2], q.device),
-            dropout_p=dropout,
-            is_causal=k.shape[2] == q.shape[2],
-            enable_gqa=k.shape[1] != q.shape[1],
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
         )
     return y
 
 
-def causal_mask(n_new: int, n_seen: int, device: torch.device) -> Tensor | None:
-    """Return which of S seen tokens each of T new ones may see, (T, S); None where none is needed.
-
-    No mask is needed without a cache (the kernel's own causal mask serves) or for a single token.
-    """
-    if n_new in (1, n_seen):
-        return None
-    mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=device)
-    return mask.tril(n_seen - n_new)
+def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D)."""
+    n_new, n_seen = q.shape[2], k.shape[2]
+    mask = None  # a single token sees all, and the kernel has its own mask for T = S
+    if n_new not in (1, n_seen):
+        mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
+    y: Tensor = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=n_new == n_seen > 1, enable_gqa=k.shape[1] != q.shape[1]
+    )
+    return y
 
 
 def rotation_table(
@@ -178,7 +176,7 @@ class MLP(nn.Module):
             # GPT-2 approximates by tanh; nanoGPT does not.
             x = F.gelu(self.c_fc(x), approximate="tanh" if self.kind == "gelu" else "none")
         x = self.c_proj(x)  # (B, T, C)
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout) if self.training else x
 
 
 class Block(nn.Module):
@@ -197,19 +195,38 @@ class Block(nn.Module):
         return x  # (B, T, C)
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what torch's modules draw when they are made, for nobody uses it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class GPT(nn.Module):
     """A GPT: embeddings, blocks, a final norm and the head (Radford et al. 2019).
 
     Attributes:
         recompute: Keep only what enters each block while training, and compute the rest again in
             the backward pass (Chen et al. 2016): a forward pass more, a fraction of the memory.
+        cache_dtype: Precision of the keys and values of `empty_cache`; None is the weights'.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         """Make the network, not yet initialised (see `init_weights`); vocab_size must be set."""
         super().__init__()
-        assert config.vocab_size is not None
         self.config, self.recompute = config, False
+        self.cache_dtype: torch.dtype | None = None
+        with _Uninitialised():
+            self._make_modules(config)
+        if config.lora is not None:
+            add_adapters(self.h, config.lora)
+
+    def _make_modules(self, config: ModelConfig) -> None:
+        assert config.vocab_size is not None
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
@@ -218,8 +235,6 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
-        if config.lora is not None:
-            add_adapters(self.h, config.lora)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
@@ -231,6 +246,17 @@ class GPT(nn.Module):
             targets: (B, T) int64 with the next tokens, `IGNORED` where none counts.
             cache: Filled with what this call sees.
         """
+        x = self.hidden(tokens, cache)
+        if targets is not None:
+            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets))
+        return GPTOutput(self.lm_head(x), None)  # (B, T, V)
+
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; never learns."""
+        return token_losses(self.hidden(tokens, None), self.lm_head.weight, targets)
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """Return what the head sees, (B, T, C)."""
         start = 0 if cache is None else cache.length
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
@@ -246,9 +272,7 @@ class GPT(nn.Module):
         x = self.trunk(x, rotation, cache)
         if cache is not None:
             cache.length += T
-        if targets is not None:
-            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets))
-        return GPTOutput(self.lm_head(x), None)  # (B, T, V)
+        return x
 
     def trunk(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
         """Pass through the blocks and the final norm, (B, T, C): what a compiler is given."""
@@ -294,6 +318,6 @@ class GPT(nn.Module):
             n_kv_head=self.config.n_kv_head or self.config.n_head,
             size=size or self.config.block_size,
             head_size=self.config.head_size,
-            dtype=self.wte.weight.dtype,
+            dtype=self.cache_dtype or self.wte.weight.dtype,
             device=self.wte.weight.device,
         )

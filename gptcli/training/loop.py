@@ -12,7 +12,7 @@ from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
 from gptcli.device import memory_bytes
 from gptcli.evaluation import TokenSequence, evaluate
-from gptcli.generation import TextStream, encode_prompt, stream
+from gptcli.generation import Decoding, Text, encode_prompt
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -235,15 +235,17 @@ class Trainer:
         config, prompt = s.config.generate, s.config.generate.prompt
         ids = encode_prompt(s.tokenizer, prompt, s.config.model.block_size)
         s.model.eval()
-        tokens = stream(
-            s.model, ids, config, s.compute,
+        decoding = Decoding(
+            s.model, ids, config,
             eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
         )  # fmt: skip
-        text = TextStream(tokens, s.tokenizer, config)
+        text = Text(s.tokenizer, config)
         with self._clock("sampling"):
-            for _ in text:
-                if self.stop.requested():
+            for drawn in decoding:
+                text.push(drawn.token)
+                if text.is_stopped or self.stop.requested():
                     break
+            text.finish()
         s.model.train()
         return Sampled(s.state.step, prompt or "", text.text)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gptcli.checkpoint import load_checkpoint, load_model
+from gptcli.data.shards import read_manifest, write_manifest
 
 
 def test_prepare_returns_the_object_of_the_contract(gpt: Any, corpus: Path) -> None:
@@ -117,7 +118,8 @@ def test_without_a_name_a_run_is_called_after_its_file_or_data(
 def test_eval_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
     found = gpt("eval", "--checkpoint", str(run / "best.pt"), "--json").json
     assert list(found) == ["checkpoint", "step", "split", "tokens", "bytes", "context", "stride",
-                           "loss", "perplexity", "bits_per_byte", "seconds"]  # fmt: skip
+                           "loss", "perplexity", "bits_per_byte", "seconds",
+                           "standard_error", "words", "word_perplexity"]  # fmt: skip
     manifest = json.loads(Path("data/tiny/manifest.json").read_text())
     assert found["split"] == "val" and found["stride"] == found["context"] == 16
     assert found["tokens"] == manifest["tokens"]["val"] - 1 == found["bytes"]
@@ -146,6 +148,77 @@ def test_eval_prints_loss_perplexity_and_bits(gpt: Any, run: Path) -> None:
     assert done.code == 0, done.err
     for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on train"):
         assert part in done.out
+    assert "GPT-2" not in done.out  # published figures are of another text
+
+
+@pytest.fixture
+def two_runs(gpt: Any, run: Path, tiny_set: list[str]) -> tuple[str, str]:
+    """Two runs on the same text, the second with a tokenizer of its own and a shorter context."""
+    other = ["-s", "name=other", "-s", "data.dir=data/other", "-s", "tokenizer.name=char"]
+    other += ["-s", "data.source=corpus.txt", "-s", "model.block_size=8"]
+    assert gpt("train", *tiny_set, *other).code == 0
+    return "tiny", "other"
+
+
+def test_eval_compares_networks_with_different_tokenizers(
+    gpt: Any, two_runs: tuple[str, str]
+) -> None:
+    text = "The cat sat on a mat and the big red dog ran.\n" * 60
+    Path("text.txt").write_text(text)
+    found = gpt("eval", *two_runs, "--text", "text.txt", "--json").json
+    one, two = found["results"]
+    assert one["tokens"] == two["tokens"] == len(text) - 1
+    assert (one["context"], two["context"]) == (16, 8)
+    (difference,) = found["differences"]
+    expected = one["bits_per_byte"] - two["bits_per_byte"]
+    assert difference["bits_per_byte"] == pytest.approx(expected)
+    assert difference["low"] < expected < difference["high"]
+    done = gpt("eval", *two_runs, "--text", "text.txt")
+    assert "95% interval" in done.out and "nats/token" in done.out
+    Path("text.txt").write_text("The cat.")
+    done = gpt("eval", *two_runs, "--text", "text.txt")
+    assert "too short to tell" in done.out
+    found = gpt("eval", *two_runs, "--text", "text.txt", "--json").json
+    assert found["differences"][0]["low"] is None
+
+
+def test_eval_compares_on_a_split_with_one_tokenizer_only(
+    gpt: Any, two_runs: tuple[str, str], run: Path
+) -> None:
+    done = gpt("eval", *two_runs)
+    assert done.code == 3 and "another tokenizer" in done.err and "--text" in done.err
+    found = gpt("eval", str(run / "best.pt"), str(run / "last.pt"), "tiny", "--json").json
+    assert len(found["results"]) == 3 and len(found["differences"]) == 2
+    assert found["differences"][1]["bits_per_byte"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--max-tokens", "32", "--text", "text.txt"], "whole of a text"),
+        (["--stride", "12", "--text", "text.txt"], "the context is 8"),
+        (["--checkpoint", "tiny"], "given twice"),
+    ],
+)
+def test_eval_refuses_comparisons_that_would_not_be_fair(
+    gpt: Any, two_runs: tuple[str, str], arguments: list[str], part: str
+) -> None:
+    Path("text.txt").write_text("The cat sat on a mat.")
+    done = gpt("eval", *two_runs, *arguments)
+    assert done.code == 2 and part in done.err
+
+
+def test_eval_on_openwebtext_names_the_published_losses(gpt: Any, run: Path) -> None:
+    Path("text.txt").write_text("The cat sat on a mat.\n" * 200)
+    assert gpt("prepare", "text.txt", "--out", "data/owt", "-s", "tokenizer.name=gpt2").code == 0
+    manifest = read_manifest(Path("data/owt"))
+    recipe = manifest.recipe.model_copy(update={"source": "openwebtext"})
+    write_manifest(Path("data/owt"), manifest.model_copy(update={"recipe": recipe}))
+    words = ["-s", "train.max_steps=1", "-s", "data.dir=data/owt", "-s", "name=owt"]
+    shape = ["-s", "model.n_layer=1", "-s", "model.n_head=1", "-s", "model.n_embd=8"]
+    assert gpt("train", *words, *shape, "-s", "model.block_size=16").code == 0
+    assert gpt("eval", "owt", "--json").json["references"]["124M"] == 3.12
+    assert "124M 3.12" in gpt("eval", "owt").out
 
 
 def test_eval_works_without_the_data_of_the_run(gpt: Any, run: Path) -> None:
@@ -178,16 +251,17 @@ def test_the_same_seed_gives_the_same_text(gpt: Any, run: Path) -> None:
 
 
 def test_a_prompt_comes_from_argument_option_or_stdin(gpt: Any, run: Path) -> None:
+    command = ("generate", "--json", "--logprobs")
     outputs = [
-        gpt("generate", "The cat", "--json"),
-        gpt("generate", "-p", "The cat", "--json"),
-        gpt("generate", "--json", stdin=b"The cat\n"),
-        gpt("generate", "--json", "-s", "generate.prompt=The cat"),
+        gpt(*command, "The cat"),
+        gpt(*command, "-p", "The cat"),
+        gpt(*command, stdin=b"The cat\n"),
+        gpt(*command, "-s", "generate.prompt=The cat"),
     ]
-    assert len({output.json["samples"][0]["text"] for output in outputs}) == 1
-    empty = [gpt("generate", "--json", stdin=b""), gpt("generate", "--json", "")]
-    assert len({output.json["samples"][0]["text"] for output in empty}) == 1
-    assert empty[0].json["samples"][0]["text"] != outputs[0].json["samples"][0]["text"]
+    empty = [gpt(*command, stdin=b""), gpt(*command, "")]
+    given = [output.json["samples"] for output in (*outputs, *empty)]
+    assert given[1:4] == [given[0]] * 3 and given[4] == given[5]
+    assert given[4][0]["logprobs"] != given[0][0]["logprobs"]
 
 
 def test_flags_beat_set_beats_the_run(gpt: Any, run: Path) -> None:

@@ -1,0 +1,108 @@
+"""Text around tokens: from a prompt to ids, and from drawn ids to text that is certain.
+
+Knows nothing of networks or terminals.
+"""
+
+from collections.abc import Sequence
+
+from gptcli.config.schema import GenerateConfig
+from gptcli.errors import ConfigError
+from gptcli.tokenizers import TextDecoder, Tokenizer, UnknownCharacters
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> list[int]:
+    """Return the ids to start from: the prompt's, or end-of-text without one.
+
+    Raises:
+        ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
+    """
+    try:
+        ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.eot]
+    except UnknownCharacters as error:
+        raise ConfigError(f"the prompt: {error.message}", error.hint) from error
+    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+        raise ConfigError(f"the prompt is not valid text at character {error.start}") from error
+    if len(ids) > block_size:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens, the network's context holds {block_size}",
+            "shorten the prompt to its end, which matters most",
+        )
+    return ids
+
+
+def continued_prompt(
+    tokenizer: Tokenizer, said: Sequence[int], text: str, block_size: int
+) -> list[int]:
+    """Return what was said with `text` behind it, or its later part where the context is too short.
+
+    Raises:
+        ConfigError: The vocabulary lacks part of the text.
+    """
+    new = encode_prompt(tokenizer, text, len(text.encode()) + 1) if text else []
+    ids = [*said, *new] or [tokenizer.eot]
+    return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
+
+
+class Text:
+    """The text of drawn ids, cut before the first stop string.
+
+    Bytes of an unfinished character and what may become a stop string are held back until it is
+    certain what they are.
+
+    Attributes:
+        text: The text that is certain.
+        n_tokens: Ids drawn so far.
+        is_stopped: Whether a stop string was met.
+        is_ended: Whether end-of-text was drawn, which `finish` tells from there being fewer ids
+            than were wanted.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: GenerateConfig) -> None:
+        self.text = ""
+        self.n_tokens = 0
+        self.is_stopped = self.is_ended = False
+        self._held = ""
+        self._decoder, self._config = TextDecoder(tokenizer), config
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it ended: "length", or "stop" after end-of-text or a stop string."""
+        return "stop" if self.is_stopped or self.is_ended else "length"
+
+    def push(self, token: int) -> str:
+        """Take the next id; return the text that became certain, perhaps none."""
+        self.n_tokens += 1
+        self._held += self._decoder.push(token)
+        at = _first_stop(self._held, self._config.stop)
+        if at is not None:
+            self.is_stopped = True
+            return self._release(at)
+        return self._release(len(self._held) - _possible_stop(self._held, self._config.stop))
+
+    def finish(self) -> str:
+        """Return what was held back, once no more ids come."""
+        if self.is_stopped:
+            return ""
+        self.is_ended = self.n_tokens < self._config.max_new_tokens
+        self._held += self._decoder.finish()
+        return self._release(len(self._held))
+
+    def _release(self, n: int) -> str:
+        sure, self._held = self._held[:n], self._held[n:]
+        self.text += sure
+        return sure
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return where the earliest stop string begins."""
+    places = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return min(places, default=None)
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """Return the length of the longest end of `text` that a stop string begins with."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0

@@ -1,0 +1,206 @@
+"""Weights for decoding: in few bits, multiplied by the kernel that is fastest on this machine.
+
+A token needs every weight once, so decoding takes as long as reading them. Which of torch's kernels
+reads fastest differs from processor to processor by a factor of three (float16 saturates the memory
+of one and loses to float32 on another), so they are raced on the network's own matrices, which
+takes some hundredths of a second. Residuals and norms stay float32.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.model import GPT
+
+# Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
+LARGE = 20_000_000
+_RACED = 4  # matrices, so that none is in the cache when its turn comes
+_LAPS = 3
+_MARGIN = 1.25  # as much faster than those before it a kernel has to be: a race is no close call
+
+Product = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
+
+
+class Kernel(NamedTuple):
+    """A way to multiply by a matrix: from a weight (N, K) and a bias (N,) or None to a product.
+
+    Attributes:
+        name: For people.
+        dtype: Precision of what is multiplied by the weights, and of what comes out.
+        prepare: Makes the product.
+    """
+
+    name: str
+    dtype: torch.dtype
+    prepare: Callable[[Tensor, Tensor | None], Product]
+
+
+@torch.no_grad()
+def exchange_weights(
+    model: GPT, dtype: torch.dtype | None = None, *, rows: int = 1, int8: bool = False
+) -> str:
+    """Give `model` the weights that it decodes best with, in place; it cannot be trained then.
+
+    Args:
+        model: In evaluation mode, float32.
+        dtype: Of the weights; None is what is fastest, 16 bits or float32 for a small network.
+        rows: Texts that are decoded together.
+        int8: Quantize the blocks' matrices, with a scale for each row (N); the head, where an
+            error is an error of a logit, keeps 16 bits.
+
+    Returns:
+        The names of the kernels chosen.
+    """
+    blocks, head = _blocks(model), {"lm_head": model.lm_head}
+    if model.wte.weight.device.type != "cpu":
+        model.to(dtype or _gpu_dtype())
+        return _exchange(model, blocks, [INT8, INT8_PLAIN], rows).name if int8 else "16 bits"
+    if int8:
+        chosen = _exchange(model, blocks, [INT8, INT8_PLAIN], rows)
+        wide = None if dtype == torch.float32 else dtype
+        return f"{chosen.name}, head {_exchange(model, head, _candidates(wide), rows).name}"
+    if dtype in (None, torch.float32) and model.n_params() < LARGE:
+        return "float32"
+    chosen = _exchange(model, blocks, _candidates(dtype), rows)
+    alike = [chosen] if rows == 1 else _candidates(chosen.dtype)  # of many rows it takes its own
+    _exchange(model, head, alike, rows)
+    return f"{_name(chosen.dtype)} weights"
+
+
+def _gpu_dtype() -> torch.dtype:
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def _blocks(model: GPT) -> dict[str, nn.Linear]:
+    """Return the linear layers of the blocks."""
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in found.items() if name != "lm_head"}
+
+
+def _exchange(
+    model: GPT, layers: dict[str, nn.Linear], candidates: list[Kernel], rows: int
+) -> Kernel:
+    """Exchange some layers for the fastest of the candidates."""
+    kernel = _fastest(candidates, list(layers.values()), rows, model.wte.weight)
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        module = model.get_submodule(parent)
+        delattr(module, last)  # a function takes the module's place: calling it costs less
+        setattr(module, last, kernel.prepare(layer.weight, layer.bias))
+    if "lm_head" not in layers:
+        model.cache_dtype = torch.bfloat16 if kernel.dtype == torch.bfloat16 else torch.float32
+    return kernel
+
+
+def _fastest(candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor) -> Kernel:
+    """Race kernels on the largest matrices; one that fails or errs here does not finish.
+
+    Before each lap a large tensor, `other`, is read: between two uses of a weight in decoding all
+    others are, and a kernel that is fast out of the cache may be slow out of the memory.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    largest = max(layers, key=lambda layer: layer.weight.numel()).weight.shape
+    raced = [layer for layer in layers if layer.weight.shape == largest][:_RACED]
+    x = torch.linspace(-1, 1, rows * raced[0].in_features, device=raced[0].weight.device)
+    x = x.view(rows, 1, -1)
+    expected = F.linear(x, raced[0].weight.float())
+    best, best_seconds = candidates[0], float("inf")
+    for kernel in candidates:
+        try:
+            products = [kernel.prepare(layer.weight, None) for layer in raced]
+            error = (products[0](x) - expected).norm() / expected.norm()
+        except (RuntimeError, AttributeError, NotImplementedError):
+            continue  # this torch or this processor does not have it
+        if not error < 0.05:
+            continue
+        seconds = min(_lap(products, x, other) for _ in range(_LAPS))
+        if seconds * _MARGIN < best_seconds:
+            best, best_seconds = kernel, seconds
+    return best
+
+
+def _lap(products: list[Product], x: Tensor, other: Tensor) -> float:
+    other.sum()
+    began = time.perf_counter()
+    for product in products:
+        product(x)
+    return time.perf_counter() - began
+
+
+def _candidates(dtype: torch.dtype | None) -> list[Kernel]:
+    """Return the kernels for weights of `dtype` on a CPU, the most exact and steady first.
+
+    Of 16 bits float16 comes first: it rounds eight times finer, and weights are small numbers.
+    """
+    if dtype is None:
+        return [*_candidates(torch.float16), *_candidates(torch.bfloat16)]
+    plain = Kernel(f"{_name(dtype)}", dtype, lambda weight, bias: _plain(weight, bias, dtype))
+    packed = Kernel(
+        f"{_name(dtype)} packed", dtype, lambda weight, bias: _packed(weight, bias, dtype)
+    )
+    return [packed, plain] if dtype == torch.bfloat16 else [plain, packed]
+
+
+def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+    W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+    if dtype == torch.float16:  # whose range is narrow: what leaves a product may be large
+        return lambda x: F.linear(x.to(dtype), W, b).float()
+    return lambda x: F.linear(x.to(dtype), W, b)
+
+
+def _packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+    """Order the weight as oneDNN wants it (as torch's own compiler does), once."""
+    W, b = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 1), bias
+    b = None if bias is None else bias.to(dtype)
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def product(x: Tensor) -> Tensor:
+        y: Tensor = multiply(x.to(dtype), W, b, "none", [], "")
+        return y.float() if dtype == torch.float16 else y
+
+    return product
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 weights (N, K) and their scales (N,): symmetric, the largest of a row is 127."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()  # as they will be used
+    rounded = (weight / scales.float()[:, None]).round().clamp(-127, 127)
+    return rounded.to(torch.int8), scales
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Product:
+    W, scales = quantize(weight.float())
+    b = None if bias is None else bias.bfloat16()
+
+    def product(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch._weight_int8pack_mm(rows, W, scales).view(*x.shape[:-1], -1)
+        return y if b is None else y + b
+
+    return product
+
+
+def _int8_plain(weight: Tensor, bias: Tensor | None) -> Product:
+    W, scales = quantize(weight.float())
+
+    def product(x: Tensor) -> Tensor:
+        y = F.linear(x, W.to(x.dtype)) * scales.to(x.dtype)
+        return y if bias is None else y + bias
+
+    return product
+
+
+INT8 = Kernel("int8 weights", torch.bfloat16, _int8)
+INT8_PLAIN = Kernel("int8 weights, widened", torch.float32, _int8_plain)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
