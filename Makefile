@@ -29,17 +29,20 @@ check: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	GPTCLI_CHAOS=long $(BIN)/pytest tests/chaos
 
-# NANOGPT=DIR names the folder of nanoGPT's train.py, to be measured beside us.
+# NANOGPT=DIR names the folder of nanoGPT's train.py, and LLAMA=PYTHON an interpreter that has
+# llama-cpp-python, to be measured beside us.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/throughput.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/time_to_loss.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
+	$(BIN)/python benchmarks/generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) \
+		$(if $(LLAMA),--llama $(LLAMA))
 	$(BIN)/python benchmarks/ablations.py
 
 # Exports in the programs they are for. llama-cpp-python is compiled, which takes some minutes.
 interop: $(VENV)/.installed-dev
-	$(PIP) llama-cpp-python "lm-eval[hf]"
+	$(PIP) llama-cpp-python -e ".[bench]"
 	$(BIN)/pytest tests/interop/with_programs.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt

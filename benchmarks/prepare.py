@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import Report
 
 COMMON = "the common way"
 COMMON_WAY = """
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ours-only", action="store_true", help="for memory at larger sizes")
     options = parser.parse_args()
+    report = Report("Preparing")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "parquet").mkdir()
@@ -149,7 +151,7 @@ def main() -> None:
             del ways[COMMON]
         if importlib.util.find_spec("gigatoken") is None:
             del ways["gpt prepare, gigatoken"]
-            print("gigatoken is not installed (extra `fast`): its row is left out")
+            report.line("gigatoken is not installed (extra `fast`): its row is left out")
         outputs = set()
         measured: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
         for _ in range(options.rounds):
@@ -165,13 +167,14 @@ def main() -> None:
         for way, runs in measured.items():
             seconds = [one for one, _ in runs]
             medians[way] = statistics.median(seconds)
-            print(
+            report.line(
                 f"{way:<22} {options.megabytes / medians[way]:6.1f} MB/s   median"
                 f" {medians[way]:.2f} s ({min(seconds):.2f} to {max(seconds):.2f})   peak"
                 f" {max(peak for _, peak in runs) / 1e6:,.0f} MB"
             )
             if COMMON in medians and way != COMMON:
-                print(f"    {medians[COMMON] / medians[way]:.2f} times as fast as {COMMON}")
+                report.line(f"    {medians[COMMON] / medians[way]:.2f} times as fast as {COMMON}")
+    report.save()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 
+from common import Report
+
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "gpt --help": ["-m", "gptcli", "--help"],
@@ -30,10 +32,12 @@ def main() -> None:
                 began = time.perf_counter()
                 subprocess.run([sys.executable, *words], capture_output=True, cwd=folder)
                 seconds[name].append(time.perf_counter() - began)
+    report = Report("Start-up")
     empty = statistics.median(seconds["python -c pass"][1:])  # the first round warms the caches
     for name, times in seconds.items():
         median = statistics.median(times[1:])
-        print(f"{name:<32} {median * 1000:6.0f} ms  {median / empty:5.1f} x  an empty Python")
+        report.line(f"{name:<32} {median * 1000:6.0f} ms  {median / empty:5.1f} x  an empty Python")
+    report.save()
 
 
 if __name__ == "__main__":

@@ -9,51 +9,71 @@ import typer
 
 from gptcli import console
 from gptcli.commands import options
+from gptcli.commands.scores import compare, describe, facts_of, show_tasks
 from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
     from gptcli.device import Compute
-    from gptcli.evaluation import Difference, Evaluation, SpanOf, TokenSequence
+    from gptcli.evaluation import Evaluation, SpanOf, TokenSequence
 
 # OpenAI's GPT-2 on OpenWebText's validation part, nats per token, as nanoGPT publishes them.
 GPT2_ON_OPENWEBTEXT = {"124M": 3.12, "350M": 2.84, "774M": 2.67, "1558M": 2.54}
 
 
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]...",
+        help="Files, run folders or run names; several are compared. Default: newest best.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Prepared data; default: the run's own."),
+]
+TextFile = Annotated[
+    str | None, typer.Option("--text", metavar="FILE", help="Score a text file instead.")
+]
+Split = Annotated[str, typer.Option("--split", help="train or val.")]
+Stride = Annotated[
+    int | None, typer.Option("--stride", help="Tokens a window adds; default: the context.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Score about this many, evenly spaced.")
+]
+Yardsticks = Annotated[
+    bool, typer.Option("--yardsticks", help="Also compress the same text with gzip and xz.")
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,...", help="Tasks of lm-eval instead, or YAML files of yours."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="With --tasks: questions of each.")]
+
+
 def evaluate(
-    checkpoints: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CHECKPOINT]...",
-            help="Files, run folders or run names; several are compared. Default: newest best.",
-            show_default=False,
-        ),
-    ] = None,
+    checkpoints: Checkpoints = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="DIR", help="Prepared data; default: the run's own."),
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", metavar="FILE", help="Score a text file instead.")
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "val",
-    stride: Annotated[
-        int | None, typer.Option("--stride", help="Tokens a window adds; default: the context.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Score about this many, evenly spaced.")
-    ] = None,
-    yardsticks: Annotated[
-        bool, typer.Option("--yardsticks", help="Also compress the same text with gzip and xz.")
-    ] = False,
+    data: Data = None,
+    text: TextFile = None,
+    split: Split = "val",
+    stride: Stride = None,
+    max_tokens: MaxTokens = None,
+    yardsticks: Yardsticks = False,
+    tasks: Tasks = None,
+    limit: Limit = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte, of one checkpoint or of several side by side."""
     wanted = _Wanted(data, text, split, stride, max_tokens)
     wanted.check(yardsticks)
+    if limit is not None and tasks is None:
+        raise ConfigError("--limit: only --tasks have questions; --max-tokens shortens a text")
+    options.require_positive(limit=limit)
     if checkpoints and checkpoint is not None:
         raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
     loaded = options.exactly(options.load(config, set_))
@@ -64,6 +84,9 @@ def evaluate(
     names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
     found = [find_checkpoint(name, loaded) for name in names]
     trained = [load_model(path, machine.device) for path in found]
+    if tasks is not None:
+        _run_tasks(trained, tasks.split(","), limit, json_)
+        return
     scored = _score_all(trained, wanted, loaded.data.seq_len, machine)
     extra: dict[str, Any] = {}
     if text is None and (known := _references(wanted.folder(trained[0]), trained[0])):
@@ -72,9 +95,9 @@ def evaluate(
         extra |= _yardsticks(wanted.folder(trained[0]), trained[0])
     if len(scored) == 1:
         facts = scored[0][0] | extra
-        console.result_json(facts) if json_ else console.result(_describe(facts))
+        console.result_json(facts) if json_ else console.result(describe(facts))
     else:
-        _compare(scored, extra, json_)
+        compare(scored, extra, json_)
 
 
 @dataclass(frozen=True)
@@ -142,7 +165,7 @@ def _score_all(
         began = time.perf_counter()
         score = _score(one, tokens, span_of, machine, context, wanted)
         split = wanted.split if wanted.text is None else "text"
-        scored.append((_facts(one, split, score, time.perf_counter() - began), score))
+        scored.append((facts_of(one, split, score, time.perf_counter() - began), score))
     return scored
 
 
@@ -209,27 +232,6 @@ def _split_tokens(folder: Path, split: str, trained: "TrainedModel") -> "TokenSe
     return tokens
 
 
-def _facts(
-    trained: "TrainedModel", split: str, found: "Evaluation", seconds: float
-) -> dict[str, Any]:
-    return {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
-        "split": split,
-        "tokens": found.tokens,
-        "bytes": found.bytes,
-        "context": found.context,
-        "stride": found.stride,
-        "loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "seconds": round(seconds, 3),
-        "standard_error": found.standard_error,
-        "words": found.words,
-        "word_perplexity": found.word_perplexity,
-    }
-
-
 def _references(folder: Path, trained: "TrainedModel") -> dict[str, float]:
     """Return published losses, nats per token, that a loss on this data can be held against."""
     from gptcli.data.shards import read_manifest
@@ -253,73 +255,18 @@ def _yardsticks(folder: Path, trained: "TrainedModel") -> dict[str, Any]:
         return {"yardsticks": measure(*texts)}
 
 
-def _describe(facts: dict[str, Any]) -> str:
-    lines = [
-        f"{facts['checkpoint']} (step {facts['step']}) on {facts['split']}:"
-        f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
-        f" context {facts['context']}, stride {facts['stride']}",
-        f"loss {facts['loss']:.4f} nats per token (standard error {facts['standard_error']:.4f})",
-        f"perplexity {facts['perplexity']:.2f} per token, {facts['word_perplexity']:,.2f} per word",
-        f"{facts['bits_per_byte']:.3f} bits per byte",
-    ]
-    return "\n".join(lines + _describe_extra(facts, facts["bits_per_byte"]))
-
-
-def _describe_extra(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
-    """Return lines on what the figures can be held against."""
-    lines = []
-    if (known := facts.get("references")) is not None:
-        losses = ", ".join(f"{size} {loss}" for size, loss in known.items())
-        lines.append(f"OpenAI's GPT-2 on OpenWebText, context 1024, nats per token: {losses}")
-    if (found := facts.get("yardsticks")) is not None:
-        lines.append(
-            f"the same text takes {found['gzip']:.3f} bits per byte with gzip -9,"
-            f" {found['xz']:.3f} with xz -9e,"
-            f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
-        )
-        better = [name for name in ("gzip", "xz") if bits_per_byte < found[name]]
-        verdict = "better than " + " and ".join(better) if better else "not yet as well as gzip"
-        lines.append(f"fewer is better: the model predicts text it has never seen {verdict}")
-    return lines
-
-
-def _compare(
-    scored: "list[tuple[dict[str, Any], Evaluation]]", extra: dict[str, Any], json_: bool
+def _run_tasks(
+    trained: "list[TrainedModel]", names: list[str], limit: int | None, json_: bool
 ) -> None:
-    """Print a table, and how the first network differs from each of the others."""
-    from gptcli.evaluation import paired_difference
+    """Run lm-eval's tasks on every network and print their metrics."""
+    from gptcli.interop.harness import run_tasks
 
-    results = [facts for facts, _ in scored]
-    others = [(facts, paired_difference(scored[0][1], score)) for facts, score in scored[1:]]
-    first = results[0]["checkpoint"]
+    results: list[dict[str, Any]] = []
+    for one in trained:
+        device = str(one.model.wte.weight.device)
+        scores = run_tasks(one, names, limit=limit, device=device)
+        results.append({"checkpoint": str(one.path), "step": one.step, "tasks": scores})
     if json_:
-        differences = [
-            {"first": first, "second": facts["checkpoint"], "bits_per_byte": found.bits_per_byte,
-             "low": found.low, "high": found.high} for facts, found in others
-        ]  # fmt: skip
-        console.result_json({"results": results, "differences": differences} | extra)
+        console.result_json(results[0] if len(results) == 1 else {"results": results})
         return
-    header = ("bits/byte", "nats/token", "perplexity", "tokens", "context", "step", "checkpoint")
-    rows = [
-        (f"{facts['bits_per_byte']:.4f}", f"{facts['loss']:.4f}", f"{facts['perplexity']:.2f}",
-         f"{facts['tokens']:,}", f"{facts['context']}", f"{facts['step']}", facts["checkpoint"])
-        for facts in results
-    ]  # fmt: skip
-    console.table(header, rows)
-    for facts, found in others:
-        console.result(_describe_difference(first, facts["checkpoint"], found))
-    for line in _describe_extra(extra, results[0]["bits_per_byte"]):
-        console.result(line)
-
-
-def _describe_difference(first: str, second: str, found: "Difference") -> str:
-    interval = f"95% interval {found.low:+.4f} to {found.high:+.4f}"
-    if found.low != found.low:
-        interval, verdict = "no interval", "the text is too short to tell"
-    elif found.is_certain:
-        verdict = f"{first if found.bits_per_byte < 0 else second} is better"
-    else:
-        verdict = "this text cannot tell which is better"
-    return (
-        f"{first} less {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
-    )
+    show_tasks(results)

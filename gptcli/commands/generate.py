@@ -98,12 +98,14 @@ def generate(
         raise ConfigError("--logprobs: they are shown with --json only")
     if interactive and json_:
         raise ConfigError("--interactive and --json exclude each other")
+    if interactive and num_samples not in (None, 1):
+        raise ConfigError("--num-samples: a conversation has one text")
     loaded, trained = _load(checkpoint, config, set_, flags)
     n_samples = 1 if interactive else loaded.generate.num_samples
     weights = _lighten(loaded, trained, n_samples, int8=quantize is not None)
     clean = str if raw else console.printable
     if interactive:
-        _converse(loaded, trained, clean)
+        _converse(loaded, trained, clean, prompt_argument or prompt)
     else:
         _draw(loaded, trained, clean, weights, logprobs=logprobs, json_=json_)
 
@@ -202,14 +204,16 @@ def _facts(sample: "Sample", tokenizer: "Tokenizer | None") -> dict[str, Any]:
     }
 
 
-def _converse(config: "Config", trained: "TrainedModel", clean: Callable[[str], str]) -> None:
+def _converse(
+    config: "Config", trained: "TrainedModel", clean: Callable[[str], str], line: str | None
+) -> None:
     """Continue line after line of a person; all that was said before is in the context."""
     from gptcli.generation import continued_prompt, draw_samples
 
     console.message("each line continues the text; Ctrl-C stops a text, Ctrl-D leaves", "dim")
     tokenizer, block_size = trained.tokenizer, trained.model.config.block_size
     said: list[int] = []
-    line, turn = config.generate.prompt, 0
+    turn = 0
     while line is not None or (line := console.ask("> ")) is not None:
         text, line, sample = line, None, None
         try:
@@ -221,6 +225,7 @@ def _converse(config: "Config", trained: "TrainedModel", clean: Callable[[str], 
                 console.write(clean(piece))
         except ConfigError as error:  # what was typed is not in the vocabulary
             console.error(error.message, error.hint)
+            continue
         except KeyboardInterrupt:
             pass
         console.write("\n")

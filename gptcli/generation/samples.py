@@ -108,7 +108,7 @@ def _in_order(
     decoding: Decoding, growing: dict[int, Sample], clock: Clock
 ) -> Iterator[tuple[Sample, str]]:
     held = dict.fromkeys(growing, "")
-    waiting = deque(growing)
+    waiting, ended = deque(growing), set[int]()
     while waiting:
         began = time.perf_counter()
         step = decoding.step()
@@ -119,9 +119,9 @@ def _in_order(
             held[drawn.sample] += sample.text.push(drawn.token)
             if sample.text.is_stopped:
                 decoding.end(drawn.sample)
-        ended = [number for number in held if number not in decoding.alive]
-        for number in ended:
+        for number in held.keys() - ended - set(decoding.alive):
             held[number] += growing[number].text.finish()
+            ended.add(number)
         while waiting:
             text, held[waiting[0]] = held[waiting[0]], ""
             if text or waiting[0] in ended:

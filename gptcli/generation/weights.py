@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptcli.device import synchronize
 from gptcli.model import GPT
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
@@ -58,7 +59,9 @@ def exchange_weights(
     blocks, head = _blocks(model), {"lm_head": model.lm_head}
     if model.wte.weight.device.type != "cpu":
         model.to(dtype or _gpu_dtype())
-        return _exchange(model, blocks, [INT8, INT8_PLAIN], rows).name if int8 else "16 bits"
+        if int8:
+            return _exchange(model, blocks, [INT8, INT8_PLAIN], rows).name
+        return f"{_name(model.wte.weight.dtype)} weights"
     if int8:
         chosen = _exchange(model, blocks, [INT8, INT8_PLAIN], rows)
         wide = None if dtype == torch.float32 else dtype
@@ -129,9 +132,11 @@ def _fastest(candidates: list[Kernel], layers: list[nn.Linear], rows: int, other
 
 def _lap(products: list[Product], x: Tensor, other: Tensor) -> float:
     other.sum()
+    synchronize(x.device)
     began = time.perf_counter()
     for product in products:
         product(x)
+    synchronize(x.device)
     return time.perf_counter() - began
 
 

@@ -281,6 +281,62 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(gpt: Any, run: Path) -> None
     assert "seed 1337" in done.err and "tokens/s" in done.err
 
 
+def test_samples_are_told_one_after_the_other(gpt: Any, run: Path) -> None:
+    command = ("generate", "The", "--num-samples", "3", "--raw")
+    texts = [sample["text"] for sample in gpt(*command, "--json").json["samples"]]
+    assert gpt(*command).out == "\n---------------\n".join(texts) + "\n"
+
+
+def test_control_characters_are_stripped_unless_raw(gpt: Any, run: Path) -> None:
+    command = ("generate", "The", "--max-new-tokens", "200", "--temperature", "5")
+    raw, clean = gpt(*command, "--raw").out, gpt(*command).out
+    assert any(c < " " and c != "\n" for c in raw)
+    assert not any(c < " " and c not in "\n\t" for c in clean)
+
+
+def test_log_probabilities_come_with_json(gpt: Any, run: Path) -> None:
+    (sample,) = gpt("generate", "The", "--json", "--logprobs").json["samples"]
+    assert len(sample["logprobs"]) == sample["tokens"] == 8
+    assert all(found["logprob"] < 0 and 0 <= found["id"] < 257 for found in sample["logprobs"])
+    assert gpt("generate", "--logprobs").code == 2
+
+
+@pytest.mark.parametrize("extra", [("--quantize", "int8"), ("-s", "dtype=bfloat16")])
+def test_weights_in_few_bits_draw_text_too(gpt: Any, run: Path, extra: tuple[str, ...]) -> None:
+    done = gpt("generate", "The", "--num-samples", "2", *extra)
+    assert done.code == 0 and extra[1].removeprefix("dtype=") in done.err, done.err
+
+
+def test_a_conversation_keeps_what_was_said(gpt: Any, run: Path) -> None:
+    command = ("generate", "--interactive", "--temperature", "0", "--raw")
+    both = gpt(*command, stdin=b"The cat\n sat\n")
+    assert both.code == 0, both.err
+    first = gpt("generate", "The cat", "--temperature", "0", "--json").json["samples"][0]["text"]
+    assert both.out.startswith(first + "\n")
+    said = f"The cat{first} sat"[-8:]  # the later half of the context of 16
+    second = gpt("generate", said, "--temperature", "0", "--json").json["samples"][0]["text"]
+    assert both.out == f"{first}\n{second}\n"
+    assert gpt(*command, stdin=b"").out == ""
+    for wrong in ("--json", "--num-samples=2"):
+        assert gpt(*command, wrong, stdin=b"The\n").code == 2
+
+
+def test_a_conversation_goes_on_after_a_character_it_does_not_know(
+    gpt: Any, tiny_set: list[str]
+) -> None:
+    chars = [
+        "-s",
+        "data.dir=data/chars",
+        "-s",
+        "tokenizer.name=char",
+        "-s",
+        "data.source=corpus.txt",
+    ]
+    assert gpt("train", *tiny_set, *chars).code == 0
+    done = gpt("generate", "-i", stdin="日本\nthe cat\n".encode())
+    assert done.code == 0 and "日" in done.err and done.out.strip()
+
+
 def test_stop_strings_end_the_text(gpt: Any, run: Path) -> None:
     whole = gpt("generate", "--temperature", "0", "--json").json["samples"][0]["text"]
     cut = gpt("generate", "--temperature", "0", "--json", "--stop", whole[2:4]).json["samples"][0]

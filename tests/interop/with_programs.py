@@ -153,6 +153,26 @@ def test_q8_0_is_bit_for_bit_what_llama_cpp_makes_of_float32(
         assert np.array_equal(tensor.data, theirs[name].data), name
 
 
+def test_eval_runs_tasks_through_a_temporary_export(model: Any, gpt: Any) -> None:
+    checkpoint = model()
+    text = "The cat sat on a mat and the dog ran to a big red barn by the sea."
+    Path("task.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    Path("mine.yaml").write_text(TASK)
+    done = gpt("eval", str(checkpoint), "--tasks", "mine.yaml", "--json")
+    assert done.code == 0, done.err
+    trained = load_model(checkpoint, torch.device("cpu"))
+    ids = [trained.tokenizer.eot, *trained.tokenizer.encode(text).tolist()]
+    with torch.no_grad():
+        loss = trained.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])).loss
+    measured = done.json["tasks"]["mine"]["bits_per_byte"]
+    assert measured == pytest.approx(float(loss) / len(text) / 0.6931471805599453, rel=1e-4)
+    shown = gpt("eval", str(checkpoint), "--tasks", "mine.yaml", "--limit", "1")
+    assert "bits_per_byte" in shown.out and f"{measured:.4f}" in shown.out
+    unknown = gpt("eval", str(checkpoint), "--tasks", "no-such-task")
+    assert unknown.code == 2 and "no-such-task" in unknown.err
+    assert gpt("eval", str(checkpoint), "--tasks", "absent.yaml").code == 2
+
+
 def test_lm_eval_loads_a_folder_and_measures_what_we_do(model: Any, gpt: Any) -> None:
     model()
     assert gpt("export", "--to", "hf", "out").code == 0

@@ -1,0 +1,162 @@
+"""Decoding speed of GPT-2 124M with random weights beside other programs: medians, interleaved.
+
+python benchmarks/generate.py [--llama PYTHON] [--nanogpt DIR] [--rounds 5]
+
+A 16-token prompt, 200 tokens, this machine's threads. transformers is a package of the tests;
+PYTHON is an interpreter that has llama-cpp-python. Whoever is not named is left out, said aloud.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import GPT, Report, prepared, run
+
+N_TOKENS = 200
+PROMPT = " a b c d e f g h i j k l m n o p"  # 16 tokens of GPT-2's vocabulary
+PEERS = Path(__file__).parent / "peers"
+Speeds = dict[str, Callable[[], float]]
+
+
+def main() -> None:
+    """Make the network, measure everybody in turn, and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--llama", metavar="PYTHON")
+    parser.add_argument("--nanogpt", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    report = Report("Decoding, 124M")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_network(folder)
+        speeds = ours(folder) | with_transformers(folder)
+        if options.llama:
+            speeds |= with_llama(folder, options.llama)
+        else:
+            report.line("llama.cpp was left out: name its interpreter with --llama PYTHON")
+        if options.nanogpt:
+            speeds["nanoGPT float32"] = lambda: nanogpt(folder, options.nanogpt)
+        else:
+            report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
+        found: dict[str, list[float]] = {label: [] for label in speeds}
+        first: list[float] = []
+        for _ in range(options.rounds):
+            for label, measure in speeds.items():
+                found[label].append(measure())
+            first.append(time_to_first_token(folder))
+    tell(report, found, first)
+    report.save()
+
+
+def make_network(folder: Path) -> None:
+    """Write a run with random weights, and the same network for the others."""
+    data = prepared(folder, None, "gpt2")
+    settings = ["name=random", f"data.dir={data}", "train.max_steps=1", "train.micro_batch_size=1",
+                "data.seq_len=16", "train.eval_tokens=16", "optim.lr=1e-9",
+                "train.sample_every=null"]  # fmt: skip
+    run([*GPT, "train", *(word for one in settings for word in ("-s", one))], folder)
+    run([*GPT, "export", "--checkpoint", "random", "--to", "hf", "hf"], folder)
+
+
+def ours(folder: Path) -> Speeds:
+    """Return how to measure `gpt generate`."""
+
+    def measure(*words: str) -> Callable[[], float]:
+        command = [*GPT, "generate", "--checkpoint", "random", "--json", "--top-k", "50",
+                   "--max-new-tokens", str(N_TOKENS + 1), *words, PROMPT]  # fmt: skip
+        return lambda: float(json.loads(printed(command, folder))["tokens_per_second"])
+
+    eight = ("--num-samples", "8")
+    return {
+        "gpt float32": measure("-s", "dtype=float32"),
+        "gpt 16 bit": measure(),
+        "gpt int8": measure("--quantize", "int8"),
+        "gpt float32, 8 texts": measure("-s", "dtype=float32", *eight),
+        "gpt 16 bit, 8 texts": measure(*eight),
+        "gpt int8, 8 texts": measure("--quantize", "int8", *eight),
+    }
+
+
+def with_transformers(folder: Path) -> Speeds:
+    """Return how to measure the transformers library."""
+
+    def measure(dtype: str) -> Callable[[], float]:
+        script = str(PEERS / "transformers_generate.py")
+        return lambda: float(
+            printed([sys.executable, script, "hf", dtype, "1", str(N_TOKENS)], folder)
+        )
+
+    return {f"transformers {dtype}": measure(dtype) for dtype in ("float32", "bfloat16")}
+
+
+def with_llama(folder: Path, python: str) -> Speeds:
+    """Return how to measure llama.cpp."""
+
+    def measure(dtype: str) -> Callable[[], float]:
+        file = f"{dtype}.gguf"
+        run([*GPT, "export", "--checkpoint", "random", "--to", "gguf", "--dtype", dtype, file],
+            folder)  # fmt: skip
+        script = str(PEERS / "llama_generate.py")
+        return lambda: float(printed([python, script, file, str(N_TOKENS)], folder))
+
+    return {f"llama.cpp {dtype}": measure(dtype) for dtype in ("float32", "float16", "q8_0")}
+
+
+def nanogpt(folder: Path, where: Path) -> float:
+    """Measure nanoGPT's sample.py, the difference of two lengths being its decoding."""
+    out = folder / "nanogpt"
+    if not out.exists():
+        out.mkdir()
+        run([*GPT, "export", "--checkpoint", "random", "--to", "nanogpt", str(out / "ckpt.pt")],
+            folder)  # fmt: skip
+
+    def seconds(n: int) -> float:
+        began = time.perf_counter()
+        run([sys.executable, "sample.py", f"--out_dir={out}", "--device=cpu", "--dtype=float32",
+             "--num_samples=1", f"--max_new_tokens={n}", f"--start={PROMPT}"], where)  # fmt: skip
+        return time.perf_counter() - began
+
+    return (N_TOKENS - 1) / (seconds(N_TOKENS) - seconds(1))
+
+
+def printed(command: list[str], folder: Path) -> str:
+    """Run a command and return its last line on stdout."""
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True,
+                          stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    return done.stdout.splitlines()[-1]
+
+
+def time_to_first_token(folder: Path) -> float:
+    """Return the seconds from the start of the process to its end after one token."""
+    began = time.perf_counter()
+    run([*GPT, "generate", "--checkpoint", "random", "--max-new-tokens", "1", PROMPT], folder)
+    return time.perf_counter() - began
+
+
+def tell(report: Report, found: dict[str, list[float]], first: list[float]) -> None:
+    """Print medians with their spread, and the ratios that matter."""
+    middle = {label: statistics.median(values) for label, values in found.items()}
+    for label, values in found.items():
+        spread = f"({min(values):,.1f} to {max(values):,.1f})"
+        report.line(f"{label:<24} {middle[label]:7,.1f} tokens/s  {spread}")
+    report.line(f"one token from process start: {statistics.median(first):.2f} s")
+    pairs = [
+        ("gpt float32", "transformers float32"), ("gpt 16 bit", "transformers bfloat16"),
+        ("gpt float32", "llama.cpp float32"), ("gpt 16 bit", "llama.cpp float16"),
+        ("gpt int8", "llama.cpp q8_0"), ("gpt float32", "nanoGPT float32"),
+        ("gpt float32, 8 texts", "gpt float32"), ("gpt 16 bit, 8 texts", "gpt 16 bit"),
+        ("gpt int8, 8 texts", "gpt int8"),
+    ]  # fmt: skip
+    for one, other in pairs:
+        if one in middle and other in middle:
+            report.line(f"{one} / {other}: {middle[one] / middle[other]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What `gpt eval` says about the figures: in JSON, in lines, in tables."""
+
+from typing import TYPE_CHECKING, Any
+
+from gptcli import console
+
+if TYPE_CHECKING:
+    from gptcli.checkpoint import TrainedModel
+    from gptcli.evaluation import Difference, Evaluation
+
+Scored = list[tuple[dict[str, Any], "Evaluation"]]
+
+
+def facts_of(
+    trained: "TrainedModel", split: str, found: "Evaluation", seconds: float
+) -> dict[str, Any]:
+    """Return the JSON result of scoring one network."""
+    return {
+        "checkpoint": str(trained.path),
+        "step": trained.step,
+        "split": split,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "context": found.context,
+        "stride": found.stride,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "seconds": round(seconds, 3),
+        "standard_error": found.standard_error,
+        "words": found.words,
+        "word_perplexity": found.word_perplexity,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """Return the lines about one network."""
+    lines = [
+        f"{facts['checkpoint']} (step {facts['step']}) on {facts['split']}:"
+        f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
+        f" context {facts['context']}, stride {facts['stride']}",
+        f"loss {facts['loss']:.4f} nats per token (standard error {facts['standard_error']:.4f})",
+        f"perplexity {facts['perplexity']:.2f} per token, {facts['word_perplexity']:,.2f} per word",
+        f"{facts['bits_per_byte']:.3f} bits per byte",
+    ]
+    return "\n".join(lines + _held_against(facts, facts["bits_per_byte"]))
+
+
+def _held_against(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
+    """Return lines on what the figures can be held against."""
+    lines = []
+    if (known := facts.get("references")) is not None:
+        losses = ", ".join(f"{size} {loss}" for size, loss in known.items())
+        lines.append(f"OpenAI's GPT-2 on OpenWebText, context 1024, nats per token: {losses}")
+    if (found := facts.get("yardsticks")) is not None:
+        lines.append(
+            f"the same text takes {found['gzip']:.3f} bits per byte with gzip -9,"
+            f" {found['xz']:.3f} with xz -9e,"
+            f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
+        )
+        better = [name for name in ("gzip", "xz") if bits_per_byte < found[name]]
+        verdict = "better than " + " and ".join(better) if better else "not yet as well as gzip"
+        lines.append(f"fewer is better: the model predicts text it has never seen {verdict}")
+    return lines
+
+
+def compare(scored: Scored, extra: dict[str, Any], json_: bool) -> None:
+    """Print a table, and how the first network differs from each of the others."""
+    from gptcli.evaluation import paired_difference
+
+    results = [facts for facts, _ in scored]
+    others = [(facts, paired_difference(scored[0][1], score)) for facts, score in scored[1:]]
+    first = results[0]["checkpoint"]
+    if json_:
+        differences = [
+            {"first": first, "second": facts["checkpoint"], "bits_per_byte": found.bits_per_byte,
+             "low": found.low, "high": found.high} for facts, found in others
+        ]  # fmt: skip
+        console.result_json({"results": results, "differences": differences} | extra)
+        return
+    header = ("bits/byte", "nats/token", "perplexity", "tokens", "context", "step", "checkpoint")
+    rows = [
+        (f"{facts['bits_per_byte']:.4f}", f"{facts['loss']:.4f}", f"{facts['perplexity']:.2f}",
+         f"{facts['tokens']:,}", f"{facts['context']}", f"{facts['step']}", facts["checkpoint"])
+        for facts in results
+    ]  # fmt: skip
+    console.table(header, rows)
+    for facts, found in others:
+        console.result(_describe_difference(first, facts["checkpoint"], found))
+    for line in _held_against(extra, results[0]["bits_per_byte"]):
+        console.result(line)
+
+
+def _describe_difference(first: str, second: str, found: "Difference") -> str:
+    interval = f"95% interval {found.low:+.4f} to {found.high:+.4f}"
+    if found.low != found.low:
+        interval, verdict = "no interval", "the text is too short to tell"
+    elif found.is_certain:
+        verdict = f"{first if found.bits_per_byte < 0 else second} is better"
+    else:
+        verdict = "this text cannot tell which is better"
+    return (
+        f"{first} less {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
+    )
+
+
+def show_tasks(results: list[dict[str, Any]]) -> None:
+    """Print the metrics of lm-eval's tasks."""
+    rows = [
+        (task, metric, f"{value:.4f}", _plus_minus(metrics.get(f"{metric}_stderr")),
+         facts["checkpoint"])
+        for facts in results
+        for task, metrics in facts["tasks"].items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr")
+    ]  # fmt: skip
+    console.table(("task", "metric", "value", "standard error", "checkpoint"), rows)
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f"{error:.4f}"

@@ -1,0 +1,82 @@
+"""The tasks of lm-eval (EleutherAI's harness) on a network, through a temporary export."""
+
+import contextlib
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gptcli.checkpoint import TrainedModel
+from gptcli.errors import ConfigError, DataError
+from gptcli.interop.export import export
+
+Scores = dict[str, dict[str, float]]
+
+
+def run_tasks(
+    trained: TrainedModel, names: list[str], *, limit: int | None = None, device: str = "cpu"
+) -> Scores:
+    """Run tasks in float32 and return the metrics of each, with their standard errors.
+
+    Args:
+        trained: A network that has the shape of one of Hugging Face's.
+        names: Tasks or groups of lm-eval, or YAML files of your own tasks.
+        limit: Questions of each task; all if None.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: lm-eval is not installed, a task is unknown, or no export has the shape.
+        DataError: The data set of a task cannot be had.
+    """
+    lm_eval = _package()
+    tasks = [_task(lm_eval, name) for name in names]
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
+        folder = Path(place) / "network"
+        export(trained, "hf", folder)
+        try:
+            found = lm_eval.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(folder), "dtype": "float32"},
+                tasks=tasks,
+                limit=limit,
+                device=device,
+                batch_size=1,
+            )
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"--tasks: {error}", "lm-eval's names: lm-eval ls tasks") from error
+        except (ConnectionError, FileNotFoundError) as error:
+            raise DataError(f"--tasks: {error}") from error
+    return {task: _metrics(values) for task, values in found["results"].items()}
+
+
+def _package() -> ModuleType:
+    try:
+        import lm_eval
+        import lm_eval.utils
+    except ImportError as error:
+        raise ConfigError(
+            "--tasks needs the package lm-eval", "install it: pip install 'gptcli[bench]'"
+        ) from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    package: ModuleType = lm_eval
+    return package
+
+
+def _task(lm_eval: ModuleType, name: str) -> Any:
+    """Return what lm-eval takes for a task: its name, or the content of a file."""
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    if not Path(name).is_file():
+        raise ConfigError(f"--tasks: {name}: no such file")
+    return lm_eval.utils.load_yaml_config(name)
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a task by their names without the filter, as in acc_norm."""
+    return {
+        key.partition(",")[0]: float(value)
+        for key, value in values.items()
+        if "," in key and isinstance(value, int | float)
+    }
