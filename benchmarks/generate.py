@@ -41,7 +41,7 @@ def main() -> None:
         else:
             report.line("llama.cpp was left out: name its interpreter with --llama PYTHON")
         if options.nanogpt:
-            speeds["nanoGPT float32"] = lambda: nanogpt(folder, options.nanogpt)
+            speeds |= with_nanogpt(folder, options.nanogpt)
         else:
             report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
         found: dict[str, list[float]] = {label: [] for label in speeds}
@@ -49,6 +49,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for label, measure in speeds.items():
                 found[label].append(measure())
+                print(f"{label}: {found[label][-1]:.1f}", flush=True)
             first.append(time_to_first_token(folder))
     tell(report, found, first)
     report.save()
@@ -108,21 +109,12 @@ def with_llama(folder: Path, python: str) -> Speeds:
     return {f"llama.cpp {dtype}": measure(dtype) for dtype in ("float32", "float16", "q8_0")}
 
 
-def nanogpt(folder: Path, where: Path) -> float:
-    """Measure nanoGPT's sample.py, the difference of two lengths being its decoding."""
-    out = folder / "nanogpt"
-    if not out.exists():
-        out.mkdir()
-        run([*GPT, "export", "--checkpoint", "random", "--to", "nanogpt", str(out / "ckpt.pt")],
-            folder)  # fmt: skip
-
-    def seconds(n: int) -> float:
-        began = time.perf_counter()
-        run([sys.executable, "sample.py", f"--out_dir={out}", "--device=cpu", "--dtype=float32",
-             "--num_samples=1", f"--max_new_tokens={n}", f"--start={PROMPT}"], where)  # fmt: skip
-        return time.perf_counter() - began
-
-    return (N_TOKENS - 1) / (seconds(N_TOKENS) - seconds(1))
+def with_nanogpt(folder: Path, where: Path) -> Speeds:
+    """Return how to measure nanoGPT, which slows down as the text grows: half the tokens."""
+    run([*GPT, "export", "--checkpoint", "random", "--to", "nanogpt", "ckpt.pt"], folder)
+    script, n_tokens = str(PEERS / "nanogpt_generate.py"), str(N_TOKENS // 2)
+    command = [sys.executable, script, str(where.resolve()), "ckpt.pt", n_tokens]
+    return {"nanoGPT float32": lambda: float(printed(command, folder))}
 
 
 def printed(command: list[str], folder: Path) -> str:

@@ -226,7 +226,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         tokenizer = tokenizer_from(checkpoint.tokenizer)
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
-    share_weights(model, weights, path, device)
+    place_weights(model, weights, path, device)
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
 
 
@@ -254,20 +254,21 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
         parameter.copy_(weights[name])
 
 
-def share_weights(
+def place_weights(
     model: GPT, weights: Mapping[str, Tensor], path: Path, device: torch.device
 ) -> None:
-    """Give `model`, which may be on "meta", these very weights: on a CPU they are not copied.
+    """Give `model`, made on "meta", copies of weights on a device, not to be trained.
 
-    A file that is mapped is read when a weight is first used. Nothing may be trained then.
+    They are copied, for a mapped file that somebody writes to would change under the network.
 
     Raises:
         CheckpointError: Names or shapes differ.
     """
     for name in _matching(model, weights, path):
         parent, _, last = name.rpartition(".")
-        weight = torch.nn.Parameter(weights[name].to(device, torch.float32), requires_grad=False)
-        setattr(model.get_submodule(parent), last, weight)
+        weight = weights[name].to(device, torch.float32, copy=True)
+        parameter = torch.nn.Parameter(weight, requires_grad=False)
+        setattr(model.get_submodule(parent), last, parameter)
     if model.config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
 

@@ -167,7 +167,7 @@ class Config(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the matrix products; weights and sums stay float32."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network with torch.compile."""
+    """Compile the network with torch.compile, to train it."""
     deterministic: bool | Literal["auto"] = "auto"
     """Refuse operations without a reproducible result; only matters on cuda."""
     data: DataConfig = DataConfig()
