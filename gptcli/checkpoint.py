@@ -7,6 +7,7 @@ what was loaded: a zip's own sums miss damage that changes where a tensor is rea
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
 
 def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
     """Read and verify one file; return the checksum of its weights too."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "no such checkpoint"
+    if not durable.is_file(path):
+        what = "is not a file" if os.path.lexists(path) else "no such checkpoint"
         raise CheckpointError(f"{path}: {what}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -303,12 +304,12 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
                 return own
         return _newest_run() / BEST
     path = Path(wanted)
-    if path.is_file():
+    if durable.is_file(path):
         return path
     if wanted in (BEST, LAST):
         return _newest_run() / wanted
     for folder in (path, RUNS / wanted):
-        if (folder / "run.json").is_file() or (folder / BEST).is_file():
+        if durable.is_file(folder / "run.json") or durable.is_file(folder / BEST):
             found = next(
                 (folder / name for name in (BEST, LAST) if (folder / name).is_file()), None
             )

@@ -70,7 +70,7 @@ def ask(sign: str) -> str | None:
     if sys.stdin is None:
         return None
     try:
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty():
             with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits by itself
                 import readline  # noqa: F401
             return input(sign)

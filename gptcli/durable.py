@@ -152,6 +152,14 @@ def link(source: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no file can have names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's content; a pipe or a device, which may have no end, is no file.
 

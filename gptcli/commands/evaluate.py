@@ -1,5 +1,6 @@
 """`gpt eval`: loss, perplexity and bits per byte of a checkpoint, or of several side by side."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 from gptcli import console
 from gptcli.commands import options
 from gptcli.commands.scores import compare, describe, facts_of, show_tasks
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
@@ -69,14 +70,16 @@ def evaluate(
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte, of one checkpoint or of several side by side."""
-    wanted = _Wanted(data, text, split, stride, max_tokens)
-    wanted.check(yardsticks)
     if limit is not None and tasks is None:
         raise ConfigError("--limit: only --tasks have questions; --max-tokens shortens a text")
+    if tasks is not None and (data or text or stride or max_tokens or yardsticks or split != "val"):
+        raise ConfigError("--tasks bring their own text: of the other options, only --limit fits")
     options.require_positive(limit=limit)
     if checkpoints and checkpoint is not None:
         raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
     loaded = options.exactly(options.load(config, set_))
+    wanted = _Wanted(data, text, split, stride, max_tokens, loaded.data.encoding_errors)
+    wanted.check(yardsticks)
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
 
@@ -109,6 +112,7 @@ class _Wanted:
     split: str
     stride: int | None
     max_tokens: int | None
+    encoding_errors: str
 
     def check(self, yardsticks: bool) -> None:
         """Refuse options that do not name one text to score."""
@@ -119,6 +123,8 @@ class _Wanted:
             raise ConfigError(f"--split: expected train or val, got '{self.split}'")
         if self.text is not None and yardsticks:
             raise ConfigError("--yardsticks needs prepared data: it compresses both splits")
+        if self.split != "val" and yardsticks:
+            raise ConfigError("--yardsticks compresses the validation text: leave --split out")
 
     def check_contexts(self, contexts: list[int]) -> None:
         """Refuse windows that skip tokens, or that differ from network to network."""
@@ -155,7 +161,7 @@ def _score_all(
     texts: list[tuple[TokenSequence, SpanOf | None]] = []
     for one in trained:  # all are opened before the first is scored: refusals come at once
         if wanted.text is not None:
-            texts.append(_text_tokens(Path(wanted.text), one))
+            texts.append(_text_tokens(Path(wanted.text), one, wanted.encoding_errors))
         else:
             folder = wanted.folder(trained[0])
             tokens = _split_tokens(folder, wanted.split, one)
@@ -187,6 +193,11 @@ def _score(
             units=TextUnits(trained.tokenizer), span_of=span_of, on_progress=bar.update,
         )  # fmt: skip
     assert found is not None
+    if not math.isfinite(found.nats):
+        raise CheckpointError(
+            f"{trained.path}: the network's output is not a finite number",
+            "if its weights are sound, -s dtype=float32 has room for it",
+        )
     return found
 
 
@@ -197,17 +208,22 @@ def _context(wanted: int | None, trained: "TrainedModel") -> int:
     return wanted or block_size
 
 
-def _text_tokens(path: Path, trained: "TrainedModel") -> "tuple[TokenSequence, SpanOf]":
+def _text_tokens(
+    path: Path, trained: "TrainedModel", errors: str
+) -> "tuple[TokenSequence, SpanOf]":
     """Tokenize a text file, nothing put before it; return which part of the text each is in."""
     import numpy as np
 
     from gptcli.data.readers import read_text
     from gptcli.evaluation import TokenArray, spans_of_bytes
+    from gptcli.tokenizers import UnknownCharacters
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     tokenizer = trained.tokenizer
-    pieces = [tokenizer.encode(piece) for piece in read_text(path, "strict", tokenizer.safe_cut)]
+    try:
+        pieces = [tokenizer.encode(text) for text in read_text(path, errors, tokenizer.safe_cut)]
+    except UnknownCharacters as error:
+        hint = "its tokenizer knows the characters of its training text only"
+        raise DataError(f"{path}: {error.message}", hint) from error
     tokens = np.concatenate(pieces)
     if len(tokens) < 2:
         raise DataError(f"{path}: {len(tokens)} tokens; scoring takes at least 2")

@@ -105,7 +105,7 @@ def generate(
     weights = _lighten(loaded, trained, n_samples, int8=quantize is not None)
     clean = str if raw else console.printable
     if interactive:
-        _converse(loaded, trained, clean, prompt_argument or prompt)
+        _converse(loaded, trained, clean, options.load(config, set_, flags).generate.prompt)
     else:
         _draw(loaded, trained, clean, weights, logprobs=logprobs, json_=json_)
 
@@ -168,17 +168,19 @@ def _draw(
 
     wanted, tokenizer = config.generate, trained.tokenizer
     prompt = encode_prompt(tokenizer, wanted.prompt, trained.model.config.block_size)
-    if not json_ and console.is_live() and wanted.prompt:
-        console.prompt(wanted.prompt)
     clock, samples = Clock(), list[Sample]()
     for sample, text in draw_samples(
         trained.model, tokenizer, prompt, wanted,
         seed=config.seed, numbers=range(wanted.num_samples), clock=clock, logprobs=logprobs,
     ):  # fmt: skip
         is_new = not samples or samples[-1] is not sample
-        if not json_:
-            console.write(_BETWEEN * (is_new and bool(samples)) + clean(text))
+        if is_new and not json_:
+            console.write(_BETWEEN if samples else "")
+            if console.is_live() and wanted.prompt:
+                console.prompt(wanted.prompt)
         samples += [sample] * is_new
+        if not json_:
+            console.write(clean(text))
     speed, first = clock.tokens_per_second, clock.to_first_token or 0.0
     if json_:
         facts = [_facts(sample, tokenizer if logprobs else None) for sample in samples]

@@ -39,11 +39,20 @@ def describe(facts: dict[str, Any]) -> str:
         f"{facts['checkpoint']} (step {facts['step']}) on {facts['split']}:"
         f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
         f" context {facts['context']}, stride {facts['stride']}",
-        f"loss {facts['loss']:.4f} nats per token (standard error {facts['standard_error']:.4f})",
-        f"perplexity {facts['perplexity']:.2f} per token, {facts['word_perplexity']:,.2f} per word",
+        f"loss {facts['loss']:.4f} nats per token (standard error"
+        f" {_readable(facts['standard_error'], 4)})",
+        f"perplexity {_readable(facts['perplexity'], 2)} per token,"
+        f" {_readable(facts['word_perplexity'], 2)} per word",
         f"{facts['bits_per_byte']:.3f} bits per byte",
     ]
     return "\n".join(lines + _held_against(facts, facts["bits_per_byte"]))
+
+
+def _readable(number: float, digits: int) -> str:
+    """Return a number for people: none where there is none, and no endless row of digits."""
+    if number != number:
+        return "unknown"
+    return f"{number:,.{digits}f}" if number < 1e7 else f"{number:.3g}"
 
 
 def _held_against(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
@@ -54,7 +63,7 @@ def _held_against(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
         lines.append(f"OpenAI's GPT-2 on OpenWebText, context 1024, nats per token: {losses}")
     if (found := facts.get("yardsticks")) is not None:
         lines.append(
-            f"the same text takes {found['gzip']:.3f} bits per byte with gzip -9,"
+            f"the validation text takes {found['gzip']:.3f} bits per byte with gzip -9,"
             f" {found['xz']:.3f} with xz -9e,"
             f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
         )

@@ -139,7 +139,7 @@ class GenerateConfig(Section):
     """Keep the likeliest tokens that together reach this probability."""
     min_p: Fraction | None = None
     """Drop tokens below this fraction of the likeliest one's probability."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     """Makes tokens that were there already less likely; 1 does not."""
     num_samples: PositiveInt = 1
     """Texts to draw."""

@@ -159,4 +159,4 @@ def standard_error_of_sum(residuals: npt.NDArray[np.float64]) -> float:
 
 
 def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats >= 700 else math.exp(nats)

@@ -29,7 +29,8 @@ def candidates(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None, T
     ids = None
     if config.top_k is not None and config.top_k < V:
         logits, ids = torch.topk(logits, config.top_k)
-    probs = torch.softmax(logits / config.temperature, dim=-1)
+    likeliest = logits.amax(-1, keepdim=True)  # less it, no temperature overflows
+    probs = torch.softmax((logits - likeliest) / config.temperature, dim=-1)
     least = None if config.min_p is None else config.min_p * probs.amax(-1, keepdim=True)
     if config.top_p is not None:
         if ids is None:

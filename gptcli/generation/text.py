@@ -16,17 +16,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> 
     Raises:
         ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
     """
-    try:
-        ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.eot]
-    except UnknownCharacters as error:
-        raise ConfigError(f"the prompt: {error.message}", error.hint) from error
-    except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
-        raise ConfigError(f"the prompt is not valid text at character {error.start}") from error
+    ids = _encode(tokenizer, prompt) if prompt else [tokenizer.eot]
     if len(ids) > block_size:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, the network's context holds {block_size}",
             "shorten the prompt to its end, which matters most",
         )
+    return ids
+
+
+def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(prompt).tolist()
+    except UnknownCharacters as error:
+        raise ConfigError(f"the prompt: {error.message}", error.hint) from error
     return ids
 
 
@@ -38,8 +41,7 @@ def continued_prompt(
     Raises:
         ConfigError: The vocabulary lacks part of the text.
     """
-    new = encode_prompt(tokenizer, text, len(text.encode()) + 1) if text else []
-    ids = [*said, *new] or [tokenizer.eot]
+    ids = [*said, *_encode(tokenizer, text)] or [tokenizer.eot]
     return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
 
 

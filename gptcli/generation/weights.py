@@ -23,6 +23,8 @@ _RACED = 4  # matrices, so that none is in the cache when its turn comes
 _LAPS = 3
 _MARGIN = 1.25  # as much faster than those before it a kernel has to be: a race is no close call
 
+_INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not look
+
 Product = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
 
 
@@ -60,10 +62,10 @@ def exchange_weights(
     if model.wte.weight.device.type != "cpu":
         model.to(dtype or _gpu_dtype())
         if int8:
-            return _exchange(model, blocks, [INT8, INT8_PLAIN], rows).name
+            return _exchange(model, blocks, _int8_candidates(blocks), rows).name
         return f"{_name(model.wte.weight.dtype)} weights"
     if int8:
-        chosen = _exchange(model, blocks, [INT8, INT8_PLAIN], rows)
+        chosen = _exchange(model, blocks, _int8_candidates(blocks), rows)
         wide = None if dtype == torch.float32 else dtype
         return f"{chosen.name}, head {_exchange(model, head, _candidates(wide), rows).name}"
     if dtype in (None, torch.float32) and model.n_params() < LARGE:
@@ -152,6 +154,12 @@ def _candidates(dtype: torch.dtype | None) -> list[Kernel]:
         f"{_name(dtype)} packed", dtype, lambda weight, bias: _packed(weight, bias, dtype)
     )
     return [packed, plain] if dtype == torch.bfloat16 else [plain, packed]
+
+
+def _int8_candidates(layers: dict[str, nn.Linear]) -> list[Kernel]:
+    """Return the kernels for int8 weights; torch's own reads past rows of other widths."""
+    fits = all(layer.in_features % _INT8_WIDTH == 0 for layer in layers.values())
+    return [INT8, INT8_PLAIN] if fits else [INT8_PLAIN]
 
 
 def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:

@@ -175,7 +175,7 @@ def test_impossible_options(gpt: Any, arguments: list[str]) -> None:
 
 
 def test_a_text_to_score_that_is_missing_or_too_short(gpt: Any, run: Path) -> None:
-    assert_refused(gpt("eval", "--text", "none.txt"), 3, "none.txt: no such file")
+    assert_refused(gpt("eval", "--text", "none.txt"), 3, "none.txt: No such file")
     Path("short.txt").write_text("x")
     assert_refused(gpt("eval", "--text", "short.txt"), 3, "at least 2")
 

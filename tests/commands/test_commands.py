@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gptcli.checkpoint import load_checkpoint, load_model
+from gptcli.checkpoint import load_checkpoint, load_model, save_checkpoint
 from gptcli.data.shards import read_manifest, write_manifest
 
 
@@ -144,9 +144,9 @@ def test_eval_of_a_text_equals_a_plain_loop(gpt: Any, run: Path) -> None:
 
 
 def test_eval_prints_loss_perplexity_and_bits(gpt: Any, run: Path) -> None:
-    done = gpt("eval", "--split", "train", "--max-tokens", "64", "--yardsticks")
+    done = gpt("eval", "--max-tokens", "64", "--yardsticks")
     assert done.code == 0, done.err
-    for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on train"):
+    for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on val"):
         assert part in done.out
     assert "GPT-2" not in done.out  # published figures are of another text
 
@@ -281,6 +281,45 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(gpt: Any, run: Path) -> None
     assert "seed 1337" in done.err and "tokens/s" in done.err
 
 
+def test_eval_of_a_network_that_is_broken_is_an_error(gpt: Any, run: Path) -> None:
+    checkpoint = load_checkpoint(run / "best.pt")
+    checkpoint.model["ln_f.weight"][0] = float("nan")
+    save_checkpoint(Path("nan.pt"), checkpoint)
+    done = gpt("eval", "nan.pt", "--json")
+    assert done.code == 4 and "not a finite number" in done.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["x" * 300], 4, "no such checkpoint"),
+        (["--text", "x" * 300], 3, "too long"),
+        (["--text", "."], 3, "directory"),
+        (["--yardsticks", "--split", "train"], 2, "validation text"),
+        (["--tasks", "x", "--text", "corpus.txt"], 2, "bring their own"),
+        (["--limit", "3"], 2, "--tasks"),
+    ],
+)
+def test_what_eval_refuses(gpt: Any, run: Path, arguments: list[str], code: int, part: str) -> None:
+    done = gpt("eval", *arguments)
+    assert done.code == code and part in done.err and len(done.err_lines) <= 3, done.err
+
+
+def test_eval_reads_text_that_is_not_utf8_if_told_to(gpt: Any, run: Path) -> None:
+    Path("bad.txt").write_bytes(b"The cat sat on \xff a mat.")
+    refused = gpt("eval", "--text", "bad.txt")
+    assert refused.code == 3 and "data.encoding_errors=replace" in refused.err
+    done = gpt("eval", "--text", "bad.txt", "-s", "data.encoding_errors=replace", "--json")
+    assert done.code == 0 and done.json["bytes"] == len("The cat sat on \ufffd a mat.".encode()) - 1
+
+
+def test_figures_that_are_not_there_are_unknown(gpt: Any, run: Path) -> None:
+    Path("short.txt").write_text("ab")
+    done = gpt("eval", "--text", "short.txt")
+    assert done.code == 0 and "standard error unknown" in done.out
+    assert "unknown per word" in done.out and "nan" not in done.out
+
+
 def test_samples_are_told_one_after_the_other(gpt: Any, run: Path) -> None:
     command = ("generate", "The", "--num-samples", "3", "--raw")
     texts = [sample["text"] for sample in gpt(*command, "--json").json["samples"]]
@@ -317,6 +356,10 @@ def test_a_conversation_keeps_what_was_said(gpt: Any, run: Path) -> None:
     second = gpt("generate", said, "--temperature", "0", "--json").json["samples"][0]["text"]
     assert both.out == f"{first}\n{second}\n"
     assert gpt(*command, stdin=b"").out == ""
+    set_ = gpt(*command, "-s", "generate.prompt=The cat", stdin=b" sat\n")
+    assert set_.out == both.out
+    odd = gpt(*command, stdin=b"caf\xe9\nThe cat\n")
+    assert odd.code in (0, 2) and "Traceback" not in odd.err
     for wrong in ("--json", "--num-samples=2"):
         assert gpt(*command, wrong, stdin=b"The\n").code == 2
 

@@ -80,6 +80,12 @@ def test_stop_strings_cut_where_searching_the_whole_text_would(text: str, stop: 
     assert found.text == text[:cut]
 
 
+def test_half_a_surrogate_pair_is_no_prompt() -> None:
+    for text in ("caf\udce9", "x" * 20 + "\udce9"):
+        with pytest.raises(ConfigError, match="surrogate"):
+            continued_prompt(byte_tokenizer(), [], text, 16)
+
+
 def test_what_was_said_is_continued_and_shortened_from_its_beginning() -> None:
     tokenizer = byte_tokenizer()
     assert continued_prompt(tokenizer, [], "", 16) == [256]

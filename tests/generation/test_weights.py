@@ -82,6 +82,16 @@ def test_a_kernel_that_fails_or_errs_loses_the_race() -> None:
         assert module._fastest(candidates, layers, 1, torch.zeros(9)) is plain
 
 
+@pytest.mark.parametrize("shape", [{"n_embd": 36}, {"n_embd": 32, "n_inner": 43}])
+def test_int8_of_widths_that_torch_s_kernel_reads_past(shape: dict[str, int]) -> None:
+    sizes = {"n_layer": 2, "n_head": 2, "block_size": 32, "vocab_size": 101, **shape}
+    model = GPT(ModelConfig(**sizes)).eval()
+    model.init_weights(2)
+    expected = logits(model)
+    assert "widened" in exchange_weights(model, torch.float32, rows=3, int8=True)
+    assert float((logits(model) - expected).norm() / expected.norm()) < 5e-2
+
+
 def test_quantizing_errs_by_half_a_step_at_most() -> None:
     torch.manual_seed(0)
     weight = torch.randn(20, 50) * torch.logspace(-6, 3, 20)[:, None]
