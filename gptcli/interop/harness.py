@@ -31,7 +31,7 @@ def run_tasks(
         DataError: The data set of a task cannot be had.
     """
     lm_eval = _package()
-    tasks = [_task(lm_eval, name) for name in names]
+    tasks = [_task(name) for name in names]
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
         folder = Path(place) / "network"
         export(trained, "hf", folder)
@@ -54,7 +54,6 @@ def run_tasks(
 def _package() -> ModuleType:
     try:
         import lm_eval
-        import lm_eval.utils
     except ImportError as error:
         raise ConfigError(
             "--tasks needs the package lm-eval", "install it: pip install 'gptcli[bench]'"
@@ -64,13 +63,13 @@ def _package() -> ModuleType:
     return package
 
 
-def _task(lm_eval: ModuleType, name: str) -> Any:
-    """Return what lm-eval takes for a task: its name, or the content of a file."""
+def _task(name: str) -> str:
+    """Return what lm-eval takes for a task: its name, or the whole path of a file."""
     if not name.endswith((".yaml", ".yml")):
         return name
     if not Path(name).is_file():
         raise ConfigError(f"--tasks: {name}: no such file")
-    return lm_eval.utils.load_yaml_config(name)
+    return str(Path(name).resolve())
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
