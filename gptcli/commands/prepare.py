@@ -22,63 +22,139 @@ if TYPE_CHECKING:
 _SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 
 
+Dataset = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATASET]", help="Preset, path or glob of text, or hf:org/name."),
+]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the shards.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes; default: one for each core.")
+]
+Presets = Annotated[bool, typer.Option("--list", help="List the presets and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and stop.")]
+Force = Annotated[bool, typer.Option("--force", help="Write anew over other prepared data.")]
+Rank = Annotated[
+    int | None, typer.Option("--rank", help="Prepare this rank's share only, of --world-size.")
+]
+WorldSize = Annotated[
+    int | None, typer.Option("--world-size", help="Ranks that share the work, in one folder.")
+]
+Finalize = Annotated[
+    bool, typer.Option("--finalize", help="All ranks are done: write the manifest.")
+]
+
+
 def prepare(
-    dataset: Annotated[
-        str | None,
-        typer.Argument(metavar="[DATASET]", help="Preset, path or glob of text, or hf:org/name."),
-    ] = None,
+    dataset: Dataset = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Folder for the shards.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes; default: one for each core.")
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the presets and stop.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and stop.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write anew over other prepared data.")
-    ] = False,
+    out: Out = None,
+    workers: Workers = None,
+    list_: Presets = False,
+    dry_run: DryRun = False,
+    force: Force = False,
+    rank: Rank = None,
+    world_size: WorldSize = None,
+    finalize: Finalize = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Download, tokenize and write uint16 shards."""
     if list_:
         _list(json_)
         return
-    options.require_positive(workers=workers)
+    options.require_positive(workers=workers, world_size=world_size)
+    is_share = _is_share(rank, world_size, finalize, force or dry_run)
     loaded = options.load(config, set_, {"data.source": dataset, "data.dir": out})
+    began = time.perf_counter()
     if (ready := _token_files(loaded)) is not None:
-        if dry_run:
-            raise ConfigError("--dry-run: token files are taken as they are; there is no plan")
-        began = time.perf_counter()
+        if dry_run or is_share or finalize:
+            raise ConfigError(
+                "token files are taken as they are; there is no work to plan or share"
+            )
         manifest = _adopt(loaded, *ready)
         _report(ready[0], manifest, time.perf_counter() - began, loaded, config, set_, json_)
         return
-    from gptcli.data.estimate import estimate, require_room
-    from gptcli.data.prepare import is_finished, make_plan
+    from gptcli.data import prepare as preparing
 
-    plan = make_plan(loaded)
-    began = time.perf_counter()
-    found = None
-    if dry_run or not is_finished(plan):
-        found = estimate(plan)
-        if dry_run and json_:
-            console.result_json({**_plan_facts(plan), **asdict(found)})
-            return
-        if dry_run:
-            console.result(_describe_plan(plan, found))
-        elif console.is_live() or plan.source.n_bytes > _SMALL_BYTES:
-            console.message(_describe_plan(plan, found))
-        require_room(plan, found)
+    plan = preparing.make_plan(loaded)
+    if rank is not None and world_size is not None:
+        _prepare_share(plan, rank, world_size, workers, json_)
+        return
+    if finalize:
+        manifest = preparing.finalize(plan)
+    else:
+        found = None
+        if dry_run or not preparing.is_finished(plan):
+            found = _announce(plan, dry_run, json_)
         if dry_run:
             return
-    manifest = run(plan, workers, force, found)
+        manifest = run(plan, workers, force, found)
     _warn_of_counts(plan, manifest)
     seconds = time.perf_counter() - began
     _report(plan.folder, manifest, seconds, loaded, config, set_, json_)
+
+
+def _is_share(rank: int | None, world_size: int | None, finalize: bool, others: bool) -> bool:
+    """Tell whether a rank's share is wanted; refuse options that do not go together."""
+    if (rank is None) != (world_size is None):
+        raise ConfigError("--rank and --world-size belong together")
+    if rank is not None and world_size is not None and not 0 <= rank < world_size:
+        raise ConfigError(f"--rank: expected 0 to {world_size - 1}, got {rank}")
+    if rank is not None and finalize:
+        raise ConfigError("--finalize comes by itself, after all ranks")
+    if others and (rank is not None or finalize):
+        raise ConfigError("--force and --dry-run are for the whole, not for ranks")
+    return rank is not None
+
+
+def _announce(plan: "Plan", dry_run: bool, json_: bool) -> "Estimate":
+    """Say what is going to be done, and refuse what there is no room for."""
+    from gptcli.data.estimate import estimate, require_room
+
+    found = estimate(plan)
+    if dry_run and json_:
+        console.result_json({**_plan_facts(plan), **asdict(found)})
+        return found
+    if dry_run:
+        console.result(_describe_plan(plan, found))
+    elif console.is_live() or plan.source.n_bytes > _SMALL_BYTES:
+        console.message(_describe_plan(plan, found))
+    require_room(plan, found)
+    return found
+
+
+def _prepare_share(
+    plan: "Plan", rank: int, world_size: int, workers: int | None, json_: bool
+) -> None:
+    """Prepare a rank's share with progress bars, and say what remains to be done."""
+    from gptcli.data.prepare import prepare_share
+
+    began = time.perf_counter()
+    with console.byte_bars({"tokenizing": None}) as advance:
+        records = prepare_share(
+            plan,
+            rank,
+            world_size,
+            workers=_workers(plan, workers),
+            on_progress=lambda n_bytes: advance("tokenizing", n_bytes),
+            on_download=lambda n_bytes: advance("downloading", n_bytes),
+        )
+    seconds = time.perf_counter() - began
+    tokens = sum(record.tokens.train + record.tokens.val for record in records)
+    n_bytes = sum(record.bytes.train + record.bytes.val for record in records)
+    if json_:
+        console.result_json(
+            {"dir": str(plan.folder), "rank": rank, "world_size": world_size,
+             "units": len(records), "tokens": tokens, "bytes": n_bytes,
+             "seconds": round(seconds, 3)}
+        )  # fmt: skip
+        return
+    console.result(
+        f"{plan.folder}: rank {rank} of {world_size}, {len(records)} of"
+        f" {len(plan.source.units)} units, {console.size(n_bytes)} of text, {tokens:,} tokens,"
+        f" {seconds:.1f} s"
+    )
+    console.message("when all ranks are done: the same command with --finalize in place of ranks")
 
 
 def _report(
@@ -163,19 +239,24 @@ def run(
     """Prepare with progress bars; `train` does so too when local data is not prepared yet."""
     from gptcli.data.prepare import prepare as prepare_data
 
-    if workers is None:
-        workers = os.cpu_count() or 1 if plan.source.n_bytes > _SMALL_BYTES else 1
     totals = {"tokenizing": found.text_bytes if found else None}
     if found and found.download_bytes:
         totals = {"downloading": found.download_bytes, **totals}
     with console.byte_bars(totals) as advance:
         return prepare_data(
             plan,
-            workers=workers,
+            workers=_workers(plan, workers),
             force=force,
             on_progress=lambda n_bytes: advance("tokenizing", n_bytes),
             on_download=lambda n_bytes: advance("downloading", n_bytes),
         )
+
+
+def _workers(plan: "Plan", wanted: int | None) -> int:
+    """Return how many processes tokenize."""
+    if wanted is not None:
+        return wanted
+    return os.cpu_count() or 1 if plan.source.n_bytes > _SMALL_BYTES else 1
 
 
 def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:

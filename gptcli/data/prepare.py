@@ -7,7 +7,7 @@ workers. Knows no terminal.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -22,7 +22,7 @@ from gptcli.data.progress import Progress, remove_prepared
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
 from gptcli.data.tokenize import OnProgress, write_units
-from gptcli.data.units import documents, fingerprint
+from gptcli.data.units import Unit, documents, fingerprint
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import (
     Tokenizer,
@@ -100,11 +100,7 @@ def prepare(
     progress = Progress(plan.folder)
     if force:
         progress.discard()
-    tokenizer = _tokenizer(plan, progress)
-    record = TokenizerRecord(
-        name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
-    )
-    recipe = _recipe(plan, record)
+    tokenizer, recipe = _settle(plan, progress)
     made = [path for path in (plan.folder, *plan.folder.parents) if not path.exists()]
     durable.make_folder(plan.folder)
     durable.remove_leftovers(plan.folder)
@@ -113,7 +109,9 @@ def prepare(
     try:
         progress.begin(recipe)
         durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-        units = _run(plan, tokenizer, progress, workers, on_progress, on_download)
+        units = _run(
+            plan, plan.source.units, tokenizer, progress, workers, on_progress, on_download
+        )
         manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
         _refuse_empty(plan, manifest)
         shards.write_manifest(plan.folder, manifest)
@@ -122,6 +120,80 @@ def prepare(
         raise
     progress.end()
     return manifest
+
+
+def prepare_share(
+    plan: Plan,
+    rank: int,
+    world_size: int,
+    *,
+    workers: int = 1,
+    on_progress: OnProgress = lambda n_bytes: None,
+    on_download: OnBytes = lambda n_bytes: None,
+) -> list[UnitRecord]:
+    """Tokenize every world_size-th unit from unit `rank` on; `finalize` writes the manifest.
+
+    Ranks may work at once, on any machines that see the folder: none touches what another may be
+    writing, and what each unit becomes depends on the unit alone. A rank that is run again does
+    what it has not finished.
+
+    Raises:
+        ConfigError, DataError, StorageError: As `prepare`; finished units are kept.
+    """
+    share = plan.source.units[rank::world_size]
+    existing = _existing(plan)
+    if existing is not None:
+        _require_same(existing, plan)
+        return existing.units[rank::world_size]
+    progress = Progress(plan.folder)
+    tokenizer, recipe = _settle(plan, progress)
+    durable.make_folder(plan.folder)
+    progress.begin(recipe)
+    durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+    return _run(plan, share, tokenizer, progress, workers, on_progress, on_download)
+
+
+def finalize(plan: Plan) -> Manifest:
+    """Write the manifest over the units that ranks have prepared.
+
+    Raises:
+        ConfigError: The folder holds other data, or the source has changed.
+        DataError: Units are missing.
+    """
+    existing = _existing(plan)
+    if existing is not None:
+        _require_same(existing, plan)
+        return existing
+    progress = Progress(plan.folder)
+    if progress.recipe() is None:
+        raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
+    tokenizer, recipe = _settle(plan, progress)
+    progress.begin(recipe)  # which compares it
+    done = _finished(plan.source.units, progress)
+    missing = [unit.index for unit in plan.source.units if unit.index not in done]
+    if missing:
+        first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
+        raise DataError(
+            f"{plan.folder}: {len(missing)} of {len(plan.source.units)} units are not prepared yet"
+            f" ({first})",
+            "run their ranks again: unit U is rank U modulo --world-size",
+        )
+    units = [done[unit.index] for unit in plan.source.units]
+    manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
+    _refuse_empty(plan, manifest)
+    shards.write_manifest(plan.folder, manifest)
+    progress.end()
+    durable.remove_leftovers(plan.folder)
+    return manifest
+
+
+def _settle(plan: Plan, progress: Progress) -> tuple[Tokenizer, Recipe]:
+    """Return the tokenizer, and what the shards' bytes will depend on."""
+    tokenizer = _tokenizer(plan, progress)
+    record = TokenizerRecord(
+        name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
+    )
+    return tokenizer, _recipe(plan, record)
 
 
 def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
@@ -270,17 +342,10 @@ def _head(pieces: Iterable[str], val_fraction: float) -> Iterator[str]:
         n_chars = max(0, n_chars - len(piece))
 
 
-def _run(
-    plan: Plan,
-    tokenizer: Tokenizer,
-    progress: Progress,
-    workers: int,
-    on_progress: OnProgress,
-    on_download: OnBytes,
-) -> list[UnitRecord]:
-    """Prepare the units that are not done yet, fetching the next while one is tokenized."""
+def _finished(units: Sequence[Unit], progress: Progress) -> dict[int, UnitRecord]:
+    """Return the records of the units that are done; their sources must be as they were."""
     done: dict[int, UnitRecord] = {}
-    for unit in plan.source.units:
+    for unit in units:
         record = progress.record(unit.index)
         if record is None:
             continue
@@ -288,9 +353,24 @@ def _run(
             raise ConfigError(
                 f"{unit.name} has changed since this preparation began", "begin anew with --force"
             )
-        on_progress(record.bytes.train + record.bytes.val)
         done[unit.index] = record
-    todo = [unit for unit in plan.source.units if unit.index not in done]
+    return done
+
+
+def _run(
+    plan: Plan,
+    units: Sequence[Unit],
+    tokenizer: Tokenizer,
+    progress: Progress,
+    workers: int,
+    on_progress: OnProgress,
+    on_download: OnBytes,
+) -> list[UnitRecord]:
+    """Prepare those of some units that are not done, fetching the next while one is tokenized."""
+    done = _finished(units, progress)
+    for record in done.values():
+        on_progress(record.bytes.train + record.bytes.val)
+    todo = [unit for unit in units if unit.index not in done]
     with (
         Encoder(tokenizer, workers if todo else 1) as encoder,
         Fetcher(todo, plan.data, on_download) as fetcher,
@@ -311,4 +391,4 @@ def _run(
             progress.commit(unit.index, record)
             fetcher.release(unit)
             done[unit.index] = record
-    return [done[unit.index] for unit in plan.source.units]
+    return [done[unit.index] for unit in units]
