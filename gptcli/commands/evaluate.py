@@ -45,7 +45,7 @@ MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", help="Score about this many, evenly spaced.")
 ]
 Yardsticks = Annotated[
-    bool, typer.Option("--yardsticks", help="Also compress the same text with gzip and xz.")
+    bool, typer.Option("--yardsticks", help="Also compress the validation text with gzip and xz.")
 ]
 Tasks = Annotated[
     str | None,

@@ -165,7 +165,8 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the matrix products; weights and sums stay float32."""
+    """Precision of the matrix products; weights that are trained and sums stay float32. Auto: to
+    train, bfloat16 where the hardware computes it; to evaluate, float32; to generate, 16 bits."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the network with torch.compile, to train it."""
     deterministic: bool | Literal["auto"] = "auto"

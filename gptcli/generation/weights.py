@@ -3,7 +3,7 @@
 A token needs every weight once, so decoding takes as long as reading them. Which of torch's kernels
 reads fastest differs from processor to processor by a factor of three (float16 saturates the memory
 of one and loses to float32 on another), so they are raced on the network's own matrices, which
-takes some hundredths of a second. Residuals and norms stay float32.
+takes about a tenth of a second. Residuals and norms stay float32.
 """
 
 import time
@@ -50,7 +50,8 @@ def exchange_weights(
 
     Args:
         model: In evaluation mode, float32.
-        dtype: Of the weights; None is what is fastest, 16 bits or float32 for a small network.
+        dtype: Of the weights; None on a CPU is what is fastest, 16 bits or, for a small network,
+            float32.
         rows: Texts that are decoded together.
         int8: Quantize the blocks' matrices, with a scale for each row (N); the head, where an
             error is an error of a logit, keeps 16 bits.
@@ -60,27 +61,27 @@ def exchange_weights(
     """
     blocks, head = _blocks(model), {"lm_head": model.lm_head}
     if model.wte.weight.device.type != "cpu":
-        model.to(dtype or _gpu_dtype())
+        model.to(dtype)  # all of it: there, what lies between the products has this precision too
         if int8:
             return _exchange(model, blocks, _int8_candidates(blocks), rows).name
         return f"{_name(model.wte.weight.dtype)} weights"
     if int8:
         chosen = _exchange(model, blocks, _int8_candidates(blocks), rows)
+        model.cache_dtype = _cache_dtype(chosen)
         wide = None if dtype == torch.float32 else dtype
         return f"{chosen.name}, head {_exchange(model, head, _candidates(wide), rows).name}"
     if dtype in (None, torch.float32) and model.n_params() < LARGE:
         return "float32"
     chosen = _exchange(model, blocks, _candidates(dtype), rows)
+    model.cache_dtype = _cache_dtype(chosen)
     alike = [chosen] if rows == 1 else _candidates(chosen.dtype)  # of many rows it takes its own
     _exchange(model, head, alike, rows)
     return f"{_name(chosen.dtype)} weights"
 
 
-def _gpu_dtype() -> torch.dtype:
-    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
-    return torch.bfloat16 if has_bfloat16 else torch.float16
+def _cache_dtype(kernel: Kernel) -> torch.dtype:
+    """Return what keys and values are kept in: no more than the kernel makes of them."""
+    return torch.bfloat16 if kernel.dtype == torch.bfloat16 else torch.float32
 
 
 def _blocks(model: GPT) -> dict[str, nn.Linear]:
@@ -99,8 +100,6 @@ def _exchange(
         module = model.get_submodule(parent)
         delattr(module, last)  # a function takes the module's place: calling it costs less
         setattr(module, last, kernel.prepare(layer.weight, layer.bias))
-    if "lm_head" not in layers:
-        model.cache_dtype = torch.bfloat16 if kernel.dtype == torch.bfloat16 else torch.float32
     return kernel
 
 
@@ -196,7 +195,8 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
         y = torch._weight_int8pack_mm(rows, W, scales).view(*x.shape[:-1], -1)
-        return y if b is None else y + b
+        y = y if b is None else y + b
+        return y.half() if x.dtype == torch.float16 else y  # else the residual's precision holds
 
     return product
 
