@@ -4,6 +4,7 @@ A message says where and what, a hint says how to mend it. A broken invariant of
 `assert`, and anything else is a bug: it keeps its traceback and ends with `EXIT_BUG`.
 """
 
+EXIT_DISTRIBUTED = 9
 EXIT_BUG = 70
 EXIT_PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: saved, start it again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved
@@ -74,4 +75,15 @@ class MemoryLimitError(GptError):
 class DistributedError(GptError):
     """A process of a distributed run failed or stopped answering."""
 
-    exit_code = 9
+    exit_code = EXIT_DISTRIBUTED
+
+
+class PeerError(DistributedError):
+    """Another process of the run failed, and has said why; this one ends with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:  # type: ignore[override]
+        return type(self), (self.message, self.exit_code)

@@ -95,7 +95,7 @@ def _prepare_local(config: "Config") -> None:
 
 
 def _plan(config: "Config", json_: bool) -> None:
-    from gptcli.training.session import plan
+    from gptcli.training.plan import plan
 
     facts = plan(config)
     if json_:

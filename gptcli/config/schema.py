@@ -86,7 +86,11 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again: less memory, more work."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several devices share the work."""
+    """How several processes share the network: each has it (ddp) or a part of it (fsdp)."""
+    async_save: bool | Literal["auto"] = "auto"
+    """Copy a checkpoint and write it while training goes on; auto does on cuda."""
+    hang_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress after which a run of several processes is ended."""
     freeze: list[str] = Field(default=[])
     """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
 

@@ -98,10 +98,12 @@ class TokenLoader:
         """Return tokens (B, T) and targets (B, T) of a step, int64."""
         return read_windows(self._tokens, self.starts(step), self._seq_len)
 
-    def micro_batches(self, step: int, size: int) -> Iterator[Batch]:
-        """Yield the batch of a step in rows of `size`."""
+    def micro_batches(
+        self, step: int, size: int, turn: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Yield the batch of a step in rows of `size`; with a turn, (rank, ranks), each in turn."""
         starts = self.starts(step)
-        for first in range(0, len(starts), size):
+        for first in range(turn[0] * size, len(starts), turn[1] * size):
             yield read_windows(self._tokens, starts[first : first + size], self._seq_len)
 
 

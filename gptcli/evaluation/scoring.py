@@ -4,8 +4,9 @@ Sums run over tokens and are divided once, so batches never weigh differently. K
 files or terminals.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -102,6 +103,7 @@ def evaluate(
     max_tokens: int | None = None,
     units: TextUnits | None = None,
     span_of: SpanOf | None = None,
+    turn: tuple[int, int] = (0, 1),
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation | None:
@@ -117,6 +119,7 @@ def evaluate(
         units: Counts bytes and words of the scored tokens; neither is counted if None.
         span_of: From positions (n,) of tokens to the part of the text that each is in, the unit
             of chance of the standard error; parts of `context` tokens if None.
+        turn: Which of how many shares to score; each takes as many forward passes.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
     """
@@ -131,13 +134,16 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches((window(i * total // chosen) for i in range(chosen)), rows):
+        found = _batches((window(i * total // chosen) for i in range(chosen)), rows)
+        for batch, counts in _dealt(found, turn):
             if stopped():
                 return None
             raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
             scored = _scored(batch)  # (B, T), as are positions
             positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
             nats = _token_losses(model, raw, scored, compute)
+            if not counts:
+                continue
             before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
             spans = (places - 1) // context if span_of is None else span_of(places)
             tally.add(spans, nats[scored], *(units.count(before, targets) if units else ()))
@@ -180,6 +186,16 @@ def _batches(found: Iterator[Window], rows: int) -> Iterator[list[Window]]:
         batch.append(window)
     if batch:
         yield batch
+
+
+def _dealt(
+    batches: Iterable[list[Window]], turn: tuple[int, int]
+) -> Iterator[tuple[list[Window], bool]]:
+    """Yield the batches of a share; where there are too few, one that does not count."""
+    mine, shares = turn
+    found = iter(batches)
+    while dealt := list(itertools.islice(found, shares)):
+        yield (dealt[mine], True) if mine < len(dealt) else (dealt[0], False)
 
 
 def _scored(batch: list[Window]) -> npt.NDArray[np.bool_]:

@@ -23,6 +23,9 @@ class Started:
     train_tokens: int
     val_tokens: int
     device: str
+    processes: int
+    parallel: str
+    """How they share the network: none, ddp or fsdp."""
     dtype: str
     compiled: bool
     tokenizer: str
@@ -194,11 +197,13 @@ def _describe_spent(spent: Spent) -> str:
 
 def _describe_start(event: Started) -> str:
     compiled = ", compiled" if event.compiled else ""
+    device = event.device
+    if event.processes > 1:
+        device = f"{event.processes} x {device} ({event.parallel})"
     goal = f"from step {event.step} to {event.max_steps}" if event.step else f"{event.max_steps}"
     epochs = event.max_steps * event.tokens_per_step / max(1, event.train_tokens)
     lines = [
-        f"run {event.run_dir}: {event.n_params:,} parameters on {event.device}, {event.dtype}"
-        f"{compiled}",
+        f"run {event.run_dir}: {event.n_params:,} parameters on {device}, {event.dtype}{compiled}",
         f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens, {event.tokenizer}"
         f" of {event.vocab_size} ids",
         f"steps: {goal} of {event.tokens_per_step:,} tokens, {epochs:.3g} epochs",

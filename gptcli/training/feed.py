@@ -16,15 +16,23 @@ class Feed:
         waited: Seconds that were spent waiting for a batch.
     """
 
-    def __init__(self, loader: TokenLoader, size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        loader: TokenLoader,
+        size: int,
+        device: torch.device,
+        turn: tuple[int, int] = (0, 1),
+    ) -> None:
         """Read nothing yet.
 
         Args:
             loader: Where batches come from.
             size: Rows of a micro-batch.
             device: Where they are to be.
+            turn: Rank and number of those who take the micro-batches of a step in turn.
         """
         self._loader, self._size, self._device = loader, size, device
+        self._turn = turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
         self.waited = 0.0
@@ -44,7 +52,7 @@ class Feed:
             )
 
     def _read(self, step: int) -> list[Batch]:
-        batches = list(self._loader.micro_batches(step, self._size))
+        batches = list(self._loader.micro_batches(step, self._size, self._turn))
         if self._device.type != "cuda":
             return batches
         # Only from pinned memory does a copy run beside the computation.

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
 from gptcli.device import memory_bytes
+from gptcli.distributed.world import joined
 from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, Text, encode_prompt
 from gptcli.training.events import (
@@ -28,10 +29,13 @@ from gptcli.training.events import (
     describe,
     metrics_of,
 )
-from gptcli.training.run import open_run
+from gptcli.training.parallel import in_parts
+from gptcli.training.run import Follower, Run, open_run
+from gptcli.training.saver import Saver
 from gptcli.training.session import Session, start
 from gptcli.training.step import Stepper
 from gptcli.training.stop import Stop
+from gptcli.training.watch import failures_told, watch
 
 MOST_EVAL_TOKENS = 1_000_000
 
@@ -54,22 +58,30 @@ def train(
     Raises:
         GptError: Every kind that a user can cause; what is saved stays usable.
     """
-    with open_run(config, resume=resume, overwrite=overwrite) as run:
-        session = start(run, config, resume=resume)
-        with contextlib.closing(session):
-            yield from _events(session, resume, stop or Stop())
+    stop = stop or Stop()
+    with joined(config.device) as world, failures_told(world), contextlib.ExitStack() as stack:
+        resume = resume or world.restarts > 0  # torchrun repeats the command as it was
+        stop.world = world
+        run: Run = Follower(config.run_folder)
+        if world.is_main:
+            run = stack.enter_context(open_run(config, resume=resume, overwrite=overwrite))
+        stack.enter_context(contextlib.closing(watch(world, config, stop)))
+        session = stack.enter_context(contextlib.closing(start(run, config, world, resume=resume)))
+        yield from _events(session, resume, stop)
+        if stop.exit_code is not None:
+            world.leave_word("stopped, and saved", stop.exit_code)
 
 
 def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
     """Run a session and write down what it yields; one that was finished has nothing to do."""
     run = session.run
-    summary = run.read_status().get("summary")
+    summary = session.world.share(lambda: run.read_status().get("summary"))
     if resume and summary and session.state.step >= session.max_steps:
         yield Finished(session.state.step, Summary(**summary))
         return
     run.cut_metrics(session.state.step)
     trainer = Trainer(session, stop)
-    with contextlib.closing(trainer.stepper.feed):
+    with contextlib.closing(trainer):
         for event in trainer.events():
             if (line := metrics_of(event)) is not None:
                 run.add_metrics(line)
@@ -86,6 +98,7 @@ class Trainer:
         self.stop = stop
         self.began = time.perf_counter()
         self.stepper = Stepper(session)
+        self.saver = Saver(_saves_in_background(session))
         self.resumed_seconds = session.state.seconds
         self.step_seconds = 0.0
         self.steps_timed = 0
@@ -94,6 +107,11 @@ class Trainer:
         self.evaluated: Evaluated | None = None
         self.saved_step = session.state.step if session.is_resumed else None
 
+    def close(self) -> None:
+        """End the threads that read ahead and save."""
+        self.saver.close()
+        self.stepper.feed.close()
+
     def events(self) -> Iterator[Event]:
         """Run to the last step, or until asked to stop."""
         state, train = self.s.state, self.s.config.train
@@ -101,7 +119,7 @@ class Trainer:
         self.s.run.write_config(self.s.config)
         self.s.run.write_status("running", state.step, None)
         if self.saved_step is None:
-            yield self._save()  # also shows at once whether the disk takes a checkpoint
+            yield from self._save()  # also shows at once whether the disk takes a checkpoint
         elif self._due(train.eval_every):
             yield from self._evaluate()
         while state.step < self.s.max_steps:
@@ -109,11 +127,12 @@ class Trainer:
             if done is None:
                 break
             yield done
+            yield from self.saver.finished()
             is_best_epoch = yield from self._end_epoch()
             if is_best_epoch or self._due(train.save_every) or self._due(train.eval_every):
-                yield self._save()
+                yield from self._save()
             if is_best_epoch:
-                self.s.run.link(state.step, BEST)
+                yield from self._link_best()
             if self._due(train.eval_every):
                 yield from self._evaluate()
             if train.sample_every and self._due(train.sample_every):
@@ -123,6 +142,7 @@ class Trainer:
             return
         if not train.sample_every:
             yield self._sample()
+        yield from self.saver.finished(wait=True)
         summary = self._summary()
         self.s.run.write_status("finished", state.step, 0, summary=asdict(summary))
         yield Finished(state.step, summary, self._spent())
@@ -131,7 +151,8 @@ class Trainer:
         """Save what is not yet saved, and say so."""
         step = self.s.state.step
         if self.saved_step != step:
-            yield self._save()
+            yield from self._save()
+        yield from self.saver.finished(wait=True)
         self.s.run.write_status("stopped", step, self.stop.exit_code)
         yield Stopped(step, self._summary(), self._spent())
 
@@ -192,15 +213,30 @@ class Trainer:
         state.best_loss, state.best_step = loss, state.step
         return True
 
-    def _save(self) -> Saved:
-        """Write a checkpoint, then let go of old ones."""
-        with self._clock("saving"):
-            path = self.s.save()
-            self.saved_step = self.s.state.step
-            self.s.run.link(self.s.state.step, LAST)
-            self.s.run.retain(self.s.config.train.keep_last)
-            self.s.run.write_status("running", self.s.state.step, None)
-        return Saved(self.s.state.step, path)
+    def _save(self) -> Iterator[Event]:
+        """Write a checkpoint, or have it written while training goes on; let go of old ones."""
+        s, step = self.s, self.s.state.step
+        with self._clock("saving"), s.world.busy():
+            yield from self.saver.finished(wait=True)
+            checkpoint = s.snapshot(copy=self.saver.in_background)
+            s.run.sync_metrics()
+
+            def commit() -> Saved:
+                path = s.write(checkpoint)
+                s.run.link(step, LAST)
+                s.run.retain(s.config.train.keep_last)
+                s.run.write_status("running", step, None)
+                return Saved(step, path)
+
+            if s.world.is_main:
+                self.saver.submit(commit)
+            self.saved_step = step
+        yield from self.saver.finished()
+
+    def _link_best(self) -> Iterator[Event]:
+        """Let best.pt be the checkpoint of this step."""
+        yield from self.saver.finished(wait=True)
+        self.s.run.link(self.s.state.step, BEST)
 
     def _evaluate(self) -> Iterator[Event]:
         """Score fixed windows of both splits, and link the best so far."""
@@ -216,7 +252,7 @@ class Trainer:
         is_best = val_loss is not None and (state.best_loss is None or val_loss < state.best_loss)
         if is_best:
             state.best_loss, state.best_step = val_loss, state.step
-            s.run.link(state.step, BEST)
+            yield from self._link_best()
         self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best)
         yield self.evaluated
 
@@ -226,8 +262,12 @@ class Trainer:
             result = evaluate(
                 s.model, tokens, s.compute,
                 context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
+                turn=(s.world.rank, s.world.size),
             )  # fmt: skip
-        return None if result is None else result.loss
+        if result is None:
+            return None
+        nats, n_scored = s.world.total(result.nats, result.tokens)
+        return nats / n_scored
 
     def _sample(self) -> Sampled:
         """Draw a text with the network as it is."""
@@ -235,15 +275,19 @@ class Trainer:
         config, prompt = s.config.generate, s.config.generate.prompt
         ids = encode_prompt(s.tokenizer, prompt, s.config.model.block_size)
         s.model.eval()
-        decoding = Decoding(
-            s.model, ids, config,
-            eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
+        decoding = iter(
+            Decoding(
+                s.model, ids, config,
+                eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
+            )
         )  # fmt: skip
         text = Text(s.tokenizer, config)
-        with self._clock("sampling"):
-            for drawn in decoding:
-                text.push(drawn.token)
-                if text.is_stopped or self.stop.requested():
+        with self._clock("sampling"), in_parts(s.model, s.compute):
+            while True:  # every rank draws the same, for shards compute only together
+                drawn = next(decoding, None)
+                if drawn is not None:
+                    text.push(drawn.token)
+                if s.world.most(drawn is None or text.is_stopped) or self.stop.requested():
                     break
             text.finish()
         s.model.train()
@@ -270,10 +314,12 @@ class Trainer:
             n_params=s.model.n_params(),
             n_windows=s.loader.n_windows,
             tokens_per_step=s.config.tokens_per_step,
-            grad_accum_steps=s.config.grad_accum_steps,
+            grad_accum_steps=s.config.tokens_per_step // (s.rows * s.config.seq_len * s.world.size),
             train_tokens=len(s.train_tokens),
             val_tokens=len(s.val_tokens) if s.val_tokens is not None else 0,
             device=str(s.compute.device),
+            processes=s.world.size,
+            parallel=s.kind,
             dtype=str(s.compute.dtype).removeprefix("torch."),
             compiled=self.stepper.compiled,
             tokenizer=s.tokenizer.name,
@@ -296,3 +342,8 @@ class Trainer:
             seconds=state.seconds,
             checkpoint=str(checkpoint) if checkpoint else None,
         )
+
+
+def _saves_in_background(session: Session) -> bool:
+    wanted = session.config.train.async_save
+    return session.compute.device.type == "cuda" if wanted == "auto" else wanted

@@ -5,7 +5,7 @@ a network have, are stacked: the same products, a quarter of the time in small n
 tensors only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ def muon(
     lr: float,
     momentum: float,
     weight_decay: float,
+    whole: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
+    share: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
 ) -> None:
     """Update matrices in place.
 
@@ -53,16 +55,20 @@ def muon(
         lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
         momentum: Decay of the averages.
         weight_decay: Decoupled.
+        whole: Where the matrices are shards, from a shard of the one at a position to all of it.
+        share: The other way.
     """
     torch._foreach_lerp_(list(momenta), list(gradients), 1 - momentum)
     ahead = torch._foreach_lerp(list(gradients), list(momenta), momentum)  # Nesterov's look
-    wide = [a.bfloat16() if a.shape[0] <= a.shape[1] else a.bfloat16().T for a in ahead]
+    full = [whole(index, a.bfloat16()) for index, a in enumerate(ahead)]
+    is_tall = [a.shape[0] > a.shape[1] for a in full]
+    wide = [a.T if tall else a for a, tall in zip(full, is_tall, strict=True)]
     updates = orthogonalized(torch.stack(wide)).unbind()
-    scale = 0.2 * max(matrices[0].shape) ** 0.5
+    scale = 0.2 * max(full[0].shape) ** 0.5
     torch._foreach_mul_(list(matrices), 1 - lr * weight_decay)
-    for matrix, update in zip(matrices, updates, strict=True):
-        upright = update if matrix.shape == update.shape else update.T.contiguous()
-        matrix.add_(upright, alpha=-lr * scale)
+    for index, (matrix, update) in enumerate(zip(matrices, updates, strict=True)):
+        upright = update.T.contiguous() if is_tall[index] else update
+        matrix.add_(share(index, upright), alpha=-lr * scale)
 
 
 def orthogonalized(stack: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """Optimizers from the configuration: which parameters decay, and which go to Muon."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from gptcli.config.schema import OptimConfig
+from gptcli.distributed.world import ALONE, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
 from gptcli.training.muon import muon, stacks
+from gptcli.training.parallel import all_local, hand_out, is_shard, like, local, share_of, whole
 
 OptimizerState = dict[str, dict[str, Tensor]]
 _FUSED = ("cuda", "cpu", "mps")  # devices on which one kernel does all of AdamW
@@ -60,19 +62,12 @@ class Optimizer:
     def _update(self, lr: float) -> None:
         self._has_stepped = True
         for names in self._stacks:
-            muon(
-                [self._parameters[name] for name in names],
-                self._gradients(names),
-                [self._state[name]["momentum_buffer"] for name in names],
-                lr=lr,
-                momentum=self._config.momentum,
-                weight_decay=self._config.weight_decay,
-            )
+            self._update_by_muon(names, lr)
         for names, weight_decay in self._groups:
             if not names:
                 continue
             adamw(
-                [self._parameters[name] for name in names],
+                all_local(self._parameters[name] for name in names),
                 self._gradients(names),
                 [self._state[name]["exp_avg"] for name in names],
                 [self._state[name]["exp_avg_sq"] for name in names],
@@ -88,13 +83,26 @@ class Optimizer:
                 maximize=False,
             )
 
+    def _update_by_muon(self, names: list[str], lr: float) -> None:
+        parameters = [self._parameters[name] for name in names]
+        muon(
+            all_local(parameters),
+            self._gradients(names),
+            [self._state[name]["momentum_buffer"] for name in names],
+            lr=lr,
+            momentum=self._config.momentum,
+            weight_decay=self._config.weight_decay,
+            whole=lambda index, share: whole(like(share, parameters[index])),
+            share=lambda index, full: share_of(full, parameters[index]),
+        )
+
     def _gradients(self, names: Collection[str]) -> list[Tensor]:
         found = [self._parameters[name].grad for name in names]
-        return [gradient for gradient in found if gradient is not None]
+        return [local(gradient) for gradient in found if gradient is not None]
 
     def _fresh(self, name: str, is_muon: bool) -> dict[str, Tensor]:
         """Return the state of a parameter before its first step."""
-        parameter = self._parameters[name]
+        parameter = local(self._parameters[name])
         if is_muon:
             return {"momentum_buffer": torch.zeros_like(parameter)}
         # The count of steps stays on the CPU unless the update is fused.
@@ -113,37 +121,46 @@ class Optimizer:
     def state(self) -> OptimizerState:
         """Return the state of each parameter, by its name, and nothing before the first step.
 
-        No copies are made.
+        No copies are made; of parameters in shards, they are in shards too.
         """
-        return {name: dict(s) for name, s in self._state.items()} if self._has_stepped else {}
+        if not self._has_stepped:
+            return {}
+        return {name: {key: like(tensor, self._parameters[name]) for key, tensor in state.items()}
+                for name, state in self._state.items()}  # fmt: skip
 
     def load_state(
-        self, states: Mapping[str, Mapping[str, Tensor]], were_frozen: Collection[str] = ()
+        self,
+        states: Mapping[str, Mapping[str, Tensor]],
+        were_frozen: Collection[str] = (),
+        world: World = ALONE,
     ) -> None:
         """Take up the state of a checkpoint, bit for bit.
 
         Args:
             states: By parameter name; that of a parameter frozen since is dropped.
             were_frozen: Parameters without a state there; one that learns now begins anew.
+            world: Rank 0 has the states, the others are given them.
 
         Raises:
             CheckpointError: It is the state of other parameters.
         """
-        foreign = states.keys() - self._parameters.keys() - self._frozen
-        missing = self._parameters.keys() - states.keys() - set(were_frozen) if states else set()
-        if foreign or missing:
-            differing = ", ".join(sorted(foreign | missing)[:3])
-            raise CheckpointError(f"optimizer state of other parameters ({differing})")
-        self._has_stepped = bool(states)
-        for name, state in states.items():
-            if name in self._frozen:
-                continue
-            device = self._parameters[name].device
-            # Copied: the checkpoint's tensors are views of a file.
-            self._state[name] = {
-                key: tensor.to(device if tensor.dim() or self._fused else "cpu", copy=True)
-                for key, tensor in state.items()
-            }
+
+        def named() -> list[str]:
+            foreign = states.keys() - self._parameters.keys() - self._frozen
+            missing = self._parameters.keys() - states.keys() - set(were_frozen)
+            if states and (foreign or missing):
+                differing = ", ".join(sorted(foreign | missing)[:3])
+                raise CheckpointError(f"optimizer state of other parameters ({differing})")
+            # That of another optimizer is of no use: it begins anew.
+            return [name for name, fresh in self._state.items()
+                    if states.get(name, {}).keys() == fresh.keys()]  # fmt: skip
+
+        names = world.share(named)
+        self._has_stepped = bool(names)
+        for name in names:
+            parameter = self._parameters[name]
+            mine = {key: like(tensor, parameter) for key, tensor in self._state[name].items()}
+            hand_out(world, mine, states.get(name, {}))
 
 
 class _Scaled:
@@ -161,10 +178,31 @@ class _Scaled:
         self._optimizer._update(self.lr)
 
 
-def clip_gradients(model: GPT, max_norm: float) -> Tensor:
-    """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm."""
-    limit = max_norm or float("inf")
-    return nn.utils.clip_grad_norm_(model.parameters(), limit)
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, world: World = ALONE) -> float:
+    """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm.
+
+    Squares are added up in float64, and the norm rounded to float32: so it has the same bits
+    whether one process has a gradient whole or several have shards of it, and Muon, whose
+    bfloat16 would make much of the last bit, goes the same way.
+
+    Args:
+        parameters: Those whose gradients are to be scaled.
+        max_norm: On the scale of the loss, nats.
+        world: Whose ranks have shards, if any of the parameters is one.
+    """
+    found = [parameter.grad for parameter in parameters]
+    gradients = [gradient for gradient in found if gradient is not None]
+    mine = all_local(gradients)
+    dtype = torch.float32 if mine[0].device.type == "mps" else torch.float64  # it has no other
+    norms = torch.stack(torch._foreach_norm(mine, 2, dtype=dtype))
+    squared = float((norms * norms).sum())
+    if is_shard(gradients[0]):
+        (squared,) = world.total(squared)
+    norm = torch.tensor(squared).sqrt().float()
+    if max_norm and not norm <= max_norm:
+        torch._foreach_mul_(mine, float(max_norm / (norm + 1e-6)))
+    return float(norm)
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:

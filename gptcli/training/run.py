@@ -112,6 +112,26 @@ class Run:
         durable.write_bytes(path, "".join(kept).encode())
 
 
+class Follower(Run):
+    """The run folder as ranks other than 0 see it: they write nothing."""
+
+    def link(self, step: int, name: str) -> None: ...
+
+    def retain(self, keep_last: int) -> None: ...
+
+    def write_config(self, config: Config) -> None: ...
+
+    def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+    def add_metrics(self, line: dict[str, Any]) -> None: ...
+
+    def sync_metrics(self) -> None: ...
+
+    def cut_metrics(self, step: int) -> None: ...
+
+
 @contextlib.contextmanager
 def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     """Hold the run folder of `config`, making it if it is not there.

@@ -1,11 +1,10 @@
 """From a configuration to everything the loop works with, fresh or resumed.
 
-Every `auto` that was settled once is taken up again when a run is resumed.
+Rank 0 looks, reads and decides; the others are told, and given their part.
 """
 
 import platform
 from dataclasses import asdict, dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,30 @@ import torch
 from gptcli import __version__
 from gptcli.checkpoint import BASE, Checkpoint, load_weights, save_checkpoint
 from gptcli.config.schema import Config
-from gptcli.data.loader import TokenLoader, require_window
+from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
-from gptcli.device import Compute, available_devices, compute, machine_facts, settle
-from gptcli.errors import CheckpointError, ConfigError, DataError
+from gptcli.device import Compute, compute, machine_facts
+from gptcli.distributed.world import World
+from gptcli.errors import CheckpointError
 from gptcli.generation import encode_prompt
 from gptcli.model import GPT, is_adapter
-from gptcli.tokenizers import Tokenizer, make_tokenizer
-from gptcli.training.fit import compiling_pays, fitting_rows, require_disk
+from gptcli.tokenizers import Tokenizer
+from gptcli.training.fit import fitting_rows, require_disk
 from gptcli.training.initial import adopt, first_network, freeze, frozen_names, n_learning
 from gptcli.training.optim import Optimizer
+from gptcli.training.parallel import Kind, gathered, hand_out, rows_of, settle_kind, shard
+from gptcli.training.resolve import (
+    close_tokens,
+    make_loader,
+    max_steps_of,
+    open_tokens,
+    resolve,
+    with_compile,
+    with_train,
+)
 from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
 from gptcli.training.run import Run, describe_run
-
-_MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Session:
     """All that one call of `train` works with."""
 
     run: Run
+    world: World
     config: Config
     compute: Compute
     tokenizer: Tokenizer
@@ -75,32 +84,49 @@ class Session:
     val_tokens: TokenReader | None
     loader: TokenLoader
     model: GPT
+    parameters: dict[str, torch.Tensor]
     optimizer: Optimizer
     state: TrainState
     max_steps: int
     is_resumed: bool
+    kind: Kind
     notes: list[str]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch on this rank, as on every other."""
+        return rows_of(self.config, self.world)
 
     def close(self) -> None:
         """Close the data's files."""
-        self.train_tokens.close()
-        if self.val_tokens is not None:
-            self.val_tokens.close()
+        close_tokens(self.train_tokens, self.val_tokens)
 
-    def save(self) -> Path:
-        """Write the checkpoint of the present step and return its file."""
-        self.run.sync_metrics()
-        self.state.machine = machine_facts(self.compute.device)
-        path = self.run.step_file(self.state.step)
-        weights: dict[str, torch.Tensor] = dict(self.model.named_parameters())
-        checkpoint = Checkpoint(
+    def snapshot(self, copy: bool) -> Checkpoint:
+        """Return the checkpoint of the present step; every rank must ask, rank 0 gets tensors.
+
+        Args:
+            copy: Make copies, that training goes on without changing.
+        """
+        keep = self.world.is_main
+        self.state.machine = _machine_facts(self.compute, self.world)
+        weights = gathered(self.parameters, keep)
+        states = {name: gathered(state, keep) for name, state in self.optimizer.state().items()}
+        if copy:
+            weights = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+            states = {name: {key: tensor.to("cpu", copy=True) for key, tensor in state.items()}
+                      for name, state in states.items()}  # fmt: skip
+        return Checkpoint(
             model=weights,
-            optimizer=self.optimizer.state(),
+            optimizer=states,
             config=self.config.model_dump(mode="json"),
             tokenizer=self.tokenizer.definition(),
             data=data_facts(self.config, self.manifest),
             state=asdict(self.state),
         )
+
+    def write(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and return its file."""
+        path = self.run.step_file(checkpoint.state["step"])
         if self.config.model.lora is not None:
             checkpoint = self._adapters_of(checkpoint)
         save_checkpoint(path, checkpoint)
@@ -116,7 +142,8 @@ class Session:
                 self.run.folder / BASE, replace(checkpoint, model=base, optimizer={}, config=config)
             )
         adapters = {name: weight for name, weight in weights.items() if is_adapter(name)}
-        return replace(checkpoint, model=adapters, state=asdict(self.state))
+        state = {**checkpoint.state, "base": self.state.base}
+        return replace(checkpoint, model=adapters, state=state)
 
 
 def data_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
@@ -132,7 +159,31 @@ def data_facts(config: Config, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def start(run: Run, config: Config, *, resume: bool) -> Session:
+@dataclass
+class _Choice:
+    """What rank 0 settles for all, and what it alone has."""
+
+    config: Config
+    state: TrainState
+    max_steps: int
+    is_resumed: bool
+    kind: Kind
+    notes: list[str]
+    model: GPT | None = None
+    checkpoint: Checkpoint | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Return what the others are told."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "state": asdict(self.state),
+            "max_steps": self.max_steps,
+            "is_resumed": self.is_resumed,
+            "kind": self.kind,
+        }
+
+
+def start(run: Run, config: Config, world: World, *, resume: bool) -> Session:
     """Set up a run: data, network, optimizer, and the position to go on from.
 
     Raises:
@@ -140,6 +191,21 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         DataError: The data cannot be used.
         CheckpointError: There are checkpoints, but none can be used.
     """
+    chosen: list[_Choice] = []
+
+    def choose() -> dict[str, Any]:
+        chosen.append(_choose(run, config, world, resume))
+        return chosen[0].told()
+
+    told = world.share(choose)
+    if not chosen:
+        settled, state = Config.model_validate(told["config"]), TrainState(**told["state"])
+        chosen.append(_Choice(**{**told, "config": settled, "state": state, "notes": []}))
+    return _build(run, chosen[0], world)
+
+
+def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
+    """Settle what is to be trained, from which weights, and how."""
     notes: list[str] = []
     checkpoint = newest_checkpoint(run, notes) if resume else None
     if resume and checkpoint is None:
@@ -148,13 +214,14 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
     manifest = read_manifest(folder)
     tokenizer = read_tokenizer(folder, manifest)
     config, origin = adopt(config, tokenizer, checkpoint)
-    config = _resolve(config, folder, manifest, checkpoint, notes)
+    config = resolve(config, folder, manifest, checkpoint, notes)
     if checkpoint is not None:
         notes += compare_settings(checkpoint, config, manifest, tokenizer)
     # A prompt that cannot be sampled from should not come to light at the run's end.
     encode_prompt(tokenizer, config.generate.prompt, config.model.block_size)
-    train_tokens, val_tokens = _open_tokens(folder, manifest, config)
-    loader = _loader(config, train_tokens)
+    train_tokens, val_tokens = open_tokens(folder, manifest, config)
+    max_steps = max_steps_of(config, make_loader(config, train_tokens))
+    close_tokens(train_tokens, val_tokens)
     if checkpoint is None:
         state = TrainState(origin=origin.facts() if origin is not None else {})
         model = first_network(config, origin)
@@ -167,75 +234,59 @@ def start(run: Run, config: Config, *, resume: bool) -> Session:
         model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
-    max_steps = _max_steps(config, loader)
-    config = _with_compile(config, max_steps)
+    config = with_compile(config, max_steps)
     machine = compute(config)
     if (n_trained := n_learning(model)) < model.n_params():
         notes.append(f"{n_trained:,} of {model.n_params():,} parameters learn")
-    model.to(machine.device)
     require_disk(config, model, run.checkpoints)
+    kind = settle_kind(config, world, model.n_params(), machine.device)
     if config.train.micro_batch_size == "auto":
-        rows = fitting_rows(config, model, machine)
+        rows = fitting_rows(config, model.to(machine.device), machine)
         notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")
         config = with_train(config, micro_batch_size=rows)
-    optimizer = Optimizer(model, config.optim, machine.device)
+    if (rows := rows_of(config, world)) != config.rows:
+        notes.append(f"micro-batches of {rows} rows, so that every process has as many")
     if checkpoint is not None:
-        were_frozen = frozen_names(model, checkpoint.config["train"].get("freeze", []))
-        optimizer.load_state(checkpoint.optimizer, were_frozen)
-        notes += machine_changes(state.machine, machine_facts(machine.device))
-    describe_run(run, _facts(config, manifest, model, state))
+        notes += machine_changes(state.machine, _machine_facts(machine, world))
+    return _Choice(config, state, max_steps, checkpoint is not None, kind, notes, model, checkpoint)
+
+
+def _build(run: Run, choice: _Choice, world: World) -> Session:
+    """Make what every rank has: its data, its part of the network, its optimizer."""
+    config = choice.config
+    folder = data_dir(config.data)
+    manifest = read_manifest(folder)
+    tokenizer = read_tokenizer(folder, manifest)
+    train_tokens, val_tokens = open_tokens(folder, manifest, config)
+    machine = compute(config)
+    model = choice.model or GPT(config.model)
+    freeze(model, config.train.freeze)
+    first = {name: weight.detach() for name, weight in model.named_parameters()}
+    if choice.kind == "fsdp":
+        shard(model, machine)
+    else:
+        model.to(machine.device)
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+    if world.size > 1:
+        hand_out(world, parameters, first)
+    optimizer = Optimizer(model, config.optim, machine.device)
+    if choice.is_resumed:
+        found = choice.checkpoint
+        frozen = found.config["train"].get("freeze", []) if found is not None else []
+        states = found.optimizer if found is not None else {}
+        optimizer.load_state(states, frozen_names(model, frozen), world)
+    if world.is_main:
+        describe_run(run, _facts(config, manifest, model, choice.state))
     return Session(
-        run, config, machine, tokenizer, manifest, train_tokens, val_tokens, loader, model,
-        optimizer, state, max_steps, checkpoint is not None, notes,
+        run, world, config, machine, tokenizer, manifest, train_tokens, val_tokens,
+        make_loader(config, train_tokens), model, parameters, optimizer, choice.state,
+        choice.max_steps, choice.is_resumed, choice.kind, choice.notes,
     )  # fmt: skip
 
 
-def plan(config: Config) -> dict[str, Any]:
-    """Check a fresh run as far as that is possible without training, and say what it would do.
-
-    Raises:
-        ConfigError: The configuration does not fit the data.
-        DataError: The data cannot be used.
-        CheckpointError: The weights to start from cannot be used.
-    """
-    folder = data_dir(config.data)
-    manifest = read_manifest(folder)
-    config, origin = adopt(config, read_tokenizer(folder, manifest), None)
-    config = _resolve(config, folder, manifest, None, [])
-    train_tokens, val_tokens = _open_tokens(folder, manifest, config)
-    loader = _loader(config, train_tokens)
-    with torch.device("meta"):
-        model = GPT(config.model)
-    freeze(model, config.train.freeze)
-    max_steps = _max_steps(config, loader)
-    config = _with_compile(config, max_steps)
-    return {
-        "run_dir": str(config.run_folder),
-        "data_dir": str(folder),
-        "init_from": config.model.init_from,
-        "revision": origin.revision if origin is not None else None,
-        "parameters": model.n_params(),
-        "trained_parameters": n_learning(model),
-        "train_tokens": len(train_tokens),
-        "val_tokens": len(val_tokens) if val_tokens is not None else 0,
-        "tokens_per_step": config.tokens_per_step,
-        "grad_accum_steps": config.grad_accum_steps,
-        "max_steps": max_steps,
-        "epochs": round(max_steps * config.tokens_per_step / config.seq_len / loader.n_windows, 3),
-        "device": config.device,
-        "dtype": config.dtype,
-        "compile": config.compile,
-    }
-
-
-def _loader(config: Config, train_tokens: TokenReader) -> TokenLoader:
-    return TokenLoader(
-        train_tokens,
-        seq_len=config.seq_len,
-        stride=config.stride,
-        windows_per_step=config.tokens_per_step // config.seq_len,
-        seed=config.seed,
-    )
+def _machine_facts(machine: Compute, world: World) -> dict[str, Any]:
+    """Return what the bits depend on besides the configuration."""
+    return {**machine_facts(machine.device), "processes": world.size}
 
 
 def _facts(config: Config, manifest: Manifest, model: GPT, state: TrainState) -> dict[str, Any]:
@@ -257,114 +308,3 @@ def _restore_state(checkpoint: Checkpoint) -> TrainState:
         return TrainState(**checkpoint.state)
     except TypeError as error:
         raise CheckpointError(f"a checkpoint with another state ({error})") from error
-
-
-def _resolve(
-    config: Config,
-    folder: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint | None,
-    notes: list[str],
-) -> Config:
-    """Settle every `auto` and null that a run keeps, from its checkpoint if it has one."""
-    _require_supported(config)
-    if checkpoint is not None:
-        update = {key: checkpoint.config[key] for key in _MACHINE_KEYS}
-        update = {key: value for key, value in update.items() if getattr(config, key) == "auto"}
-        if update.get("device", "cpu") not in available_devices():
-            notes.append(f"this machine has no {update['device']}: the bits will differ")
-            update = {}
-        config = config.model_copy(update=update)
-        if config.train.micro_batch_size == "auto":
-            rows = checkpoint.config["train"]["micro_batch_size"]
-            config = with_train(config, micro_batch_size=rows)
-    config = settle(config)
-    _require_same_data_settings(config, manifest)
-    vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
-    if vocab_size < manifest.tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: {vocab_size} is smaller than the {manifest.tokenizer.vocab_size}"
-            f" tokens of the vocabulary in {folder}"
-        )
-    sections = {
-        "data": {"dir": str(folder), "seq_len": config.seq_len, "stride": config.stride},
-        "tokenizer": {"name": manifest.tokenizer.name},
-        "model": {"vocab_size": vocab_size},
-        "train": {"tokens_per_step": config.tokens_per_step},
-        "optim": {"min_lr": config.min_lr},
-    }
-    update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
-    return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
-
-
-def _with_compile(config: Config, max_steps: int) -> Config:
-    """Settle whether to compile; from then on a run keeps to it, for the bits differ."""
-    if config.compile != "auto":
-        return config
-    return config.model_copy(update={"compile": compiling_pays(config, max_steps)})
-
-
-def with_train(config: Config, **values: Any) -> Config:
-    """Return `config` with other values in its train section."""
-    return config.model_copy(update={"train": config.train.model_copy(update=values)})
-
-
-def _require_supported(config: Config) -> None:
-    """Refuse settings that nothing would heed."""
-    if config.train.parallel != "auto":
-        raise ConfigError("train.parallel: this version trains in one process; leave it at auto")
-
-
-def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
-    """Refuse shards that were prepared otherwise than the configuration says.
-
-    Raises:
-        DataError: With both values.
-    """
-    recipe = manifest.recipe
-    found: dict[str, object] = {
-        "tokenizer.name": recipe.tokenizer.name,
-        "tokenizer.vocab_size": recipe.max_vocab_size,
-        "data.text_field": recipe.text_field,
-        "data.encoding_errors": recipe.encoding_errors,
-        "data.val_fraction": recipe.val_fraction,
-    }
-    if config.tokenizer.path is not None:
-        found.pop("tokenizer.name")
-        if make_tokenizer(config.tokenizer, list).fingerprint != recipe.tokenizer.sha256:
-            raise DataError(
-                f"{data_dir(config.data)} was prepared with another tokenizer than"
-                f" tokenizer.path = {config.tokenizer.path}",
-                "prepare it anew: the same configuration with `gpt prepare --force`",
-            )
-    values = config.model_dump()
-    for key, there in found.items():
-        section, name = key.split(".")
-        here = values[section][name]
-        if config.is_set(key) and here is not None and here != there:
-            raise DataError(
-                f"{data_dir(config.data)} was prepared with {key} = {there},"
-                f" the configuration says {here}",
-                "drop the setting, or prepare anew: `gpt prepare --force` with this configuration",
-            )
-
-
-def _open_tokens(
-    folder: Path, manifest: Manifest, config: Config
-) -> tuple[TokenReader, TokenReader | None]:
-    """Open both splits; without validation tokens there is no second one."""
-    train_tokens = TokenReader(folder, manifest, "train")
-    val_tokens = TokenReader(folder, manifest, "val")
-    if not len(val_tokens):
-        return train_tokens, None
-    require_window(val_tokens, config.seq_len, "val")
-    return train_tokens, val_tokens
-
-
-def _max_steps(config: Config, loader: TokenLoader) -> int:
-    """Return the steps to train: given, or from epochs; one epoch if neither is."""
-    limits = [config.train.max_steps] if config.train.max_steps else []
-    if config.train.max_epochs or not limits:
-        windows = (config.train.max_epochs or 1) * loader.n_windows
-        limits.append(max(1, ceil(windows / (config.tokens_per_step // config.seq_len))))
-    return min(limits)

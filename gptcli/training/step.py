@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import Config
-from gptcli.device import Compute, give_back_freed_memory
+from gptcli.device import give_back_freed_memory
 from gptcli.errors import MemoryLimitError, NonFiniteError
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
 from gptcli.training.feed import Feed
 from gptcli.training.optim import clip_gradients
+from gptcli.training.parallel import replicated, syncing
 from gptcli.training.schedule import lr_at
 from gptcli.training.session import Session
 
@@ -53,10 +54,14 @@ class Stepper:
     def __init__(self, session: Session) -> None:
         self.s = session
         session.model.recompute = session.config.train.activation_checkpointing
-        self.feed = Feed(session.loader, session.config.rows, session.compute.device)
+        turn = (session.world.rank, session.world.size)
+        self.feed = Feed(session.loader, session.rows, session.compute.device, turn)
         began = time.perf_counter()
-        self._network, failure = _network(session.model, session.compute, session.config)
-        self.compiled = self._network is not session.model
+        network, failure = _network(session)
+        self.compiled = network is not session.model or (
+            session.kind == "fsdp" and session.compute.compile
+        )
+        self._network = replicated(network) if session.kind == "ddp" else network
         self.compile_seconds = time.perf_counter() - began
         if failure is not None:
             session.notes.append(failure)
@@ -73,7 +78,8 @@ class Stepper:
         """Do the step that follows the session's position.
 
         Args:
-            stopped: Asked between micro-batches; if true, None is returned and nothing changed.
+            stopped: Asked between micro-batches, by every rank; if true, None is returned and
+                nothing changed.
 
         Raises:
             NonFiniteError: The loss or a gradient is not finite; the weights are as before.
@@ -87,8 +93,8 @@ class Stepper:
                 s.optimizer.zero_grad()
                 return None
             s.optimizer.unscale(self._scaler)
-            norm = float(clip_gradients(s.model, config.optim.grad_clip))
-            loss = float(total)
+            norm = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
+            (loss,) = s.world.total(float(total))
             if not self._is_sound(loss, norm):
                 s.optimizer.zero_grad()
                 return StepResult(loss, lr, norm, skipped=True)
@@ -101,18 +107,25 @@ class Stepper:
         return StepResult(loss, lr, norm)
 
     def _accumulate(self, stopped: Callable[[], bool]) -> Tensor | None:
-        """Add up the gradients of a step's micro-batches; return the sum of its losses, nats."""
-        s, step = self.s, self.s.state.step
+        """Add up the gradients of a step's micro-batches; return the sum of its losses, nats.
+
+        Of several ranks, each does its own; the last backward pass sums the gradients over all.
+        """
+        s, step, world = self.s, self.s.state.step, self.s.world
         total = torch.zeros((), device=s.compute.device)
-        for index, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
+        n_micro_batches = s.config.tokens_per_step // (s.rows * s.config.seq_len * world.size)
+        for turn, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
             if stopped():
                 return None
             if s.config.model.dropout:
+                index = turn * world.size + world.rank
                 torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
-            with s.compute.autocast():
-                loss = self._network(tokens, targets).loss
-            assert loss is not None
-            torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
+            with syncing(self._network, turn == n_micro_batches - 1):
+                with s.compute.autocast():
+                    loss = self._network(tokens, targets).loss
+                assert loss is not None
+                world.mark()
+                torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
             total += loss.detach()
         return total
 
@@ -141,20 +154,22 @@ class Stepper:
         )
 
 
-def _network(model: GPT, compute: Compute, config: Config) -> tuple[GPT, str | None]:
+def _network(session: Session) -> tuple[GPT, str | None]:
     """Return the network as it is trained, compiled where asked for and possible.
 
     What is returned has the model's own parameters. Compilers fail in many ways, and late: one
     forward and backward pass tries it. The second value says why a network that should have been
     compiled is not.
     """
-    if not compute.compile:
+    model, compute, config = session.model, session.compute, session.config
+    if not compute.compile or session.kind == "fsdp":  # its blocks are compiled, if at all
         return model, None
     compiled = copy.copy(model)
     # The head stays out, for its loss works in pieces that a compiler would only unroll, and so
     # do the embeddings, whose gradients it would add up in an order that changes.
     compiled.trunk = torch.compile(model.trunk, dynamic=False)  # type: ignore[method-assign]
-    tokens = torch.zeros(config.rows, config.seq_len, dtype=torch.int64, device=compute.device)
+    tokens = torch.zeros(session.rows, config.seq_len, dtype=torch.int64, device=compute.device)
+    failure = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about tensors it makes itself
@@ -164,9 +179,11 @@ def _network(model: GPT, compute: Compute, config: Config) -> tuple[GPT, str | N
             torch.autograd.backward(loss)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        return model, f"not compiled: {reason}"
+        failure = f"not compiled: {reason}"
     finally:
         model.zero_grad(set_to_none=True)
+    if session.world.most(failure is not None):  # on one rank is enough: all do the same
+        return model, failure or "not compiled: it failed on another rank"
     return compiled, None
 
 

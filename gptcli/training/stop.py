@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from gptcli.distributed.world import World, n_processes
 from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
@@ -13,13 +14,16 @@ class Stop:
 
     Attributes:
         exit_code: None as long as nobody did.
+        world: The processes that stop together.
     """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
+        self.world = World()
 
     def requested(self) -> bool:
-        """Tell whether somebody asked."""
+        """Tell whether somebody asked any of the processes; each of them must look."""
+        self.exit_code = self.world.most(self.exit_code or 0) or None
         return self.exit_code is not None
 
     def request(self) -> None:
@@ -28,13 +32,17 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once."""
+        """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once.
+
+        Not so where there are several processes: there one signal may come both from a scheduler
+        and from torchrun.
+        """
         codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             codes[signal.SIGUSR1] = EXIT_PREEMPTED
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.exit_code is not None:
+            if self.exit_code is not None and n_processes() == 1:
                 raise KeyboardInterrupt
             self.exit_code = codes[signal.Signals(number)]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.checkpoint import load_checkpoint
+from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import StorageError
 from gptcli.training import session
@@ -63,17 +63,17 @@ def test_a_full_disk_ends_a_run_and_room_takes_it_up(
         if what == "log.txt":
             pad()
         if what == "metrics.jsonl":
-            real = session.Session.save
+            real = session.Session.write
 
-            def save(self: session.Session) -> Path:
-                path = real(self)
+            def write(self: session.Session, checkpoint: Checkpoint) -> Path:
+                path = real(self, checkpoint)
                 metrics = self.run.folder / what
                 if self.state.step == 3:  # as long as if there had been many steps
                     metrics.write_bytes(metrics.read_bytes().rstrip(b"\n}") + b" " * (
                         limit - metrics.stat().st_size - 300) + b"}\n")  # fmt: skip
                 return path
 
-            session.Session.save = save  # type: ignore[method-assign]
+            session.Session.write = write  # type: ignore[method-assign]
         finish(full)
 
     assert limited(limit, work) == 5

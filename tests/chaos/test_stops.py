@@ -65,7 +65,7 @@ def signalling(owner: object, name: str, number: int, call: int) -> Iterator[Non
 )
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(Session, "save", 1), (Session, "save", 3), (loop, "evaluate", 1), (loop, "evaluate", 2),
+    [(Session, "write", 1), (Session, "write", 3), (loop, "evaluate", 1), (loop, "evaluate", 2),
      (loop.Stepper, "step", 1), (loop.Stepper, "step", 7), (loop.Decoding, "step", 2)],
     ids=["first save", "third save", "evaluation", "its second half", "first step", "step 7",
          "sample"],

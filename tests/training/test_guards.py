@@ -1,7 +1,7 @@
 """What is found out before the first step, and what is kept from the weights."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config, load_config
 from gptcli.device import available_memory, compute
+from gptcli.distributed.world import World
 from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
 from gptcli.model import GPT
 from gptcli.training import fit, session, step
@@ -36,10 +37,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Make the gradients of some steps (counted from 1) infinite."""
 
     def poison(steps: set[int]) -> None:
-        def clip(model: GPT, max_norm: float) -> torch.Tensor:
+        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> float:
+            first, *others = parameters
             if current[0] in steps:
-                model.wte.weight.grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
-            return clip_gradients(model, max_norm)
+                first.grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
+            return clip_gradients([first, *others], max_norm, world)
 
         monkeypatch.setattr(step, "clip_gradients", clip)
 

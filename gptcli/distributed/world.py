@@ -1,0 +1,271 @@
+"""The processes that train one network together, as one of them sees them.
+
+torchrun starts them and names them by rank; a process alone is a world of one, in which nothing is
+sent. Rank 0 reads, decides and writes for all. Knows nothing of networks, data or run folders.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from gptcli.errors import ConfigError, DistributedError, GptError, PeerError
+
+# The watchdog judges who hangs, for it knows who is busy; torch's own limit stays out of its way.
+_NO_LIMIT = timedelta(days=30)
+_LAST_WORDS = 1.0  # seconds that a process which fails has to say why
+_OF_PEERS = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|gloo/transport|remote process exited"
+    r"|DistNetworkError",
+    re.IGNORECASE,
+)
+
+
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: Which of them this is.
+        size: How many there are.
+        restarts: How often torchrun has started them again.
+        marks: Grows whenever this process gets on; the watchdog looks at it.
+        is_busy: Whether this process does something that may take any time, such as saving.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, restarts: int = 0) -> None:
+        self.rank, self.size, self.restarts = rank, size, restarts
+        self.marks, self.is_busy = 0, False
+        self._notes = notes() if size > 1 else None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def mark(self) -> None:
+        """Say that this process gets on."""
+        self.marks += 1
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Do something that may take any time without being thought to hang."""
+        self.is_busy = True
+        try:
+            yield
+        finally:
+            self.is_busy = False
+            self.mark()
+
+    def most(self, number: int) -> int:
+        """Return the largest of the numbers that the ranks give."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        with self._together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def total(self, *numbers: float) -> list[float]:
+        """Return the sums over the ranks of the numbers that they give."""
+        if self.size == 1:
+            return list(numbers)
+        found = torch.tensor(numbers, dtype=torch.float64)
+        with self._together():
+            dist.all_reduce(found)
+        sums: list[float] = found.tolist()
+        return sums
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """Return on every rank what rank 0 makes: something that JSON can say.
+
+        Raises:
+            GptError: Whatever rank 0 raised; a `PeerError` with the same exit code elsewhere.
+        """
+        if self.size == 1:
+            return make()
+        told: dict[str, Any] = {}
+        failure: GptError | None = None
+        if self.is_main:
+            try:
+                with self.busy():
+                    told = {"made": make()}
+            except GptError as error:
+                failure = error
+                told = {"error": error.message, "exit_code": error.exit_code}
+        told = json.loads(self._broadcast_text(json.dumps(told)))
+        if failure is not None:
+            raise failure
+        if "error" in told:
+            raise PeerError(told["error"], told["exit_code"])
+        return told["made"]
+
+    def _broadcast_text(self, text: str) -> str:
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(len(content))
+        self.broadcast(size)
+        if not self.is_main:
+            content = torch.empty(int(size), dtype=torch.uint8)
+        self.broadcast(content)
+        return content.numpy().tobytes().decode()
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Fill a tensor, of one shape and type everywhere, with what it holds on rank 0."""
+        if self.size > 1:
+            with self._together():
+                dist.broadcast(tensor, 0)
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        self.mark()
+        with self.peer_errors():
+            yield
+        self.mark()
+
+    @contextlib.contextmanager
+    def peer_errors(self) -> Iterator[None]:
+        """Turn what torch says when another process is gone into who that is, and why.
+
+        Raises:
+            PeerError: The other process said why it failed.
+            DistributedError: It did not.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _OF_PEERS.search(f"{type(error).__name__} {error}"):
+                raise
+            raise self._cause(str(error)) from error
+
+    def _cause(self, text: str) -> GptError:
+        until = time.monotonic() + _LAST_WORDS
+        while time.monotonic() < until:
+            if (last_words := self.last_words()) is not None:
+                return last_words
+            time.sleep(0.05)
+        gone = [rank for rank in range(self.size) if rank != self.rank and self._is_gone(rank)]
+        who = f"rank {', '.join(map(str, gone))}" if gone else "another process of the run"
+        return DistributedError(
+            f"{who} ended without a word" + ("" if gone else f" ({text.splitlines()[0][:120]})"),
+            "go on from the last checkpoint with --resume",
+        )
+
+    def fail(self, error: GptError) -> None:
+        """Leave word of why this process ends, for the others and for those started in its place.
+
+        The first word holds. What another process failed of is no reason for not trying again.
+        """
+        if self._notes is None or isinstance(error, DistributedError):
+            return
+        who = "" if self.is_main else f"rank {self.rank}: "
+        self.leave_word(who + error.message, error.exit_code)
+
+    def leave_word(self, message: str, exit_code: int) -> None:
+        """Say that the run ends, and why; see `fail`."""
+        if self._notes is not None:
+            with contextlib.suppress(RuntimeError):  # the store has gone with its host
+                word = json.dumps({"message": message, "exit_code": exit_code})
+                self._notes.compare_set("word", "", word)
+
+    def last_words(self) -> PeerError | None:
+        """Return what a process said as it ended, in this start or one before."""
+        with contextlib.suppress(RuntimeError):
+            if self._notes is not None and self._notes.check(["word"]):
+                word = json.loads(self._notes.get("word"))
+                return PeerError(word["message"], word["exit_code"])
+        return None
+
+    def introduce(self) -> None:
+        """Let the others know which process this is."""
+        if self._notes is not None:
+            who = json.dumps([socket.gethostname(), os.getpid()])
+            self._notes.set(f"{self.restarts}/who/{self.rank}", who)
+
+    def _is_gone(self, rank: int) -> bool:
+        """Tell whether a process of this machine has ended; of others that is not known."""
+        with contextlib.suppress(RuntimeError, OSError):
+            host, pid = who(self._notes, self.restarts, rank) or ("", 0)
+            if host == socket.gethostname():
+                try:
+                    os.kill(pid, 0)
+                except ProcessLookupError:
+                    return True
+        return False
+
+
+ALONE = World()
+
+
+def who(store: Store | None, restarts: int, rank: int) -> tuple[str, int] | None:
+    """Return the machine and the process id of a rank, if it has said them."""
+    key = f"{restarts}/who/{rank}"
+    if store is None or not store.check([key]):
+        return None
+    host, pid = json.loads(store.get(key))
+    return host, pid
+
+
+def notes() -> Store:
+    """Return a connection to the store that torchrun keeps for as long as it runs."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False)
+    return PrefixStore("gptcli", store)
+
+
+def n_processes() -> int:
+    """Return how many processes torchrun, or another launcher, says there are."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def n_restarts() -> int:
+    """Return how often torchrun has started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Meet the other processes that the environment speaks of.
+
+    Args:
+        device: That of the configuration; with CUDA, each process takes one.
+
+    Raises:
+        ConfigError: There are more processes than devices.
+        PeerError: The processes were started again after an error that would come again.
+    """
+    if n_processes() == 1:
+        yield World()
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
+    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        _require_gpu(local_rank)
+        torch.cuda.set_device(local_rank)
+    elif device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
+        raise ConfigError("device: there is one mps device for all processes", "set device=cpu")
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, timeout=_NO_LIMIT)
+    world = World(dist.get_rank(), dist.get_world_size(), n_restarts())
+    world.introduce()
+    if world.restarts and (last_words := world.last_words()) is not None:
+        raise last_words
+    yield world
+    dist.destroy_process_group()  # after a failure it might wait for those that are gone
+
+
+def _require_gpu(local_rank: int) -> None:
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU: there are"
+            f" {torch.cuda.device_count()}",
+            "start as many processes as there are GPUs",
+        )

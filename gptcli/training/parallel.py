@@ -1,0 +1,228 @@
+"""How the processes of a run share a network: each has it whole (DDP), or each has shards (FSDP2).
+
+Both are applied from outside; the network does not know. Gradients are summed over the ranks, not
+averaged, for the loss is a sum over all tokens of a step.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+
+from gptcli.config.schema import Config
+from gptcli.device import Compute, available_memory
+from gptcli.distributed.world import World
+from gptcli.errors import ConfigError
+from gptcli.model import GPT
+
+Kind = Literal["none", "ddp", "fsdp"]
+_BYTES_PER_PARAMETER = 16  # weight, gradient and two averages, in float32
+_SHARE = 0.6  # of the memory there is, to be had by them; activations want some too
+
+
+def settle_kind(config: Config, world: World, n_params: int, device: torch.device) -> Kind:
+    """Say how the processes share a network: whole while it fits, else in shards.
+
+    Raises:
+        ConfigError: The configuration asks for what shards cannot do.
+    """
+    if world.size == 1:
+        return "none"
+    kind = config.train.parallel
+    if kind == "auto":
+        free = available_memory(device)
+        needed = _BYTES_PER_PARAMETER * n_params
+        kind = "ddp" if free is None or needed <= _SHARE * free else "fsdp"
+    if kind == "fsdp" and config.dtype == "float16":
+        raise ConfigError(
+            "dtype: float16 scales its loss, which shards do not support", "set dtype=bfloat16"
+        )
+    if kind == "fsdp" and config.train.micro_batch_size == "auto":
+        raise ConfigError("train.micro_batch_size: auto is not found out for shards: give a number")
+    return kind
+
+
+def shard(model: GPT, compute: Compute) -> None:
+    """Leave each process a share of every parameter (FSDP2; Zhao et al. 2023).
+
+    Whole parameters exist only while their block computes. With a 16-bit dtype they are gathered
+    in it, gradients are reduced in float32.
+
+    Args:
+        model: On any device; its shards are on that of `compute`.
+        compute: Device and precision; with `compile`, each block is compiled.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    mesh = init_device_mesh(compute.device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if compute.dtype != torch.float32:
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    for module in (*model.h, model):
+        if compute.compile and module is not model:
+            module.compile(dynamic=False)
+        # Freed after the forward pass, the root too: what is named outside of it are the shards.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        cast(FSDPModule, module).set_gradient_divide_factor(1.0)
+        cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "token_losses")
+
+
+def replicated(network: GPT) -> nn.Module:
+    """Return `network` with its gradients summed over the ranks in the backward pass (DDP)."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    place = next(network.parameters()).device
+    copies = DistributedDataParallel(
+        network,
+        init_sync=False,  # they were all given the weights of rank 0
+        # Otherwise it would lay out its buffers anew after the first step, and sum in another
+        # order than a run that is resumed there.
+        find_unused_parameters=place.type == "cpu",
+        gradient_as_bucket_view=True,
+    )
+
+    def add_up(group: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        summed: torch.futures.Future[Any] = dist.all_reduce(
+            bucket.buffer(), async_op=True
+        ).get_future()
+        return summed.then(lambda done: cast(Tensor, done.value()[0]))
+
+    copies.register_comm_hook(None, add_up)
+    return copies
+
+
+@contextlib.contextmanager
+def syncing(network: nn.Module, sync: bool) -> Iterator[None]:
+    """Let the backward pass in the block sum gradients over the ranks, or only add up its own."""
+    if hasattr(network, "set_requires_gradient_sync"):
+        cast(Any, network).set_requires_gradient_sync(sync)
+        yield
+    elif sync or not hasattr(network, "no_sync"):
+        yield
+    else:
+        with cast(Any, network).no_sync():
+            yield
+
+
+@contextlib.contextmanager
+def in_parts(model: GPT, compute: Compute) -> Iterator[None]:
+    """Let parts of a network in shards be called, not only the network: by whoever decodes."""
+    if not hasattr(model, "unshard"):
+        yield
+        return
+    sharded = cast(Any, model)
+    sharded.unshard()  # what lies outside the blocks, each of which sees to itself
+    with compute.autocast():  # parameters are gathered in its precision
+        yield
+    sharded.reshard()
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Tell whether a tensor is one whose elements are spread over the ranks."""
+    return hasattr(tensor, "full_tensor")
+
+
+@torch.no_grad()
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor, in the same memory."""
+    return cast(Any, tensor).to_local() if is_shard(tensor) else tensor
+
+
+def like(share: Tensor, parameter: Tensor) -> Tensor:
+    """Return a share as what it is a share of: a tensor spread as `parameter` is."""
+    if not is_shard(parameter) or not share.dim():
+        return share
+    from torch.distributed.tensor import DTensor
+
+    spread = cast(DTensor, parameter)
+    return DTensor.from_local(
+        share, spread.device_mesh, spread.placements,
+        run_check=False, shape=spread.shape, stride=spread.stride(),
+    )  # fmt: skip
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; every rank must ask."""
+    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
+
+
+def share_of(full: Tensor, parameter: Tensor) -> Tensor:
+    """Return what belongs to this process of a tensor that is spread as `parameter` is."""
+    if not is_shard(parameter) or not full.dim():
+        return full
+    size, rank = dist.get_world_size(), dist.get_rank()
+    parts = full.chunk(size)  # there may be fewer than ranks
+    return parts[rank] if rank < len(parts) else full[:0]
+
+
+def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Return whole tensors, on the CPU unless they were whole already.
+
+    Args:
+        tensors: The same names in the same order on every rank.
+        keep: Whether this rank wants them; others only take part.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu() if is_shard(tensor) else full
+    return found
+
+
+@torch.no_grad()
+def hand_out(world: World, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Give every rank the values of rank 0, or its share of them.
+
+    Args:
+        world: The ranks.
+        parameters: To be filled, by name.
+        values: On rank 0 as many whole tensors; not looked at elsewhere.
+    """
+    for name, parameter in parameters.items():
+        mine = local(parameter)
+        if world.size == 1:
+            mine.copy_(values[name])
+            continue
+        full = torch.empty(parameter.shape, dtype=parameter.dtype, device=mine.device)
+        if world.is_main:
+            full.copy_(values[name])
+        world.broadcast(full)
+        mine.copy_(share_of(full, parameter))
+
+
+def rows_of(config: Config, world: World) -> int:
+    """Return the rows of a micro-batch: at most those asked for, and as many on every rank.
+
+    Raises:
+        ConfigError: A step's rows cannot be dealt out evenly.
+    """
+    n_rows = config.tokens_per_step // config.seq_len
+    if n_rows % world.size:
+        fewer = next(n for n in range(world.size, 0, -1) if n_rows % n == 0)
+        more = -(-n_rows // world.size) * world.size * config.seq_len
+        raise ConfigError(
+            f"train.tokens_per_step: a step of {n_rows} rows of {config.seq_len} tokens cannot be"
+            f" dealt out evenly among {world.size} processes",
+            f"use {fewer} processes, or -s train.tokens_per_step={more}",
+        )
+    each = n_rows // world.size
+    return next(rows for rows in range(min(config.rows, each), 0, -1) if each % rows == 0)
+
+
+def all_local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return what this process has of each tensor."""
+    return [local(tensor) for tensor in tensors]

@@ -1,0 +1,73 @@
+"""What a run does about its other processes: it tells them why it fails, and ends if one hangs."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptcli import durable
+from gptcli.config.schema import Config
+from gptcli.distributed.watchdog import Hang, Watchdog
+from gptcli.distributed.world import World
+from gptcli.errors import EXIT_BUG, EXIT_DISTRIBUTED, EXIT_PREEMPTED, GptError
+from gptcli.training.run import Run
+from gptcli.training.stop import Stop
+
+STACKS = "stacks.txt"
+
+
+def watch(world: World, config: Config, stop: Stop) -> Watchdog:
+    """Watch over a run of several processes until the watchdog is closed.
+
+    A hang ends it with exit code 9, in status.json and log.txt too, with where each process stood
+    in stacks.txt. A process whose parent is gone saves and ends.
+    """
+
+    def on_hang(hang: Hang) -> None:
+        run = Run(config.run_folder)
+        step = run.read_status().get("step", 0)
+        with contextlib.suppress(GptError, OSError):
+            durable.write_bytes(run.folder / STACKS, hang.stacks.encode())
+            run.write_status("failed", step, EXIT_DISTRIBUTED, error=hang.message)
+            run.log(f"{hang.message}\n{hang.stacks}")
+        report(hang.message, EXIT_DISTRIBUTED)
+        stacks = f"hint: where each stood is in {run.folder / STACKS}; go on with --resume\n"
+        os.write(2, f"error: {hang.message}\n{stacks}".encode())
+
+    def on_orphaned() -> None:
+        stop.exit_code = stop.exit_code or EXIT_PREEMPTED
+
+    return Watchdog(world, config.train.hang_timeout, on_hang, on_orphaned)
+
+
+@contextlib.contextmanager
+def failures_told(world: World) -> Iterator[None]:
+    """Tell the other processes, and torchrun, why this one fails.
+
+    Raises:
+        GptError: As the block does; of a process that is gone, why it is.
+    """
+    try:
+        with world.peer_errors():
+            yield
+    except GptError as error:
+        world.fail(error)
+        report(error.message, error.exit_code)
+        raise
+    except Exception as error:
+        world.leave_word(repr(error), EXIT_BUG)
+        report(repr(error), EXIT_BUG)
+        raise
+
+
+def report(message: str, exit_code: int) -> None:
+    """Write the file in which torchrun looks for why a process failed; none was asked for alone."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None or Path(path).exists():
+        return
+    about = {"message": message, "errorCode": exit_code,
+             "extraInfo": {"timestamp": str(int(time.time()))}}  # fmt: skip
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps({"message": about}))
