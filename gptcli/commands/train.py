@@ -1,6 +1,7 @@
 """`gpt train`: the resumable training run, on the screen or as plain lines."""
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli import console
-from gptcli.commands import options
+from gptcli.commands import distributed, options
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -24,6 +25,14 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Set an old run of this name aside, begin anew.")
     ] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus",
+            metavar="N",
+            help="Train in N processes, on as many GPUs; without any, on as many parts of the CPU.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
     ] = False,
@@ -42,24 +51,39 @@ def train(
 
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run, --overwrite begins anew: give one of them")
+    options.require_positive(gpus=gpus)
+    if gpus and verify_resume is not None:
+        raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")
     loaded = options.load(config, set_)
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
-    _prepare_local(loaded)
+    if distributed.may_prepare():
+        _prepare_local(loaded)
     if dry_run:
         _plan(loaded, json_)
         return
     if verify_resume is not None:
         _verify(loaded, verify_resume, json_)
         return
+    if gpus and gpus > 1 and not distributed.is_rank():
+        distributed.launch(loaded, gpus, resume=resume)
+        return
+    _train(loaded, resume, overwrite, json_)
+
+
+def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:
+    """Train in this process, which may be one of several; only the first of them speaks."""
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
     from gptcli.training.stop import Stop
 
-    stop = Stop()
-    with stop.on_signals(), console.TrainScreen() as screen:
-        for event in train_model(loaded, resume=resume, overwrite=overwrite, stop=stop):
-            screen.show(event)
+    stop, speaks = Stop(), distributed.speaks()
+    with stop.on_signals(), console.TrainScreen() if speaks else nullcontext() as screen:
+        for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):
+            if screen is not None:
+                screen.show(event)
+    if not speaks:
+        raise typer.Exit(stop.exit_code or 0)
     assert isinstance(event, Stopped | Finished)
     if json_:
         console.result_json(asdict(event.summary))

@@ -96,7 +96,7 @@ class Watchdog:
                     moved = time.monotonic()
 
     def _key(self, kind: str, rank: int) -> str:
-        return f"{self._world.restarts}/{kind}/{rank}"
+        return f"{self._world.name}/{kind}/{rank}"
 
     def _judge(self) -> None:
         """End the run, unless one of the processes is rightly waited for."""
@@ -137,7 +137,7 @@ class Watchdog:
         world.leave_word(message, EXIT_DISTRIBUTED)
         self._on_hang(Hang(message, self._all_stacks()))
         for rank in hanging:
-            found = who(self._store, world.restarts, rank)
+            found = who(self._store, world.name, rank)
             # torchrun would first ask it to end, and wait half a minute.
             if found is not None and found[0] == socket.gethostname() and rank != world.rank:
                 with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from gptcli.errors import ConfigError, DistributedError, GptError, PeerError
 
 # The watchdog judges who hangs, for it knows who is busy; torch's own limit stays out of its way.
 _NO_LIMIT = timedelta(days=30)
+_POLL = 0.02  # seconds between two looks at the store
 _LAST_WORDS = 1.0  # seconds that a process which fails has to say why
 _OF_PEERS = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|gloo/transport|remote process exited"
@@ -37,15 +39,18 @@ class World:
     Attributes:
         rank: Which of them this is.
         size: How many there are.
+        name: Of this start; no other has it.
         restarts: How often torchrun has started them again.
         marks: Grows whenever this process gets on; the watchdog looks at it.
         is_busy: Whether this process does something that may take any time, such as saving.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, restarts: int = 0) -> None:
-        self.rank, self.size, self.restarts = rank, size, restarts
-        self.marks, self.is_busy = 0, False
-        self._notes = notes() if size > 1 else None
+    def __init__(
+        self, rank: int = 0, size: int = 1, name: str = "", notes: Store | None = None
+    ) -> None:
+        self.rank, self.size, self.name = rank, size, name
+        self.restarts, self.marks, self.is_busy = 0, 0, False
+        self._notes = notes
 
     @property
     def is_main(self) -> bool:
@@ -188,12 +193,12 @@ class World:
         """Let the others know which process this is."""
         if self._notes is not None:
             who = json.dumps([socket.gethostname(), os.getpid()])
-            self._notes.set(f"{self.restarts}/who/{self.rank}", who)
+            self._notes.set(f"{self.name}/who/{self.rank}", who)
 
     def _is_gone(self, rank: int) -> bool:
         """Tell whether a process of this machine has ended; of others that is not known."""
         with contextlib.suppress(RuntimeError, OSError):
-            host, pid = who(self._notes, self.restarts, rank) or ("", 0)
+            host, pid = who(self._notes, self.name, rank) or ("", 0)
             if host == socket.gethostname():
                 try:
                     os.kill(pid, 0)
@@ -203,11 +208,12 @@ class World:
 
 
 ALONE = World()
+_kept: list[Store] = []
 
 
-def who(store: Store | None, restarts: int, rank: int) -> tuple[str, int] | None:
+def who(store: Store | None, start: str, rank: int) -> tuple[str, int] | None:
     """Return the machine and the process id of a rank, if it has said them."""
-    key = f"{restarts}/who/{rank}"
+    key = f"{start}/who/{rank}"
     if store is None or not store.check([key]):
         return None
     host, pid = json.loads(store.get(key))
@@ -253,13 +259,63 @@ def joined(device: str) -> Iterator[World]:
     elif device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
         raise ConfigError("device: there is one mps device for all processes", "set device=cpu")
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    dist.init_process_group(backend, timeout=_NO_LIMIT)
-    world = World(dist.get_rank(), dist.get_world_size(), n_restarts())
+    rank, size = int(os.environ["RANK"]), n_processes()
+    if _must_keep_store(rank):
+        _keep_store()
+    store = notes()
+    name = _agreed_name(store, rank, size)
+    dist.init_process_group(
+        backend, store=PrefixStore(name, store), rank=rank, world_size=size, timeout=_NO_LIMIT
+    )
+    world = World(rank, size, name, store)
+    world.restarts = world.most(n_restarts())  # a node that came later has seen fewer
     world.introduce()
-    if world.restarts and (last_words := world.last_words()) is not None:
+    if (last_words := world.last_words()) is not None:
         raise last_words
     yield world
     dist.destroy_process_group()  # after a failure it might wait for those that are gone
+
+
+def _must_keep_store(rank: int) -> bool:
+    """Tell whether there is no torchrun whose store to use, and it falls to this rank."""
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _keep_store() -> None:
+    """Keep the store that all ranks talk through, for as long as this process runs."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    _kept.append(TCPStore(host, port, is_master=True, wait_for_workers=False))
+
+
+def _agreed_name(store: Store, rank: int, size: int) -> str:
+    """Agree on a name for this start of the processes.
+
+    torchrun's store outlives them: without a name of its own, a later start would find the
+    addresses of the dead there (torch 2.13 does, and cannot connect). So rank 0 proposes a name,
+    each rank answers with a number of its own, and one that finds its answer accepted takes it.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("name", mine)
+        answers = [_awaited(store, f"answer/{other}", mine) for other in range(1, size)]
+        store.set("accepted", " ".join([mine, *answers]))
+        return mine
+    while True:
+        name = _read(store, "name")
+        store.set(f"answer/{rank}", f"{name}:{mine}")
+        if f"{name}:{mine}" in _read(store, "accepted").split():
+            return name
+        time.sleep(_POLL)
+
+
+def _awaited(store: Store, key: str, start: str) -> str:
+    while not (found := _read(store, key)).startswith(start):
+        time.sleep(_POLL)
+    return found
+
+
+def _read(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def _require_gpu(local_rank: int) -> None:

@@ -80,19 +80,17 @@ def shard(model: GPT, compute: Compute) -> None:
     register_fsdp_forward_method(model, "token_losses")
 
 
-def replicated(network: GPT) -> nn.Module:
-    """Return `network` with its gradients summed over the ranks in the backward pass (DDP)."""
+def replicated(network: GPT, compute: Compute, tokens: Tensor) -> nn.Module:
+    """Return `network` with its gradients summed over the ranks in the backward pass (DDP).
+
+    Args:
+        network: The same on every rank.
+        compute: Where it is, and in what precision.
+        tokens: (B, T) int64, of the shape of a micro-batch: they are passed through once.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
-    place = next(network.parameters()).device
-    copies = DistributedDataParallel(
-        network,
-        init_sync=False,  # they were all given the weights of rank 0
-        # Otherwise it would lay out its buffers anew after the first step, and sum in another
-        # order than a run that is resumed there.
-        find_unused_parameters=place.type == "cpu",
-        gradient_as_bucket_view=True,
-    )
+    copies = DistributedDataParallel(network, init_sync=False, gradient_as_bucket_view=True)
 
     def add_up(group: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         summed: torch.futures.Future[Any] = dist.all_reduce(
@@ -101,6 +99,12 @@ def replicated(network: GPT) -> nn.Module:
         return summed.then(lambda done: cast(Tensor, done.value()[0]))
 
     copies.register_comm_hook(None, add_up)
+    # After its first pass it lays out its buffers anew, in the order in which gradients come. A
+    # run that is resumed would otherwise sum its first step in another order than one that is not.
+    with compute.autocast():
+        loss = copies(tokens, tokens).loss
+    torch.autograd.backward(loss)
+    copies.zero_grad(set_to_none=True)
     return copies
 
 
@@ -204,22 +208,22 @@ def hand_out(world: World, parameters: Mapping[str, Tensor], values: Mapping[str
         mine.copy_(share_of(full, parameter))
 
 
-def rows_of(config: Config, world: World) -> int:
+def rows_of(config: Config, n_processes: int) -> int:
     """Return the rows of a micro-batch: at most those asked for, and as many on every rank.
 
     Raises:
         ConfigError: A step's rows cannot be dealt out evenly.
     """
     n_rows = config.tokens_per_step // config.seq_len
-    if n_rows % world.size:
-        fewer = next(n for n in range(world.size, 0, -1) if n_rows % n == 0)
-        more = -(-n_rows // world.size) * world.size * config.seq_len
+    if n_rows % n_processes:
+        fewer = next(n for n in range(n_processes, 0, -1) if n_rows % n == 0)
+        more = -(-n_rows // n_processes) * n_processes * config.seq_len
         raise ConfigError(
             f"train.tokens_per_step: a step of {n_rows} rows of {config.seq_len} tokens cannot be"
-            f" dealt out evenly among {world.size} processes",
+            f" dealt out evenly among {n_processes} processes",
             f"use {fewer} processes, or -s train.tokens_per_step={more}",
         )
-    each = n_rows // world.size
+    each = n_rows // n_processes
     return next(rows for rows in range(min(config.rows, each), 0, -1) if each % rows == 0)
 
 

@@ -9,6 +9,7 @@ from gptcli.data.shards import read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
 from gptcli.model import GPT
 from gptcli.training.initial import adopt, freeze, n_learning
+from gptcli.training.parallel import rows_of
 from gptcli.training.resolve import (
     make_loader,
     max_steps_of,
@@ -18,8 +19,12 @@ from gptcli.training.resolve import (
 )
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, n_processes: int = 1) -> dict[str, Any]:
     """Check a fresh run as far as that is possible without training, and say what it would do.
+
+    Args:
+        config: The run.
+        n_processes: That are to do it.
 
     Raises:
         ConfigError: The configuration does not fit the data.
@@ -35,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
     with torch.device("meta"):
         model = GPT(config.model)
     freeze(model, config.train.freeze)
+    rows_of(config, n_processes)
     max_steps = max_steps_of(config, loader)
     config = with_compile(config, max_steps)
     return {

@@ -95,7 +95,7 @@ class Session:
     @property
     def rows(self) -> int:
         """Rows of a micro-batch on this rank, as on every other."""
-        return rows_of(self.config, self.world)
+        return rows_of(self.config, self.world.size)
 
     def close(self) -> None:
         """Close the data's files."""
@@ -244,7 +244,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
         rows = fitting_rows(config, model.to(machine.device), machine)
         notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")
         config = with_train(config, micro_batch_size=rows)
-    if (rows := rows_of(config, world)) != config.rows:
+    if (rows := rows_of(config, world.size)) != config.rows:
         notes.append(f"micro-batches of {rows} rows, so that every process has as many")
     if checkpoint is not None:
         notes += machine_changes(state.machine, _machine_facts(machine, world))

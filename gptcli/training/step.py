@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptcli.config.schema import Config
 from gptcli.device import give_back_freed_memory
 from gptcli.errors import MemoryLimitError, NonFiniteError
 from gptcli.keyed import keyed_int
@@ -61,8 +60,10 @@ class Stepper:
         self.compiled = network is not session.model or (
             session.kind == "fsdp" and session.compute.compile
         )
-        self._network = replicated(network) if session.kind == "ddp" else network
         self.compile_seconds = time.perf_counter() - began
+        self._network: nn.Module = network
+        if session.kind == "ddp":
+            self._network = replicated(network, session.compute, _zeros(session))
         if failure is not None:
             session.notes.append(failure)
             # Stored with the run: eager and compiled dropout draw different bits.
@@ -87,7 +88,7 @@ class Stepper:
         """
         s, config = self.s, self.s.config
         lr = lr_at(s.state.step, s.max_steps, config)
-        with _memory_errors(config):
+        with _memory_errors(s):
             total = self._accumulate(stopped)
             if total is None:
                 s.optimizer.zero_grad()
@@ -161,14 +162,14 @@ def _network(session: Session) -> tuple[GPT, str | None]:
     forward and backward pass tries it. The second value says why a network that should have been
     compiled is not.
     """
-    model, compute, config = session.model, session.compute, session.config
+    model, compute = session.model, session.compute
     if not compute.compile or session.kind == "fsdp":  # its blocks are compiled, if at all
         return model, None
     compiled = copy.copy(model)
     # The head stays out, for its loss works in pieces that a compiler would only unroll, and so
     # do the embeddings, whose gradients it would add up in an order that changes.
     compiled.trunk = torch.compile(model.trunk, dynamic=False)  # type: ignore[method-assign]
-    tokens = torch.zeros(session.rows, config.seq_len, dtype=torch.int64, device=compute.device)
+    tokens = _zeros(session)
     failure = None
     try:
         with warnings.catch_warnings():
@@ -187,8 +188,14 @@ def _network(session: Session) -> tuple[GPT, str | None]:
     return compiled, None
 
 
+def _zeros(session: Session) -> Tensor:
+    """Return a micro-batch of nothing but the first token, (B, T)."""
+    shape = session.rows, session.config.seq_len
+    return torch.zeros(shape, dtype=torch.int64, device=session.compute.device)
+
+
 @contextlib.contextmanager
-def _memory_errors(config: Config) -> Iterator[None]:
+def _memory_errors(session: Session) -> Iterator[None]:
     """Turn running out of memory into an error that names a smaller micro-batch."""
     try:
         yield
@@ -196,7 +203,7 @@ def _memory_errors(config: Config) -> Iterator[None]:
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not is_memory and "can't allocate memory" not in str(error):
             raise
-        size = config.rows
+        config, size = session.config, session.rows
         raise MemoryLimitError(
             f"out of memory with micro_batch_size {size} and seq_len {config.seq_len}",
             f"-s train.micro_batch_size={size // 2} -s train.tokens_per_step="

@@ -67,14 +67,13 @@ Start = Callable[..., Ranks]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start `work(rank)` in so many processes; a later call starts them again."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    starts = []
+def start() -> Start:
+    """Start `work(rank)` in so many processes; `again` counts as torchrun does when it restarts."""
+    stores = []
 
-    def begin(size: int, work: Callable[[int], None], restarts: int | None = None) -> Ranks:
-        attempt = len(starts) if restarts is None else restarts
-        starts.append(Ranks(size, work, attempt, store.port))
-        return starts[-1]
+    def begin(size: int, work: Callable[[int], None], again: int = 0) -> Ranks:
+        if not again:
+            stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        return Ranks(size, work, again, stores[-1].port)
 
-    yield begin
+    return begin

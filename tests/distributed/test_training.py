@@ -1,11 +1,16 @@
 """One run on several processes: the same data in the same order, the same network at the end."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
+from gptcli.data import loader
+from gptcli.data.shards import TokenReader
 from gptcli.training.loop import train
 
 from .conftest import Start
@@ -48,3 +53,66 @@ def test_two_processes_end_where_one_does(
     finish(alone)
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     assert gap(end_of(shared), end_of(alone)) < 1e-5
+
+
+@BOTH
+def test_a_run_goes_on_with_another_number_of_processes(
+    tiny: Callable[..., Config], start: Start, kind: str
+) -> None:
+    how = (
+        *MODERN, f"train.parallel={kind}", "model.dropout=0.1", "optim.schedule=constant",
+    )  # fmt: skip
+    alone = tiny(*how, "train.max_steps=12", name="alone")
+    moved = partial(tiny, *how, name="moved")
+    finish(alone)
+    finish(moved("train.max_steps=4"))
+    middle = moved("train.max_steps=8")
+    assert start(2, lambda rank: finish(middle, resume=True)).wait() == [0, 0]
+    finish(moved("train.max_steps=12"), resume=True)
+    assert end_of(moved()).state["step"] == 12
+    assert gap(end_of(moved()), end_of(alone)) < 1e-5
+
+
+@BOTH
+def test_what_is_resumed_ends_with_the_bits_of_what_was_not(
+    tiny: Callable[..., Config], start: Start, kind: str
+) -> None:
+    how = (
+        *MODERN, f"train.parallel={kind}", "train.tokens_per_step=96", "model.dropout=0.1",
+        "optim.schedule=constant",
+    )  # fmt: skip
+    straight, cut = tiny(*how, name="straight"), partial(tiny, *how, name="cut")
+    assert start(3, lambda rank: finish(straight)).wait() == [0, 0, 0]
+    assert start(3, lambda rank: finish(cut("train.max_steps=4"))).wait() == [0, 0, 0]
+    assert start(3, lambda rank: finish(cut(), resume=True)).wait() == [0, 0, 0]
+    assert gap(end_of(cut()), end_of(straight)) == 0
+
+
+def test_every_step_has_the_same_windows_in_the_same_order(
+    tiny: Callable[..., Config], start: Start, tmp_path: Path
+) -> None:
+    how = (*MODERN, "train.tokens_per_step=128")
+
+    def noting(name: str) -> Callable[[int], None]:
+        def work(rank: int) -> None:
+            read = loader.read_windows
+
+            def noted(tokens: TokenReader, starts: Any, seq_len: int) -> Any:
+                with (tmp_path / f"{name}-{rank}").open("a") as file:
+                    file.write(f"{starts.tolist()}\n")
+                return read(tokens, starts, seq_len)
+
+            loader.read_windows = noted
+            finish(tiny(*how, name=name))
+
+        return work
+
+    # The thread that reads ahead begins one step more than is done.
+    batches = {}
+    for size in (1, 2, 4):
+        name = f"by-{size}"
+        assert start(size, noting(name)).wait() == [0] * size
+        read = [(tmp_path / f"{name}-{rank}").read_text().splitlines() for rank in range(size)]
+        batches[size] = [batch for dealt in zip(*read, strict=True) for batch in dealt][: 8 * 4]
+    assert len(set(batches[1])) == 8 * 4
+    assert batches[1] == batches[2] == batches[4]

@@ -1,0 +1,63 @@
+"""What `gpt train` does about several processes: start them, and keep all but the first quiet."""
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+
+
+def is_rank() -> bool:
+    """Tell whether this process is one that torchrun, or another launcher, started."""
+    return "RANK" in os.environ
+
+
+def speaks() -> bool:
+    """Tell whether this process draws and prints: alone, or the first of several."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def may_prepare() -> bool:
+    """Tell whether this process prepares data that is not there yet, of all that want it."""
+    return speaks()
+
+
+def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
+    """Do this process's command line in several, and end as they do.
+
+    Args:
+        config: The run.
+        n_processes: At least 2.
+        resume: Whether it goes on; a fresh run is checked first, while there is one process.
+
+    Raises:
+        GptError: The configuration, the data or the machine does not allow it.
+        DistributedError: The processes ended without saying why.
+    """
+    import sys
+
+    from gptcli.device import settle
+    from gptcli.distributed.launch import launch as start
+    from gptcli.distributed.launch import require_devices
+    from gptcli.errors import EXIT_DISTRIBUTED, DistributedError
+    from gptcli.training.plan import plan
+    from gptcli.training.run import Run
+
+    require_devices(n_processes, settle(config).device)
+    if not resume:
+        plan(config, n_processes)
+    run = Run(config.run_folder)
+    before = run.read_status()
+    ended = start(sys.argv[1:], n_processes)
+    if ended.exit_code == 0:
+        return
+    status = run.read_status()
+    if status != before and status.get("exit_code"):
+        raise typer.Exit(status["exit_code"])
+    if ended.exit_code:  # before there was a run; whoever failed has said it
+        raise typer.Exit(ended.exit_code)
+    if status:
+        run.write_status("failed", status["step"], EXIT_DISTRIBUTED, error=ended.message)
+    raise DistributedError(ended.message, "go on from the last checkpoint with --resume")
