@@ -7,9 +7,8 @@ workers. Knows no terminal.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from gptcli import durable
@@ -19,10 +18,11 @@ from gptcli.data.encode import Encoder
 from gptcli.data.fetch import Fetcher
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.progress import Progress, remove_prepared
+from gptcli.data.sample import alphabet_text, vocabulary_text
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
 from gptcli.data.tokenize import OnProgress, write_units
-from gptcli.data.units import Unit, documents, fingerprint
+from gptcli.data.units import Unit, fingerprint
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import (
     Tokenizer,
@@ -30,8 +30,6 @@ from gptcli.tokenizers import (
     load_tokenizer,
     make_tokenizer,
 )
-
-_BPE_SAMPLE_CHARS = 200_000_000  # enough for any vocabulary; more only takes longer
 
 
 @dataclass(frozen=True)
@@ -304,42 +302,10 @@ def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
 
 
 def _sample(plan: Plan) -> Iterator[str]:
-    """Yield text to learn an alphabet or a vocabulary from.
-
-    An alphabet needs all of it. A vocabulary is learned without what is held out, so that
-    validation text stays unseen.
-    """
-    is_bpe = plan.tokenizer.name == "bpe"
-    n_chars = 0
-    for unit in plan.source.units:
-        for index, pieces in itertools.groupby(documents(unit, plan.data), key=itemgetter(0)):
-            document: Iterator[str] = (piece for _, piece in pieces)
-            if is_bpe:
-                if unit.split_of(index, plan.seed, plan.val_fraction) == "val":
-                    continue
-                if unit.held_out == "tail" and plan.val_fraction:
-                    document = _head(document, plan.val_fraction)
-            for piece in document:
-                n_chars += len(piece)
-                if is_bpe and n_chars > _BPE_SAMPLE_CHARS:
-                    return
-                yield piece
-
-
-def _head(pieces: Iterable[str], val_fraction: float) -> Iterator[str]:
-    """Yield a document without its tail, or the start of one that is too long to keep whole."""
-    kept: list[str] = []
-    n_chars = 0
-    for piece in pieces:
-        kept.append(piece)
-        n_chars += len(piece)
-        if n_chars > _BPE_SAMPLE_CHARS:
-            break
-    # The tail is counted in tokens, of which these are not yet known: a little more is left out.
-    n_chars = int(n_chars * (1 - min(1.0, 1.25 * val_fraction)))
-    for piece in kept:
-        yield piece[:n_chars]
-        n_chars = max(0, n_chars - len(piece))
+    """Return the text to learn an alphabet or a vocabulary from."""
+    if plan.tokenizer.name == "bpe":
+        return vocabulary_text(plan.source.units, plan.data, plan.seed, plan.val_fraction)
+    return alphabet_text(plan.source.units, plan.data)
 
 
 def _finished(units: Sequence[Unit], progress: Progress) -> dict[int, UnitRecord]:
