@@ -1,14 +1,17 @@
 """The program `gpt`: names the commands, and turns errors into a line, a hint and an exit code."""
 
+import difflib
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gptcli import __version__
-from gptcli.commands import data
+from gptcli.commands import complete, configure, data, runs
+from gptcli.commands.doctor import doctor
 from gptcli.commands.evaluate import evaluate
 from gptcli.commands.export import export
 from gptcli.commands.generate import generate
@@ -16,12 +19,18 @@ from gptcli.commands.prepare import prepare
 from gptcli.commands.train import train
 from gptcli.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, GptError, MemoryLimitError
 
+_HELP = ["-h", "--help"]
+_EXAMPLES = """[bold]Examples[/bold]
+  gpt train -c quickstart                 [dim]a small GPT, in two minutes on a CPU[/dim]
+  gpt config init && gpt train -c run.yaml          [dim]one on a text of your own[/dim]
+  gpt generate "Once upon a time"                    [dim]what the newest run says[/dim]
+"""
 app = typer.Typer(
     name="gpt",
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
     help="From text to a trained, evaluated, talking GPT.",
-    epilog="Start: gpt prepare stdlib && gpt train -c quickstart && gpt generate",
+    epilog=_EXAMPLES,
 )
 app.command("prepare", rich_help_panel="Data")(prepare)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
@@ -29,6 +38,9 @@ app.command("train", rich_help_panel="Model")(train)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
 app.command("export", rich_help_panel="Model")(export)
+app.add_typer(runs.app, name="runs", rich_help_panel="Model")
+app.add_typer(configure.app, name="config", rich_help_panel="Setup")
+app.command("doctor", rich_help_panel="Setup")(doctor)
 
 
 def _show_version(wanted: bool) -> None:
@@ -54,7 +66,10 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     try:
-        code: Any = app(arguments or ["--help"], prog_name="gpt", standalone_mode=False)
+        program = _program()
+        complete.mend_bash_words(os.environ, f"_{program.upper()}_COMPLETE")
+        command = _command()
+        code: Any = command.main(arguments or ["--help"], program, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except GptError as error:
         return _fail(arguments, error)
@@ -70,6 +85,25 @@ def run(arguments: list[str]) -> int:
         if usage is not None:
             return _fail(arguments, usage)
         return _bug(arguments, error)
+
+
+def _command() -> Any:
+    """Return the parser of all commands; its help shows no type behind a flag, which has none."""
+    root: Any = typer.main.get_command(app)
+    groups = [root]
+    while groups:
+        command = groups.pop()
+        groups += getattr(command, "commands", {}).values()
+        help_ = command.get_help_option(typer.Context(command, help_option_names=_HELP))
+        for option in (help_, *command.params):
+            if getattr(option, "is_flag", False) and option.metavar is None:
+                option.metavar = ""
+    return root
+
+
+def _program() -> str:
+    """Return the name this program was called by, as far as it is one of its own."""
+    return "gptcli" if Path(sys.argv[0]).stem == "gptcli" else "gpt"
 
 
 def _drop_stdout() -> None:
@@ -88,7 +122,12 @@ def _usage_error(error: Exception) -> ConfigError | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "gpt"
-    return ConfigError(str(format_message()).splitlines()[0], f"see `{path} --help`")
+    text = str(format_message()).splitlines()[0]
+    wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if isinstance(wrong, str) and known:
+        [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
+        text = f"No such option: {wrong}. Did you mean {nearest}?"
+    return ConfigError(text, f"see `{path} --help`")
 
 
 def _fail(arguments: list[str], error: GptError) -> int:

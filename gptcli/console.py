@@ -88,6 +88,14 @@ def result(text: str) -> None:
     write(printable(text) + "\n")
 
 
+def styled(*parts: tuple[str, str]) -> None:
+    """Print a line of the result to stdout: texts, each with its style where there is colour."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    with console.capture() as capture:
+        console.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+    write(capture.get())
+
+
 def write(text: str) -> None:
     """Write text to stdout as it is, at once.
 
@@ -232,12 +240,16 @@ class _ByteLog:
         message("; ".join(parts))
 
 
-def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Print a table to stdout; the last column is folded where the terminal is too narrow."""
-    drawn = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in drawn.columns[:-1]:
+def table(
+    header: tuple[str, ...], rows: Iterable[tuple[str, ...]], fold: tuple[int, ...] = (-1,)
+) -> None:
+    """Print a table to stdout; columns in `fold` are folded where the terminal is too narrow."""
+    drawn = Table(*header, box=None, show_header=any(header), pad_edge=False, padding=(0, 2, 0, 0))
+    for column in drawn.columns:
         column.no_wrap = True
-    drawn.columns[-1].overflow = "fold"
+    for number in fold:
+        drawn.columns[number].no_wrap = False
+        drawn.columns[number].overflow = "fold"
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
     narrow = sys.stdout is not None and sys.stdout.isatty()

@@ -6,12 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import console
-from gptcli.commands import options
+from gptcli.commands import complete, options
 from gptcli.errors import ConfigError, DataError
 
 app = typer.Typer(help="Look into prepared data.", no_args_is_help=False)
 
-Folder = Annotated[str, typer.Argument(metavar="DIR", help="A prepared data folder.")]
+Folder = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR", help="A prepared data folder.", autocompletion=complete.data_folders
+    ),
+]
 
 
 @app.command()

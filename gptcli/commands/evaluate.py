@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import console
-from gptcli.commands import options
+from gptcli.commands import complete, options
 from gptcli.commands.scores import compare, describe, facts_of, show_tasks
 from gptcli.errors import CheckpointError, ConfigError, DataError
 
@@ -25,9 +25,10 @@ GPT2_ON_OPENWEBTEXT = {"124M": 3.12, "350M": 2.84, "774M": 2.67, "1558M": 2.54}
 Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[CHECKPOINT]...",
+        metavar="CHECKPOINT",
         help="Files, run folders or run names; several are compared. Default: newest best.",
         show_default=False,
+        autocompletion=complete.checkpoints,
     ),
 ]
 Data = Annotated[
@@ -69,7 +70,7 @@ def evaluate(
     limit: Limit = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte, of one checkpoint or of several side by side."""
+    """Measure loss, perplexity and bits per byte; compare checkpoints."""
     if limit is not None and tasks is None:
         raise ConfigError("--limit: only --tasks have questions; --max-tokens shortens a text")
     if tasks is not None and (data or text or stride or max_tokens or yardsticks or split != "val"):

@@ -28,7 +28,7 @@ class Quantize(StrEnum):
 
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="[PROMPT]", help="Text to continue; default: stdin, or none."),
+    typer.Argument(metavar="PROMPT", help="Text to continue; default: stdin, or none."),
 ]
 PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")]
 Temperature = Annotated[

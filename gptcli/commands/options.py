@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.commands import complete
 from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,11 +14,23 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", "-c", metavar="FILE|NAME", help="YAML file, or a shipped example."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE|NAME",
+        help="YAML file, or a shipped example.",
+        autocompletion=complete.configurations,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set one key, e.g. optim.lr=3e-4."),
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Set one key, e.g. optim.lr=3e-4.",
+        autocompletion=complete.settings,
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, also when it fails.")
@@ -25,7 +38,10 @@ JsonOption = Annotated[
 CheckpointOption = Annotated[
     str | None,
     typer.Option(
-        "--checkpoint", metavar="PATH", help="File, run folder or run name; default: newest best."
+        "--checkpoint",
+        metavar="PATH",
+        help="File, run folder or run name; default: newest best.",
+        autocompletion=complete.checkpoints,
     ),
 ]
 

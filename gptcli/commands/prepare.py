@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import console
-from gptcli.commands import options
+from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ _SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 
 Dataset = Annotated[
     str | None,
-    typer.Argument(metavar="[DATASET]", help="Preset, path or glob of text, or hf:org/name."),
+    typer.Argument(
+        metavar="DATASET",
+        help="Preset, path or glob of text, or hf:org/name.",
+        autocompletion=complete.datasets,
+    ),
 ]
 Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the shards.")]
 Workers = Annotated[

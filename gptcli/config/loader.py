@@ -7,36 +7,17 @@ import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gptcli.config.reference import choices, keys, section_of, suggestion
 from gptcli.config.schema import Config
 from gptcli.config.yaml12 import Document, Key, read_value, read_yaml
 from gptcli.errors import ConfigError
 
 _MAX_EXTENDS = 10
-# Names that other programs use for the same thing, for "did you mean".
-_SYNONYMS = {
-    "context_length": "model.block_size",
-    "n_ctx": "model.block_size",
-    "n_positions": "model.block_size",
-    "max_seq_len": "model.block_size",
-    "batch_size": "train.micro_batch_size",
-    "learning_rate": "optim.lr",
-    "max_iters": "train.max_steps",
-    "eval_interval": "train.eval_every",
-    "log_interval": "train.log_every",
-    "warmup_iters": "optim.warmup_steps",
-    "lr_decay_iters": "train.max_steps",
-    "gradient_accumulation_steps": "train.tokens_per_step",
-    "out_dir": "run_dir",
-    "dataset": "data.source",
-    "epochs": "train.max_epochs",
-    "num_epochs": "train.max_epochs",
-}
 _PYDANTIC_KINDS = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -66,6 +47,18 @@ class _Origins:
                     return ConfigError(f"{option}: {message}")
         return ConfigError(message)
 
+    def tell(self, key: Key) -> str | None:
+        """Return the place that set `key`, in a few characters; None if nothing did."""
+        for end in range(len(key), 0, -1):
+            match self.of.get(key[:end]):
+                case Document() as document:
+                    path = Path(document.path)
+                    name = path.name if path in example_files() else document.path
+                    return f"{name}:{document.places[key[:end]].line}"
+                case str() as option:
+                    return "-s" if option.startswith("--set ") else option
+        return None
+
 
 def load_config(
     path: str | None,
@@ -84,6 +77,29 @@ def load_config(
     Raises:
         ConfigError: With the place, what is wrong, and the nearest valid name.
     """
+    return _load(path, overrides, flags, base)[0]
+
+
+def load_traced(path: str | None, overrides: Iterable[str] = ()) -> tuple[Config, dict[str, str]]:
+    """Load as `load_config` does; return also where each key that was set comes from.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    config, origins = _load(path, overrides, None, None)
+    told: dict[str, str] = {}
+    for key in keys():
+        if config.is_set(key):
+            told[key] = origins.tell(tuple(key.split("."))) or "file name"
+    return config, told
+
+
+def _load(
+    path: str | None,
+    overrides: Iterable[str],
+    flags: Mapping[str, Any] | None,
+    base: Mapping[str, Any] | None,
+) -> tuple[Config, _Origins]:
     origins = _Origins()
     values: dict[str, Any] = copy.deepcopy(dict(base or {}))
     if path is not None:
@@ -100,7 +116,7 @@ def load_config(
     for dotted, value in (flags or {}).items():
         if value is not None:
             _assign(values, origins, tuple(dotted.split(".")), value, f"option for {dotted}")
-    return _validate(values, origins)
+    return _validate(values, origins), origins
 
 
 def load_defaults() -> Config:
@@ -204,15 +220,7 @@ def _validate(values: dict[str, Any], origins: _Origins) -> Config:
 
 def _is_section(key: str) -> bool:
     field = Config.model_fields.get(key)
-    return field is not None and _section_of(field.annotation) is not None
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section a field holds, also one that may be null."""
-    members = [member for member in get_args(annotation) if member is not NoneType]
-    annotation = members[0] if len(members) == 1 else annotation
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_section else None
+    return field is not None and section_of(field.annotation) is not None
 
 
 def _key(detail: ErrorDetails) -> Key:
@@ -227,7 +235,7 @@ def _key(detail: ErrorDetails) -> Key:
             break
         key.append(str(part))
         field = section.model_fields.get(str(part))
-        section = _section_of(field.annotation) if field else None
+        section = section_of(field.annotation) if field else None
     return tuple(key)
 
 
@@ -235,7 +243,7 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     key = _key(detail)
     dotted = ".".join(key)
     if detail["type"] == "extra_forbidden":
-        return origins.error(key, f"unknown key '{dotted}'; {_suggestion(key)}")
+        return origins.error(key, f"unknown key '{dotted}'; {suggestion(key)}")
     if detail["type"] == "cross_check":
         others = [tuple(other.split(".")) for other in (detail.get("ctx") or {})["others"]]
         place = next((known for known in (key, *others) if known in origins.of), key)
@@ -254,7 +262,7 @@ def _expected(key: Key, detail: ErrorDetails) -> str:
     context = detail.get("ctx") or {}
     match detail["type"]:
         case "literal_error":
-            allowed = _choices(key) or context.get("expected", "")
+            allowed = choices(key) or context.get("expected", "")
             return allowed.replace("'", "")
         case "greater_than":
             return f"a value above {context['gt']:g}"
@@ -264,43 +272,4 @@ def _expected(key: Key, detail: ErrorDetails) -> str:
             return f"a value below {context['lt']:g}"
         case "less_than_equal":
             return f"a value of at most {context['le']:g}"
-    return _choices(key) or _PYDANTIC_KINDS.get(detail["type"], detail["msg"])
-
-
-def _choices(key: Key) -> str | None:
-    """Return 'a, b or c' for a key that takes one of a few words."""
-    section: Any = Config
-    for part in key[:-1]:
-        section = _section_of(section.model_fields[part].annotation)
-    field = section.model_fields.get(key[-1]) if section else None
-    schema = section.model_json_schema()["properties"].get(key[-1], {}) if field else {}
-    options: list[str] = []
-    for branch in schema.get("anyOf", [schema]):
-        if branch.get("type") == "boolean":
-            options += ["true", "false"]
-        options += [str(value) for value in branch.get("enum", [])]
-        options += [str(branch["const"])] if "const" in branch else []
-    return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]])) if options else None
-
-
-def _suggestion(key: Key) -> str:
-    """Return the nearest valid key, in the same section, elsewhere, or under another name."""
-    if key[-1] in _SYNONYMS:
-        return f"did you mean '{_SYNONYMS[key[-1]]}'?"
-    section: type[BaseModel] | None = Config
-    for part in key[:-1]:
-        section = _section_of(section.model_fields[part].annotation) if section else None
-    names = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(key[-1], names, 1)
-    if near:
-        return f"did you mean '{'.'.join((*key[:-1], near[0]))}'?"
-    everywhere = {
-        name: f"{top}.{name}"
-        for top, field in Config.model_fields.items()
-        if (inner := _section_of(field.annotation)) is not None
-        for name in inner.model_fields
-    }
-    near = difflib.get_close_matches(key[-1], [*everywhere, *Config.model_fields], 1)
-    if near:
-        return f"did you mean '{everywhere.get(near[0], near[0])}'?"
-    return f"allowed: {', '.join(names)}"
+    return choices(key) or _PYDANTIC_KINDS.get(detail["type"], detail["msg"])

@@ -12,11 +12,13 @@ LoraTarget = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "ml
 class LoraConfig(Section):
     """Low-rank adapters: the weights stay, small updates of their matrices are learned."""
 
-    rank: PositiveInt = 8
+    rank: PositiveInt = Field(default=8, examples=[16])
     """Rank of each update."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0)] = Field(default=16.0, examples=[32])
     """The update counts alpha / rank times."""
-    targets: Annotated[list[LoraTarget], Field(min_length=1)] | None = None
+    targets: Annotated[list[LoraTarget], Field(min_length=1)] | None = Field(
+        default=None, examples=[["attn.c_attn"]]
+    )
     """Layers of a block that get one. Null: all."""
 
     @property
@@ -28,27 +30,27 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The network, in GPT-2's and nanoGPT's names."""
 
-    init_from: str = "scratch"
+    init_from: str = Field(default="scratch", examples=["gpt2"])
     """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
     folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
-    n_layer: PositiveInt = 12
+    n_layer: PositiveInt = Field(default=12, examples=[6])
     """Transformer blocks."""
-    n_head: PositiveInt = 12
+    n_head: PositiveInt = Field(default=12, examples=[6])
     """Attention heads of a block; divides n_embd."""
-    n_kv_head: PositiveInt | None = None
+    n_kv_head: PositiveInt | None = Field(default=None, examples=[4])
     """Key and value heads (grouped queries); divides n_head. Null: n_head."""
-    n_embd: PositiveInt = 768
+    n_embd: PositiveInt = Field(default=768, examples=[384])
     """Width of the residual stream."""
-    n_inner: PositiveInt | None = None
+    n_inner: PositiveInt | None = Field(default=None, examples=[2048])
     """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
     to a multiple of 8."""
-    head_dim: PositiveInt | None = None
+    head_dim: PositiveInt | None = Field(default=None, examples=[128])
     """Width of one attention head. Null: n_embd / n_head."""
-    block_size: PositiveInt = 1024
+    block_size: PositiveInt = Field(default=1024, examples=[256])
     """Context length: the most tokens the network can attend to."""
-    vocab_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = Field(default=None, examples=[50304])
     """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
-    dropout: Fraction = 0.0
+    dropout: Fraction = Field(default=0.0, examples=[0.1])
     """Dropout of embeddings, attention and residual branches while training."""
     bias: bool = True
     """Biases in linear layers and layer norms."""
@@ -56,11 +58,11 @@ class ModelConfig(Section):
     """Biases of the query, key and value projections. Null: bias."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch and before the head."""
-    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, examples=[1e-6])
     """What normalisations add to the variance."""
     position: Literal["learned", "rope"] = "learned"
     """How positions enter: a learned table, or rotary embeddings."""
-    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    rope_theta: Annotated[float, Field(gt=0)] = Field(default=10000.0, examples=[500000])
     """Base of the rotary wavelengths."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
     """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
@@ -71,7 +73,7 @@ class ModelConfig(Section):
     """Use the token embedding as the output head."""
     zero_init: bool = False
     """Start the projections that join the residual stream at zero, not near it."""
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = Field(default=None, examples=[{"rank": 16}])
     """Learn low-rank adapters only: {rank: 8, alpha: 16, targets: null}; needs init_from."""
 
     @property

@@ -25,61 +25,61 @@ class SplitSource(Section):
 class DataConfig(Section):
     """Where the text comes from, how it is split, and how the windows are cut."""
 
-    source: str | SplitSource | None = None
+    source: str | SplitSource | None = Field(default=None, examples=["stdlib"])
     """A preset name, a path or glob of text, `hf:org/name`, `-`, or {train: ..., val: ...}."""
-    config: str | None = None
+    config: str | None = Field(default=None, examples=["sample-10BT"])
     """The configuration (subset) of a Hub data set."""
-    text_field: str = "text"
+    text_field: str = Field(default="text", examples=["content"])
     """The column or key that holds the text in jsonl, csv and parquet files."""
-    dir: str | None = None
+    dir: str | None = Field(default=None, examples=["data/books"])
     """Folder of the token shards. Null: data/<name of the source>."""
-    val_fraction: Fraction | None = None
+    val_fraction: Fraction | None = Field(default=None, examples=[0.05])
     """Part held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """What to do with bytes that are not UTF-8: stop and name the place, or put U+FFFD."""
     keep_downloads: bool = True
     """Keep downloaded files in the Hub's cache after their shards are written."""
-    shard_tokens: PositiveInt = 100_000_000
+    shard_tokens: PositiveInt = Field(default=100_000_000, examples=[10_000_000])
     """Most tokens in one shard file."""
-    seq_len: PositiveInt | None = None
+    seq_len: PositiveInt | None = Field(default=None, examples=[512])
     """Tokens in one training row. Null: model.block_size."""
-    stride: PositiveInt | None = None
+    stride: PositiveInt | None = Field(default=None, examples=[512])
     """Tokens between the starts of neighbouring training windows. Null: seq_len."""
 
 
 class TokenizerConfig(Section):
     """How text becomes token ids."""
 
-    name: str = "gpt2"
+    name: str = Field(default="gpt2", examples=["bpe"])
     """gpt2, char, bytes, bpe (trained on the data), or any tiktoken encoding."""
-    vocab_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = Field(default=None, examples=[8192])
     """Most tokens of a trained bpe vocabulary, end-of-text included. Null: 4096."""
-    path: str | None = None
+    path: str | None = Field(default=None, examples=["data/books"])
     """A trained vocabulary (tokenizer.json of a data folder) to use again."""
 
 
 class TrainConfig(Section):
     """How long to train, in what portions, and when to look and save."""
 
-    max_steps: PositiveInt | None = None
+    max_steps: PositiveInt | None = Field(default=None, examples=[5000])
     """Optimizer steps. Null: from max_epochs; both null: one epoch."""
-    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    max_epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[3])
     """Passes over the training windows; with max_steps too, the first reached ends the run."""
-    tokens_per_step: PositiveInt | None = None
+    tokens_per_step: PositiveInt | None = Field(default=None, examples=[65536])
     """Tokens of one optimizer step over all devices. Null: micro_batch_size * seq_len."""
-    micro_batch_size: PositiveInt | Literal["auto"] = 8
+    micro_batch_size: PositiveInt | Literal["auto"] = Field(default=8, examples=[32])
     """Rows of one forward pass; auto takes the most that fit, and needs tokens_per_step."""
-    eval_every: PositiveInt = 250
+    eval_every: PositiveInt = Field(default=250, examples=[500])
     """Steps between evaluations; the last step is always evaluated."""
-    eval_tokens: PositiveInt | None = None
+    eval_tokens: PositiveInt | None = Field(default=None, examples=[65536])
     """Tokens of one evaluation, evenly spaced. Null: the whole split, at most 1M."""
-    save_every: PositiveInt = 250
+    save_every: PositiveInt = Field(default=250, examples=[1000])
     """Steps between checkpoints; each evaluation and the last step save too."""
-    sample_every: PositiveInt | None = None
+    sample_every: PositiveInt | None = Field(default=None, examples=[500])
     """Steps between printed samples. Null: one at the end."""
-    log_every: PositiveInt = 10
+    log_every: PositiveInt = Field(default=10, examples=[1])
     """Steps between lines of metrics.jsonl and of the plain log."""
-    keep_last: PositiveInt = 2
+    keep_last: PositiveInt = Field(default=2, examples=[5])
     """Newest step checkpoints to keep, besides the best."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
@@ -89,9 +89,9 @@ class TrainConfig(Section):
     """How several processes share the network: each has it (ddp) or a part of it (fsdp)."""
     async_save: bool | Literal["auto"] = "auto"
     """Copy a checkpoint and write it while training goes on; auto does on cuda."""
-    hang_timeout: Annotated[float, Field(gt=0)] = 600.0
+    hang_timeout: Annotated[float, Field(gt=0)] = Field(default=600.0, examples=[1800])
     """Seconds without progress after which a run of several processes is ended."""
-    freeze: list[str] = Field(default=[])
+    freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
     """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
 
 
@@ -100,23 +100,23 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices of the blocks with adamw for the rest."""
-    lr: Annotated[float, Field(gt=0)] = 6.0e-4
+    lr: Annotated[float, Field(gt=0)] = Field(default=6.0e-4, examples=[3e-4])
     """Peak learning rate."""
-    min_lr: Annotated[float, Field(ge=0)] | None = None
+    min_lr: Annotated[float, Field(ge=0)] | None = Field(default=None, examples=[3e-5])
     """Learning rate at the end. Null: lr / 10."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Course after the warm-up; wsd holds the peak and falls over the last fifth."""
-    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Int, Field(ge=0)] = Field(default=0, examples=[100])
     """Steps of linear warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.1, examples=[0.05])
     """Decoupled weight decay, on matrices only."""
-    beta1: Fraction = 0.9
+    beta1: Fraction = Field(default=0.9, examples=[0.95])
     """AdamW's decay of the gradient average."""
-    beta2: Fraction = 0.95
+    beta2: Fraction = Field(default=0.95, examples=[0.99])
     """AdamW's decay of the squared-gradient average."""
-    momentum: Fraction = 0.95
+    momentum: Fraction = Field(default=0.95, examples=[0.9])
     """Muon's decay of the gradient average; less for runs of a few hundred steps."""
-    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    grad_clip: Annotated[float, Field(ge=0)] = Field(default=1.0, examples=[0.5])
     """Largest global gradient norm; 0 does not clip."""
 
     @model_validator(mode="after")
@@ -131,23 +131,23 @@ class OptimConfig(Section):
 class GenerateConfig(Section):
     """How text is sampled."""
 
-    prompt: str | None = None
+    prompt: str | None = Field(default=None, examples=["Once upon a time"])
     """Text to continue. Null: start from end-of-text."""
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: PositiveInt = Field(default=256, examples=[100])
     """Most tokens to draw."""
-    temperature: Annotated[float, Field(ge=0)] = 0.8
+    temperature: Annotated[float, Field(ge=0)] = Field(default=0.8, examples=[0.7])
     """Divides the logits; 0 always takes the likeliest token."""
-    top_k: PositiveInt | None = None
+    top_k: PositiveInt | None = Field(default=None, examples=[50])
     """Keep only the k likeliest tokens."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[0.95])
     """Keep the likeliest tokens that together reach this probability."""
-    min_p: Fraction | None = None
+    min_p: Fraction | None = Field(default=None, examples=[0.05])
     """Drop tokens below this fraction of the likeliest one's probability."""
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = Field(default=1.0, examples=[1.1])
     """Makes tokens that were there already less likely; 1 does not."""
-    num_samples: PositiveInt = 1
+    num_samples: PositiveInt = Field(default=1, examples=[4])
     """Texts to draw."""
-    stop: list[str] = Field(default=[])
+    stop: list[str] = Field(default=[], examples=[["\n\n"]])
     """End a text before the first of these."""
 
     @model_validator(mode="after")
@@ -160,11 +160,11 @@ class GenerateConfig(Section):
 class Config(Section):
     """One run: the data, the tokenizer, the network, and how it is trained and sampled."""
 
-    name: str | None = None
+    name: str | None = Field(default=None, examples=["first-try"])
     """Name of the run; its folder is runs/<name>. Null: the config file's stem."""
-    run_dir: str | None = None
+    run_dir: str | None = Field(default=None, examples=["runs/first-try"])
     """Folder of the run. Null: runs/<name>."""
-    seed: Annotated[Int, Field(ge=0, lt=2**63)] = 1337
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(default=1337, examples=[42])
     """Every random draw is a function of this, the step and the position."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
@@ -228,7 +228,16 @@ class Config(Section):
         *parents, last = key.split(".")
         for parent in parents:
             section = getattr(section, parent)
+            if section is None:
+                return False
         return last in section.model_fields_set
+
+    def get(self, key: str) -> Any:
+        """Return the value of `key` (dotted); None below a section that is null."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,0 +1,185 @@
+"""What the shell offers when Tab is pressed: keys and values, configurations, runs, data sets.
+
+Nothing here loads torch or says a word: a completion that fails offers nothing.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, MutableMapping
+from functools import wraps
+from pathlib import Path
+
+from gptcli.errors import GptError
+
+Offer = tuple[str, str]
+"""What is offered, and what it is; some shells show both."""
+Complete = Callable[[str], list[Offer]]
+
+_KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a word of its own
+_RUNS = Path("runs")
+_SET = ("-s", "--set")
+
+
+def _quietly(offers: Callable[[str], Iterable[Offer]]) -> Complete:
+    """Let a completion offer what begins with the word at hand, and nothing when it fails."""
+
+    @wraps(offers)
+    def complete(incomplete: str) -> list[Offer]:
+        try:
+            return [offer for offer in offers(incomplete) if offer[0].startswith(incomplete)]
+        except (GptError, OSError, ValueError):
+            return []
+
+    return complete
+
+
+@_quietly
+def settings(incomplete: str) -> Iterable[Offer]:
+    """Offer keys for KEY=VALUE; behind the `=`, the values there are to choose from."""
+    from gptcli.config.reference import keys
+
+    known = keys()
+    if (key := os.environ.get(_KEY)) is not None:
+        return _values(key, "")
+    key, equals, _ = incomplete.partition("=")
+    if equals:
+        return _values(key, f"{key}=")
+    found = [info for info in known.values() if info.key.startswith(incomplete)]
+    if len(found) == 1:  # a second offer keeps the shell from ending the word behind the `=`
+        return [(f"{found[0].key}=", found[0].meaning), *_values(found[0].key, f"{found[0].key}=")]
+    return [(f"{info.key}=", info.meaning) for info in found]
+
+
+def _values(key: str, prefix: str) -> Iterable[Offer]:
+    """Offer the values of a key, or its default and an example."""
+    from gptcli.config.reference import keys
+    from gptcli.config.template import shown
+
+    info = keys().get(key)
+    if info is None:
+        return []
+    words = list(info.choices) or [shown(info.default), shown(info.example)]
+    if info.choices and shown(info.default) not in words:
+        words.append(shown(info.default))
+    told = {shown(info.default): "default"}
+    offers = [(word, told.get(word, "")) for word in dict.fromkeys(words)]
+    return [(prefix + word, about) for word, about in offers if not set(word) & set(" '\"[{\\")]
+
+
+@_quietly
+def configurations(incomplete: str) -> Iterable[Offer]:
+    """Offer the shipped examples, and YAML files."""
+    return [*examples(incomplete), *_files(incomplete, (".yaml", ".yml"), "file")]
+
+
+@_quietly
+def examples(incomplete: str) -> Iterable[Offer]:
+    """Offer the shipped examples, each with the first line of its file."""
+    from gptcli.config.loader import example_files
+
+    for path in example_files():
+        with path.open(encoding="utf-8") as file:
+            yield path.stem, file.readline().strip("# \n")
+
+
+@_quietly
+def keys_and_sections(incomplete: str) -> Iterable[Offer]:
+    """Offer what `gpt config explain` explains."""
+    from gptcli.config.reference import keys, sections
+
+    return [*sections().items(), *((info.key, info.meaning) for info in keys().values())]
+
+
+@_quietly
+def runs(incomplete: str) -> Iterable[Offer]:
+    """Offer the runs in runs/, the newest first, and run folders elsewhere."""
+    markers = sorted(_RUNS.glob("*/run.json"), key=lambda path: -path.stat().st_mtime)
+    names = [(marker.parent.name, "run") for marker in markers]
+    if "/" not in incomplete:
+        return names
+    return [(folder, "run") for folder in _folders(incomplete) if Path(folder, "run.json").exists()]
+
+
+@_quietly
+def checkpoints(incomplete: str) -> Iterable[Offer]:
+    """Offer runs, and checkpoint files."""
+    return [*runs(incomplete), *_files(incomplete, (".pt",), "checkpoint")]
+
+
+@_quietly
+def datasets(incomplete: str) -> Iterable[Offer]:
+    """Offer the presets, and files and folders of text."""
+    from gptcli.data.presets import PRESETS
+
+    offers = [(preset.name, preset.about) for preset in PRESETS.values()]
+    return [*offers, *_files(incomplete, (".txt", ".md", ".jsonl", ".csv", ".parquet", ".gz"), "")]
+
+
+@_quietly
+def data_folders(incomplete: str) -> Iterable[Offer]:
+    """Offer the prepared data in data/, and folders elsewhere."""
+    prepared = [path.parent.as_posix() for path in sorted(Path("data").glob("*/manifest.json"))]
+    others = [folder for folder in _folders(incomplete) if Path(folder, "manifest.json").exists()]
+    return [(folder, "prepared data") for folder in dict.fromkeys([*prepared, *others])]
+
+
+def _files(incomplete: str, suffixes: tuple[str, ...], about: str) -> list[Offer]:
+    """Return the files of these kinds, and the folders on the way to more."""
+    parent, name = _split(incomplete)
+    found: list[Offer] = []
+    for path in sorted((parent or Path()).iterdir()):
+        is_hidden = path.name.startswith(".") and not name.startswith(".")
+        if is_hidden or not path.name.startswith(name):
+            continue
+        shown = incomplete[: len(incomplete) - len(name)] + path.name
+        if path.is_file() and path.suffix in suffixes:
+            found.append((shown, about))
+        elif path.is_dir():
+            found.append((f"{shown}/", "folder"))
+    if len(found) == 1 and found[0][1] == "folder":  # look into the only one there is
+        found += _files(found[0][0], suffixes, about)
+    return found
+
+
+def _folders(incomplete: str) -> list[str]:
+    parent, name = _split(incomplete)
+    start = incomplete[: len(incomplete) - len(name)]
+    return [start + path.name for path in sorted((parent or Path()).iterdir()) if path.is_dir()]
+
+
+def _split(incomplete: str) -> tuple[Path | None, str]:
+    """Return the folder of an unfinished path, and the beginning of the name in it."""
+    head, slash, name = incomplete.rpartition("/")
+    return (Path(head or "/") if slash else None), name
+
+
+def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:
+    """Put together what bash takes apart: it counts `=` and `:` as words of their own.
+
+    A value behind `KEY=` stays a word, as bash replaces that much; its key is left in `env`.
+
+    Args:
+        env: The environment, changed in place.
+        variable: The one by which bash asks for completions.
+    """
+    if env.get(variable) != "complete_bash":
+        return
+    raw, at = env.get("COMP_WORDS", ""), int(env.get("COMP_CWORD", "0"))
+    words = raw.split("\n") if "\n" in raw else shlex.split(raw)
+    words = [*words, *[""] * (at + 1 - len(words))][: at + 1]
+    joined: list[str] = []
+    is_open = False
+    for word in words:
+        if joined and (is_open or word in ("=", ":")):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        is_open = word in ("=", ":")
+    *before, last = joined
+    if last.startswith("--") and "=" in last:  # --set=optim.lr
+        option, _, last = last.partition("=")
+        before.append(option)
+    if "=" in last and before[-1:] and before[-1] in _SET and words[-1] != last:
+        env[_KEY], _, last = last.partition("=")
+    env["COMP_WORDS"] = "\n".join([*before, last])
+    env["COMP_CWORD"] = str(len(before))

@@ -1,0 +1,51 @@
+"""Run folders, found and read: settings, progress, evaluations, samples; no torch, no terminal."""
+
+from gptcli.history.facts import (
+    CheckpointFile,
+    Counts,
+    DataFacts,
+    Epoch,
+    Evaluation,
+    RunFacts,
+    RunHistory,
+    Status,
+    Step,
+    TextSample,
+)
+from gptcli.history.finding import RUNS, find_run, list_runs
+from gptcli.history.reading import (
+    CONFIG,
+    LOG,
+    METRICS,
+    RUN,
+    SAMPLES,
+    STATUS,
+    changed_settings,
+    flatten,
+    read_run,
+)
+
+__all__ = [
+    "CONFIG",
+    "LOG",
+    "METRICS",
+    "RUN",
+    "RUNS",
+    "SAMPLES",
+    "STATUS",
+    "CheckpointFile",
+    "Counts",
+    "DataFacts",
+    "Epoch",
+    "Evaluation",
+    "RunFacts",
+    "RunHistory",
+    "Status",
+    "Step",
+    "TextSample",
+    "changed_settings",
+    "find_run",
+    "flatten",
+    "list_runs",
+    "read_run",
+]

@@ -1,0 +1,208 @@
+"""What is known of a run, in types: the lines of its files, and the run as a whole.
+
+Knows nothing of files.
+"""
+
+import bisect
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Step(_Row):
+    """A logged optimizer step; numbers that were not finite are None."""
+
+    step: int
+    tokens: int
+    """Tokens trained on since the run began."""
+    loss: float | None
+    """Mean over the step's tokens, nats."""
+    lr: float
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    seconds: float
+    """Wall time of the run, resumed parts added up."""
+    skipped: bool = False
+
+
+class Evaluation(_Row):
+    """The losses of an evaluation, nats per token; without validation, `val_loss` is None."""
+
+    step: int
+    val_loss: float | None
+    train_loss: float | None
+
+
+class Epoch(_Row):
+    """The mean loss of an epoch, as its tokens were trained on."""
+
+    step: int
+    epoch: int
+    train_loss: float | None
+
+
+class TextSample(_Row):
+    """A text the network drew while it was trained."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+class Counts(_Row):
+    """A number for each split."""
+
+    train: int = 0
+    val: int = 0
+
+
+class DataFacts(_Row):
+    """Which data a run was trained on."""
+
+    dir: str | None = None
+    source: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    tokenizer: str | None = None
+    tokens: Counts = Counts()
+    bytes: Counts = Counts()
+
+
+class RunFacts(_Row):
+    """What run.json records: when, by which command, program and machine, on which data."""
+
+    created: str | None = None
+    command: tuple[str, ...] = ()
+    gptcli: str | None = None
+    torch: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    threads: int | None = None
+    parameters: int | None = None
+    origin: dict[str, Any] = {}
+    data: DataFacts = DataFacts()
+
+
+class Status(_Row):
+    """What status.json says; `state` is running, stopped, finished or failed."""
+
+    state: str = "unknown"
+    step: int = 0
+    exit_code: int | None = None
+    pid: int | None = None
+    host: str | None = None
+    time: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on the disk, by its name in the run folder."""
+
+    name: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """A run as its folder tells it, at one moment.
+
+    Attributes:
+        settings: Every value of config.yaml by its dotted key.
+        steps: The logged steps, in order; so are evaluations, epochs and samples.
+        seconds_by_work: Where the time went, in the parts of the run that ended by themselves.
+        problems: What could not be read, one line each.
+    """
+
+    folder: Path
+    name: str
+    settings: Mapping[str, object]
+    facts: RunFacts
+    status: Status
+    steps: tuple[Step, ...]
+    evaluations: tuple[Evaluation, ...]
+    epochs: tuple[Epoch, ...]
+    samples: tuple[TextSample, ...]
+    checkpoints: tuple[CheckpointFile, ...]
+    seconds_by_work: Mapping[str, float]
+    problems: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """How the run stands: its status, or `died` if its process is gone without a word."""
+        status = self.status
+        return "died" if status.state == "running" and _is_gone(status) else status.state
+
+    @property
+    def step(self) -> int:
+        """The last step known to be done."""
+        logged = [self.steps[-1].step] if self.steps else []
+        scored = [self.evaluations[-1].step] if self.evaluations else []
+        return max([self.status.step, *logged, *scored])
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation of the lowest validation loss; the first of equals, as best.pt is."""
+        scored = [row for row in self.evaluations if row.val_loss is not None]
+        return min(scored, key=lambda row: row.val_loss or 0.0, default=None)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The steps the run is to have, where its settings say so."""
+        wanted = self.settings.get("train.max_steps")
+        return wanted if isinstance(wanted, int) else None
+
+    def tokens_at(self, step: int) -> float:
+        """Return the tokens trained on after `step` steps."""
+        return self._at(step, self._tokens)
+
+    def seconds_at(self, step: int) -> float:
+        """Return the wall time of the run after `step` steps, between logged ones in proportion."""
+        return self._at(step, self._seconds)
+
+    @cached_property
+    def _tokens(self) -> list[float]:
+        return [float(row.tokens) for row in self.steps]
+
+    @cached_property
+    def _seconds(self) -> list[float]:
+        return [row.seconds for row in self.steps]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return [row.step for row in self.steps]
+
+    def _at(self, step: int, values: list[float]) -> float:
+        """Interpolate `values` of the logged steps; before the first one from zero."""
+        if not values:
+            return 0.0
+        after = bisect.bisect_left(self._numbers, step)
+        if after == len(values):
+            return values[-1]
+        last, value = (self._numbers[after - 1], values[after - 1]) if after else (0, 0.0)
+        gap = self._numbers[after] - last
+        return value + (values[after] - value) * (step - last) / gap if gap else values[after]
+
+
+def _is_gone(status: Status) -> bool:
+    """Tell whether the process that trained is no more, as far as this machine can know."""
+    if os.name == "nt" or status.pid is None or status.host != socket.gethostname():
+        return False
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

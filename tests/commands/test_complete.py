@@ -1,0 +1,143 @@
+"""Shell completion, asked as the shells ask: through the environment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Press = Callable[..., list[str]]
+
+
+def ask(**env: str) -> list[str]:
+    code = "from gptcli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout.split("\n")[:-1] if done.stdout.strip() else []
+
+
+@pytest.fixture
+def press() -> Press:
+    """Press Tab in bash behind these words, as bash takes them apart."""
+
+    def press_tab(*words: str) -> list[str]:
+        return ask(COMP_WORDS="\n".join(["gpt", *words]), COMP_CWORD=str(len(words)),
+                   _GPT_COMPLETE="complete_bash")  # fmt: skip
+
+    return press_tab
+
+
+def test_commands_and_options(press: Press) -> None:
+    assert press("tr") == ["train"]
+    assert press("config", "") == ["init", "show", "schema", "explain"]
+    assert press("train", "--over") == ["--overwrite"]
+
+
+def test_keys_of_the_configuration(press: Press) -> None:
+    assert press("train", "-s", "optim.m") == ["optim.min_lr=", "optim.momentum="]
+    assert "seed=" in press("train", "-s", "")
+    # Of one key the values too: the shell then adds no space behind the `=`.
+    assert press("train", "-s", "optim.na") == ["optim.name=", "optim.name=adamw",
+                                                "optim.name=muon"]  # fmt: skip
+
+
+def test_values_of_a_key_when_bash_counts_them_as_words(press: Press) -> None:
+    assert press("train", "-s", "optim.name", "=") == ["adamw", "muon"]
+    assert press("train", "-s", "optim.name", "=", "m") == ["muon"]
+    assert press("train", "-s", "compile", "=", "") == ["true", "false", "auto"]
+    assert press("train", "-s", "optim.lr", "=") == ["0.0006", "0.0003"]
+    assert press("train", "-s", "no.such", "=") == []
+
+
+def test_the_long_option_and_settings_before(press: Press) -> None:
+    assert press("train", "--set", "=", "optim.sch")[0] == "optim.schedule="
+    assert press("train", "--set", "=", "optim.schedule", "=", "w") == ["wsd"]
+    before = ["-s", "optim.lr", "=", "1e-3", "-s", "generate.prompt", "=", "a", ":", "b"]
+    assert press("train", *before, "-s", "optim.name", "=", "a") == ["adamw"]
+
+
+def test_words_with_spaces_between_are_understood_too() -> None:
+    found = ask(COMP_WORDS="gpt train -s optim.nam", COMP_CWORD="3", _GPT_COMPLETE="complete_bash")
+    assert found[0] == "optim.name="
+
+
+def test_other_shells_see_whole_words() -> None:
+    fish = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.name=m",
+               _TYPER_COMPLETE_FISH_ACTION="get-args", _GPT_COMPLETE="complete_fish")  # fmt: skip
+    assert [line.split("\t")[0] for line in fish] == ["optim.name=muon"]
+    zsh = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.name=m", _GPT_COMPLETE="complete_zsh")
+    assert '"optim.name=muon"' in "".join(zsh)
+
+
+def test_examples_and_files(press: Press) -> None:
+    Path("run.yaml").touch()
+    Path("notes.txt").touch()
+    Path("deep").mkdir()
+    Path("deep/one.yml").touch()
+    assert {"quickstart", "run.yaml", "deep/"} <= set(press("train", "-c", ""))
+    assert press("train", "-c", "ru") == ["run.yaml"]
+    assert press("train", "-c", "de") == ["deep/", "deep/one.yml"]
+    assert press("config", "init", "--from", "qui") == ["quickstart"]
+    assert press("train", "-c", "nowhere/x") == []
+
+
+def test_data_sets(press: Press) -> None:
+    Path("tiny.txt").touch()
+    assert press("prepare", "ti") == ["tinystories", "tiny.txt"]
+    Path("data/books").mkdir(parents=True)
+    Path("data/books/manifest.json").touch()
+    assert press("data", "info", "") == ["data/books"]
+
+
+def test_runs_and_checkpoints(press: Press) -> None:
+    for name in ("one", "two"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "run.json").touch()
+    os.utime("runs/one/run.json", (1, 1))
+    Path("best.pt").touch()
+    assert press("runs", "show", "") == ["two", "one"]
+    assert press("runs", "compare", "one", "t") == ["two"]
+    assert press("runs", "show", "runs/o") == ["runs/one"]
+    assert press("generate", "--checkpoint", "") == ["two", "one", "best.pt", "runs/"]
+    assert press("eval", "on") == ["one"]
+
+
+def test_keys_to_explain(press: Press) -> None:
+    assert press("config", "explain", "opt")[:2] == ["optim", "optim.name"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_script_for_bash_offers_what_bash_asks_for(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "gpt"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gptcli "$@"\n')
+    program.chmod(0o755)
+    lines = (
+        'eval "$(gpt --show-completion bash)"',
+        "COMP_WORDS=(gpt train -s optim.name = m) COMP_CWORD=5",
+        "_gpt_completion gpt",
+        'echo "${COMPREPLY[@]}"',
+    )
+    env = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(lines)], env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "muon\n", done.stderr
+
+
+def test_completing_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom gptcli.cli import run\ntry: run([])\nexcept SystemExit: pass\n"
+        "heavy = ('torch', 'numpy', 'datasets', 'pyarrow', 'tiktoken')\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])"
+    )
+    env = {**os.environ, "COMP_WORDS": "gpt\ntrain\n-s\noptim.", "COMP_CWORD": "3",
+           "_GPT_COMPLETE": "complete_bash"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert "optim.lr=" in done.stdout

@@ -1,0 +1,117 @@
+"""`gpt doctor`: it finds what is there, and says how to mend what is not."""
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli import health
+
+NAMES = ["python", "torch", "device", "dtype", "compiler", "memory", "shm", "open files", "disk",
+         "caches", "tokenizer", "examples", "network", "extras"]  # fmt: skip
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A server that answers, though it has nothing to say."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub_address() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_healthy_machine_needs_nothing(gpt_process: Any, hub_address: str) -> None:
+    done = gpt_process("doctor", HF_ENDPOINT=hub_address, NO_COLOR="1")
+    assert done.code == 0, done.out
+    lines = done.out.splitlines()
+    assert lines[-1] == "all that is needed is here"
+    assert [line[:12].strip() for line in lines if line[:1].strip()][1:-1] == NAMES
+    assert all(len(line) <= 80 for line in lines) and "\x1b" not in done.out
+    assert f"network     ok     {hub_address} answers" in lines
+    assert list(Path().iterdir()) == [], "what was written to measure the disk is gone"
+
+
+def test_a_hub_that_does_not_answer_is_a_note(gpt_process: Any) -> None:
+    found = gpt_process("doctor", "--json", HF_ENDPOINT="http://127.0.0.1:1").json
+    assert found["healthy"] and found["exit_code"] == 0
+    network = found["checks"]["network"]
+    assert network["status"] == "note" and "127.0.0.1:1" in network["found"]
+    assert "HF_ENDPOINT" in network["remedy"]
+
+
+def test_offline_by_choice_is_fine(gpt_process: Any) -> None:
+    found = gpt_process("doctor", "--json", HF_HUB_OFFLINE="1").json["checks"]["network"]
+    assert found["status"] == "ok" and "HF_HUB_OFFLINE" in found["found"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of a file's size")
+def test_a_disk_that_takes_nothing_ends_with_its_code() -> None:
+    line = f'ulimit -f 2; exec "{sys.executable}" -m gptcli doctor --json'
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env)
+    found = json.loads(done.stdout)
+    assert done.returncode == found["exit_code"] == 5 and not found["healthy"]
+    assert found["checks"]["disk"]["status"] == "error"
+    assert list(Path().iterdir()) == []
+
+
+def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
+    package = Path(health.__file__).parents[1]
+    copy = tmp_path / "copy" / "gptcli"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "examples", copy / "examples")
+    with (copy / "tokenizers" / "gpt2.tiktoken").open("ab") as file:
+        file.write(b"x")
+    env = {**os.environ, "PYTHONPATH": str(copy.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gptcli", "doctor"], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 2
+    assert "examples    ok" in done.stdout, "they are found in the package, as after pip install"
+    assert "tokenizer   error" in done.stdout and "mend:  install gptcli again" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 thing to mend before gpt can work here"
+
+
+def test_the_caches_are_named_when_they_cannot_be_written(gpt_process: Any) -> None:
+    Path("file").touch()
+    found = gpt_process("doctor", "--json", HF_HOME="file/below", HF_HUB_OFFLINE="1").json
+    assert found["exit_code"] == 0
+    assert found["checks"]["caches"]["status"] == "note"
+    assert "HF_HOME" in found["checks"]["caches"]["remedy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler there is another")
+def test_without_a_compiler_there_is_a_note(gpt_process: Any, tmp_path: Path) -> None:
+    found = gpt_process("doctor", "--json", PATH=str(tmp_path), HF_HUB_OFFLINE="1").json
+    assert found["exit_code"] == 0 and found["checks"]["compiler"]["status"] == "note"
+    fake = tmp_path / "g++"
+    fake.write_text("#!/bin/sh\necho 'check.cpp:1: error: Python.h: No such file' >&2; exit 1\n")
+    fake.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}/bin"
+    found = gpt_process("doctor", "--json", PATH=path, CXX="", HF_HUB_OFFLINE="1").json
+    assert "Python's headers" in found["checks"]["compiler"]["remedy"]
+
+
+def test_a_check_that_breaks_is_an_error_and_not_the_end(gpt: Any) -> None:
+    verdicts = dict(health.checkup())
+    assert list(verdicts) == NAMES
+    assert all(verdict.remedy for verdict in verdicts.values() if verdict.status != "ok")

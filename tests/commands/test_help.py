@@ -1,0 +1,59 @@
+"""The help, and what is said of mistyped commands and options."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_help_has_panels_and_ends_with_three_examples(gpt: Any) -> None:
+    lines = [line.rstrip() for line in gpt("--help").out.splitlines() if line.strip()]
+    assert all(len(line) <= 80 for line in lines)
+    panels = [line.split("─ ")[1].split(" ─")[0] for line in lines if line.startswith("╭")]
+    assert panels == ["Options", "Data", "Model", "Setup"]
+    assert lines[-4] == " Examples"
+    assert [line.split("  ")[0] for line in lines[-3:]] == [
+        " gpt train -c quickstart",
+        " gpt config init && gpt train -c run.yaml",
+        ' gpt generate "Once upon a time"',
+    ]
+
+
+@pytest.mark.parametrize("command", ["", "train", "config show", "runs compare", "data info"])
+def test_a_flag_takes_no_value_and_shows_none(gpt: Any, command: str) -> None:
+    done = gpt(*command.split(), "--help")
+    assert done.code == 0 and "--help" in done.out and "<bool>" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("trane", "train"),
+        ("config shw", "show"),
+        ("runs lst", "list"),
+        ("doctr", "doctor"),
+        ("train --reusme", "--resume"),
+        ("train --dry-rum", "--dry-run"),
+        ("runs list --jsn", "--json"),
+    ],
+)
+def test_what_was_meant_is_named(gpt: Any, typed: str, meant: str) -> None:
+    done = gpt(*typed.split())
+    assert done.code == 2
+    assert (
+        done.err_lines[0]
+        .lower()
+        .removesuffix("?")
+        .replace("'", "")
+        .endswith(f"did you mean {meant}")
+    )
+
+
+def test_help_is_named_where_nothing_is_near(gpt: Any) -> None:
+    done = gpt("train", "-z")
+    assert done.code == 2 and done.err_lines[-1] == "hint: see `gpt train --help`"
