@@ -15,7 +15,9 @@ from gptcli.commands.doctor import doctor
 from gptcli.commands.evaluate import evaluate
 from gptcli.commands.export import export
 from gptcli.commands.generate import generate
+from gptcli.commands.plot import plot
 from gptcli.commands.prepare import prepare
+from gptcli.commands.report import report
 from gptcli.commands.train import train
 from gptcli.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, GptError, MemoryLimitError
 
@@ -38,7 +40,9 @@ app.command("train", rich_help_panel="Model")(train)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
 app.command("export", rich_help_panel="Model")(export)
-app.add_typer(runs.app, name="runs", rich_help_panel="Model")
+app.add_typer(runs.app, name="runs", rich_help_panel="Look")
+app.command("plot", rich_help_panel="Look")(plot)
+app.command("report", rich_help_panel="Look")(report)
 app.add_typer(configure.app, name="config", rich_help_panel="Setup")
 app.command("doctor", rich_help_panel="Setup")(doctor)
 

@@ -168,3 +168,38 @@ def run(tiny_set: list[str], gpt: Gpt) -> Path:
     done = gpt("train", *tiny_set)
     assert done.code == 0, done.err
     return Path("runs/tiny")
+
+
+@pytest.fixture
+def logged() -> Callable[..., dict[str, Any]]:
+    """Make a line of metrics.jsonl for a step."""
+
+    def line(step: int, **more: Any) -> dict[str, Any]:
+        return {"step": step, "tokens": step * 64, "loss": 5.0 - step / 10, "lr": 1e-3,
+                "grad_norm": 1.0, "tokens_per_second": 100.0, "memory_bytes": 1_000_000,
+                "seconds": step * 2.0, **more}  # fmt: skip
+
+    return line
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run folder by hand: its metrics, its samples, and how many seconds old it is."""
+
+    def make(
+        name: str,
+        metrics: list[dict[str, Any]] | None = None,
+        samples: list[dict[str, Any]] | None = None,
+        age: int = 0,
+    ) -> Path:
+        folder = Path("runs") / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        for file, lines in (("metrics", metrics), ("samples", samples)):
+            text = "".join(json.dumps(line) + "\n" for line in lines or [])
+            (folder / f"{file}.jsonl").write_text(text)
+        for path in folder.iterdir():
+            os.utime(path, (1e9 - age, 1e9 - age))
+        return folder
+
+    return make

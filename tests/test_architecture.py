@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
-HEAVY = ("torch", "numpy", "datasets", "pyarrow", "tiktoken", "transformers")
+HEAVY = ("torch", "numpy", "datasets", "pyarrow", "tiktoken", "transformers", "matplotlib")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -45,6 +45,8 @@ def test_everything_public_is_documented(path: Path) -> None:
         ["config", "schema"],
         ["doctor", "--help"],
         ["runs", "show", "nothing"],
+        ["plot", "nowhere"],
+        ["report", "nowhere"],
         [],
     ],
     ids=" ".join,

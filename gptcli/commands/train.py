@@ -82,8 +82,10 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
         for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):
             if screen is not None:
                 screen.show(event)
-    if not speaks:
-        raise typer.Exit(stop.exit_code or 0)
+        if not speaks:
+            raise typer.Exit(stop.exit_code or 0)
+        if isinstance(event, Finished) and event.spent:  # while a signal still ends nothing
+            _leave_picture(Path(event.summary.run_dir))
     assert isinstance(event, Stopped | Finished)
     if json_:
         console.result_json(asdict(event.summary))
@@ -94,6 +96,13 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
         raise typer.Exit(stop.exit_code or 0)
     if event.summary.checkpoint and not json_:
         console.message(f"next: gpt generate --checkpoint {event.summary.checkpoint}")
+
+
+def _leave_picture(folder: Path) -> None:
+    from gptcli.plots import leave_picture
+
+    if (why_not := leave_picture(folder)) is not None:
+        console.message(f"note: {why_not}")
 
 
 def _default_name(config: "Config") -> str:

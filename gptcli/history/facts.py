@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# Beyond what training can write; arithmetic on what is left neither overflows nor fails.
+Int = Annotated[int, Field(ge=0, lt=2**63)]
+Float = Annotated[float, Field(gt=-1e39, lt=1e39)]
 
 
 class _Row(BaseModel):
@@ -22,16 +26,16 @@ class _Row(BaseModel):
 class Step(_Row):
     """A logged optimizer step; numbers that were not finite are None."""
 
-    step: int
-    tokens: int
+    step: Int
+    tokens: Int
     """Tokens trained on since the run began."""
-    loss: float | None
+    loss: Float | None
     """Mean over the step's tokens, nats."""
-    lr: float
-    grad_norm: float | None = None
-    tokens_per_second: float | None = None
-    memory_bytes: int | None = None
-    seconds: float
+    lr: Float
+    grad_norm: Float | None = None
+    tokens_per_second: Float | None = None
+    memory_bytes: Int | None = None
+    seconds: Float
     """Wall time of the run, resumed parts added up."""
     skipped: bool = False
 
@@ -39,23 +43,23 @@ class Step(_Row):
 class Evaluation(_Row):
     """The losses of an evaluation, nats per token; without validation, `val_loss` is None."""
 
-    step: int
-    val_loss: float | None
-    train_loss: float | None
+    step: Int
+    val_loss: Float | None
+    train_loss: Float | None
 
 
 class Epoch(_Row):
     """The mean loss of an epoch, as its tokens were trained on."""
 
-    step: int
-    epoch: int
-    train_loss: float | None
+    step: Int
+    epoch: Int
+    train_loss: Float | None
 
 
 class TextSample(_Row):
     """A text the network drew while it was trained."""
 
-    step: int
+    step: Int
     prompt: str
     text: str
 
@@ -63,8 +67,8 @@ class TextSample(_Row):
 class Counts(_Row):
     """A number for each split."""
 
-    train: int = 0
-    val: int = 0
+    train: Int = 0
+    val: Int = 0
 
 
 class DataFacts(_Row):

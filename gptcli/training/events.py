@@ -1,7 +1,7 @@
 """What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -149,6 +149,11 @@ def metrics_of(event: Event) -> dict[str, Any] | None:
     line = {key: getattr(event, key) for key in keys}
     # JSON knows no NaN.
     return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
+
+
+def sample_of(event: Event) -> dict[str, Any] | None:
+    """Return the line of samples.jsonl for an event, or None."""
+    return asdict(event) if isinstance(event, Sampled) else None
 
 
 def describe(event: Event) -> str | None:

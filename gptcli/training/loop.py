@@ -28,6 +28,7 @@ from gptcli.training.events import (
     Summary,
     describe,
     metrics_of,
+    sample_of,
 )
 from gptcli.training.parallel import in_parts
 from gptcli.training.run import Follower, Run, open_run
@@ -85,6 +86,8 @@ def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
         for event in trainer.events():
             if (line := metrics_of(event)) is not None:
                 run.add_metrics(line)
+            if (line := sample_of(event)) is not None:
+                run.add_sample(line)
             if (text := describe(event)) is not None:
                 run.log(text)
             yield event
@@ -120,8 +123,11 @@ class Trainer:
         self.s.run.write_status("running", state.step, None)
         if self.saved_step is None:
             yield from self._save()  # also shows at once whether the disk takes a checkpoint
-        elif self._due(train.eval_every):
-            yield from self._evaluate()
+        else:
+            if self._due(train.eval_every):
+                yield from self._evaluate()
+            if train.sample_every and self._due(train.sample_every):
+                yield self._sample()
         while state.step < self.s.max_steps:
             done = self._step()
             if done is None:

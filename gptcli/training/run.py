@@ -1,7 +1,7 @@
 """The folder of a run: who may write in it, and the small files that describe it.
 
-runs/<name>/{config.yaml, run.json, status.json, metrics.jsonl, log.txt, checkpoints/step-*.pt,
-best.pt, last.pt}. Knows nothing of networks.
+runs/<name>/{config.yaml, run.json, status.json, metrics.jsonl, samples.jsonl, log.txt,
+checkpoints/step-*.pt, best.pt, last.pt}. Knows nothing of networks.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from gptcli.config.schema import Config
 from gptcli.config.yaml12 import dump_yaml
 from gptcli.errors import ConfigError, GptError, RunLockedError, StorageError
 
-RUN, STATUS, METRICS, CONFIG, LOG = (
-    "run.json", "status.json", "metrics.jsonl", "config.yaml", "log.txt"
+RUN, STATUS, METRICS, SAMPLES, CONFIG, LOG = (
+    "run.json", "status.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "log.txt"
 )  # fmt: skip
 HOLDER = ".holder"
 _STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
@@ -88,28 +88,36 @@ class Run:
         """Append a line to metrics.jsonl."""
         durable.append(self.folder / METRICS, json.dumps(line) + "\n")
 
+    def add_sample(self, line: dict[str, Any]) -> None:
+        """Append a line to samples.jsonl."""
+        durable.append(self.folder / SAMPLES, json.dumps(line) + "\n")
+
     def sync_metrics(self) -> None:
-        """Flush metrics.jsonl, so that no checkpoint is newer than its history."""
-        if (self.folder / METRICS).exists():
-            durable.sync_file(self.folder / METRICS)
+        """Flush metrics and samples, so that no checkpoint is newer than its history."""
+        for path in (self.folder / METRICS, self.folder / SAMPLES):
+            if path.exists():
+                durable.sync_file(path)
 
     def cut_metrics(self, step: int) -> None:
-        """Drop what a run resumed at `step` tells again: later lines, and evaluations at `step`."""
-        path = self.folder / METRICS
-        if not path.exists():
-            return
-        kept: list[str] = []
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                line = json.loads(text)
-                at, is_evaluation = line["step"], "val_loss" in line
-            except (ValueError, KeyError, TypeError):
-                break  # the line a crash cut short
-            if at > step or not text.endswith("\n"):
-                break
-            if not (at == step and is_evaluation):
-                kept.append(text)
-        durable.write_bytes(path, "".join(kept).encode())
+        """Drop what a run resumed at `step` tells again: later lines, and looks at `step`."""
+        for path in (self.folder / METRICS, self.folder / SAMPLES):
+            if path.exists():
+                _cut(path, step)
+
+
+def _cut(path: Path, step: int) -> None:
+    kept: list[str] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            line = json.loads(text)
+            at, comes_again = line["step"], "val_loss" in line or "text" in line
+        except (ValueError, KeyError, TypeError):
+            break  # the line a crash cut short
+        if at > step or not text.endswith("\n"):
+            break
+        if not (at == step and comes_again):
+            kept.append(text)
+    durable.write_bytes(path, "".join(kept).encode())
 
 
 class Follower(Run):
@@ -126,6 +134,8 @@ class Follower(Run):
     def log(self, text: str) -> None: ...
 
     def add_metrics(self, line: dict[str, Any]) -> None: ...
+
+    def add_sample(self, line: dict[str, Any]) -> None: ...
 
     def sync_metrics(self) -> None: ...
 
@@ -215,7 +225,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Refuse a folder whose files a run would overwrite though no run made them."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, not a run folder", "choose another -s name=...")
-    ours = (CONFIG, METRICS, STATUS, LOG, BEST, LAST)
+    ours = (CONFIG, METRICS, SAMPLES, STATUS, LOG, BEST, LAST)
     found = [name for name in ours if (folder / name).exists()]
     if found and not (folder / RUN).is_file():  # else another process has just begun one
         raise ConfigError(

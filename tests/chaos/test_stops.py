@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gptcli.training.loop as loop
-from gptcli import cli
+from gptcli import cli, plots
 from gptcli.config import Config
 from gptcli.training.session import Session
 
@@ -89,6 +89,19 @@ def test_a_signal_in_the_middle_of_something(
         assert before == call - 1  # the unfinished step is dropped
     assert wait(forked(lambda: finish(stopped, resume=True))) == 0
     assert result_of(stopped) == result_of(straight)
+
+
+def test_a_signal_while_the_finished_run_is_drawn_ends_nothing(
+    tiny: Callable[..., Config], command: Command
+) -> None:
+    config = tiny(name="drawn")
+
+    def work() -> None:
+        with signalling(plots, "draw", signal.SIGTERM, 1):
+            raise SystemExit(cli.run(command(config)))
+
+    assert wait(forked(work)) == 0
+    assert (config.run_folder / "loss.pdf").exists()
 
 
 def test_sigterm_at_random_moments(

@@ -92,7 +92,7 @@ def test_train_dry_run_trains_nothing(gpt: Any, tiny_set: list[str]) -> None:
 def test_the_run_folder_is_complete(run: Path) -> None:
     names = {path.name for path in run.iterdir()} - {".lock"}
     assert names == {"config.yaml", "run.json", "status.json", "metrics.jsonl", "log.txt",
-                     "checkpoints", "best.pt", "last.pt"}  # fmt: skip
+                     "samples.jsonl", "loss.pdf", "checkpoints", "best.pt", "last.pt"}  # fmt: skip
 
 
 def test_a_run_can_be_repeated_from_its_own_configuration(gpt: Any, run: Path) -> None:

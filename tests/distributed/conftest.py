@@ -1,7 +1,9 @@
 """Several processes that are one run, forked from this one, and the store that torchrun keeps."""
 
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,22 +60,51 @@ class Ranks:
             sys.stderr.flush()
             os._exit(code)
 
-    def wait(self) -> list[int]:
+    def wait(self, seconds: float = 90) -> list[int]:
         """Return the exit codes, by rank; the negative number of a signal that killed."""
-        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
+        end = time.monotonic() + seconds
+        return [_code(pid, end) for pid in self.pids]
+
+
+def _code(pid: int, end: float) -> int:
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1])
+
+
+def store_process() -> tuple[int, int]:
+    """Keep a store in a process of its own, for its threads would not survive our forks.
+
+    Returns:
+        The process id and the port.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(write, f"{store.port}\n".encode())
+        signal.pause()
+    os.close(write)
+    with os.fdopen(read) as file:
+        return child, int(file.readline())
 
 
 Start = Callable[..., Ranks]
 
 
 @pytest.fixture
-def start() -> Start:
+def start() -> Iterator[Start]:
     """Start `work(rank)` in so many processes; `again` counts as torchrun does when it restarts."""
-    stores = []
+    stores: list[tuple[int, int]] = []
 
     def begin(size: int, work: Callable[[int], None], again: int = 0) -> Ranks:
         if not again:
-            stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
-        return Ranks(size, work, again, stores[-1].port)
+            stores.append(store_process())
+        return Ranks(size, work, again, stores[-1][1])
 
-    return begin
+    yield begin
+    for pid, _ in stores:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

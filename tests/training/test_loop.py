@@ -74,6 +74,12 @@ def assert_same_bits(one: dict[str, Any], two: dict[str, Any]) -> None:
         assert all(torch.equal(state[key], two["optimizer"][name][key]) for key in state)
 
 
+def samples(config: Config) -> list[dict[str, Any]]:
+    """Return samples.jsonl."""
+    lines = (config.run_folder / "samples.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
@@ -99,6 +105,22 @@ def test_stopping_after_every_step_changes_no_bit(tiny: Tiny) -> None:
     assert metrics(straight) == metrics(broken)
     best = [load_checkpoint(c.run_folder / "best.pt").state["step"] for c in (straight, broken)]
     assert best[0] == best[1]
+
+
+def test_samples_are_kept_and_read_as_those_of_one_run(tiny: Tiny) -> None:
+    how = ("train.max_steps=8", "train.eval_every=4", "train.save_every=3", "train.sample_every=2",
+           "generate.prompt=The")  # fmt: skip
+    straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
+    drawn = [event for event in finish(straight) if isinstance(event, Sampled)]
+    assert samples(straight) == [
+        {"step": event.step, "prompt": "The", "text": event.text} for event in drawn
+    ]
+    assert [line["step"] for line in samples(straight)] == [2, 4, 6, 8]
+    run_until(broken, 6)  # the sample at step 6 is cut short by the stop
+    with (broken.run_folder / "samples.jsonl").open("a") as file:
+        file.write('{"step": 7, "prompt": "", "text": "of a future that was lost"}\n{"ste')
+    finish(broken, resume=True)
+    assert samples(straight) == samples(broken)
 
 
 def test_resuming_without_validation_keeps_the_epochs(corpus: Path, gpt: Any, tiny: Tiny) -> None:

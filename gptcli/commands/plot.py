@@ -1,0 +1,104 @@
+"""`gpt plot`: a picture of one run, or of several over one another."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli import console
+from gptcli.commands import complete, options
+from gptcli.curves import Axis, Panel
+from gptcli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from gptcli.history import RunHistory
+
+RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN...",
+        help="Run folders or run names; default: the newest run.",
+        autocompletion=complete.runs,
+    ),
+]
+
+
+def plot(
+    runs: RunsArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help=".png, .svg or .pdf; default: RUN/loss.png."
+        ),
+    ] = None,
+    x: Annotated[Axis, typer.Option("--x", help="What to draw against.")] = Axis.STEPS,
+    panels: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="What to draw, by commas: loss, lr, tokens_per_second, memory, grad_norm.",
+        ),
+    ] = "loss,lr",
+    title: Annotated[str | None, typer.Option(help="Default: the name of a single run.")] = None,
+    log_x: Annotated[bool, typer.Option("--log-x", help="Logarithmic x axis.")] = False,
+    log_y: Annotated[bool, typer.Option("--log-y", help="Logarithmic losses.")] = False,
+    json_: options.JsonOption = False,
+) -> None:
+    """Draw loss and learning rate of runs, also while they are trained."""
+    wanted = _panels(panels)
+    if out is None and runs is not None and len(runs) > 1:
+        raise ConfigError("several runs in one picture need a file", "name it with -o FILE.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
+    from gptcli.history import find_run, read_run
+    from gptcli.plots import Picture, draw, require_format
+
+    if out is not None:
+        require_format(out)
+    folders = [find_run(name) for name in dict.fromkeys(runs)] if runs else [find_run(None)]
+    found = [read_run(folder) for folder in folders]
+    for run in found:
+        if not run.steps and not run.evaluations:
+            raise DataError(
+                f"{run.folder}: nothing is logged yet",
+                "the first line comes after train.log_every steps",
+            )
+    for problem in (problem for run in found for problem in run.problems):
+        console.message(f"note: {problem}")
+    file = out or folders[0] / "loss.png"
+    draw(found, file, Picture(x, wanted, title, log_x, log_y))
+
+    if json_:
+        console.result_json({"file": str(file), "runs": [run_facts(run) for run in found]})
+    else:
+        console.result(str(file))
+
+
+def run_facts(run: "RunHistory") -> dict[str, Any]:
+    """Return how a run stands, as JSON has it."""
+    best = run.best
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "state": run.state,
+        "step": run.step,
+        "tokens": run.steps[-1].tokens if run.steps else None,
+        "train_loss": run.steps[-1].loss if run.steps else None,
+        "val_loss": run.evaluations[-1].val_loss if run.evaluations else None,
+        "best_val_loss": best.val_loss if best else None,
+        "best_step": best.step if best else None,
+    }
+
+
+def _panels(text: str) -> tuple[Panel, ...]:
+    """Return the panels that `--panels` names, each once."""
+    found: list[Panel] = []
+    for name in (part.strip() for part in text.split(",")):
+        if name not in Panel.__members__.values():
+            near = difflib.get_close_matches(name, list(Panel), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Panel)}"
+            raise ConfigError(f"--panels: unknown panel {name!r}", hint)
+        found.append(Panel(name))
+    return tuple(dict.fromkeys(found))

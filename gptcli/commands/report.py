@@ -1,0 +1,45 @@
+"""`gpt report`: a run as one page for a browser."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli import console
+from gptcli.commands import complete, options
+from gptcli.commands.plot import run_facts
+
+
+def report(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder or run name; default: the newest run.",
+            autocompletion=complete.runs,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Default: RUN/report.html."),
+    ] = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Write a page of a run: curves, settings, data, samples; it needs no other file."""
+    from gptcli.history import find_run, read_run
+    from gptcli.report import require_page, write_report
+
+    if out is not None:
+        require_page(out)
+    folder = find_run(run)
+    found = read_run(folder)
+    for problem in found.problems:
+        console.message(f"note: {problem}")
+    file = out or folder / "report.html"
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    n_bytes = write_report(found, file, now)
+    if json_:
+        console.result_json({"file": str(file), "bytes": n_bytes, "run": run_facts(found)})
+    else:
+        console.result(f"{file}: {console.size(n_bytes)}")
