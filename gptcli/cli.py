@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
-from gptcli.commands import complete, configure, data, runs
+from gptcli.commands import complete, configure, data, distributed, runs
 from gptcli.commands.doctor import doctor
 from gptcli.commands.evaluate import evaluate
 from gptcli.commands.export import export
@@ -19,7 +19,14 @@ from gptcli.commands.plot import plot
 from gptcli.commands.prepare import prepare
 from gptcli.commands.report import report
 from gptcli.commands.train import train
-from gptcli.errors import EXIT_BUG, EXIT_INTERRUPTED, ConfigError, GptError, MemoryLimitError
+from gptcli.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    GptError,
+    MemoryLimitError,
+    PeerError,
+)
 
 _HELP = ["-h", "--help"]
 _EXAMPLES = """[bold]Examples[/bold]
@@ -64,7 +71,10 @@ def _root(
 
 def main() -> None:
     """Run the command line of this process and exit with the contract's code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if distributed.is_rank():
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -139,10 +149,11 @@ def _fail(arguments: list[str], error: GptError) -> int:
 
     if os.environ.get("GPT_DEBUG") == "1":
         traceback.print_exc()
-    console.error(error.message, error.hint)
+    if not isinstance(error, PeerError):
+        console.error(distributed.prefix() + error.message, error.hint)
     if error.message.startswith("stdout:"):
         _drop_stdout()
-    elif "--json" in arguments:
+    elif "--json" in arguments and distributed.may_print_json(arguments):
         console.result_json(
             {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
         )

@@ -161,7 +161,7 @@ class World:
         who = f"rank {', '.join(map(str, gone))}" if gone else "another process of the run"
         return DistributedError(
             f"{who} ended without a word" + ("" if gone else f" ({text.splitlines()[0][:120]})"),
-            "go on from the last checkpoint with --resume",
+            "torchrun starts all again if restarts are left; else go on with --resume",
         )
 
     def fail(self, error: GptError) -> None:
@@ -273,6 +273,7 @@ def joined(device: str) -> Iterator[World]:
     if (last_words := world.last_words()) is not None:
         raise last_words
     yield world
+    world.most(0)  # none leaves before all are done, for rank 0 may keep the store
     dist.destroy_process_group()  # after a failure it might wait for those that are gone
 
 
