@@ -60,7 +60,7 @@ class Watchdog:
         """Begin to watch; a world of one has nobody to wait for.
 
         Args:
-            world: Whose `marks` say that this process gets on.
+            world: Whose `moves` say that this process gets on.
             seconds: Without any before the run is ended with exit code 9.
             on_hang: Called in one of the processes before they end.
             on_orphaned: Called when whoever started this process is gone.
@@ -82,15 +82,15 @@ class Watchdog:
         world, parent = self._world, os.getppid()
         with contextlib.suppress(RuntimeError):  # the store has gone, and the run goes too
             self._store = notes()
-            moved, marks, number = time.monotonic(), world.marks, 0
+            moved, moves, number = time.monotonic(), world.moves, 0
             while not self._ended.wait(_PERIOD):
                 number += 1
                 beat = json.dumps([number, world.marks, world.is_busy])
                 self._store.set(self._key("beat", world.rank), beat)
                 if os.getppid() != parent:
                     self._on_orphaned()
-                if world.marks != marks or world.is_busy:
-                    moved, marks = time.monotonic(), world.marks
+                if world.moves != moves or world.is_busy:
+                    moved, moves = time.monotonic(), world.moves
                 elif time.monotonic() - moved > self._seconds:
                     self._judge()
                     moved = time.monotonic()

@@ -41,7 +41,8 @@ class World:
         size: How many there are.
         name: Of this start; no other has it.
         restarts: How often torchrun has started them again.
-        marks: Grows whenever this process gets on; the watchdog looks at it.
+        marks: How far this process is, on the way that all go: the watchdog compares them.
+        moves: Grows whenever this process gets on, with the others or alone.
         is_busy: Whether this process does something that may take any time, such as saving.
     """
 
@@ -49,7 +50,7 @@ class World:
         self, rank: int = 0, size: int = 1, name: str = "", notes: Store | None = None
     ) -> None:
         self.rank, self.size, self.name = rank, size, name
-        self.restarts, self.marks, self.is_busy = 0, 0, False
+        self.restarts, self.marks, self.moves, self.is_busy = 0, 0, 0, False
         self._notes = notes
 
     @property
@@ -58,8 +59,9 @@ class World:
         return self.rank == 0
 
     def mark(self) -> None:
-        """Say that this process gets on."""
+        """Say that this process has come to where every other will come, or has been."""
         self.marks += 1
+        self.moves += 1
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class World:
             yield
         finally:
             self.is_busy = False
-            self.mark()
+            self.moves += 1
 
     def most(self, number: int) -> int:
         """Return the largest of the numbers that the ranks give."""
@@ -134,7 +136,7 @@ class World:
         self.mark()
         with self.peer_errors():
             yield
-        self.mark()
+        self.moves += 1
 
     @contextlib.contextmanager
     def peer_errors(self) -> Iterator[None]:

@@ -20,15 +20,17 @@ class Stop:
     def __init__(self) -> None:
         self.exit_code: int | None = None
         self.world = World()
+        self._asked: int | None = None  # this process; a signal may come while the others answer
 
     def requested(self) -> bool:
         """Tell whether somebody asked any of the processes; each of them must look."""
-        self.exit_code = self.world.most(self.exit_code or 0) or None
+        if self.exit_code is None:
+            self.exit_code = self.world.most(self._asked or 0) or None
         return self.exit_code is not None
 
-    def request(self) -> None:
-        """Ask, as Ctrl-C does."""
-        self.exit_code = EXIT_INTERRUPTED
+    def request(self, exit_code: int = EXIT_INTERRUPTED) -> None:
+        """Ask, by default as Ctrl-C does."""
+        self._asked = self._asked or exit_code
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -42,9 +44,9 @@ class Stop:
             codes[signal.SIGUSR1] = EXIT_PREEMPTED
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.exit_code is not None and n_processes() == 1:
+            if self._asked is not None and n_processes() == 1:
                 raise KeyboardInterrupt
-            self.exit_code = codes[signal.Signals(number)]
+            self.request(codes[signal.Signals(number)])
 
         before = {number: signal.signal(number, ask) for number in codes}
         try:

@@ -37,7 +37,7 @@ def watch(world: World, config: Config, stop: Stop) -> Watchdog:
         os.write(2, f"error: {hang.message}\n{stacks}".encode())
 
     def on_orphaned() -> None:
-        stop.exit_code = stop.exit_code or EXIT_PREEMPTED
+        stop.request(EXIT_PREEMPTED)
 
     return Watchdog(world, config.train.hang_timeout, on_hang, on_orphaned)
 

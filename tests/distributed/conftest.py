@@ -1,5 +1,6 @@
 """Several processes that are one run, forked from this one, and the store that torchrun keeps."""
 
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,12 @@ from torch.distributed import TCPStore
 
 if not hasattr(os, "fork"):
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiler() -> None:
+    """Import torch's compiler once, before the forks: DDP does, and it takes seconds."""
+    importlib.import_module("torch._dynamo")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,206 @@
+"""A process of several is killed, hangs, fails or is asked to stop: nothing is lost, all end."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.config import Config
+from gptcli.distributed.watchdog import Watchdog
+from gptcli.distributed.world import joined
+from gptcli.errors import DataError
+from gptcli.training import loop
+from gptcli.training.stop import Stop
+
+from .conftest import Start
+from .test_training import MODERN, end_of, finish, gap
+
+KILLS = 10
+STEADY = (*MODERN, "train.max_steps=40", "model.dropout=0.1", "train.save_every=5")
+
+
+def status_of(config: Config) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((config.run_folder / "status.json").read_text())
+    return found
+
+
+def until_step(config: Config, step: int) -> None:
+    """Wait until a run has logged a step."""
+    metrics = config.run_folder / "metrics.jsonl"
+    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_killed_again_and_again_it_ends_with_the_same_bits(
+    tiny: Callable[..., Config], start: Start, kind: str
+) -> None:
+    generator = random.Random(f"kill {kind}")
+    how = (*STEADY, f"train.parallel={kind}")
+    straight, killed = tiny(*how, name="straight"), tiny(*how, name="killed")
+    began = time.monotonic()
+    assert start(2, lambda rank: finish(straight)).wait() == [0, 0]
+    seconds = time.monotonic() - began
+    for attempt in range(KILLS // 2):
+        ranks = start(2, lambda rank: finish(killed), again=attempt)
+        time.sleep(generator.uniform(0.2, 1) * seconds)
+        victim = generator.randrange(2)
+        os.kill(ranks.pids[victim], signal.SIGKILL)
+        codes = ranks.wait()
+        assert codes[victim] in (-signal.SIGKILL, 0) and codes[1 - victim] in (9, 0)
+    assert start(2, lambda rank: finish(killed), again=KILLS).wait() == [0, 0]
+    assert gap(end_of(killed), end_of(straight)) == 0
+    assert status_of(killed)["state"] == "finished"
+
+
+def hanging(config: Config, rank: int, who: int) -> None:
+    """Train, but for one rank, which goes to sleep in its third step."""
+    real, calls = loop.Stepper.step, [0]
+
+    def fall_asleep() -> None:
+        time.sleep(1000)
+
+    def step(self: loop.Stepper, stopped: Callable[[], bool]) -> Any:
+        calls[0] += 1
+        if rank == who and calls[0] == 3:
+            fall_asleep()
+        return real(self, stopped)
+
+    loop.Stepper.step = step  # type: ignore[method-assign]
+    finish(config)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_hung_rank_ends_the_run_and_is_named_with_stacks(
+    tiny: Callable[..., Config], start: Start, who: int
+) -> None:
+    config = tiny(*STEADY, "train.hang_timeout=2", name="hung")
+    began = time.monotonic()
+    codes = start(2, lambda rank: hanging(config, rank, who)).wait()
+    assert time.monotonic() - began < 25
+    assert codes[1 - who] == 9 and codes[who] in (9, -signal.SIGKILL)
+    status = status_of(config)
+    assert status["exit_code"] == 9 and f"rank {who} did not get on for 2 s" in status["error"]
+    stacks = (config.run_folder / "stacks.txt").read_text()
+    assert "in fall_asleep" in stacks.split(f"rank {who}:")[1].split(f"rank {1 - who}:")[0]
+    assert start(2, lambda rank: finish(config, resume=True)).wait() == [0, 0]
+
+
+def test_a_stopped_process_is_found_too(tiny: Callable[..., Config], start: Start) -> None:
+    config = tiny(*STEADY, "train.hang_timeout=2", "train.max_steps=100000", name="stopped")
+    ranks = start(2, lambda rank: finish(config))
+    until_step(config, 3)
+    os.kill(ranks.pids[1], signal.SIGSTOP)
+    assert ranks.wait() == [9, -signal.SIGKILL]
+    assert "rank 1 did not get on" in status_of(config)["error"]
+
+
+def test_a_rank_that_is_busy_is_waited_for(start: Start) -> None:
+    def work(rank: int) -> None:
+        with joined("cpu") as world:
+            with closing(Watchdog(world, 1.0, lambda hang: None, lambda: None)):
+                if rank == 0:
+                    with world.busy():
+                        time.sleep(7)
+                world.most(rank)
+
+    assert start(2, work).wait() == [0, 0]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_the_error_of_one_rank_is_the_end_of_all_and_stays_so(
+    tiny: Callable[..., Config], start: Start, who: int
+) -> None:
+    config = tiny(*STEADY, name="torn")
+
+    def work(rank: int) -> None:
+        real = loop.Stepper.step
+
+        def step(self: loop.Stepper, stopped: Callable[[], bool]) -> Any:
+            if rank == who and self.s.state.step == 7:
+                raise DataError("a shard has gone")
+            return real(self, stopped)
+
+        loop.Stepper.step = step  # type: ignore[method-assign]
+        finish(config)
+
+    assert start(2, work).wait() == [3, 3]
+    status = status_of(config)
+    assert status["exit_code"] == 3 and "a shard has gone" in status["error"]
+    assert ("rank 1: " in status["error"]) == (who == 1)
+    said = json.loads(Path(f"error-{who}-0.json").read_text())["message"]
+    assert said["errorCode"] == 3 and "a shard has gone" in said["message"]
+    # torchrun would start it again, and again: it is not tried again.
+    assert start(2, work, again=1).wait() == [3, 3]
+    assert status_of(config)["step"] == status["step"]
+
+
+def test_a_setting_that_is_refused_ends_all_with_its_code(
+    tiny: Callable[..., Config], start: Start
+) -> None:
+    uneven = tiny(*MODERN, "train.tokens_per_step=96")
+    assert start(4, lambda rank: finish(uneven)).wait() == [2] * 4
+    assert not (uneven.run_folder / "run.json").exists()
+    auto = tiny("train.micro_batch_size=auto", "train.tokens_per_step=64", "train.parallel=fsdp")
+    assert start(2, lambda rank: finish(auto)).wait() == [2, 2]
+    half = tiny("dtype=float16", "train.parallel=fsdp")
+    assert start(2, lambda rank: finish(half)).wait() == [2, 2]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_signal_to_one_stops_all_at_the_same_step(
+    tiny: Callable[..., Config], start: Start, who: int
+) -> None:
+    how = (*STEADY, "train.max_steps=120", "optim.schedule=constant")
+    straight, stopped = tiny(*how, name="straight"), tiny(*how, name="stopped")
+
+    def work(rank: int) -> None:
+        stop = Stop()
+        with stop.on_signals():
+            for _ in loop.train(stopped, resume=True, stop=stop):
+                pass
+        raise SystemExit(stop.exit_code or 0)
+
+    ranks = start(2, work)
+    until_step(stopped, 5)
+    os.kill(ranks.pids[who], signal.SIGTERM)
+    os.kill(ranks.pids[who], signal.SIGTERM)  # as from a scheduler and from torchrun
+    assert ranks.wait() == [75, 75]
+    status = status_of(stopped)
+    assert status["state"] == "stopped" and status["exit_code"] == 75
+    assert end_of(stopped).state["step"] == status["step"] >= 5
+    assert start(2, work, again=1).wait() == [75, 75]  # who restarts it has not been told to stop
+    assert start(2, work).wait() == [0, 0]
+    assert start(2, lambda rank: finish(straight)).wait() == [0, 0]
+    assert gap(end_of(stopped), end_of(straight)) == 0
+
+
+def test_processes_whose_parent_is_gone_save_and_end(
+    tiny: Callable[..., Config], start: Start
+) -> None:
+    config = tiny(*STEADY, "train.max_steps=100000", name="orphaned")
+
+    def launcher(rank: int) -> None:
+        ranks = start(2, lambda rank: finish(config))
+        Path("pids").write_text(" ".join(map(str, ranks.pids)))
+        ranks.wait()
+
+    parent = start(1, launcher).pids[0]
+    until_step(config, 5)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    pids = [int(pid) for pid in Path("pids").read_text().split()]
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
+              for pid in pids) and time.monotonic() < end:  # fmt: skip
+        time.sleep(0.1)
+    status = status_of(config)
+    assert status["state"] == "stopped" and status["exit_code"] == 75
+    assert end_of(config).state["step"] == status["step"]
