@@ -38,6 +38,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/time_to_loss.py $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/generate.py $(if $(NANOGPT),--nanogpt $(NANOGPT)) \
 		$(if $(LLAMA),--llama $(LLAMA))
+	$(BIN)/python benchmarks/parallel.py
 	$(BIN)/python benchmarks/ablations.py
 
 # Exports in the programs they are for. llama-cpp-python is compiled, which takes some minutes.

@@ -248,7 +248,6 @@ def joined(device: str) -> Iterator[World]:
 
     Raises:
         ConfigError: There are more processes than devices.
-        PeerError: The processes were started again after an error that would come again.
     """
     if n_processes() == 1:
         yield World()
@@ -272,8 +271,6 @@ def joined(device: str) -> Iterator[World]:
     world = World(rank, size, name, store)
     world.restarts = world.most(n_restarts())  # a node that came later has seen fewer
     world.introduce()
-    if (last_words := world.last_words()) is not None:
-        raise last_words
     yield world
     world.most(0)  # none leaves before all are done, for rank 0 may keep the store
     dist.destroy_process_group()  # after a failure it might wait for those that are gone

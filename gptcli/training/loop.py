@@ -36,7 +36,7 @@ from gptcli.training.saver import Saver
 from gptcli.training.session import Session, start
 from gptcli.training.step import Stepper
 from gptcli.training.stop import Stop
-from gptcli.training.watch import failures_told, watch
+from gptcli.training.watch import failures_reported, failures_told, watch
 
 MOST_EVAL_TOKENS = 1_000_000
 
@@ -60,7 +60,10 @@ def train(
         GptError: Every kind that a user can cause; what is saved stays usable.
     """
     stop = stop or Stop()
-    with joined(config.device) as world, failures_told(world), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(failures_reported())
+        world = stack.enter_context(joined(config.device))
+        stack.enter_context(failures_told(world))
         resume = resume or world.restarts > 0  # torchrun repeats the command as it was
         stop.world = world
         run: Run = Follower(config.run_folder)

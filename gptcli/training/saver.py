@@ -23,8 +23,9 @@ class Saver:
         if self.in_background:
             self._saving = self._thread.submit(save)
         else:
-            self._saving = Future()
-            self._saving.set_result(save())
+            done: Future[Saved] = Future()
+            done.set_result(save())
+            self._saving = done
 
     def finished(self, *, wait: bool = False) -> list[Saved]:
         """Return what has been saved since this was last asked.

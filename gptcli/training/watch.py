@@ -44,20 +44,33 @@ def watch(world: World, config: Config, stop: Stop) -> Watchdog:
 
 @contextlib.contextmanager
 def failures_told(world: World) -> Iterator[None]:
-    """Tell the other processes, and torchrun, why this one fails.
+    """Tell the other processes why this one fails.
 
     Raises:
         GptError: As the block does; of a process that is gone, why it is.
     """
     try:
         with world.peer_errors():
+            if (last_words := world.last_words()) is not None:  # of those started before
+                raise last_words
             yield
     except GptError as error:
         world.fail(error)
-        report(error.message, error.exit_code)
         raise
     except Exception as error:
         world.leave_word(repr(error), EXIT_BUG)
+        raise
+
+
+@contextlib.contextmanager
+def failures_reported() -> Iterator[None]:
+    """Let torchrun know why this process fails, if torchrun started it."""
+    try:
+        yield
+    except GptError as error:
+        report(error.message, error.exit_code)
+        raise
+    except Exception as error:
         report(repr(error), EXIT_BUG)
         raise
 
