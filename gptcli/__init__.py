@@ -1,6 +1,47 @@
 """gptcli: from text to a trained, evaluated, talking GPT.
 
-Importing the package costs nothing; torch is loaded by the modules that compute.
+Importing the package costs nothing: the names below come from their modules when they are first
+asked for, and torch is loaded by the modules that compute.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptcli.api import Prepared, Training, evaluate, generate, load, prepare, train
+    from gptcli.config import Config, load_config
+    from gptcli.errors import GptError
+
 __version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "GptError",
+    "Prepared",
+    "Training",
+    "__version__",
+    "evaluate",
+    "generate",
+    "load",
+    "load_config",
+    "prepare",
+    "train",
+]
+_HOMES = {
+    "Config": "gptcli.config",
+    "load_config": "gptcli.config",
+    "GptError": "gptcli.errors",
+    **dict.fromkeys(
+        ("Prepared", "Training", "evaluate", "generate", "load", "prepare", "train"), "gptcli.api"
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name from the module it lives in (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,7 +11,7 @@ import typer
 from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.commands.scores import compare, describe, facts_of, show_tasks
-from gptcli.errors import CheckpointError, ConfigError, DataError
+from gptcli.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
@@ -157,15 +157,17 @@ def _score_all(
     trained: "list[TrainedModel]", wanted: _Wanted, seq_len: int | None, machine: "Compute"
 ) -> "list[tuple[dict[str, Any], Evaluation]]":
     """Score every network on the same text; return what there is to tell about each."""
+    from gptcli.evaluation.texts import split_tokens, text_tokens
+
     contexts = [_context(seq_len, one) for one in trained]
     wanted.check_contexts(contexts)
     texts: list[tuple[TokenSequence, SpanOf | None]] = []
     for one in trained:  # all are opened before the first is scored: refusals come at once
         if wanted.text is not None:
-            texts.append(_text_tokens(Path(wanted.text), one, wanted.encoding_errors))
+            texts.append(text_tokens(Path(wanted.text), one, wanted.encoding_errors))
         else:
             folder = wanted.folder(trained[0])
-            tokens = _split_tokens(folder, wanted.split, one)
+            tokens = split_tokens(folder, wanted.split, one)  # type: ignore[arg-type]
             texts.append((tokens, lambda positions: (positions - 1) // max(contexts)))
     scored = []
     for one, context, (tokens, span_of) in zip(trained, contexts, texts, strict=True):
@@ -207,46 +209,6 @@ def _context(wanted: int | None, trained: "TrainedModel") -> int:
     if wanted is not None and wanted > block_size:
         raise ConfigError(f"data.seq_len: {wanted} is longer than the context of {block_size}")
     return wanted or block_size
-
-
-def _text_tokens(
-    path: Path, trained: "TrainedModel", errors: str
-) -> "tuple[TokenSequence, SpanOf]":
-    """Tokenize a text file, nothing put before it; return which part of the text each is in."""
-    import numpy as np
-
-    from gptcli.data.readers import read_text
-    from gptcli.evaluation import TokenArray, spans_of_bytes
-    from gptcli.tokenizers import UnknownCharacters
-
-    tokenizer = trained.tokenizer
-    try:
-        pieces = [tokenizer.encode(text) for text in read_text(path, errors, tokenizer.safe_cut)]
-    except UnknownCharacters as error:
-        hint = "its tokenizer knows the characters of its training text only"
-        raise DataError(f"{path}: {error.message}", hint) from error
-    tokens = np.concatenate(pieces)
-    if len(tokens) < 2:
-        raise DataError(f"{path}: {len(tokens)} tokens; scoring takes at least 2")
-    return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
-
-
-def _split_tokens(folder: Path, split: str, trained: "TrainedModel") -> "TokenSequence":
-    """Open a split of prepared data that the checkpoint's tokenizer wrote."""
-    from gptcli.data.shards import TokenReader, read_manifest
-
-    manifest = read_manifest(folder)
-    if manifest.tokenizer.sha256 != trained.tokenizer.fingerprint:
-        raise DataError(
-            f"{folder} was written by another tokenizer ({manifest.tokenizer.name},"
-            f" {manifest.tokenizer.vocab_size} ids) than the checkpoint's"
-            f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size} ids)",
-            "name the data it was trained on with --data, or score a file with --text",
-        )
-    tokens = TokenReader(folder, manifest, split)  # type: ignore[arg-type]
-    if len(tokens) < 2:
-        raise DataError(f"{folder}: no {split} tokens", "try --split train, or --text FILE")
-    return tokens
 
 
 def _references(folder: Path, trained: "TrainedModel") -> dict[str, float]:

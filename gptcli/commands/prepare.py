@@ -70,7 +70,9 @@ def prepare(
     is_share = _is_share(rank, world_size, finalize, force or dry_run)
     loaded = options.load(config, set_, {"data.source": dataset, "data.dir": out})
     began = time.perf_counter()
-    if (ready := _token_files(loaded)) is not None:
+    from gptcli.data.adopt import token_files
+
+    if (ready := token_files(loaded.data)) is not None:
         if dry_run or is_share or finalize:
             raise ConfigError(
                 "token files are taken as they are; there is no work to plan or share"
@@ -183,27 +185,6 @@ def _report(
     )
     console.message(f"a sample: {' '.join(text.split())[:100]}")
     console.message(f"next: {_next_command(folder, config, overrides)}")
-
-
-def _token_files(loaded: "Config") -> "tuple[Path, Preset | None, str | None] | None":
-    """Return the folder of token files that need no tokenizing, and where they come from."""
-    from gptcli.data.adopt import is_token_folder
-    from gptcli.data.presets import PRESETS
-    from gptcli.data.sources import data_dir
-
-    source = loaded.data.source
-    if not isinstance(source, str):
-        return None
-    name, _, part = source.partition(":")
-    if name in PRESETS and PRESETS[name].kind == "shards":
-        return data_dir(loaded.data), PRESETS[name], part or loaded.data.config
-    if name in PRESETS or not is_token_folder(source):
-        return None
-    if loaded.data.dir not in (None, source):
-        raise ConfigError(
-            f"{source} holds token files, which are taken where they are", "leave out --out"
-        )
-    return Path(source), None, None
 
 
 def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | None) -> "Manifest":

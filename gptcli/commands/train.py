@@ -47,6 +47,7 @@ def train(
     json_: options.JsonOption = False,
 ) -> None:
     """Train a network; Ctrl-C saves and stops, --resume goes on."""
+    from gptcli import loggers
     from gptcli.errors import ConfigError
 
     if resume and overwrite:
@@ -55,6 +56,7 @@ def train(
     if gpus and verify_resume is not None:
         raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")
     loaded = options.load(config, set_)
+    loggers.require(loaded.train.loggers)
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
     if distributed.may_prepare():
@@ -73,13 +75,16 @@ def train(
 
 def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:
     """Train in this process, which may be one of several; only the first of them speaks."""
+    from gptcli.loggers import Loggers
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
     from gptcli.training.stop import Stop
 
     stop, speaks = Stop(), distributed.speaks()
-    with stop.on_signals(), console.TrainScreen() if speaks else nullcontext() as screen:
+    curves = Loggers(config.train.loggers if speaks else [], console.message)
+    with stop.on_signals(), console.TrainScreen() if speaks else nullcontext() as screen, curves:
         for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):
+            curves.show(event)
             if screen is not None:
                 screen.show(event)
         if not speaks:

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from gptcli.config.model import ModelConfig
 from gptcli.config.section import Fraction, Int, PositiveInt, Section, invalid
 
+LoggerName = Literal["tensorboard", "wandb"]
+
 
 class SplitSource(Section):
     """Training and validation text from two places."""
@@ -93,6 +95,8 @@ class TrainConfig(Section):
     """Seconds without progress after which a run of several processes is ended."""
     freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
     """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
+    loggers: list[LoggerName] = Field(default=[], examples=[["tensorboard"]])
+    """Where curves are kept besides metrics.jsonl: tensorboard, wandb (extras of these names)."""
 
 
 class OptimConfig(Section):

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from gptcli import durable
-from gptcli.config.schema import Config
+from gptcli.config.schema import Config, DataConfig
 from gptcli.data import hub, shards
-from gptcli.data.presets import Preset
+from gptcli.data.presets import PRESETS, Preset
 from gptcli.data.shards import Counts, Manifest, Recipe, Shard, TokenizerRecord, UnitRecord
+from gptcli.data.sources import data_dir
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import Tokenizer, dump_tokenizer, make_tokenizer
 
@@ -30,6 +31,31 @@ def is_token_folder(source: str) -> bool:
     except OSError:
         return False
     return any(name.endswith(".bin") for name in names)
+
+
+def token_files(config: DataConfig) -> tuple[Path, Preset | None, str | None] | None:
+    """Return the folder of token files that need no tokenizing, and where they come from.
+
+    Returns:
+        The folder, the preset that has them ready-made and which part of it; None if the source
+        is text.
+
+    Raises:
+        ConfigError: The files would have to be moved.
+    """
+    source = config.source
+    if not isinstance(source, str):
+        return None
+    name, _, part = source.partition(":")
+    if name in PRESETS and PRESETS[name].kind == "shards":
+        return data_dir(config), PRESETS[name], part or config.config
+    if name in PRESETS or not is_token_folder(source):
+        return None
+    if config.dir not in (None, source):
+        raise ConfigError(
+            f"{source} holds token files, which are taken where they are", "leave out --out"
+        )
+    return Path(source), None, None
 
 
 def adopt(

@@ -21,13 +21,19 @@ _CHARACTERS = {byte: char for char, byte in byte_level_alphabet().items()}
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Return every token as `tokenizer.json` spells it, with its id; end-of-text is one."""
+    """Return every token as `tokenizer.json` spells it, with its id; end-of-text is one.
+
+    Raises:
+        ConfigError: No other program has such a tokenizer.
+    """
     if isinstance(tokenizer, CharTokenizer):
         words = {char: id for id, char in enumerate(tokenizer.definition()["alphabet"])}
         return words | {END_OF_TEXT: tokenizer.eot}
     if isinstance(tokenizer, BpeTokenizer):
         words = {_spell(token): rank for token, rank in tokenizer.ranks.items()}
         return words | tokenizer.specials
+    if not isinstance(tokenizer, ByteTokenizer):
+        raise ConfigError(f"tokenizer.name: no format of others holds a {tokenizer.name!r} one")
     words = {_spell(bytes([byte])): byte for byte in range(256)}
     return words | {END_OF_TEXT: tokenizer.eot}
 

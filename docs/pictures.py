@@ -1,0 +1,100 @@
+"""Make the README's pictures, docs/img/*.svg, from what `gpt` really prints.
+
+Prepares and trains a small network in a temporary folder, which takes some minutes. To be run where
+nothing else runs, for the pictures show how fast it was.
+
+    python docs/pictures.py [NAME...]
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.text import Text
+
+WIDTH = 98
+PLACE = Path(__file__).parent / "img"
+# A browser shows its own monospaced font: no picture asks a server for one.
+SVG = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Command lines, and how much of what they print is shown.
+
+    Attributes:
+        name: Of the file.
+        commands: Run one after the other in the same folder; shown behind a prompt.
+        most_lines: Shown of each command; where it prints more, its beginning and its end.
+        colour: Whether the program is told that it may use colours.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    most_lines: int = 36
+    colour: bool = True
+
+
+SMALL = "-s train.max_steps=200 -s train.eval_every=100 -s train.log_every=20"
+PICTURES = (
+    Picture("help", ("gpt --help",)),
+    Picture("error", ("gpt train -c quickstart -s model.n_heads=8",)),
+    Picture("explain", ("gpt config explain train.loggers", "gpt config explain optim.lr")),
+    Picture("prepare", ("gpt prepare stdlib -c quickstart",), colour=False),
+    Picture("train", (f"gpt train -c quickstart {SMALL}",), colour=False),
+    Picture("eval", ("gpt eval --checkpoint quickstart --yardsticks",), colour=False),
+    Picture("generate", ('gpt generate --seed 1 --max-new-tokens 90 "def read("',), colour=False),
+)
+
+
+def output_of(command: str, folder: Path, colour: bool) -> str:
+    """Run a command in `folder` and return all it prints, stdout and stderr as they come."""
+    env = {**os.environ, "COLUMNS": str(WIDTH), "PYTHONPATH": str(Path(__file__).parents[1])}
+    env |= {"FORCE_COLOR": "1"} if colour else {"NO_COLOR": "1"}
+    program = Path(folder, "bin", "gpt")
+    if not program.exists():
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gptcli "$@"\n')
+        program.chmod(0o755)
+    env["PATH"] = f"{program.parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=env, stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.stdout
+
+
+def draw(picture: Picture, folder: Path) -> Path:
+    """Write a picture and return its file."""
+    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
+    for command in picture.commands:
+        lines = output_of(command, folder, picture.colour).rstrip("\n").split("\n")
+        console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
+        if (left_out := len(lines) - picture.most_lines) > 0:
+            lines[-8 - left_out : -8] = ["..."]
+        console.print(Text.from_ansi("\n".join(lines)))
+    console.print()  # in the last line, letters lose what hangs below them
+    file = PLACE / f"{picture.name}.svg"
+    PLACE.mkdir(exist_ok=True)
+    svg = console.export_svg(title="gpt", code_format=SVG, unique_id=f"gpt-{picture.name}")
+    file.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
+    return file
+
+
+def main() -> None:
+    """Write the pictures named on the command line, or all; later ones need what earlier made."""
+    wanted = sys.argv[1:] or [picture.name for picture in PICTURES]
+    with tempfile.TemporaryDirectory() as folder:
+        for picture in PICTURES:
+            if picture.name in wanted:
+                file = draw(picture, Path(folder))
+                print(f"{file}: {file.stat().st_size / 1000:.1f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The text to score: a file, or a split of prepared data, as tokens of a network's own tokenizer.
+
+Knows how text is stored and nothing of how it is scored.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from gptcli.checkpoint import TrainedModel
+from gptcli.data.readers import read_text
+from gptcli.data.shards import Split, TokenReader, read_manifest
+from gptcli.errors import DataError
+from gptcli.evaluation.compare import spans_of_bytes
+from gptcli.evaluation.scoring import SpanOf, TokenArray, TokenSequence
+from gptcli.tokenizers import UnknownCharacters
+
+
+def text_tokens(path: Path, trained: TrainedModel, errors: str) -> tuple[TokenSequence, SpanOf]:
+    """Tokenize a text file, nothing put before it; return which part of the text each is in.
+
+    Raises:
+        DataError: It cannot be read, or has characters the tokenizer does not know, or no text.
+    """
+    tokenizer = trained.tokenizer
+    try:
+        pieces = [tokenizer.encode(text) for text in read_text(path, errors, tokenizer.safe_cut)]
+    except UnknownCharacters as error:
+        hint = "its tokenizer knows the characters of its training text only"
+        raise DataError(f"{path}: {error.message}", hint) from error
+    tokens = np.concatenate(pieces)
+    if len(tokens) < 2:
+        raise DataError(f"{path}: {len(tokens)} tokens; scoring takes at least 2")
+    return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
+
+
+def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequence:
+    """Open a split of prepared data that the checkpoint's tokenizer wrote.
+
+    Raises:
+        DataError: Another tokenizer wrote it, or there is nothing in it.
+    """
+    manifest = read_manifest(folder)
+    if manifest.tokenizer.sha256 != trained.tokenizer.fingerprint:
+        raise DataError(
+            f"{folder} was written by another tokenizer ({manifest.tokenizer.name},"
+            f" {manifest.tokenizer.vocab_size} ids) than the checkpoint's"
+            f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size} ids)",
+            "name the data it was trained on with --data, or score a file with --text",
+        )
+    tokens = TokenReader(folder, manifest, split)
+    if len(tokens) < 2:
+        raise DataError(f"{folder}: no {split} tokens", "try --split train, or --text FILE")
+    return tokens

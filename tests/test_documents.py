@@ -1,0 +1,233 @@
+"""README and docs: what they show is executed or parsed, and what they point to is there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch.distributed.run import get_args_parser
+
+from gptcli import cli, errors
+from gptcli.config import load_config
+from gptcli.config.loader import example_files
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / ".github" / "CONTRIBUTING.md",
+         *sorted(DOCS.glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]  # fmt: skip
+PAGE_IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+TINY = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
+    "train.max_steps=4", "train.eval_every=2", "train.sample_every=2", "train.log_every=1",
+    "tokenizer.vocab_size=300", "generate.max_new_tokens=4", "device=cpu", "compile=false",
+)  # fmt: skip
+CODES = {
+    "": {0, errors.EXIT_BUG, errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED},
+    **{f"`{kind.__name__}`": {kind.exit_code} for kind in errors.GptError.__subclasses__()},
+}
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the fenced blocks of a page that are in one of the languages."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [body for language, body in found if language in languages]
+
+
+def commands(page: Path, program: str = "gpt") -> Iterator[list[str]]:
+    """Yield the words behind a program's name, for each line of a page's blocks that runs it."""
+    for block in blocks(page, "", "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if f"{program} " not in line or line.startswith(("error:", "hint:")):
+                continue
+            for part in re.split(r" (?:&&|\|) ", line):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name == program:
+                    yield words[1:]
+
+
+def require_understood(words: list[str]) -> None:
+    """Refuse a command line that our parser refuses; files that it names need not be there."""
+    command: Any = cli._command()
+    context = command.make_context("gpt", list(words))
+    while hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(context, command_line(context))
+        context = command.make_context(name, rest, parent=context)
+    shipped = {path.stem for path in example_files()}
+    config = context.params.get("config")
+    overrides = [word for word in context.params.get("set_") or [] if "..." not in word]
+    load_config(config if config in shipped else None, overrides)
+
+
+def command_line(context: Any) -> list[str]:
+    """Return the words that a group has left to its commands."""
+    return [*context._protected_args, *context.args]
+
+
+def has_section(page: Path, name: str) -> bool:
+    """Tell whether a heading of the page has this name in a link."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return name in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, section = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        assert not section or has_section(file, section), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_commands_are_understood(page: Path) -> None:
+    for words in commands(page):
+        if "..." not in words:
+            require_understood(words)
+    for words in commands(page, "torchrun"):
+        parsed = get_args_parser().parse_args(words)
+        assert parsed.module and parsed.training_script == "gptcli"
+        require_understood(parsed.training_script_args)
+
+
+def test_commands_are_found_and_wrong_ones_refused() -> None:
+    assert len(list(commands(DOCS / "tutorial.md"))) > 12
+    assert len(list(commands(DOCS / "how-to.md"))) > 10
+    assert len(list(commands(DOCS / "how-to.md", "torchrun"))) == 1
+    for wrong in ("trane", "train --gpu 2", "train -s model.n_heads=2", "data pek data/x"):
+        with pytest.raises(Exception, match=r"(?i)no such|unknown"):
+            require_understood(wrong.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_configurations_load(page: Path) -> None:
+    for index, block in enumerate(blocks(page, "yaml")):
+        path = Path(f"{index}.yaml")
+        path.write_text(block, encoding="utf-8")
+        config = load_config(str(path))
+        for section, values in yaml.safe_load(block).items():
+            assert isinstance(values, dict), section
+            assert all(config.is_set(f"{section}.{key}") for key in values)
+
+
+def test_the_tutorial_runs_as_it_stands(corpus: Path, gpt: Callable[..., Any]) -> None:
+    corpus.rename("book.txt")
+    shutil.copy("book.txt", "other.txt")
+    [block] = blocks(DOCS / "tutorial.md", "yaml")
+    assert block.startswith("# run.yaml\n")
+    Path("run.yaml").write_text(block, encoding="utf-8")
+    tiny = [part for word in TINY for part in ("-s", word)]
+    for words in commands(DOCS / "tutorial.md"):
+        takes_config = words[0] in ("prepare", "train") or words[:2] == ["config", "show"]
+        done = gpt(*words, *(tiny if takes_config else []))
+        assert done.code == 0, (words, done.err)
+    assert Path("my-model/model.safetensors").exists() and Path("my-model.gguf").exists()
+    assert Path("loss.png").exists() and Path("runs/run/report.html").exists()
+
+
+def test_the_python_page_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks(DOCS / "python.md", "python")):
+        exec(compile(block, f"python.md, block {number + 1}", "exec"), names)
+    said = capsys.readouterr().out
+    assert "did you mean 'model.n_head'? | exit code 2" in said
+    assert names["losses"][-1] < names["losses"][0] and names["summary"].step == 80
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*?) ?\|", (DOCS / "exit-codes.md").read_text(), re.MULTILINE)
+    assert [int(code) for code, _ in rows] == sorted({code for of in CODES.values() for code in of})
+    assert all(int(code) in CODES[name] for code, name in rows)
+    told = [name for name, value in vars(errors).items() if name.startswith("EXIT_")]
+    assert {vars(errors)[name] for name in told} <= {int(code) for code, _ in rows}
+
+
+def test_the_floors_are_those_of_the_contract() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    floors = blocks(DOCS / "design.md", "text")[0]
+    shown = [line.split("  ")[0] for line in floors.splitlines() if not line.startswith("  ")]
+    assert shown == contract["contracts"][0]["layers"]
+
+
+def test_the_files_that_the_design_names_are_there() -> None:
+    for name in re.findall(
+        r"\b[a-z]+(?:/[a-z_]+)+\.py|`[a-z_]+\.py`", (DOCS / "design.md").read_text()
+    ):
+        place = name.strip("`")
+        assert any((root / place).exists() for root in (ROOT, ROOT / "gptcli")), name
+
+
+def apply_recipes(page: Path, scratch: Path) -> None:
+    """Do to a copy of the code what the blocks of a page say."""
+    for block in blocks(page, "python"):
+        path = scratch / block.splitlines()[0].removeprefix("# ")
+        path.write_text(block.partition("\n")[2], encoding="utf-8")
+    for block in blocks(page, "diff"):
+        first, *lines = block.splitlines()
+        path = scratch / first.removeprefix("--- ")
+        before = "\n".join(line[1:] for line in lines if line[:1] in (" ", "-"))
+        after = "\n".join(line[1:] for line in lines if line[:1] in (" ", "+"))
+        source = path.read_text(encoding="utf-8")
+        assert source.count(before + "\n") == 1, f"{path}: {before}"
+        path.write_text(source.replace(before + "\n", after + "\n"), encoding="utf-8")
+
+
+def test_the_recipes_work(corpus: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    shutil.copytree(
+        ROOT / "gptcli", scratch / "gptcli", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    apply_recipes(DOCS / "extend.md", scratch)
+    corpus.rename("story.txt")
+    tiny = [word for word in TINY if not word.startswith("tokenizer")]
+    overrides = [part for word in (*tiny, "name=r", "data.source=story.txt", "tokenizer.name=ascii",
+                                   "optim.name=lion", "optim.lr=1e-3")
+                 for part in ("-s", word)]  # fmt: skip
+    said = []
+    for words in (
+        ["prepare", "--list"],
+        ["prepare", *overrides],
+        ["train", *overrides],
+        ["train", "--resume", *overrides, "-s", "train.max_steps=6"],
+        ["generate", "--checkpoint", "r", "The"],
+        ["vocabulary", "--checkpoint", "r", "--count", "3"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", *words], capture_output=True, text=True, timeout=120,
+            stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(scratch)},
+        )  # fmt: skip
+        assert done.returncode == 0, (words, done.stderr)
+        said.append(done.stdout)
+    assert "fables" in said[0] and "ascii (129 ids" in said[1]
+    assert "train_loss" in said[3] and len(said[5].splitlines()) == 3
+    export = [sys.executable, "-m", "gptcli", "export", "--checkpoint", "r", "--to", "hf", "out"]
+    done = subprocess.run(
+        export, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(scratch)}
+    )
+    assert done.returncode == 2 and "'ascii'" in done.stderr
+    shutil.copy(ROOT / "pyproject.toml", scratch)
+    for check in (["check", "--quiet"], ["format", "--check", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "ruff", *check, "."], check=True, cwd=scratch)
+
+
+def test_the_pictures_are_small_and_ask_no_server() -> None:
+    pictures = sorted((DOCS / "img").glob("*.svg"))
+    assert pictures
+    for picture in pictures:
+        text = picture.read_text(encoding="utf-8")
+        assert len(text) < 60_000
+        assert set(re.findall(r"https?://[^\"'\s)]+", text)) <= {
+            "http://www.w3.org/2000/svg",
+            "https://www.textualize.io",
+        }
