@@ -1,4 +1,4 @@
-"""The only module that draws: progress, messages, errors and results.
+"""What every command prints with: messages, errors, results and bars.
 
 stdout carries results, stderr everything else. Off a terminal there are plain lines and no escape
 codes; text from models, data and file names loses its control characters first.
@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
@@ -32,7 +31,6 @@ from rich.text import Text
 
 from gptcli.durable import storage_errors
 from gptcli.errors import ConfigError
-from gptcli.training.events import Event, Started, StepDone, Stopped, describe
 
 # C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -145,9 +143,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def terminal() -> Console:
+    """Return what draws on stderr."""
+    return _err
+
+
 def is_live() -> bool:
-    """Tell whether stderr is a terminal that can be redrawn."""
-    return _err.is_terminal and not _err.is_dumb_terminal
+    """Tell whether stderr is a terminal that can be redrawn; FORCE_COLOR makes a pipe none."""
+    return sys.stderr is not None and sys.stderr.isatty() and _err.is_interactive
 
 
 class Bar:
@@ -257,66 +260,3 @@ def table(
     with console.capture() as capture:
         console.print(drawn)
     write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
-
-
-class TrainScreen:
-    """Shows the events of a training run: a live line on a terminal, plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "TrainScreen":
-        if is_live():
-            self._progress = Progress(
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
-                console=_err,
-                transient=True,
-                expand=True,
-            )
-            self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def show(self, event: Event) -> None:
-        """Show one event."""
-        if self._progress is None:
-            if (text := describe(event)) is not None:
-                message(text)
-            return
-        match event:
-            case Started():
-                self._task = self._progress.add_task(
-                    "", total=event.max_steps, completed=event.step, numbers="starting"
-                )
-                message(describe(event) or "")
-            case StepDone() if self._task is not None:
-                self._progress.update(self._task, completed=event.step, numbers=_numbers(event))
-            case StepDone():
-                pass
-            case Stopped():
-                message(describe(event) or "", "bold")
-            case _:
-                message(describe(event) or "")
-
-
-def _numbers(event: StepDone) -> str:
-    """Return the live numbers of a step; they fit beside a bar on 80 columns."""
-    return (
-        f"loss {event.loss:.3f} lr {event.lr:.1e} {_short(event.tokens_per_second)} tok/s"
-        f" {event.memory_bytes / 1e9:.1f} GB"
-    )
-
-
-def _short(number: float) -> str:
-    for unit in ("", "k"):
-        if number < 10_000:
-            return f"{number:.0f}{unit}"
-        number /= 1000
-    return f"{number:.0f}M"

@@ -13,7 +13,6 @@ from gptcli.commands import distributed, options
 
 if TYPE_CHECKING:
     from gptcli.config import Config
-    from gptcli.training.events import Summary
 
 
 def train(
@@ -62,7 +61,7 @@ def train(
     if distributed.may_prepare():
         _prepare_local(loaded)
     if dry_run:
-        _plan(loaded, json_)
+        _plan(loaded, gpus or 1, resume, json_)
         return
     if verify_resume is not None:
         _verify(loaded, verify_resume, json_)
@@ -76,13 +75,14 @@ def train(
 def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:
     """Train in this process, which may be one of several; only the first of them speaks."""
     from gptcli.loggers import Loggers
+    from gptcli.screen import TrainScreen, say_next, summary_text
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
     from gptcli.training.stop import Stop
 
     stop, speaks = Stop(), distributed.speaks()
     curves = Loggers(config.train.loggers if speaks else [], console.message)
-    with stop.on_signals(), console.TrainScreen() if speaks else nullcontext() as screen, curves:
+    with stop.on_signals(), TrainScreen() if speaks else nullcontext() as screen, curves:
         for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):
             curves.show(event)
             if screen is not None:
@@ -95,12 +95,11 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
     if json_:
         console.result_json(asdict(event.summary))
     else:
-        console.result(_describe(event.summary))
+        console.result(summary_text(event))
+    if isinstance(event, Stopped) or not json_:
+        say_next(event, options.same_command("--resume", "--overwrite"))
     if isinstance(event, Stopped):
-        console.message(f"go on with: {options.same_command('--resume', '--overwrite')}")
         raise typer.Exit(stop.exit_code or 0)
-    if event.summary.checkpoint and not json_:
-        console.message(f"next: gpt generate --checkpoint {event.summary.checkpoint}")
 
 
 def _leave_picture(folder: Path) -> None:
@@ -132,15 +131,19 @@ def _prepare_local(config: "Config") -> None:
     console.message(f"{manifest.tokens.train:,} tokens to train on")
 
 
-def _plan(config: "Config", json_: bool) -> None:
-    from gptcli.training.plan import plan
+def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None:
+    from gptcli.device import settle
+    from gptcli.distributed.launch import require_devices
+    from gptcli.screen import show_plan
+    from gptcli.training.plan import plan_with_steps
 
-    facts = plan(config)
+    require_devices(n_processes, settle(config).device)
+    with console.bar("doing three steps"):
+        found, rehearsal = plan_with_steps(config, n_processes, resume=resume)
     if json_:
-        console.result_json(facts)
+        console.result_json(found.json(rehearsal))
         return
-    for key, value in facts.items():
-        console.result(f"{key:<20} {f'{value:,}' if isinstance(value, int) else value}")
+    show_plan(found, rehearsal)
 
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:
@@ -174,16 +177,3 @@ def _verify(config: "Config", steps: int, json_: bool) -> None:
     )
     console.message("hint: on cuda try -s deterministic=true; on a CPU please report this")
     raise typer.Exit(1)
-
-
-def _describe(summary: "Summary") -> str:
-    lines = [f"{summary.run_dir}: {summary.step:,} steps, {summary.tokens:,} tokens,"
-             f" {summary.seconds:.0f} s"]  # fmt: skip
-    losses = {
-        "train_loss": summary.train_loss,
-        "val_loss": summary.val_loss,
-        "best_val_loss": summary.best_val_loss,
-    }
-    shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
-    lines += ["  ".join(shown)] if shown else []
-    return "\n".join(lines)

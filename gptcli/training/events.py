@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
+from gptcli.training.outlook import Outlook
+
 Spent = dict[str, float]  # seconds of this process, by what they were spent on
 
 
@@ -30,6 +32,10 @@ class Started:
     compiled: bool
     tokenizer: str
     vocab_size: int
+    outlook: Outlook
+    best_loss: float | None = None
+    """The lowest validation loss of a resumed run (epoch loss without validation)."""
+    best_step: int | None = None
     notes: tuple[str, ...] = ()
     """What the user should know: changed settings, fallbacks, a damaged checkpoint passed over."""
 
@@ -55,6 +61,15 @@ class StepDone:
     """Whether it is a line of metrics.jsonl."""
     skipped: bool = False
     """Whether nothing was changed, as the loss or the gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class Working:
+    """Something other than a step begins, and may take a while."""
+
+    step: int
+    work: str
+    """evaluating, saving or sampling."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class Stopped:
     step: int
     summary: Summary
     spent: Spent
+    best_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +142,10 @@ class Finished:
     summary: Summary
     spent: Spent = field(default_factory=dict)
     """Empty if there was nothing left to do."""
+    best_step: int | None = None
 
 
-Event = Started | StepDone | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
+Event = Started | StepDone | Working | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
 
 
 def metrics_of(event: Event) -> dict[str, Any] | None:
@@ -161,7 +178,7 @@ def describe(event: Event) -> str | None:
     match event:
         case Started():
             return _describe_start(event)
-        case StepDone(logged=False):
+        case StepDone(logged=False) | Working():
             return None
         case StepDone(skipped=True):
             return (
@@ -212,5 +229,19 @@ def _describe_start(event: Started) -> str:
         f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens, {event.tokenizer}"
         f" of {event.vocab_size} ids",
         f"steps: {goal} of {event.tokens_per_step:,} tokens, {epochs:.3g} epochs",
+        *_describe_needs(event.outlook),
+        *(f"note: {note}" for note in event.notes),
+        *(f"unusual: {one}" for one in event.outlook.unusual),
     ]
-    return "\n".join([*lines, *(f"note: {note}" for note in event.notes)])
+    return "\n".join(lines)
+
+
+def _describe_needs(outlook: Outlook) -> list[str]:
+    """Say what a run needs of memory and disk, and what there is."""
+    memory, disk = outlook.memory, outlook.disk
+    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
+    there = f" of {memory.available / 1e9:,.1f} GB" if memory.available is not None else ""
+    return [
+        f"memory: about {memory.total / 1e9:,.2g} GB{each}{there} (estimate)",
+        f"disk: {disk.needed / 1e9:,.2g} GB for checkpoints, {disk.free / 1e9:,.0f} GB are free",
+    ]

@@ -99,18 +99,25 @@ def compiling_pays(config: Config, max_steps: int) -> bool:
     return saved > _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
 
 
-def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold.
-
-    Raises:
-        StorageError: With what is needed and what is free.
-    """
+def checkpoint_sizes(config: Config, model: GPT) -> tuple[int, int]:
+    """Return the bytes of a checkpoint, and of all that are on the disk at once."""
     # Weights and at most two averages of each in float32, and the small rest.
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_saved = model.n_params() if config.model.lora is None else n_trained
     size = 4 * (n_saved + 2 * n_trained) + (1 << 20)
     # What is kept, the best, the one that is being written while these are there, and the base.
-    needed = (config.train.keep_last + 2) * size + 4 * (model.n_params() - n_saved)
+    return size, (config.train.keep_last + 2) * size + 4 * (model.n_params() - n_saved)
+
+
+def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold; one that has no folder yet is let by.
+
+    Raises:
+        StorageError: With what is needed and what is free.
+    """
+    if not checkpoints.is_dir():
+        return
+    size, needed = checkpoint_sizes(config, model)
     held = sum(path.stat().st_size for path in checkpoints.iterdir() if path.is_file())
     free = shutil.disk_usage(checkpoints).free
     if needed - held > free:

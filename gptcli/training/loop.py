@@ -14,6 +14,7 @@ from gptcli.device import memory_bytes
 from gptcli.distributed.world import joined
 from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, Text, encode_prompt
+from gptcli.training.estimate import outlook_of
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -26,6 +27,7 @@ from gptcli.training.events import (
     StepDone,
     Stopped,
     Summary,
+    Working,
     describe,
     metrics_of,
     sample_of,
@@ -79,9 +81,11 @@ def train(
 def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
     """Run a session and write down what it yields; one that was finished has nothing to do."""
     run = session.run
-    summary = session.world.share(lambda: run.read_status().get("summary"))
+    ended = session.world.share(lambda: run.read_status())
+    summary = ended.get("summary")
     if resume and summary and session.state.step >= session.max_steps:
-        yield Finished(session.state.step, Summary(**summary))
+        step = session.state.step
+        yield Finished(step, Summary(**summary), best_step=ended.get("best_step"))
         return
     run.cut_metrics(session.state.step)
     trainer = Trainer(session, stop)
@@ -130,7 +134,7 @@ class Trainer:
             if self._due(train.eval_every):
                 yield from self._evaluate()
             if train.sample_every and self._due(train.sample_every):
-                yield self._sample()
+                yield from self._sample()
         while state.step < self.s.max_steps:
             done = self._step()
             if done is None:
@@ -145,16 +149,17 @@ class Trainer:
             if self._due(train.eval_every):
                 yield from self._evaluate()
             if train.sample_every and self._due(train.sample_every):
-                yield self._sample()
+                yield from self._sample()
         if self.stop.requested():
             yield from self._stopped()
             return
         if not train.sample_every:
-            yield self._sample()
+            yield from self._sample()
         yield from self.saver.finished(wait=True)
         summary = self._summary()
-        self.s.run.write_status("finished", state.step, 0, summary=asdict(summary))
-        yield Finished(state.step, summary, self._spent())
+        more = {"summary": asdict(summary), "best_step": state.best_step}
+        self.s.run.write_status("finished", state.step, 0, **more)
+        yield Finished(state.step, summary, self._spent(), state.best_step)
 
     def _stopped(self) -> Iterator[Event]:
         """Save what is not yet saved, and say so."""
@@ -163,7 +168,7 @@ class Trainer:
             yield from self._save()
         yield from self.saver.finished(wait=True)
         self.s.run.write_status("stopped", step, self.stop.exit_code)
-        yield Stopped(step, self._summary(), self._spent())
+        yield Stopped(step, self._summary(), self._spent(), self.s.state.best_step)
 
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
@@ -225,6 +230,7 @@ class Trainer:
     def _save(self) -> Iterator[Event]:
         """Write a checkpoint, or have it written while training goes on; let go of old ones."""
         s, step = self.s, self.s.state.step
+        yield Working(step, "saving")
         with self._clock("saving"), s.world.busy():
             yield from self.saver.finished(wait=True)
             checkpoint = s.snapshot(copy=self.saver.in_background)
@@ -250,6 +256,7 @@ class Trainer:
     def _evaluate(self) -> Iterator[Event]:
         """Score fixed windows of both splits, and link the best so far."""
         s, state = self.s, self.s.state
+        yield Working(state.step, "evaluating")
         val_loss = None
         n_tokens = s.config.train.eval_tokens or MOST_EVAL_TOKENS
         if s.val_tokens is not None:
@@ -278,9 +285,10 @@ class Trainer:
         nats, n_scored = s.world.total(result.nats, result.tokens)
         return nats / n_scored
 
-    def _sample(self) -> Sampled:
+    def _sample(self) -> Iterator[Event]:
         """Draw a text with the network as it is."""
         s = self.s
+        yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
         ids = encode_prompt(s.tokenizer, prompt, s.config.model.block_size)
         s.model.eval()
@@ -300,7 +308,7 @@ class Trainer:
                     break
             text.finish()
         s.model.train()
-        return Sampled(s.state.step, prompt or "", text.text)
+        yield Sampled(s.state.step, prompt or "", text.text)
 
     @contextlib.contextmanager
     def _clock(self, work: str) -> Iterator[None]:
@@ -333,6 +341,9 @@ class Trainer:
             compiled=self.stepper.compiled,
             tokenizer=s.tokenizer.name,
             vocab_size=s.tokenizer.vocab_size,
+            outlook=outlook_of(s),
+            best_loss=s.state.best_loss,
+            best_step=s.state.best_step,
             notes=tuple(s.notes),
         )
 

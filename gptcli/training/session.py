@@ -36,7 +36,7 @@ from gptcli.training.resolve import (
     with_train,
 )
 from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
-from gptcli.training.run import Run, describe_run
+from gptcli.training.run import Follower, Run, describe_run
 
 
 @dataclass
@@ -275,7 +275,7 @@ def _build(run: Run, choice: _Choice, world: World) -> Session:
         frozen = found.config["train"].get("freeze", []) if found is not None else []
         states = found.optimizer if found is not None else {}
         optimizer.load_state(states, frozen_names(model, frozen), world)
-    if world.is_main:
+    if not isinstance(run, Follower):
         describe_run(run, _facts(config, manifest, model, choice.state))
     return Session(
         run, world, config, machine, tokenizer, manifest, train_tokens, val_tokens,

@@ -53,7 +53,7 @@ def verify_resume(config: Config, steps: int, folder: Path) -> Verdict:
     Raises:
         GptError: As `train` does.
     """
-    steps = min(steps, plan(config)["max_steps"])
+    steps = min(steps, plan(config).max_steps)
     middle = steps // 2
     name = f"checkpoints/step-{steps:08d}.pt"
     whole = _in(config, folder / "whole")

@@ -1,5 +1,6 @@
 """The loop: exact resume, golden losses, the order of events, what a run leaves on the disk."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from gptcli.training.events import (
     Started,
     StepDone,
     Stopped,
+    Working,
 )
 from gptcli.training.loop import train
 from gptcli.training.run import open_run
@@ -182,11 +184,15 @@ def test_ten_golden_losses(tiny: Tiny) -> None:
 
 def test_events_come_in_the_order_of_the_contract(tiny: Tiny) -> None:
     events = finish(tiny("train.max_steps=4", "train.eval_every=2", "train.sample_every=4"))
-    kinds = [(type(event), getattr(event, "step", None)) for event in events]
+    told = [event for event in events if not isinstance(event, Working)]
+    kinds = [(type(event), getattr(event, "step", None)) for event in told]
     assert kinds == [
         (Started, 0), (Saved, 0), (StepDone, 1), (StepDone, 2), (Saved, 2), (Evaluated, 2),
         (StepDone, 3), (StepDone, 4), (Saved, 4), (Evaluated, 4), (Sampled, 4), (Finished, 4),
     ]  # fmt: skip
+    before = {type(after): event.work for event, after in itertools.pairwise(events)
+              if isinstance(event, Working)}  # fmt: skip
+    assert before == {Saved: "saving", Evaluated: "evaluating", Sampled: "sampling"}
 
 
 def test_the_last_step_is_evaluated_saved_and_linked(tiny: Tiny) -> None:

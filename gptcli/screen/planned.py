@@ -1,0 +1,97 @@
+"""The plan of a run as text: what `gpt train --dry-run` prints."""
+
+from typing import TYPE_CHECKING
+
+from gptcli import console
+from gptcli.training.outlook import Disk, Memory
+
+if TYPE_CHECKING:
+    from gptcli.training.plan import Plan
+    from gptcli.training.rehearsal import Rehearsal
+
+_LABEL = 12
+
+
+def show_plan(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
+    """Print a plan to stdout, as far as it is known.
+
+    Args:
+        plan: The run.
+        rehearsal: What its first steps took, if they were done.
+    """
+    for label, text in _lines(plan, rehearsal):
+        console.styled((f"{label:<{_LABEL}}", "dim"), (text, ""))
+    outlook = plan.outlook
+    if not outlook.memory.fits:
+        console.styled(("memory      ", "bold red"), ("more than there is: it will not fit", ""))
+    if outlook.disk.needed - outlook.disk.held > outlook.disk.free:
+        console.styled(("disk        ", "bold red"), ("more than is free: it will not start", ""))
+    for one in outlook.unusual:
+        console.styled((f"{'unusual':<{_LABEL}}", "yellow"), (f"{one.what}: {one.why}", ""))
+        if one.set:
+            console.styled((" " * _LABEL, ""), (f"usual: {one.set}", "dim"))
+
+
+def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]:
+    learn = (
+        f", {plan.trained_parameters:,} of them learn"
+        if plan.trained_parameters < plan.parameters
+        else ""
+    )
+    start = "" if plan.init_from == "scratch" else f", from {plan.init_from}"
+    where = plan.device if plan.processes == 1 else f"{plan.processes} x {plan.device}"
+    shared = "" if plan.parallel == "none" else f" ({plan.parallel})"
+    compiled = ", compiled" if plan.compile else ""
+    micro = f"{plan.rows} x {plan.grad_accum_steps}" + f" x {plan.processes}" * (plan.processes > 1)
+    taken = " (holds a run: --resume goes on, --overwrite sets it aside)"
+    lines = [
+        ("run", plan.run_dir + taken * plan.holds_run),
+        ("network", f"{plan.parameters:,} parameters{learn}{start}"),
+        ("machine", f"{where}{shared}, {plan.dtype}{compiled}"),
+        ("data", f"{plan.data_dir}: {plan.train_tokens:,} + {plan.val_tokens:,} tokens,"
+                 f" {plan.tokenizer} of {plan.vocab_size:,} ids"),
+        ("steps", f"{plan.max_steps:,} of {plan.tokens_per_step:,} tokens"
+                  f" (rows: {micro}), {plan.epochs:,.3g} epochs"),
+        ("evaluation", f"{plan.evaluations:,} times, {plan.eval_tokens:,} tokens"),
+        ("memory", _memory(plan.outlook.memory)),
+        ("disk", _disk(plan.outlook.disk)),
+    ]  # fmt: skip
+    return [*lines, ("time", _time(plan, rehearsal))]
+
+
+def _memory(memory: Memory) -> str:
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+        "program": memory.program,
+    }
+    shown = ", ".join(f"{name} {console.size(n)}" for name, n in parts.items() if n)
+    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
+    there = f" of {console.size(memory.available)}" if memory.available is not None else ""
+    return f"about {console.size(memory.total)}{each}{there}, an estimate: {shown}"
+
+
+def _disk(disk: Disk) -> str:
+    return (
+        f"{console.size(disk.needed)} for checkpoints of {console.size(disk.checkpoint)} each;"
+        f" {console.size(disk.free)} are free"
+    )
+
+
+def _time(plan: "Plan", rehearsal: "Rehearsal | None") -> str:
+    if rehearsal is None:
+        why = "the network is in shards" if plan.parallel == "fsdp" else "too little memory"
+        return f"not measured: {why}"
+    if not rehearsal.seconds_per_step:
+        return "nothing is left to do"
+    spent = plan.seconds_left(rehearsal)
+    shown = ", ".join(f"{work} {console.duration(seconds)}" for work, seconds in spent.items())
+    rate = plan.tokens_per_step / rehearsal.seconds_per_step
+    alone = ", as one process measures it" if plan.processes > 1 else ""
+    rest = f" from step {rehearsal.step:,}" if rehearsal.step else ""
+    return (
+        f"about {console.duration(sum(spent.values()))}{rest} ({shown}),"
+        f" by real steps of {rehearsal.seconds_per_step:.3g} s, {rate:,.0f} tokens/s{alone}"
+    )

@@ -1,0 +1,202 @@
+"""Plans: what a run needs and takes, beforehand, with nothing written."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.config import Config
+from gptcli.errors import ConfigError
+from gptcli.model import GPT
+from gptcli.training.events import Started
+from gptcli.training.flops import flops_per_token, peak_flops
+from gptcli.training.loop import train
+from gptcli.training.plan import plan, plan_with_steps
+from gptcli.training.rehearsal import Rehearsal
+
+Tiny = Callable[..., Config]
+OLD_KEYS = {
+    "run_dir", "data_dir", "init_from", "revision", "parameters", "trained_parameters",
+    "train_tokens", "val_tokens", "tokens_per_step", "grad_accum_steps", "max_steps", "epochs",
+    "device", "dtype", "compile",
+}  # fmt: skip
+
+
+def parameters(config: Config) -> int:
+    """Return the parameters of the tiny network on bytes."""
+    return GPT(config.model.model_copy(update={"vocab_size": 257})).n_params()
+
+
+def test_memory_has_its_parts(tiny: Tiny) -> None:
+    config = tiny()
+    n_params, memory = parameters(config), plan(config).outlook.memory
+    assert (memory.weights, memory.gradients, memory.optimizer) == tuple(
+        factor * n_params for factor in (4, 4, 8)
+    )
+    assert memory.total == n_params * 16 + memory.activations + memory.program and memory.fits
+    assert not replace(memory, available=memory.total - 1).fits
+    assert not replace(memory, available=memory.total, processes=2).fits
+
+
+def test_activations_grow_with_rows_blocks_and_length(tiny: Tiny) -> None:
+    def kept(*overrides: str) -> int:
+        return plan(tiny(*overrides)).outlook.memory.activations
+
+    few, more = kept("train.micro_batch_size=8"), kept("train.micro_batch_size=16")
+    assert 1.9 < more / few < 2.1
+    assert kept("model.n_layer=4") > 1.4 * kept()
+    assert kept("model.block_size=64") > 3 * kept()
+    deep = ("model.n_layer=8",)
+    assert kept(*deep, "train.activation_checkpointing=true") < kept(*deep) / 2
+
+
+def test_activations_are_those_that_the_network_keeps(tiny: Tiny) -> None:
+    config = tiny("model.n_layer=3", "model.n_embd=64", "model.block_size=128")
+    model = GPT(config.model.model_copy(update={"vocab_size": 257}))
+    model.init_weights(0)
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.zeros(4, 128, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = model(tokens, tokens).loss
+    assert loss is not None
+    # The estimate adds what one block's backward pass takes, and the loss.
+    assert 1.0 < plan(config).outlook.memory.activations / sum(kept.values()) < 1.7
+
+
+def test_shards_are_a_part_of_it_and_copies_are_not(tiny: Tiny) -> None:
+    one = plan(tiny()).outlook.memory
+    copies = plan(tiny("train.parallel=ddp"), 4)
+    shards = plan(tiny("train.parallel=fsdp"), 4)
+    assert (copies.parallel, shards.parallel) == ("ddp", "fsdp")
+    assert copies.outlook.memory.weights == one.weights
+    assert shards.outlook.memory.gradients == one.gradients // 4
+    assert copies.rows == 1 and copies.grad_accum_steps == 1
+    with pytest.raises(ConfigError, match="dealt out evenly"):
+        plan(tiny(), 3)
+
+
+def test_muon_keeps_one_average_of_the_matrices(tiny: Tiny) -> None:
+    adam, muon = plan(tiny()).outlook.memory, plan(tiny("optim.name=muon")).outlook.memory
+    assert adam.optimizer / 2 < muon.optimizer < adam.optimizer
+
+
+def test_the_disk_is_that_of_the_checkpoints(tiny: Tiny) -> None:
+    config = tiny()
+    disk = plan(config).outlook.disk
+    list(train(config))
+    written = (config.run_folder / "last.pt").stat().st_size
+    assert written * 0.9 < disk.checkpoint < written + 2_000_000
+    assert disk.needed == 4 * disk.checkpoint and disk.held == 0
+    assert plan(config).outlook.disk.held > 0 and plan(config).holds_run
+
+
+def test_three_steps_are_done_and_nothing_is_written(tiny: Tiny) -> None:
+    config = tiny()
+    before = sorted(Path.cwd().rglob("*"))
+    found, rehearsal = plan_with_steps(config)
+    assert sorted(Path.cwd().rglob("*")) == before
+    assert rehearsal is not None and rehearsal.seconds_per_step > 0 and rehearsal.step == 0
+    spent = found.seconds_left(rehearsal)
+    assert spent["steps"] == pytest.approx(6 * rehearsal.seconds_per_step)
+
+
+def test_the_time_left_counts_steps_and_evaluations(tiny: Tiny) -> None:
+    found = plan(tiny("train.max_steps=100", "train.eval_every=10", "train.eval_tokens=64"))
+    spent = found.seconds_left(Rehearsal(50, 4, 2.0, 1.0, 0, ()))
+    assert spent["setting up"] == 1.0 and spent["steps"] == 100.0
+    assert found.evaluations == 10 and found.eval_tokens == 128
+    assert spent["evaluating"] == pytest.approx(5 * 128 * 2.0 / 64 / 3)
+
+
+def test_a_rehearsal_goes_on_from_a_run_and_leaves_it_as_it_was(gpt: Any, tiny_set: Any) -> None:
+    assert gpt("train", *tiny_set).code == 0
+    folder = Path("runs/tiny")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    more = ("-s", "train.max_steps=20")
+    found = gpt("train", *tiny_set, *more, "--resume", "--dry-run", "--json").json
+    assert found["step"] == 6 and found["holds_run"]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_automatic_rows_are_found_out(tiny: Tiny) -> None:
+    config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=64")
+    found, rehearsal = plan_with_steps(config)
+    assert rehearsal is not None and found.rows == rehearsal.rows == 4
+
+
+def test_the_json_result_keeps_its_keys(gpt: Any, tiny_set: list[str]) -> None:
+    found = gpt("train", *tiny_set, "-s", "optim.warmup_steps=50", "--dry-run", "--json").json
+    assert found.keys() >= OLD_KEYS
+    assert found["memory_bytes"]["total"] > 0 and found["disk_bytes"]["free"] > 0
+    assert found["seconds"] > 0 and found["measured_memory_bytes"] > 0
+    assert found["parallel"] == "none" and found["peak_flops"] is None
+    assert [one["set"] for one in found["unusual"]] == ["-s optim.warmup_steps=1"]
+    assert json.dumps(found)
+
+
+def test_the_plan_is_readable_and_on_stdout(gpt: Any, tiny_set: list[str]) -> None:
+    done = gpt("train", *tiny_set, "-s", "optim.warmup_steps=50", "--dry-run")
+    labels = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
+    assert labels == ["run", "network", "machine", "data", "steps", "evaluation", "memory", "disk",
+                      "time", "unusual"]  # fmt: skip
+    assert "an estimate" in done.out and "by real steps of" in done.out
+    assert "\x1b" not in done.out and not Path("runs").exists()
+
+
+def test_several_processes_are_planned_for(gpt: Any, tiny_set: list[str]) -> None:
+    done = gpt("train", *tiny_set, "--gpus", "2", "--dry-run")
+    assert "2 x cpu (ddp)" in done.out and "for each of 2 processes" in done.out
+    assert gpt("train", *tiny_set, "--gpus", "3", "--dry-run").code == 2
+    shards = ("-s", "train.parallel=fsdp")
+    assert "not measured" in gpt("train", *tiny_set, *shards, "--gpus", "2", "--dry-run").out
+
+
+def test_every_run_begins_with_the_short_form(tiny: Tiny, gpt: Any, tiny_set: list[str]) -> None:
+    first = next(iter(train(tiny("optim.warmup_steps=50"))))
+    assert isinstance(first, Started) and first.outlook.memory.fits
+    done = gpt("train", *tiny_set, "-s", "name=two", "-s", "optim.warmup_steps=50")
+    assert "memory: about" in done.err and "(estimate)" in done.err
+    assert "disk: " in done.err and "unusual: warm-up of 50 steps in a run of 6" in done.err
+    assert "unusual: " in Path("runs/two/log.txt").read_text()
+
+
+def test_flops_of_gpt2_are_those_of_nanogpt() -> None:
+    from gptcli.config.model import ModelConfig
+
+    shape = ModelConfig(vocab_size=50257)
+    counted = flops_per_token(shape, 124_439_808, 0, 1024)
+    assert counted == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
+    untied = ModelConfig(vocab_size=50257, tie_embeddings=False)
+    assert flops_per_token(untied, 124_439_808 + 50257 * 768, 0, 1024) == counted
+    assert flops_per_token(shape, 124_439_808, 100_000_000, 1024) == counted - 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA A100-SXM4-80GB", "float32", 156e12),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.5e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("NVIDIA A10G", "float16", 70e12),
+        ("NVIDIA A10", "float16", 125e12),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("Tesla T4", "float16", 65e12),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2e12),
+        ("Some other card", "bfloat16", None),
+        ("", "bfloat16", None),
+    ],
+)
+def test_peaks_are_found_by_name(name: str, dtype: str, peak: float | None) -> None:
+    assert peak_flops(name, dtype) == peak
