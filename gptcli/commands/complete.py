@@ -74,12 +74,11 @@ def configurations(incomplete: str) -> Iterable[Offer]:
 
 @_quietly
 def examples(incomplete: str) -> Iterable[Offer]:
-    """Offer the shipped examples, each with the first line of its file."""
+    """Offer the shipped examples, each with what it is."""
     from gptcli.config.loader import example_files
+    from gptcli.config.template import about_example
 
-    for path in example_files():
-        with path.open(encoding="utf-8") as file:
-            yield path.stem, file.readline().strip("# \n")
+    return [(path.stem, about_example(path)) for path in example_files()]
 
 
 @_quietly

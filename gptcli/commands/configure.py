@@ -154,7 +154,7 @@ def explain(key: KeyArgument = None, json_: options.JsonOption = False) -> None:
         console.table(("key", "default", "meaning"), rows)
         return
     if key == "extends":
-        text = f"extends\n  {EXTENDS}\n\n  takes    text\n  example  extends: gpt2-124m"
+        text = f"extends\n  {EXTENDS}\n\n  takes    text\n  example  extends: openwebtext"
         console.result_json({"key": key, "meaning": EXTENDS}) if json_ else console.result(text)
         return
     info = find_key(key.partition("=")[0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import console
-from gptcli.commands import complete, options
+from gptcli.commands import complete, examples, options
 from gptcli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def prepare(
     else:
         found = None
         if dry_run or not preparing.is_finished(plan):
+            _say_which_examples_differ(loaded, plain=config is None and not set_)
             found = _announce(plan, dry_run, json_)
         if dry_run:
             return
@@ -127,6 +128,16 @@ def _announce(plan: "Plan", dry_run: bool, json_: bool) -> "Estimate":
         console.message(_describe_plan(plan, found))
     require_room(plan, found)
     return found
+
+
+def _say_which_examples_differ(loaded: "Config", plain: bool) -> None:
+    """Say before the work which examples could not use what it makes."""
+    if plain and (others := examples.prepared_otherwise(loaded)):
+        source = loaded.data.source
+        console.message(
+            f"note: for {' or '.join(others)}, prepare it with the example's own settings:"
+            f" gpt prepare {source} -c {others[0]}"
+        )
 
 
 def _prepare_share(
@@ -184,7 +195,7 @@ def _report(
         folder, manifest, "train", count=1, seq_len=seq_len, seed=loaded.seed
     )
     console.message(f"a sample: {' '.join(text.split())[:100]}")
-    console.message(f"next: {_next_command(folder, config, overrides)}")
+    console.message(f"next: {_next_command(folder, manifest, loaded, config, overrides)}")
 
 
 def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | None) -> "Manifest":
@@ -287,7 +298,8 @@ def _describe_plan(plan: "Plan", found: "Estimate") -> str:
     facts = _plan_facts(plan)
     revision = f" at {facts['revision'][:12]}" if facts["revision"] else ""
     time_ = "" if found.seconds is None else f", about {console.duration(found.seconds)} of work"
-    download = f", {found.download_bytes / 1e9:,.1f} GB to download" * bool(found.download_bytes)
+    to_fetch = console.size(found.download_bytes) if found.download_bytes else ""
+    download = f", {to_fetch} to download" if to_fetch else ""
     return (
         f"plan: {facts['source']}{revision}, {facts['files']} files,"
         f" {console.size(facts['source_bytes'])}{download}"
@@ -297,18 +309,34 @@ def _describe_plan(plan: "Plan", found: "Estimate") -> str:
     )
 
 
-def _next_command(folder: Path, config: str | None, overrides: list[str] | None) -> str:
+def _next_command(
+    folder: Path,
+    manifest: "Manifest",
+    loaded: "Config",
+    config: str | None,
+    overrides: list[str] | None,
+) -> str:
     if config is not None:
         return options.command_for("train", config, overrides)
+    if (example := examples.trains_on(loaded)) is not None:
+        return options.command_for("train", example, None)
     kept = [override for override in overrides or [] if not override.startswith("data.")]
-    return options.command_for("train", None, [*kept, f"data.dir={folder.as_posix()}"])
+    kept.append(f"data.dir={folder.as_posix()}")
+    if not any(override.startswith(("model.", "train.")) for override in kept):
+        kept += examples.smaller_network(manifest.tokens.train)
+    return options.command_for("train", None, kept)
 
 
 def _list(json_: bool) -> None:
     from gptcli.data.presets import PRESETS
 
     if json_:
-        console.result_json({name: asdict(preset) for name, preset in PRESETS.items()})
+        console.result_json(
+            {
+                name: asdict(p) | {"examples": examples.named_for(name)}
+                for name, p in PRESETS.items()
+            }
+        )
         return
     rows = [
         (
@@ -320,3 +348,5 @@ def _list(json_: bool) -> None:
         for preset in PRESETS.values()
     ]
     console.table(("preset", "download", "licence", "what it is"), rows)
+    console.result("")
+    console.table(("example (-c)", "data", "what it is"), examples.table())

@@ -148,7 +148,7 @@ def example_files() -> list[Path]:
     package = Path(__file__).parent.parent
     shipped = package / "examples"  # in the wheel; a checkout has them one level up
     folder = shipped if shipped.is_dir() else package.parent / "examples"
-    return sorted(folder.glob("*.yaml"))
+    return sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
 
 
 def _examples_hint(name: str) -> str | None:

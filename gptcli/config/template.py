@@ -7,6 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from gptcli.config.reference import EXTENDS, KeyInfo, keys, sections
@@ -61,6 +62,12 @@ def commented_file(file: str) -> str:
     for section, about in sections().items():
         lines += [f"\n# {about}\n", f"{section}:\n", *_settings(_direct(f"{section}."), "  ")]
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+
+
+def about_example(path: Path) -> str:
+    """Return the line that says what a shipped example is: its first comment."""
+    lines = path.read_text(encoding="utf-8").removeprefix(EDITOR_LINE).splitlines()
+    return lines[0].strip("# ") if lines else ""
 
 
 def reference_page() -> str:

@@ -21,7 +21,8 @@ from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote, urlsplit
 
 from gptcli import durable
-from gptcli.errors import ConfigError, DataError, GptError
+from gptcli.data.presets import unknown_part
+from gptcli.errors import DataError, GptError
 
 # ConnectionError is Python's and requests', TransportError httpx's.
 _UNREACHABLE = {
@@ -370,10 +371,11 @@ def _explain(what: str, error: Exception) -> NoReturn:
     """Raise our error for one of the Hub's libraries, which have many kinds of them."""
     names = _kinds(error)
     if "ValueError" in names and ("BuilderConfig" in str(error) or "Config name" in str(error)):
-        raise ConfigError(f"{what}: {_first_line(error)}") from error
+        raise unknown_part(what, str(error)) from error
     if names & _UNREACHABLE:
+        server = "its server" if "://" in what else "the Hub"
         raise NetworkError(
-            f"{what}: not in the cache, and the Hub cannot be reached",
+            f"{what}: not in the cache, and {server} cannot be reached",
             "connect to the network; what is downloaded once is used offline",
         ) from error
     if (_status(error) or 0) >= 429 or names & _CUT:

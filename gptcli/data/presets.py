@@ -5,6 +5,7 @@ complete preparation, so that one that lost something is noticed.
 """
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,14 @@ class Expected:
     documents: int | None = None
     gpt2_tokens: int | None = None
     """With the gpt2 tokenizer, one end-of-text for each document included."""
+    own_val_documents: int = 0
+    """Of the documents, those of a validation part that the data set brings along."""
+
+    def without_own_val(self) -> "Expected":
+        """Return the counts where validation is drawn from the training part instead."""
+        if not self.own_val_documents or self.documents is None:
+            return self
+        return Expected(self.documents - self.own_val_documents)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ _ALL = (
            Expected(8_013_769, 9_040_017_095)),
     Preset("tinystories", "rows", "roneneldan/TinyStories", "default",
            "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", 1_000_775_442, "CDLA-Sharing-1.0",
-           "short stories in a small child's words", Expected(2_119_719 + 21_990)),
+           "short stories in a small child's words",
+           Expected(2_119_719 + 21_990, own_val_documents=21_990)),
     Preset("wikipedia", "rows", "wikimedia/wikipedia", "20231101.en",
            "b04c8d1ceb2f5cd4588862100d08de323dccfbaa", 11_630_929_031, "CC-BY-SA-3.0",
            "the English Wikipedia; wikipedia:20231101.de is the German one, and so on",
@@ -91,3 +101,19 @@ def unknown_preset(name: str) -> ConfigError:
         f"no preset, file or folder is named '{name}'",
         f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(PRESETS)}",
     )
+
+
+def unknown_part(what: str, said: str) -> ConfigError:
+    """Make the error for a configuration that a data set does not have, from the library's."""
+    name = re.search(r"BuilderConfig '([^']*)' not found", said)
+    there = re.search(r"\[('[^\]]*')\]", said)
+    if there is None:
+        return ConfigError(f"{what}: {(said.splitlines() or [''])[0][:200]}")
+    names = re.findall(r"'([^']*)'", there[1])
+    shown = ", ".join(f"'{part}'" for part in names[:10])
+    shown += f" and {len(names) - 10} more" if len(names) > 10 else ""
+    if name is None:
+        return ConfigError(f"{what} has several parts: {shown}", f"name one, as {what}:{names[0]}")
+    near = difflib.get_close_matches(name[1], names, 1)
+    hint = f"did you mean '{near[0]}'?" if near else None
+    return ConfigError(f"{what}: no part named '{name[1]}', but {shown}", hint)

@@ -164,10 +164,12 @@ def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> 
         return Source(preset.name, (Unit(0, preset.name, (file,), "tail"),), file.n_bytes)
     found = hub.find_files(preset.where, config.config or preset.config, preset.revision)
     whole = config.config in (None, preset.config)
+    drawn = config.val_fraction is not None
+    expected = preset.expected.without_own_val() if drawn else preset.expected
     return replace(
         _from_hub(source, found, config, joined=preset.kind == "lines"),
         text_field=preset.text_field,
-        expected=preset.expected if whole else None,
+        expected=expected if whole else None,
     )
 
 
@@ -206,7 +208,10 @@ def _local(source: str) -> Source:
     else:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # says so when it is there and may not be seen
-        raise DataError(f"{source}: no such file or folder")
+        raise DataError(
+            f"{source}: no such file or folder",
+            "put the text there, or name another: gpt prepare FILE, or -s data.source=FILE",
+        )
     return Source(source, tuple(units_of_files(files)), size_of(files))
 
 

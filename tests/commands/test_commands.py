@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -447,3 +448,12 @@ def test_gpt2_tokens_of_the_standard_library(gpt: Any) -> None:
     assert 0.08 < share < 0.105  # a tenth of the files; their text is a little less
     shard = np.fromfile("data/stdlib/train_000000_000.bin", dtype="<i4", count=3)
     assert shard.tolist() == [20240520, 1, found["tokens"]["train"]]
+
+
+def test_prepare_proposes_a_network_for_a_small_text(gpt: Any, corpus: Path) -> None:
+    [line] = [line for line in gpt("prepare", str(corpus)).err_lines if line.startswith("next: ")]
+    assert "data.dir=data/corpus" in line and "model.n_embd=384" in line
+    planned = gpt(*shlex.split(line.removeprefix("next: gpt ")), "--dry-run", "--json")
+    assert planned.code == 0 and planned.json["parameters"] < 40e6
+    chosen = gpt("prepare", str(corpus), "-s", "model.n_layer=3").err
+    assert "model.n_layer=3" in chosen and "n_embd" not in chosen

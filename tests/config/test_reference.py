@@ -111,7 +111,7 @@ def test_editors_find_what_the_loader_finds(text: str, check: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{optim: null}", "{extends: gpt2-124m}", "{train: {max_steps: 1e9}}", "{compile: auto}"],
+    ["{optim: null}", "{extends: openwebtext}", "{train: {max_steps: 1e9}}", "{compile: auto}"],
 )
 def test_editors_allow_what_the_loader_allows(text: str, check: Any) -> None:
     check.validate(read_value(text))

@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.config import DataConfig
 from gptcli.data import sources, units
-from gptcli.data.presets import PRESETS
+from gptcli.data.presets import PRESETS, unknown_part
 from gptcli.data.sources import Source, find_source, source_name
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError, GptError, StorageError
@@ -303,3 +303,22 @@ def test_a_folder_without_permission_is_named(
             with pytest.raises(StorageError, match=r"locked.*: Permission denied"):
                 source_of(name)
     (tmp_path / "locked").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "hint"),
+    [
+        ("BuilderConfig 'on' not found. Available: ['one', 'two']", "no part named 'on'", "'one'"),
+        ("Config name is missing.\nPlease pick one among the available configs: ['one', 'two']",
+         "hf:a/b has several parts: 'one', 'two'", "hf:a/b:one"),
+        ("BuilderConfig 'x' not found. Available: " + str([f"{i:03}" for i in range(300)]),
+         "'009' and 290 more", None),
+        ("BuilderConfig of another age", "hf:a/b: BuilderConfig of another age", None),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_missing_is_answered_with_those_there_are(
+    said: str, message: str, hint: str | None
+) -> None:
+    error = unknown_part("hf:a/b", said)
+    assert message in error.message
+    assert (hint or "") in (error.hint or "") and (hint is None) == (error.hint is None)
