@@ -126,7 +126,13 @@ def _prepare_local(config: "Config") -> None:
         return
     from gptcli.data.prepare import make_plan
 
-    console.message(f"{folder} is not there yet: preparing {config.data.source}")
+    source = config.data.source
+    what = (
+        source
+        if source is None or isinstance(source, str)
+        else (f"{source.train} and {source.val}")
+    )
+    console.message(f"{folder} is not there yet: preparing {what}")
     manifest = prepare.run(make_plan(config))
     console.message(f"{manifest.tokens.train:,} tokens to train on")
 

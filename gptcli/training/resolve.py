@@ -10,8 +10,9 @@ from typing import Any
 from gptcli.checkpoint import Checkpoint
 from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader, require_window
+from gptcli.data.presets import PRESETS
 from gptcli.data.shards import Manifest, TokenReader
-from gptcli.data.sources import data_dir
+from gptcli.data.sources import data_dir, is_local
 from gptcli.device import available_devices, settle
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import make_tokenizer
@@ -40,6 +41,7 @@ def resolve(
             config = with_train(config, micro_batch_size=rows)
     config = settle(config)
     _require_same_data_settings(config, manifest)
+    notes += _other_source(config, folder, manifest)
     vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
     if vocab_size < manifest.tokenizer.vocab_size:
         raise ConfigError(
@@ -67,6 +69,17 @@ def with_compile(config: Config, max_steps: int) -> Config:
 def with_train(config: Config, **values: Any) -> Config:
     """Return `config` with other values in its train section."""
     return config.model_copy(update={"train": config.train.model_copy(update=values)})
+
+
+def _other_source(config: Config, folder: Path, manifest: Manifest) -> list[str]:
+    """Say so if the folder was made from another file than the configuration names."""
+    here, there = config.data.source, manifest.recipe.source
+    if not isinstance(here, str) or not is_local(config.data) or here in PRESETS:
+        return []
+    if Path(here).name == Path(there).name:
+        return []
+    return [f"{folder} was prepared from {there}, not from {here}; to train on that, prepare it"
+            " anew: `gpt prepare --force` with this configuration"]  # fmt: skip
 
 
 def _require_same_data_settings(config: Config, manifest: Manifest) -> None:

@@ -125,6 +125,19 @@ def test_samples_are_kept_and_read_as_those_of_one_run(tiny: Tiny) -> None:
     assert samples(straight) == samples(broken)
 
 
+def test_a_folder_made_from_another_file_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("another text")
+
+    def notes(*how: str) -> str:
+        started = next(iter(train(tiny("train.max_steps=1", *how), overwrite=True)))
+        assert isinstance(started, Started)
+        return " ".join(started.notes)
+
+    assert "corpus.txt, not from other.txt" in notes("data.source=other.txt")
+    assert "not from" not in notes("data.source=./corpus.txt")
+    assert "not from" not in notes()
+
+
 def test_resuming_without_validation_keeps_the_epochs(corpus: Path, gpt: Any, tiny: Tiny) -> None:
     gpt("prepare", str(corpus), "--out", "data/whole", "-s", "tokenizer.name=bytes",
         "-s", "data.val_fraction=0")  # fmt: skip
