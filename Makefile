@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev
 
 # The crash suite in its long form, with a line of figures for each row.
 chaos: $(VENV)/.installed-dev
-	GPTCLI_CHAOS=long $(BIN)/pytest tests/chaos
+	GPTCLI_CHAOS=long $(BIN)/pytest tests/chaos tests/commands/test_gpus.py
 
 # NANOGPT=DIR names the folder of nanoGPT's train.py, and LLAMA=PYTHON an interpreter that has
 # llama-cpp-python, to be measured beside us.

@@ -8,17 +8,24 @@ nothing else runs, for the pictures show how fast it was.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
+from gptcli import load_config, train
+from gptcli.screen.board import Board
+from gptcli.screen.frame import frame
+from gptcli.training.events import StepDone
+
 WIDTH = 98
-PLACE = Path(__file__).parent / "img"
+PLACE = Path(__file__).resolve().parent / "img"
 # A browser shows its own monospaced font: no picture asks a server for one.
 SVG = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
@@ -40,13 +47,13 @@ class Picture:
     colour: bool = True
 
 
-SMALL = "-s train.max_steps=200 -s train.eval_every=100 -s train.log_every=20"
+SHOWN_STEP = 330  # of the training run, when its display is drawn
 PICTURES = (
     Picture("help", ("gpt --help",)),
     Picture("error", ("gpt train -c quickstart -s model.n_heads=8",)),
     Picture("explain", ("gpt config explain train.loggers", "gpt config explain optim.lr")),
     Picture("prepare", ("gpt prepare stdlib -c quickstart",), colour=False),
-    Picture("train", (f"gpt train -c quickstart {SMALL}",), colour=False),
+    Picture("train", ("gpt train -c quickstart -s train.sample_every=100",)),
     Picture("eval", ("gpt eval --checkpoint quickstart --yardsticks",), colour=False),
     Picture("generate", ('gpt generate --seed 1 --max-new-tokens 90 "def read("',), colour=False),
 )
@@ -69,11 +76,34 @@ def output_of(command: str, folder: Path, colour: bool) -> str:
     return done.stdout
 
 
+def display_of(command: str, folder: Path) -> str:
+    """Train as a command does, and return its display in the middle of the run."""
+    words = shlex.split(command)
+    sets = [word for word, before in zip(words[1:], words, strict=False) if before == "-s"]
+    os.chdir(folder)
+    config = load_config(words[words.index("-c") + 1], sets)
+    board, shown = Board(time.monotonic()), ""
+    for event in train(config):
+        board.update(event, time.monotonic())
+        if isinstance(event, StepDone) and event.step == SHOWN_STEP:
+            taken = Console(width=WIDTH, force_terminal=True, color_system="standard")
+            with taken.capture() as capture:
+                for line in frame(board, WIDTH, 30, time.monotonic()):
+                    taken.print(line)
+            shown = capture.get()
+    return shown
+
+
 def draw(picture: Picture, folder: Path) -> Path:
     """Write a picture and return its file."""
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
     for command in picture.commands:
-        lines = output_of(command, folder, picture.colour).rstrip("\n").split("\n")
+        found = (
+            display_of(command, folder)
+            if picture.name == "train"
+            else output_of(command, folder, picture.colour)
+        )
+        lines = found.rstrip("\n").split("\n")
         console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
         if (left_out := len(lines) - picture.most_lines) > 0:
             lines[-8 - left_out : -8] = ["..."]

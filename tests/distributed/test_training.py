@@ -1,5 +1,6 @@
 """One run on several processes: the same data in the same order, the same network at the end."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -116,3 +117,53 @@ def test_every_step_has_the_same_windows_in_the_same_order(
         batches[size] = [batch for dealt in zip(*read, strict=True) for batch in dealt][: 8 * 4]
     assert len(set(batches[1])) == 8 * 4
     assert batches[1] == batches[2] == batches[4]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train.activation_checkpointing=true", "train.freeze=[wte, h.0]", "train.async_save=true",
+        "model.tie_embeddings=false",
+    ],
+)  # fmt: skip
+def test_what_can_be_chosen_can_be_chosen_with_several_too(
+    tiny: Callable[..., Config], start: Start, kind: str, option: str
+) -> None:
+    how = (*MODERN, "train.max_steps=4", "train.sample_every=2", f"train.parallel={kind}", option)
+    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
+    finish(alone)
+    assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
+    assert gap(end_of(shared), end_of(alone)) < 1e-5
+    samples = [(run.run_folder / "samples.jsonl").read_text() for run in (alone, shared)]
+    assert samples[0] == samples[1]
+
+
+@BOTH
+def test_in_16_bits_the_losses_are_those_of_one_process(
+    tiny: Callable[..., Config], start: Start, kind: str
+) -> None:
+    how = (*MODERN, "dtype=bfloat16", f"train.parallel={kind}")
+    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
+    finish(alone)
+    assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
+    lines = [(run.run_folder / "metrics.jsonl").read_text().splitlines() for run in (alone, shared)]
+    losses = [[value for line in found for key, value in json.loads(line).items()
+               if "loss" in key] for found in lines]  # fmt: skip
+    assert len(losses[0]) > 8 and losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+@BOTH
+def test_adapters_learn_on_several_processes(
+    tiny: Callable[..., Config], start: Start, kind: str
+) -> None:
+    origin = tiny(*MODERN, "train.max_steps=4", name="origin")
+    finish(origin)
+    how = (
+        *MODERN, "train.max_steps=4", f"train.parallel={kind}", "model.lora.rank=2",
+        f"model.init_from={origin.run_folder}",
+    )  # fmt: skip
+    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
+    finish(alone)
+    assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
+    assert gap(end_of(shared), end_of(alone)) < 1e-5
