@@ -131,6 +131,7 @@ class Trainer:
         if self.saved_step is None:
             yield from self._save()  # also shows at once whether the disk takes a checkpoint
         else:
+            yield from self._link_resumed()
             if self._due(train.eval_every):
                 yield from self._evaluate()
             if train.sample_every and self._due(train.sample_every):
@@ -247,6 +248,13 @@ class Trainer:
                 self.saver.submit(commit)
             self.saved_step = step
         yield from self.saver.finished()
+
+    def _link_resumed(self) -> Iterator[Event]:
+        """Make the links that were still to be made to the checkpoint which the run resumes."""
+        s, state = self.s, self.s.state
+        s.run.link(state.step, LAST)
+        if s.val_tokens is None and state.step == state.best_step:
+            yield from self._link_best()
 
     def _link_best(self) -> Iterator[Event]:
         """Let best.pt be the checkpoint of this step."""

@@ -125,6 +125,27 @@ def test_samples_are_kept_and_read_as_those_of_one_run(tiny: Tiny) -> None:
     assert samples(straight) == samples(broken)
 
 
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_killed_before_the_last_link_it_is_made_on_resuming(
+    corpus: Path, gpt: Any, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    no_val = ("--out", "data/all", "-s", "tokenizer.name=bytes", "-s", "data.val_fraction=0")
+    assert gpt("prepare", str(corpus), *no_val).code == 0
+    config = tiny("data.dir=data/all")  # without validation the best is by epoch
+    real = module.Run.link
+
+    def link(self: module.Run, step: int, wanted: str) -> None:
+        if (step, wanted) == (6, name):
+            raise KeyboardInterrupt
+        real(self, step, wanted)
+
+    with monkeypatch.context() as spoilt, pytest.raises(KeyboardInterrupt):
+        spoilt.setattr(module.Run, "link", link)
+        list(train(config))
+    list(train(config, resume=True))
+    assert load_checkpoint(config.run_folder / name).state["step"] == 6
+
+
 def test_a_folder_made_from_another_file_is_told(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("another text")
 
