@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -247,7 +248,8 @@ def table(
     header: tuple[str, ...], rows: Iterable[tuple[str, ...]], fold: tuple[int, ...] = (-1,)
 ) -> None:
     """Print a table to stdout; columns in `fold` are folded where the terminal is too narrow."""
-    drawn = Table(*header, box=None, show_header=any(header), pad_edge=False, padding=(0, 2, 0, 0))
+    titles = (escape(printable(title)) for title in header)
+    drawn = Table(*titles, box=None, show_header=any(header), pad_edge=False, padding=(0, 2, 0, 0))
     for column in drawn.columns:
         column.no_wrap = True
     for number in fold:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from gptcli import console
+
 if TYPE_CHECKING:
     from gptcli.config import Config
 
@@ -80,6 +82,9 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
         if status["state"] == "stopped":
             raise typer.Exit(status["exit_code"])
         raise PeerError(status.get("error", ended.message), status["exit_code"])
+    if ended.is_stopped:  # before there was anything to save
+        console.message(f"{ended.message} before training began; nothing has changed")
+        raise typer.Exit(ended.exit_code or 0)
     if ended.exit_code:  # before there was a run
         raise PeerError(ended.message, ended.exit_code)
     if status:

@@ -7,6 +7,7 @@ the exit code of the process that failed is not lost.
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptcli.errors import ConfigError
+from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError
 
 MAX_RESTARTS = 3
 _LOOPBACK = "127.0.0.1"
@@ -28,10 +29,12 @@ class Ended:
     Attributes:
         exit_code: 0 if all did what they should; None if that is not known.
         message: What the first to fail said, or what befell it.
+        is_stopped: Whether they were ended by a signal to the one that started them.
     """
 
     exit_code: int | None
     message: str = ""
+    is_stopped: bool = False
 
 
 def is_launched() -> bool:
@@ -85,7 +88,8 @@ def launch(arguments: Sequence[str], n_processes: int) -> Ended:
         try:
             elastic_launch(config, sys.executable)("-m", "gptcli", *arguments)
         except SignalException as error:
-            return Ended(None, f"stopped by {error.sigval.name}")
+            code = EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
+            return Ended(code, f"stopped by {error.sigval.name}", is_stopped=True)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             said = failure.error_file_data.get("message")

@@ -82,6 +82,22 @@ def test_a_signal_saves_at_any_moment_and_resuming_goes_on(start: Callable[..., 
 
 
 @pytest.mark.slow
+def test_stopped_before_training_begins_nothing_has_changed(
+    gpt: Any, tiny_set: list[str], start: Callable[..., Started]
+) -> None:
+    assert gpt("train", *tiny_set).code == 0
+    before = Path("runs/tiny/status.json").read_bytes()
+    launched = start("train.max_steps=6", options=("--gpus", "2", "--resume"))
+    end = time.monotonic() + 60
+    while len(workers(launched.pid)) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    launched.send_signal(signal.SIGTERM)
+    _, err = launched.communicate(timeout=60)
+    assert launched.returncode == 75, err
+    assert Path("runs/tiny/status.json").read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_killed_process_has_all_started_again_and_the_run_goes_on(
     start: Callable[..., Started],
 ) -> None:

@@ -126,3 +126,9 @@ def test_compare_goes_on_without_a_run_that_was_never_evaluated(gpt: Any, second
 
 def test_compare_takes_two_runs(gpt: Any, run: Path) -> None:
     assert gpt("runs", "compare", "tiny").code == 2
+
+
+def test_a_folders_name_steers_no_terminal(gpt: Any, run: Path) -> None:
+    shutil.copytree(run, "runs/esc\033[31mred")
+    done = gpt("runs", "compare", "tiny", "esc\033[31mred")
+    assert done.code == 0 and "esc[31mred" in done.out and "\033" not in done.out
