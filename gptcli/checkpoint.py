@@ -304,12 +304,13 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
                 return own
         return _newest_run() / BEST
     path = Path(wanted)
-    if durable.is_file(path):
+    run = run_named(wanted)
+    if durable.is_file(path) and (run is None or path.suffix == ".pt"):
         return path
     if wanted in (BEST, LAST):
         return _newest_run() / wanted
-    for folder in (path, RUNS / wanted):
-        if durable.is_file(folder / "run.json") or durable.is_file(folder / BEST):
+    for folder in (path, run):
+        if folder is not None and _holds_run(folder):
             found = next(
                 (folder / name for name in (BEST, LAST) if (folder / name).is_file()), None
             )
@@ -318,6 +319,15 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
             return found
     runs = ", ".join(folder.name for folder in _runs()) or "none"
     raise CheckpointError(f"{wanted}: no such checkpoint, run folder or run", f"runs here: {runs}")
+
+
+def run_named(name: str) -> Path | None:
+    """Return the folder of the run with this name, if there is one below `runs/`."""
+    return RUNS / name if name == Path(name).name and _holds_run(RUNS / name) else None
+
+
+def _holds_run(folder: Path) -> bool:
+    return durable.is_file(folder / "run.json") or durable.is_file(folder / BEST)
 
 
 def _runs() -> list[Path]:

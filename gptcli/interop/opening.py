@@ -1,17 +1,21 @@
 """What `model.init_from` names: a model of the Hub, a folder, a file, or a run of ours."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptcli.checkpoint import FORMAT, find_checkpoint, load_checkpoint, merged
+from gptcli import durable
+from gptcli.checkpoint import FORMAT, find_checkpoint, load_checkpoint, merged, run_named
 from gptcli.errors import CheckpointError
 from gptcli.interop.hugging_face import CONFIG, GPT2_REVISIONS, open_folder, open_hub
 from gptcli.interop.nanogpt import from_nanogpt, is_nanogpt
 from gptcli.interop.origin import Origin
 from gptcli.interop.vocabulary import vocabulary_of
 from gptcli.tokenizers import tokenizer_from
+
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.pt)")  # org/name, without the hf: it needs
 
 
 def open_origin(name: str) -> Origin:
@@ -22,13 +26,19 @@ def open_origin(name: str) -> Origin:
     """
     if name in GPT2_REVISIONS or name.startswith("hf:"):
         return open_hub(name)
-    path = Path(name)
-    if path.is_dir() and not (path / "run.json").is_file():
-        if not (path / CONFIG).is_file():
-            pickles = sorted(path.glob("*.pt"))
-            hint = f"name the file: {pickles[0]}" if pickles else None
-            raise CheckpointError(f"{path}: no {CONFIG}, so not a Hugging Face model", hint)
+    path, run = Path(name), run_named(name)
+    is_our_run = durable.is_file(path / "run.json")
+    if durable.is_file(path / CONFIG) and not is_our_run:
+        if run is not None:
+            raise CheckpointError(
+                f"model.init_from: {name} is a run and the folder of a Hugging Face model",
+                f"for the run: {run.as_posix()}; for the folder: ./{name}",
+            )
         return open_folder(path, name)
+    if run is None and path.is_dir() and not is_our_run:
+        pickles = sorted(path.glob("*.pt"))
+        hint = f"name the file: {pickles[0]}" if pickles else None
+        raise CheckpointError(f"{path}: no {CONFIG}, so not a Hugging Face model", hint)
     if path.is_file() and path.suffix == ".safetensors":
         raise CheckpointError(
             f"{path}: tensors without the shape of their network",
@@ -37,11 +47,12 @@ def open_origin(name: str) -> Origin:
     try:
         path = find_checkpoint(name)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"model.init_from: {name}: no such weights",
+        kinds = (
             f"scratch, {', '.join(GPT2_REVISIONS)}, hf:org/name, a folder with {CONFIG}, a"
-            " nanoGPT ckpt.pt, or a run",
-        ) from error
+            " nanoGPT ckpt.pt, or a run"
+        )
+        hint = f"from the Hugging Face Hub: hf:{name}" if _REPOSITORY.fullmatch(name) else kinds
+        raise CheckpointError(f"model.init_from: {name}: no such weights", hint) from error
     content = _load(path)
     if is_nanogpt(content):
         return from_nanogpt(content, name, path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gptcli.checkpoint import find_checkpoint
 from gptcli.config import ModelConfig
 from gptcli.errors import CheckpointError
 from gptcli.interop.hugging_face import GPT2_REVISIONS
@@ -229,3 +230,32 @@ def test_names_that_name_nothing(name: str, says: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_origin(name)
     assert says in caught.value.message
+
+
+def test_a_run_wins_over_a_folder_or_file_of_its_name_that_is_no_model(
+    run: Path, saved: Saved
+) -> None:
+    best = str(run / "best.pt")
+    Path("tiny").write_text("the text it was trained on")
+    assert open_origin("tiny").place == best
+    assert find_checkpoint("tiny") == run / "best.pt"
+    Path("tiny").unlink()
+    Path("tiny").mkdir()
+    assert open_origin("tiny").place == best
+    _, folder = saved("gpt2")
+    Path("tiny").rmdir()
+    folder.rename("tiny")
+    with pytest.raises(CheckpointError, match="is a run and the folder of a Hugging") as caught:
+        open_origin("tiny")
+    assert caught.value.hint == "for the run: runs/tiny; for the folder: ./tiny"
+    assert open_origin("runs/tiny").place == best
+    assert open_origin("./tiny").place == "tiny"
+
+
+def test_a_name_of_the_hub_without_hf_is_understood() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_origin("openai-community/gpt2")
+    assert caught.value.hint == "from the Hugging Face Hub: hf:openai-community/gpt2"
+    with pytest.raises(CheckpointError) as caught:
+        open_origin("runs/none.pt")
+    assert "hf:org/name" in str(caught.value.hint)
