@@ -118,7 +118,8 @@ def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
         what = "is not a file" if os.path.lexists(path) else "no such checkpoint"
         raise CheckpointError(f"{path}: {what}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with durable.held(path) as name:  # torch opens it twice, for names and for numbers
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except Exception as error:

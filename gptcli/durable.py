@@ -171,6 +171,21 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Path]:
+    """Yield a name that stays this file's, for readers that open a name more than once.
+
+    `path` itself may become another file between two opens; where files have no second name
+    (Windows) one that is open cannot be replaced.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as file:
+        name = Path(f"/dev/fd/{file.fileno()}")
+        yield name if name.exists() else path
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, so that they are there after a power cut."""
     with new_place(path):

@@ -1,13 +1,18 @@
 """Checkpoints: whole, verified, enough on their own, and never a way to run code."""
 
+import itertools
 import pickle
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gptcli import durable
 from gptcli.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -66,6 +71,29 @@ def test_a_file_has_the_keys_of_the_contract_and_plain_types(tmp_path: Path) -> 
             assert value is None or type(value) in (str, int, float, bool, torch.Tensor)
 
     check(content)
+
+
+def test_a_file_replaced_while_it_is_read_is_never_a_mixture(tmp_path: Path) -> None:
+    versions, best = [], tmp_path / "best.pt"
+    for value in (1.0, 2.0):
+        versions.append(tmp_path / f"{value}.pt")
+        save_checkpoint(versions[-1], replace(make(), model={"a": torch.full((9,), value)}))
+    durable.link(versions[0], best)
+    is_over = threading.Event()
+
+    def train() -> None:
+        for path in itertools.cycle(versions):
+            if is_over.is_set():
+                return
+            durable.link(path, best)
+
+    with ThreadPoolExecutor(1) as saver:
+        saver.submit(train)
+        try:
+            read = [load_checkpoint(best).model["a"] for _ in range(300)]
+        finally:
+            is_over.set()
+    assert {float(weights.unique()) for weights in read} == {1.0, 2.0}
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
