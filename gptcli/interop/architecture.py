@@ -207,9 +207,6 @@ def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str
     n_kv_head = content.get("num_key_value_heads") or n_head
     head_dim = content.get("head_dim") or (128 if family == "qwen3" else None)
     attention_bias = content.get("attention_bias", False)
-    bias = content.get("mlp_bias", False)
-    if family == "llama" and attention_bias != bias:
-        raise CheckpointError(f"{place}: attention_bias without mlp_bias is not known here")
     if family == "qwen3" and attention_bias:
         raise CheckpointError(f"{place}: attention_bias is not known here")
     return {
@@ -221,7 +218,8 @@ def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str
         "head_dim": None if head_dim is None or head_dim * n_head == width else head_dim,
         "block_size": content.get("max_position_embeddings", 2048),
         "vocab_size": content["vocab_size"],
-        "bias": bias,
+        # One of the two alone is the same model with zeros for the other's biases.
+        "bias": family == "llama" and bool(attention_bias or content.get("mlp_bias", False)),
         "qkv_bias": True if family == "qwen2" else None,
         "norm": "rmsnorm",
         "norm_eps": float(content.get("rms_norm_eps", 1e-6)),

@@ -9,7 +9,7 @@ from gptcli import __version__
 from gptcli.checkpoint import TrainedModel
 
 
-def model_card(trained: TrainedModel, family: str, name: str) -> str:
+def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str) -> str:
     """Return the content of `README.md`."""
     facts = trained.checkpoint
     train, optim = facts.config["train"], facts.config["optim"]
@@ -24,8 +24,7 @@ def model_card(trained: TrainedModel, family: str, name: str) -> str:
         "",
         f"# {name}",
         "",
-        f"A {family} network of {trained.model.n_params():,} parameters, trained with"
-        f" gptcli {__version__}.",
+        f"A {family} network of {n_parameters:,} parameters, trained with gptcli {__version__}.",
         "",
         "| | |",
         "|---|---|",
@@ -60,14 +59,18 @@ def _origin(state: dict[str, Any]) -> str:
 
 
 def _losses(trained: TrainedModel) -> list[str]:
-    """Return rows with the losses of this step, from the run's own log if it is still there."""
+    """Return rows with the losses of this step, from the run's own log if it is still there.
+
+    The best so far is another row only where it is another loss.
+    """
     state, step = trained.checkpoint.state, trained.step
     rows = {}
     for line in _metrics(trained.path):
         if line.get("step") == step and "val_loss" in line:
             rows = {"validation loss": line["val_loss"], "training loss": line.get("train_loss")}
-    if state.get("best_loss") is not None:
-        rows[f"best loss so far (step {state['best_step']:,})"] = state["best_loss"]
+    best = state.get("best_loss")
+    if best is not None and best < rows.get("validation loss", math.inf):
+        rows[f"best loss so far (step {state['best_step']:,})"] = best
     return [
         f"| {key} | {value:.4f} (perplexity {math.exp(min(value, 700)):,.2f}) |"
         for key, value in rows.items()

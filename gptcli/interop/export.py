@@ -30,8 +30,14 @@ from gptcli.interop.nanogpt import from_nanogpt, nanogpt_content, require_nanogp
 from gptcli.interop.origin import our_shapes, trim
 from gptcli.interop.vocabulary import tokenizer_config, tokenizer_json
 from gptcli.model import GPT
+from gptcli.tokenizers import Tokenizer
 
 Format = Literal["hf", "gguf", "nanogpt"]
+_PROBES = (
+    "To be, or not  to be:\n\n\tthat's 12345 questions. ",
+    " cafe\u0301 naïve Ⅷ 日本語 🙂 ",
+    "<|endoftext|>",
+)
 _TOLERANCE = 1e-3  # of the largest logit; float32 reads back with a thousandth of that
 
 
@@ -40,8 +46,9 @@ class Exported:
     """What was written.
 
     Attributes:
-        family: The architecture it is there: gpt2, llama, qwen2 or qwen3.
-        parameters: Without the vocabulary's padding.
+        family: The architecture it is there: gpt2, llama, qwen2 (GGUF only) or qwen3.
+        parameters: What the files hold, as transformers counts them: without the vocabulary's
+            padding, with the zeros of biases that only the family has.
         bytes: Of all files.
         logit_difference: The largest, between the checkpoint's network and what was read back.
         notes: What is not quite the same there.
@@ -79,18 +86,21 @@ def export(
     model = trained.model.config.model_copy(update={"vocab_size": trained.tokenizer.vocab_size})
     weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
     weights = trim(weights, trained.tokenizer.vocab_size)
+    if to != "nanogpt":
+        weights = _with_biases(weights, model, family)
     n_parameters = sum(weight.numel() for weight in weights.values())
     durable.make_folder(out.parent)
     with _aside(out) as aside:
         match to:
             case "hf":
-                _write_folder(aside, trained, weights, model, family, out.name)
+                card = model_card(trained, family, n_parameters, out.name)
+                _write_folder(aside, trained, weights, model, family, card)
+                require_same_ids(aside, trained.tokenizer)
                 read = _read_folder(aside)
             case "gguf":
-                full, whole = _with_biases(weights, model, family)
                 tokenizer = require_gguf(model, trained.tokenizer)
                 with _write_errors(aside):
-                    write_gguf(aside, full, whole, tokenizer, family, dtype, out.stem)
+                    write_gguf(aside, weights, model, tokenizer, family, dtype, out.stem)
                 read = _network(*read_gguf(aside), aside)
             case "nanogpt":
                 best_loss = trained.checkpoint.state.get("best_loss")
@@ -122,6 +132,10 @@ def _require_held(trained: TrainedModel, to: Format) -> tuple[Family, tuple[str,
         require_gguf(model, trained.tokenizer)
         if model.mlp == "gelu_erf":
             return family, ("llama.cpp computes GELU by tanh, this network the exact one",)
+    elif family == "qwen2":
+        # From 5.12 on transformers splits the text of every model_type qwen2 itself, whatever its
+        # tokenizer files say. A Llama with biases in attention is the same model.
+        return "llama", ()
     return family, ()
 
 
@@ -182,29 +196,33 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 def _with_biases(
     weights: dict[str, Tensor], model: ModelConfig, family: Family
-) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Return weights with the zeros that GPT-2's files have where a network has no biases."""
-    if family != "gpt2":
-        return weights, model
-    whole = model.model_copy(update={"bias": True, "qkv_bias": None})
-    shapes = our_shapes(whole, "the network")
+) -> dict[str, Tensor]:
+    """Return weights with zeros for the biases that a family's files have and the model has not.
+
+    All of them in a GPT-2; after attention in a Llama with biases on queries, keys and values.
+    """
+    if family != "gpt2" and not (family == "llama" and model.qkv_bias):
+        return weights
+    shapes = our_shapes(model.model_copy(update={"bias": True, "qkv_bias": None}), "the network")
     zeros = {
-        name: torch.zeros(shape.shape) for name, shape in shapes.items() if name not in weights
+        name: torch.zeros(shape.shape)
+        for name, shape in shapes.items()
+        if name not in weights and (family == "gpt2" or name.endswith(".attn.c_proj.bias"))
     }
-    return weights | zeros, whole
+    return weights | zeros
 
 
 def _write_folder(
     folder: Path, trained: TrainedModel, weights: dict[str, Tensor], model: ModelConfig,
-    family: Family, name: str,
+    family: Family, card: str,
 ) -> None:  # fmt: skip
     """Write all files of a Hugging Face model."""
     tokenizer = trained.tokenizer
-    full, whole = _with_biases(weights, model, family)
-    theirs = to_theirs(full, table_of(family), whole)
+    theirs = to_theirs(weights, table_of(family), model)
+    generate = trained.checkpoint.config["generate"]
     files = {
-        CONFIG: to_hugging_face(whole, family, tokenizer.vocab_size, tokenizer.eot),
-        "generation_config.json": _generation(trained.checkpoint.config["generate"], tokenizer.eot),
+        CONFIG: to_hugging_face(model, family, tokenizer.vocab_size, tokenizer.eot),
+        "generation_config.json": _generation(generate, model.block_size, tokenizer.eot),
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": tokenizer_config(model.block_size),
     }
@@ -214,7 +232,6 @@ def _write_folder(
         for file, content in files.items():
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
-        card = model_card(trained, family, name)
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
         whole_tensors = {
             name: tensor.clone(memory_format=torch.contiguous_format)
@@ -223,16 +240,42 @@ def _write_folder(
         save_file(whole_tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _generation(generate: dict[str, Any], eot: int) -> dict[str, Any]:
-    """Return `generation_config.json`: the run's own way of sampling."""
+def _generation(generate: dict[str, Any], block_size: int, eot: int) -> dict[str, Any]:
+    """Return `generation_config.json`: the run's own way of sampling, as far as the context goes.
+
+    transformers lets no context slide: beyond it learned positions are an IndexError there.
+    """
     ids = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
-    content = ids | {"max_new_tokens": generate["max_new_tokens"]}
+    content = ids | {"max_length": block_size}
     if not generate["temperature"]:
         return content | {"do_sample": False}
     content |= {"do_sample": True, "temperature": generate["temperature"]}
     content["top_k"] = generate["top_k"] or 0  # left out, transformers would take 50
     chosen = {key: generate[key] for key in ("top_p", "min_p") if generate[key] is not None}
     return content | chosen
+
+
+def require_same_ids(folder: Path, tokenizer: Tokenizer) -> None:
+    """Have transformers, where it is installed, read a few texts as the tokenizer does.
+
+    Raises:
+        CheckpointError: It reads one with other ids.
+    """
+    try:
+        import transformers
+    except ImportError:
+        return
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    alphabet = tokenizer.definition()["alphabet"] if tokenizer.name == "char" else None
+    for text in _PROBES:
+        if alphabet is not None:
+            text = "".join(char for char in text if char in alphabet)
+        if theirs.encode(text, verbose=False) != tokenizer.encode(text).tolist():
+            raise CheckpointError(
+                f"transformers {transformers.__version__} reads {text!r} with other ids than"
+                f" the tokenizer {tokenizer.name!r}",
+                "install the version of transformers that constraints.txt names, and export again",
+            )
 
 
 def _read_folder(folder: Path) -> GPT:

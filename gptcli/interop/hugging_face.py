@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from gptcli.config.model import ModelConfig
 from gptcli.data.hub import HubFile, MissingFileError
 from gptcli.errors import CheckpointError, DataError
 from gptcli.interop.architecture import Family, from_hugging_face, table_of
-from gptcli.interop.origin import Origin, ours_from, require_shapes
+from gptcli.interop.mapping import to_theirs
+from gptcli.interop.origin import Origin, our_shapes, ours_from, require_shapes
 from gptcli.interop.vocabulary import Vocabulary, vocabulary_of
 from gptcli.tokenizers import bpe
 
@@ -91,10 +93,13 @@ def _open(files: _Files, name: str, place: str, revision: str | None) -> Origin:
     path = files.get(CONFIG)
     if path is None:
         raise CheckpointError(f"{place}: no {CONFIG}, so not a Hugging Face model")
-    model, family = from_hugging_face(_json(path), f"{place}/{CONFIG}")
+    content = _json(path)
+    model, family = from_hugging_face(content, f"{place}/{CONFIG}")
+    parts = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."} if family == "llama" else {}
+    without = tuple(part for key, part in parts.items() if not content.get(key))
 
     def weights() -> dict[str, Tensor]:
-        return _read(_weight_files(files, place), model, family, place)
+        return _read(_weight_files(files, place), model, family, without, place)
 
     vocabulary = _vocabulary(files, name, model.vocab_size)
     return Origin(name, place, revision, model, vocabulary, weights)
@@ -152,10 +157,20 @@ def _weight_files(files: _Files, place: str) -> list[Path]:
     return [path for _, path in paths if path is not None]
 
 
-def _read(paths: list[Path], model: ModelConfig, family: Family, place: str) -> dict[str, Tensor]:
-    """Read weights once the headers of all files have said that they are the network's."""
+def _read(
+    paths: list[Path], model: ModelConfig, family: Family, without: tuple[str, ...], place: str
+) -> dict[str, Tensor]:
+    """Read weights once the headers of all files have said that they are the network's.
+
+    The biases of the parts that are `without` are zeros.
+    """
     table = table_of(family)
-    shapes: dict[str, tuple[int, ...]] = {}
+    theirs = {
+        name: torch.zeros(tensor.shape)
+        for name, tensor in to_theirs(our_shapes(model, place), table, model).items()
+        if name.endswith(".bias") and any(part in name for part in without)
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     spelled: dict[str, tuple[Path, str]] = {}  # our spelling -> where, and how it is written there
     for path in paths:
         with _opened(path, place) as file:
@@ -169,13 +184,14 @@ def _read(paths: list[Path], model: ModelConfig, family: Family, place: str) -> 
                         "quantized weights cannot be trained; take the original ones",
                     )
                 name = _prefixed(written, family)
+                if name in theirs:
+                    raise CheckpointError(f"{place}: tensor {written} contradicts {CONFIG}")
                 shapes[name] = tuple(header.get_shape())
                 spelled[name] = (path, written)
     tied = model.tie_embeddings
     names = require_shapes(
         shapes, model, table, place, lambda n: _is_mask(n) or (tied and n == "lm_head.weight")
     )
-    theirs: dict[str, Tensor] = {}
     for path in paths:
         with _opened(path, place) as file:
             for name, (where, written) in spelled.items():

@@ -40,6 +40,8 @@ KINDS: dict[str, Callable[[], PreTrainedModel]] = {
             rope_parameters={"rope_type": "default", "rope_theta": 5e5},
         )
     ),
+    "llama-attention-biased": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, attention_bias=True)),
+    "llama-mlp-biased": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, mlp_bias=True)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=8)),
     "qwen3-wide-heads": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=16)),

@@ -1,97 +1,21 @@
-"""Exports, each read by the program it is for: transformers, gguf's reader, nanoGPT's network."""
+"""Exports as Hugging Face folders, read by transformers, and what all exports have in common."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import pipeline
 
-from gptcli.checkpoint import Checkpoint, TrainedModel, load_model, save_checkpoint
-from gptcli.config import load_config
 from gptcli.errors import CheckpointError, ConfigError, StorageError
+from gptcli.interop.card import model_card
 from gptcli.interop.export import export
-from gptcli.interop.gguf_file import read_gguf
-from gptcli.model import GPT
-from gptcli.tokenizers import Tokenizer
-from gptcli.tokenizers.bpe import BpeTokenizer, gpt2, train_bpe
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
+from gptcli.tokenizers.bpe import gpt2, train_bpe
 
-from ..tokenizers.conftest import HOSTILE as HOSTILE_ELSEWHERE
 from .conftest import difference, ours_of
-from .nanogpt_network import NanoGPT
-
-LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2LMHeadModel", {"n_head": 12, "n_embd": 48}),
-    "gpt2-medium": ("GPT2LMHeadModel", {"n_layer": 3, "n_head": 16, "n_embd": 64}),
-    "gpt2-large": ("GPT2LMHeadModel", {"n_layer": 4, "n_head": 20, "n_embd": 80}),
-    "gpt2-xl": ("GPT2LMHeadModel", {"n_layer": 6, "n_head": 25, "n_embd": 100}),
-    "no-biases": ("GPT2LMHeadModel", {"bias": False}),
-    "qkv-biases": ("GPT2LMHeadModel", {"bias": False, "qkv_bias": True}),
-    "untied": ("GPT2LMHeadModel", {"tie_embeddings": False, "n_inner": 72}),
-    "exact-gelu": ("GPT2LMHeadModel", {"mlp": "gelu_erf", "norm_eps": 1e-3}),
-    "squared-relu": ("GPT2LMHeadModel", {"mlp": "relu2"}),
-    "llama": ("LlamaForCausalLM", {**LLAMA, "n_kv_head": 2, "tie_embeddings": False}),
-    "llama-theta": ("LlamaForCausalLM", {**LLAMA, "rope_theta": 5e5, "norm_eps": 1e-3}),
-    "llama-biases": ("LlamaForCausalLM", {**LLAMA, "bias": True}),
-    "llama-heads": ("LlamaForCausalLM", {**LLAMA, "head_dim": 16, "n_inner": 88}),
-    "qwen2": ("Qwen2ForCausalLM", {**LLAMA, "qkv_bias": True, "n_kv_head": 1}),
-    "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "qk_norm": True, "n_kv_head": 2}),
-    "qwen3-heads": (
-        "Qwen3ForCausalLM", {**LLAMA, "qk_norm": True, "head_dim": 16, "tie_embeddings": False}
-    ),
-}  # fmt: skip
-GGUF_SHAPES = [name for name in SHAPES if name not in ("squared-relu", "exact-gelu")]
-TEXT = "the cat sat on the mat, and the dog don't mind; it's 1234 o'clock  \n\n" * 20
-HOSTILE = [
-    "", " ", "  ", "\n", " \n \t ", "a  b", "don't DON'T won't'll", "x" * 300, "1234567 89",
-    "<|endoftext|>", "a<|endoftext|>b", "<|unknown|>", "naïve café ÀÉ", "日本語とemoji 🙂👩‍👩‍👧",
-    "\u200b\u00a0\u3000 \ufeff", "\x00\x01\x7f", "\r\n\r\n", "e\u0301\u0327", "ﬁ ﬂ Ⅷ ½", "ᚠᛇᚻ ١٢٣",
-    "tabs\t\tand trailing   ", "'s't're've'm'll'd", "!!!???...---", "\U0010ffff\ue000", "İıſK",
-    "the cat sat on the mat", " leading", "trailing \n", "\n\n\nthree", "Ġ Ċ ĉ",
-]  # fmt: skip
-
-
-def trained(
-    tokenizer: Tokenizer | None = None, rows: int | None = None, **shape: Any
-) -> TrainedModel:
-    """Return a network with random weights, away from those of the start, by way of a file."""
-    tokenizer = tokenizer or ByteTokenizer()
-    config = load_config(None, ["train.tokens_per_step=8192", "generate.top_p=0.9"])
-    small = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
-    small |= {"vocab_size": rows or tokenizer.vocab_size, **shape}
-    model = config.model.model_validate(small)
-    network = GPT(model)
-    network.init_weights(1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    save_checkpoint(
-        Path("made.pt"),
-        Checkpoint(
-            model=dict(network.named_parameters()),
-            optimizer={},
-            config=config.model_copy(update={"model": model}).model_dump(mode="json"),
-            tokenizer=tokenizer.definition(),
-            data={"dir": "data/x", "source": "corpus.txt", "revision": None, "fingerprint": "f",
-                  "tokenizer": "t", "tokens": {"train": 5000, "val": 500}, "bytes": {}},
-            state={"step": 7, "best_loss": 2.5, "best_step": 7, "origin": {}},
-        ),
-    )  # fmt: skip
-    return load_model(Path("made.pt"), torch.device("cpu"))
-
-
-def loaded(folder: Path) -> Any:
-    """Load a folder with transformers, which must find every tensor and no other."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
+from .exports import LLAMA, SHAPES, TEXT, loaded, trained
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -103,6 +27,8 @@ def test_transformers_loads_it_and_has_the_same_logits(name: str) -> None:
     assert type(theirs).__name__ == kind
     assert theirs.get_input_embeddings().weight.shape[0] == 257, "the padding is trimmed"
     assert done.logit_difference < 1e-4
+    assert done.parameters == theirs.num_parameters()
+    assert f" {done.parameters:,} parameters" in Path("out/README.md").read_text()
     assert difference(made.model, theirs, 257) < 1e-4
     # And back again.
     assert difference(ours_of("out"), theirs, 257) < 1e-4
@@ -148,39 +74,28 @@ def test_the_folder_is_complete_and_says_what_it_is() -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bpe", "bytes", "cl100k-like"])
-def test_autotokenizer_gives_the_same_ids(kind: str) -> None:
-    bpe = train_bpe([TEXT], 400)
-    pattern = (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-    )
-    tokenizers: dict[str, Tokenizer] = {
-        "gpt2": gpt2(),
-        "bpe": bpe,
-        "bytes": ByteTokenizer(),
-        "cl100k-like": BpeTokenizer("other", pattern, bpe.ranks, bpe.specials),
-    }
-    ours = tokenizers[kind]
-    export(trained(ours), "hf", Path("out"))
-    theirs = AutoTokenizer.from_pretrained("out")
-    for text in [*HOSTILE, *HOSTILE_ELSEWHERE, "\n".join(HOSTILE), TEXT]:
-        ids = ours.encode(text).tolist()
-        assert theirs(text)["input_ids"] == ids, repr(text)
-        assert theirs.decode(ids) == text, repr(text)
-    assert theirs.eos_token_id == theirs.bos_token_id == ours.eot
-    assert len(theirs) == ours.vocab_size
+@pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_the_default_call_of_a_pipeline_fills_the_context_and_no_more(shape: Any) -> None:
+    export(trained(**shape), "hf", Path("out"))
+    talk = pipeline("text-generation", model="out")
+    for length in (1, 20, 23):
+        prompt = talk.tokenizer("x" * length, return_tensors="pt")
+        tokens = talk.model.generate(**prompt)[0].tolist()
+        assert len(tokens) == 24 or tokens[-1] == 256
+        assert talk("x" * length)[0]["generated_text"].startswith("x" * length)
+    with pytest.raises(ValueError, match="`max_length` is set to 24"):
+        talk("x" * 24)
 
 
-def test_autotokenizer_of_characters() -> None:
-    ours = CharTokenizer("".join(sorted(set("".join(HOSTILE)))))
-    export(trained(ours), "hf", Path("out"))
-    theirs = AutoTokenizer.from_pretrained("out")
-    for text in HOSTILE:
-        assert theirs(text)["input_ids"] == ours.encode(text).tolist(), repr(text)
-        assert theirs.decode(theirs(text)["input_ids"]) == text
-    with pytest.raises(Exception, match="Missing"):
-        theirs("Ω is not in it")
+def test_the_card_names_the_best_loss_only_where_it_is_another_one() -> None:
+    made = trained()
+    line = {"step": 7, "val_loss": 2.5, "train_loss": 2.25}
+    Path("metrics.jsonl").write_text(json.dumps(line) + "\n")
+    card = model_card(made, "gpt2", 1, "mine")
+    assert "| validation loss | 2.5000" in card and "| training loss | 2.2500" in card
+    assert "best loss" not in card
+    Path("metrics.jsonl").write_text(json.dumps(line | {"val_loss": 2.75}) + "\n")
+    assert "best loss so far (step 7) | 2.5000" in model_card(made, "gpt2", 1, "mine")
 
 
 def test_what_is_in_the_way_is_kept() -> None:
@@ -223,139 +138,6 @@ def test_a_network_with_nan_is_not_exported() -> None:
     with pytest.raises(CheckpointError, match="reads back"):
         export(made, "hf", Path("out"))
     assert not Path("out").exists()
-
-
-# GGUF.
-
-
-def fields(path: Path) -> dict[str, Any]:
-    """Return a file's metadata."""
-    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
-
-
-@pytest.mark.parametrize("name", GGUF_SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_gguf_reads_back(name: str, dtype: Any) -> None:
-    shape = SHAPES[name][1]
-    made = trained(train_bpe([TEXT], 300), rows=320, **shape)
-    done = export(made, "gguf", Path("out.gguf"), dtype=dtype)
-    assert done.logit_difference < (1e-4 if dtype == "float32" else 2e-2)
-    reader = gguf.GGUFReader("out.gguf")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    embedding = tensors["token_embd.weight"]
-    assert embedding.data.dtype == (np.float32 if dtype == "float32" else np.float16)
-    expected = made.model.wte.weight.detach()[: made.tokenizer.vocab_size]
-    assert np.allclose(embedding.data, expected, atol=2e-3 if dtype == "float16" else 0)
-    assert tensors["output_norm.weight"].data.dtype == np.float32
-    assert ("output.weight" in tensors) == (not made.model.config.tie_embeddings)
-    model, _ = read_gguf(Path("out.gguf"))
-    assert (
-        model.n_layer == made.model.config.n_layer and model.vocab_size == made.tokenizer.vocab_size
-    )
-
-
-def test_gguf_in_eight_bits() -> None:
-    made = trained(train_bpe([TEXT], 300), **LLAMA, n_kv_head=2, n_inner=72)
-    done = export(made, "gguf", Path("out.gguf"), dtype="q8_0")
-    assert 1e-5 < done.logit_difference < 0.2
-    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader("out.gguf").tensors}
-    assert kinds["token_embd.weight"] == kinds["blk.1.attn_q.weight"] == "Q8_0"
-    assert kinds["blk.0.ffn_down.weight"] == "F16", "72 is not a multiple of 32"
-    assert kinds["blk.0.attn_norm.weight"] == "F32"
-    assert fields(Path("out.gguf"))["general.file_type"] == 7
-
-
-def test_gguf_metadata_of_gpt2() -> None:
-    export(trained(gpt2(), n_layer=1), "gguf", Path("out.gguf"), dtype="float16")
-    found = fields(Path("out.gguf"))
-    expected = {
-        "general.architecture": "gpt2", "general.name": "out", "general.file_type": 1,
-        "gpt2.block_count": 1, "gpt2.context_length": 24, "gpt2.embedding_length": 32,
-        "gpt2.feed_forward_length": 128, "gpt2.attention.head_count": 4,
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.bos_token_id": 50256, "tokenizer.ggml.eos_token_id": 50256,
-        "tokenizer.ggml.add_bos_token": False,
-    }  # fmt: skip
-    assert {key: found[key] for key in expected} == expected
-    assert found["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
-    assert len(found["tokenizer.ggml.tokens"]) == 50257
-    assert found["tokenizer.ggml.tokens"][50256] == "<|endoftext|>"
-    assert len(found["tokenizer.ggml.merges"]) == 50000
-    assert found["tokenizer.ggml.merges"][:2] == ["Ġ t", "Ġ a"], "as in OpenAI's merges"
-    assert found["tokenizer.ggml.token_type"][50255:] == [1, 3]
-
-
-def test_gguf_turns_the_rows_of_llama_as_llama_cpp_does() -> None:
-    made = trained(train_bpe([TEXT], 300), **LLAMA, n_kv_head=2)
-    export(made, "gguf", Path("out.gguf"))
-    export(made, "hf", Path("out"))
-    theirs = loaded(Path("out")).state_dict()
-    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader("out.gguf").tensors}
-    for part, n_head in (("q", 4), ("k", 2)):
-        # LlamaModel.permute of convert_hf_to_gguf.py.
-        weight = theirs[f"model.layers.0.self_attn.{part}_proj.weight"].numpy()
-        turned = weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
-        turned = turned.swapaxes(1, 2).reshape(weight.shape)
-        assert np.array_equal(found[f"blk.0.attn_{part}.weight"], turned)
-    value = theirs["model.layers.0.self_attn.v_proj.weight"].numpy()
-    assert np.array_equal(found["blk.0.attn_v.weight"], value)
-    metadata = fields(Path("out.gguf"))
-    assert metadata["llama.attention.head_count_kv"] == 2
-    assert metadata["llama.rope.freq_base"] == 10000.0
-    assert metadata["llama.rope.dimension_count"] == 8
-
-
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("abc")])
-def test_gguf_refuses_vocabularies_it_cannot_hold(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=f"tokenizer.name={tokenizer.name}"):
-        export(trained(tokenizer), "gguf", Path("out.gguf"))
-
-
-def test_the_other_gelu_is_said_and_measured() -> None:
-    made = trained(train_bpe([TEXT], 300), mlp="gelu_erf")
-    done = export(made, "gguf", Path("out.gguf"))
-    assert "GELU" in done.notes[0] and 1e-7 < done.logit_difference < 0.05
-
-
-# nanoGPT.
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_nanogpt_loads_it(bias: bool) -> None:
-    made = trained(rows=320, bias=bias, mlp="gelu_erf")
-    done = export(made, "nanogpt", Path("ckpt.pt"))
-    assert done.logit_difference < 1e-4 and done.notes == ()
-    content = torch.load("ckpt.pt", weights_only=True)
-    theirs = NanoGPT(content["model_args"])
-    missing, unexpected = theirs.load_state_dict(content["model"], strict=True)
-    assert not missing and not unexpected
-    tokens = torch.randint(257, (2, 24))
-    with torch.no_grad():
-        found, expected = theirs(tokens), made.model(tokens).logits[..., :257]
-    assert (found - expected).abs().max() < 1e-4
-    # As its train.py resumes: two groups, matrices first.
-    parameters = list(theirs.parameters())
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for p in parameters if p.dim() >= 2]},
-         {"params": [p for p in parameters if p.dim() < 2]}]
-    )  # fmt: skip
-    optimizer.load_state_dict(content["optimizer"])
-    assert content["iter_num"] == 7 and content["best_val_loss"] == 2.5
-
-
-def test_nanogpt_of_the_tanh_gelu_says_so() -> None:
-    done = export(trained(), "nanogpt", Path("ckpt.pt"))
-    assert "exact GELU" in done.notes[0] and done.logit_difference < 0.05
-
-
-@pytest.mark.parametrize(
-    ("shape", "key"),
-    [(LLAMA, "model.norm=rmsnorm"), ({"tie_embeddings": False}, "model.tie_embeddings=false"),
-     ({"n_inner": 64}, "model.n_inner=64"), ({"mlp": "relu2"}, "model.mlp=relu2")],
-)  # fmt: skip
-def test_nanogpt_refuses_what_it_does_not_have(shape: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        export(trained(**shape), "nanogpt", Path("ckpt.pt"))
 
 
 # The command.

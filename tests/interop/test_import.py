@@ -197,7 +197,6 @@ def test_a_description_that_does_not_fit_is_refused(
     ("kind", "changes", "says"),
     [
         ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'llama3'"),
-        ("llama", {"attention_bias": True}, "attention_bias without mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window=True"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
@@ -212,6 +211,13 @@ def test_settings_that_the_network_does_not_have_are_refused(
     with pytest.raises(CheckpointError) as caught:
         open_origin(str(folder))
     assert says in caught.value.message
+
+
+def test_a_bias_that_the_description_denies_is_refused(saved: Saved) -> None:
+    _, folder = saved("llama-mlp-biased")
+    edit_json(folder / "config.json", attention_bias=True, mlp_bias=False)
+    with pytest.raises(CheckpointError, match=r"tensor .*mlp.*bias contradicts config\.json"):
+        ours_of(folder)
 
 
 @pytest.mark.parametrize(
