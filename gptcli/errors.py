@@ -55,7 +55,7 @@ class StorageError(GptError):
 
 
 class RunLockedError(GptError):
-    """Another process is training in the run folder."""
+    """Another process is training in the run folder, or preparing the data folder."""
 
     exit_code = 6
 

@@ -1,12 +1,14 @@
 """Fixtures of the whole suite: a tiny corpus, a tiny configuration, and the command line."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,27 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def without_privileges() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which this process is an ordinary user, whom permissions stop."""
+
+    if os.name == "nt":
+        pytest.skip("Windows keeps no one from reading a file by its mode")
+
+    @contextlib.contextmanager
+    def ordinary_user() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return ordinary_user
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli import durable
+from gptcli import durable, locking
 from gptcli.config.schema import Config, DataConfig
 from gptcli.data import hub, shards
 from gptcli.data.presets import PRESETS, Preset
@@ -110,8 +110,9 @@ def adopt(
     )
     if not manifest.tokens.train:
         raise DataError(f"{folder}: no training tokens (a file name with 'train' in it)")
-    durable.write_bytes(folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-    shards.write_manifest(folder, manifest)
+    with locking.hold(folder, "is preparing this folder", "wait for it"):
+        durable.write_bytes(folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        shards.write_manifest(folder, manifest)
     return manifest
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptcli import durable
+from gptcli import durable, locking
 from gptcli.config.schema import Config, DataConfig, TokenizerConfig
 from gptcli.data import shards
 from gptcli.data.encode import Encoder
@@ -87,20 +87,56 @@ def prepare(
     Raises:
         ConfigError: Unknown tokenizer, or the folder holds other data.
         DataError: The text cannot be used; a first unit that fails leaves nothing behind.
+        RunLockedError: Another process prepares in the folder.
         StorageError: The disk is full or may not be written; finished units are kept.
     """
+    if is_finished(plan) and not force:
+        with _held(plan.folder, shared=True):
+            if (existing := _complete(plan)) is not None:
+                return existing
+    with _held(plan.folder):
+        if not force and (existing := _complete(plan)) is not None:
+            return existing
+        return _write(plan, workers, force, on_progress, on_download)
+
+
+def _complete(plan: Plan) -> Manifest | None:
+    """Return the manifest of a folder that holds what the plan asks for, None if unfinished."""
     existing = _existing(plan)
-    if existing is not None and not force:
+    if existing is not None:
         _require_same(existing, plan)
         Progress(plan.folder).end()  # in case a run was killed after its last word
         durable.remove_leftovers(plan.folder)
-        return existing
+    return existing
+
+
+@contextlib.contextmanager
+def _held(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the folder, making it if it is not there; if nothing is put into it, it goes again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    durable.make_folder(folder)
+    try:
+        with locking.hold(
+            folder,
+            "is preparing this folder",
+            "wait for it, stop it, or choose another folder with --out",
+            shared=shared,
+        ):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:  # fails, and stops, where there is a file
+                path.rmdir()
+
+
+def _write(
+    plan: Plan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
+) -> Manifest:
+    existing = _existing(plan)
     progress = Progress(plan.folder)
     if force:
         progress.discard()
     tokenizer, recipe = _settle(plan, progress)
-    made = [path for path in (plan.folder, *plan.folder.parents) if not path.exists()]
-    durable.make_folder(plan.folder)
     durable.remove_leftovers(plan.folder)
     if existing is not None:
         remove_prepared(plan.folder, existing)
@@ -114,7 +150,7 @@ def prepare(
         _refuse_empty(plan, manifest)
         shards.write_manifest(plan.folder, manifest)
     except BaseException as error:
-        _clean_up(plan, progress, made, error)
+        _clean_up(plan, progress, error)
         raise
     progress.end()
     return manifest
@@ -136,19 +172,19 @@ def prepare_share(
     what it has not finished.
 
     Raises:
-        ConfigError, DataError, StorageError: As `prepare`; finished units are kept.
+        ConfigError, DataError, RunLockedError, StorageError: As `prepare`; finished units are kept.
     """
     share = plan.source.units[rank::world_size]
-    existing = _existing(plan)
-    if existing is not None:
-        _require_same(existing, plan)
-        return existing.units[rank::world_size]
-    progress = Progress(plan.folder)
-    tokenizer, recipe = _settle(plan, progress)
-    durable.make_folder(plan.folder)
-    progress.begin(recipe)
-    durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-    return _run(plan, share, tokenizer, progress, workers, on_progress, on_download)
+    with _held(plan.folder, shared=True):
+        existing = _existing(plan)
+        if existing is not None:
+            _require_same(existing, plan)
+            return existing.units[rank::world_size]
+        progress = Progress(plan.folder)
+        tokenizer, recipe = _settle(plan, progress)
+        progress.begin(recipe)
+        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        return _run(plan, share, tokenizer, progress, workers, on_progress, on_download)
 
 
 def finalize(plan: Plan) -> Manifest:
@@ -157,32 +193,34 @@ def finalize(plan: Plan) -> Manifest:
     Raises:
         ConfigError: The folder holds other data, or the source has changed.
         DataError: Units are missing.
+        RunLockedError: A rank is still at work.
     """
-    existing = _existing(plan)
-    if existing is not None:
-        _require_same(existing, plan)
-        return existing
-    progress = Progress(plan.folder)
-    if progress.recipe() is None:
-        raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
-    tokenizer, recipe = _settle(plan, progress)
-    progress.begin(recipe)  # which compares it
-    done = _finished(plan.source.units, progress)
-    missing = [unit.index for unit in plan.source.units if unit.index not in done]
-    if missing:
-        first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
-        raise DataError(
-            f"{plan.folder}: {len(missing)} of {len(plan.source.units)} units are not prepared yet"
-            f" ({first})",
-            "run their ranks again: unit U is rank U modulo --world-size",
-        )
-    units = [done[unit.index] for unit in plan.source.units]
-    manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
-    _refuse_empty(plan, manifest)
-    shards.write_manifest(plan.folder, manifest)
-    progress.end()
-    durable.remove_leftovers(plan.folder)
-    return manifest
+    with _held(plan.folder, shared=is_finished(plan)):
+        existing = _existing(plan)
+        if existing is not None:
+            _require_same(existing, plan)
+            return existing
+        progress = Progress(plan.folder)
+        if progress.recipe() is None:
+            raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
+        tokenizer, recipe = _settle(plan, progress)
+        progress.begin(recipe)  # which compares it
+        done = _finished(plan.source.units, progress)
+        missing = [unit.index for unit in plan.source.units if unit.index not in done]
+        if missing:
+            first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
+            raise DataError(
+                f"{plan.folder}: {len(missing)} of {len(plan.source.units)} units are not prepared"
+                f" yet ({first})",
+                "run their ranks again: unit U is rank U modulo --world-size",
+            )
+        units = [done[unit.index] for unit in plan.source.units]
+        manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
+        _refuse_empty(plan, manifest)
+        shards.write_manifest(plan.folder, manifest)
+        progress.end()
+        durable.remove_leftovers(plan.folder)
+        return manifest
 
 
 def _settle(plan: Plan, progress: Progress) -> tuple[Tokenizer, Recipe]:
@@ -207,7 +245,7 @@ def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
     return make_tokenizer(wanted, lambda: _sample(plan))
 
 
-def _clean_up(plan: Plan, progress: Progress, made: list[Path], error: BaseException) -> None:
+def _clean_up(plan: Plan, progress: Progress, error: BaseException) -> None:
     """Remove what a preparation has written that finished no unit, or none worth keeping."""
     # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
     is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
@@ -221,8 +259,6 @@ def _clean_up(plan: Plan, progress: Progress, made: list[Path], error: BaseExcep
         for unit, split in itertools.product(plan.source.units, shards.SPLITS):
             for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].bin"):
                 path.unlink()
-        for path in made:  # fails, and stops, where somebody has put a file
-            path.rmdir()
 
 
 def _recipe(plan: Plan, tokenizer: TokenizerRecord) -> Recipe:

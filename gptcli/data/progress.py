@@ -83,11 +83,10 @@ class Progress:
 
     def end(self) -> None:
         """Remove the records; the shards they name stay."""
-        if not self._folder.is_dir():
-            return
         for path in self._files():
             path.unlink(missing_ok=True)
-        self._folder.rmdir()
+        with contextlib.suppress(FileNotFoundError):
+            self._folder.rmdir()
 
     def discard(self) -> None:
         """Remove the records and the shards they name."""

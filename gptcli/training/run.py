@@ -15,18 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from gptcli import durable
+from gptcli import durable, locking
 from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
 from gptcli.config.yaml12 import dump_yaml
-from gptcli.errors import ConfigError, GptError, RunLockedError, StorageError
+from gptcli.errors import ConfigError, GptError, StorageError
 
 RUN, STATUS, METRICS, SAMPLES, CONFIG, LOG = (
     "run.json", "status.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "log.txt"
 )  # fmt: skip
-HOLDER = ".holder"
 _STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
 
 
@@ -234,33 +231,12 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when this process ends, however it does."""
-    lock = FileLock(folder / ".lock")
-    with durable.storage_errors(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunLockedError(
-                f"{folder}: {_holder(folder)} is training in this folder",
-                "wait for it, stop it, or choose another -s name=...",
-            ) from error
-        # Not in the lock's own file, which each attempt to take it empties.
-        durable.write_bytes(folder / HOLDER, f"{os.getpid()} {socket.gethostname()}\n".encode())
-    try:
-        yield
-    finally:
-        (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(folder: Path) -> str:
-    try:
-        pid, host = (folder / HOLDER).read_text().split()
-    except (OSError, ValueError):
-        return "another process"
-    return f"process {pid} on {host}"
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return locking.hold(
+        folder,
+        "is training in this folder",
+        "wait for it, stop it, or choose another -s name=...",
+    )
 
 
 def _read_status(folder: Path) -> dict[str, Any]:

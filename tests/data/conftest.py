@@ -1,10 +1,7 @@
-"""What the tests of the data share: files, an ordinary user, and prepared folders."""
+"""What the tests of the data share: files and prepared folders."""
 
-import contextlib
 import gzip
-import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +35,6 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write_file
-
-
-@pytest.fixture
-def without_privileges() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which this process is an ordinary user, whom permissions stop."""
-
-    if os.name == "nt":
-        pytest.skip("Windows keeps no one from reading a file by its mode")
-
-    @contextlib.contextmanager
-    def ordinary_user() -> Iterator[None]:
-        if os.geteuid() != 0:
-            yield
-            return
-        os.seteuid(65534)
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-
-    return ordinary_user
 
 
 @pytest.fixture
