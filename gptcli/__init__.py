@@ -5,12 +5,20 @@ asked for, and torch is loaded by the modules that compute.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptcli.api import Prepared, Training, evaluate, generate, load, prepare, train
     from gptcli.config import Config, load_config
     from gptcli.errors import GptError
+
+# OpenMP reads this when torch loads it. Its threads spin while they wait for each other, which
+# beside any other program takes the core that the one they wait for would need: training is 2 to 20
+# times slower then (benchmarks/waiting.py). Every way in passes here; what the user set holds.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [
