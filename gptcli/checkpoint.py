@@ -209,13 +209,24 @@ class TrainedModel:
         return int(self.checkpoint.state["step"])
 
     @property
+    def is_cut(self) -> bool:
+        """Whether positions that were never trained are left out."""
+        whole: int = self.checkpoint.config["model"]["block_size"]
+        return self.model.config.block_size < whole
+
+    @property
     def data_dir(self) -> Path:
         """Folder of the data it was trained on, as the training run named it."""
         return Path(self.checkpoint.data["dir"])
 
 
-def load_model(path: Path, device: torch.device) -> TrainedModel:
+def load_model(path: Path, device: torch.device, *, whole: bool = False) -> TrainedModel:
     """Load the network and the tokenizer of a checkpoint, in evaluation mode.
+
+    Args:
+        path: The file.
+        device: Where the network is to be.
+        whole: Keep positions that were never trained, because rows were shorter than the context.
 
     Raises:
         CheckpointError: Missing, damaged, or not of this network.
@@ -223,6 +234,10 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
     checkpoint = load_checkpoint(path, model_only=True)
     try:
         shape, weights = merged(checkpoint)
+        context = shape.trained_context(checkpoint.config["data"].get("seq_len"))
+        if context < shape.block_size and not whole:
+            shape = shape.model_copy(update={"block_size": context})
+            weights = {**weights, "wpe.weight": weights["wpe.weight"][:context]}
         with torch.device("meta"):
             model = GPT(shape)
         tokenizer = tokenizer_from(checkpoint.tokenizer)

@@ -207,7 +207,10 @@ def _score(
 def _context(wanted: int | None, trained: "TrainedModel") -> int:
     block_size = trained.model.config.block_size
     if wanted is not None and wanted > block_size:
-        raise ConfigError(f"data.seq_len: {wanted} is longer than the context of {block_size}")
+        raise ConfigError(
+            f"data.seq_len: {wanted} is longer than the context of {block_size}"
+            + (f" that {trained.path} was trained on" if trained.is_cut else "")
+        )
     return wanted or block_size
 
 

@@ -51,7 +51,7 @@ def export(
     from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.interop import export as exporting
 
-    trained = load_model(find_checkpoint(checkpoint), torch.device("cpu"))
+    trained = load_model(find_checkpoint(checkpoint), torch.device("cpu"), whole=True)
     with console.bar(f"writing {out}"):
         done = exporting.export(
             trained, to.value, out, dtype=dtype.value if dtype else "float32", force=force

@@ -89,6 +89,14 @@ class ModelConfig(Section):
         # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
         return (8 * self.n_embd // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else 4 * self.n_embd
 
+    def trained_context(self, seq_len: int | None) -> int:
+        """Return the longest context that training on rows of `seq_len` tokens makes usable.
+
+        Positions of a learned table that the run draws are trained only as far as its rows go.
+        """
+        drawn = self.position == "learned" and self.init_from == "scratch"
+        return min(seq_len or self.block_size, self.block_size) if drawn else self.block_size
+
     @property
     def is_whole(self) -> bool:
         """Tell whether the shape is known: all of it, unless weights are imported that bring it."""

@@ -192,6 +192,11 @@ class Config(Section):
         return self.data.seq_len or self.model.block_size
 
     @property
+    def trained_context(self) -> int:
+        """Most tokens that the network can attend to once it is trained."""
+        return self.model.trained_context(self.data.seq_len)
+
+    @property
     def stride(self) -> int:
         """Tokens between the starts of neighbouring training windows."""
         return self.data.stride or self.seq_len

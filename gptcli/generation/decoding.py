@@ -52,20 +52,23 @@ class Decoding:
         seed: int,
         samples: Sequence[int] = (0,),
         logprobs: bool = False,
+        context: int | None = None,
     ) -> None:
         """Begin; the prompt is read with the first step.
 
         Args:
             model: In evaluation mode.
-            prompt: One to block_size ids.
+            prompt: One to `context` ids.
             config: How to sample.
             eot: The id that ends a text.
             n_tokens: Ids the tokenizer has; the network may have more, which are never drawn.
             seed: With the sample and the position, the key of each draw.
             samples: Numbers of the texts.
             logprobs: Whether to find the log-probabilities; 0 otherwise.
+            context: Most tokens to attend to; None is all that the network can.
         """
-        assert 0 < len(prompt) <= model.config.block_size
+        self._context = context or model.config.block_size
+        assert 0 < len(prompt) <= self._context
         self.alive = list(samples)
         self._model, self._config, self._seed = model, config, seed
         self._eot, self._n_tokens, self._wants_logprobs = eot, n_tokens, logprobs
@@ -111,17 +114,16 @@ class Decoding:
 
     def _next_logits(self) -> Tensor:
         """Feed what the cache has not seen; return the logits (B, V) that follow, on the CPU."""
-        block_size = self._model.config.block_size
         texts = [self._texts[sample] for sample in self.alive]
         if self._cache is None:  # the prompt is the same for all: it is read once
-            size = min(block_size, len(texts[0]) + self._config.max_new_tokens)
+            size = min(self._context, len(texts[0]) + self._config.max_new_tokens)
             first = self._model.empty_cache(1, size)
             logits = self._feed(texts[:1], first)
             self._cache = first.repeated(len(texts))
             return logits.expand(len(texts), -1)
-        if self._cache.length == block_size:
+        if self._cache.length == self._context:
             self._cache.length = 0
-            return self._feed([text[-max(1, block_size // 2) :] for text in texts], self._cache)
+            return self._feed([text[-max(1, self._context // 2) :] for text in texts], self._cache)
         return self._feed([text[-1:] for text in texts], self._cache)
 
     @torch.no_grad()

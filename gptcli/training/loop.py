@@ -298,12 +298,13 @@ class Trainer:
         s = self.s
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
-        ids = encode_prompt(s.tokenizer, prompt, s.config.model.block_size)
+        ids = encode_prompt(s.tokenizer, prompt, s.config.trained_context)
         s.model.eval()
         decoding = iter(
             Decoding(
                 s.model, ids, config,
                 eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
+                context=s.config.trained_context,
             )
         )  # fmt: skip
         text = Text(s.tokenizer, config)

@@ -218,7 +218,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
     if checkpoint is not None:
         notes += compare_settings(checkpoint, config, manifest, tokenizer)
     # A prompt that cannot be sampled from should not come to light at the run's end.
-    encode_prompt(tokenizer, config.generate.prompt, config.model.block_size)
+    encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
     max_steps = max_steps_of(config, make_loader(config, train_tokens))
     close_tokens(train_tokens, val_tokens)
