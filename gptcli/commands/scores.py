@@ -65,12 +65,21 @@ def _held_against(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
         lines.append(
             f"the validation text takes {found['gzip']:.3f} bits per byte with gzip -9,"
             f" {found['xz']:.3f} with xz -9e,"
-            f" {found['xz_after_training_text']:.3f} with xz -9e that has read the training text"
+            f" {found['xz_after_training_text']:.3f} with xz -9e after the training text"
         )
-        better = [name for name in ("gzip", "xz") if bits_per_byte < found[name]]
-        verdict = "better than " + " and ".join(better) if better else "not yet as well as gzip"
-        lines.append(f"fewer is better: the model predicts text it has never seen {verdict}")
+        verdict = _verdict(found, bits_per_byte)
+        lines.append(f"lower is better: on text that it has never seen, the model {verdict}")
     return lines
+
+
+def _verdict(yardsticks: dict[str, float], bits_per_byte: float) -> str:
+    """Return what a model beats, and what it does not."""
+    names = {"gzip": "gzip", "xz": "xz", "xz_after_training_text": "xz after the training text"}
+    beaten = [name for key, name in names.items() if bits_per_byte < yardsticks[key]]
+    others = [name for name in names.values() if name not in beaten]
+    if not beaten:
+        return "beats none of the three"
+    return f"beats {' and '.join(beaten)}" + (f", but not {' or '.join(others)}" if others else "")
 
 
 def compare(scored: Scored, extra: dict[str, Any], json_: bool) -> None:

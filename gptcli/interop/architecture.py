@@ -44,7 +44,7 @@ def family_of(model: ModelConfig) -> Family:
             "model.position": (model.position, "learned"),
             "model.mlp": (model.mlp, "gelu", "gelu_erf", "relu2"),
             "model.n_kv_head": (model.n_kv_head or model.n_head, model.n_head),
-            "model.head_dim": (model.head_size * model.n_head, model.n_embd),
+            "model.head_dim": (model.head_size, model.n_embd // model.n_head),
             "model.qk_norm": (model.qk_norm, False),
         })  # fmt: skip
     qkv_bias = model.bias if model.qkv_bias is None else model.qkv_bias
@@ -63,17 +63,21 @@ def family_of(model: ModelConfig) -> Family:
 
 
 def _require(family: Family, model: ModelConfig, keys: Mapping[str, tuple[object, ...]]) -> Family:
-    wrong = [
-        f"{key}={str(value).lower()} (not {' or '.join(str(one).lower() for one in allowed)})"
-        for key, (value, *allowed) in keys.items()
-        if value not in allowed
-    ]
+    wrong = {
+        key: [str(one).lower() for one in values]
+        for key, values in keys.items()
+        if values[0] not in values[1:]
+    }
     if wrong:
+        shown = ", ".join(
+            f"{key}={value} (not {' or '.join(allowed)})"
+            for key, (value, *allowed) in wrong.items()
+        )
+        settings = " ".join(f"-s {key}={allowed}" for key, (_, allowed, *_) in wrong.items())
         raise ConfigError(
-            f"no other program's format holds this network: with model.norm={model.norm}"
-            f" the nearest is {family}, but {', '.join(wrong)}",
-            "layernorm goes with position=learned and mlp=gelu (GPT-2); rmsnorm with rope and"
-            " swiglu (Llama, Qwen)",
+            f"no other program's format holds this model: with model.norm={model.norm}"
+            f" the nearest is {family}, but {shown}",
+            f"train a model that can be exported: {settings}",
         )
     return family
 

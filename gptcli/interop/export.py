@@ -6,6 +6,7 @@ Everything is written aside; what does not read back as the same network is not 
 import contextlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ from gptcli.interop.hugging_face import CONFIG, WEIGHTS, open_folder
 from gptcli.interop.mapping import to_theirs
 from gptcli.interop.nanogpt import from_nanogpt, nanogpt_content, require_nanogpt
 from gptcli.interop.origin import our_shapes, trim
-from gptcli.interop.vocabulary import tokenizer_config, tokenizer_json
+from gptcli.interop.vocabulary import tokenizer_config, tokenizer_json, vocabulary_of
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers.simple import CharTokenizer
 
 Format = Literal["hf", "gguf", "nanogpt"]
 _PROBES = (
@@ -83,6 +85,10 @@ def export(
     """
     family, notes = _require_held(trained, to)
     _require_free(out, force, is_folder=to == "hf")
+    characters = None
+    if to == "nanogpt" and isinstance(trained.tokenizer, CharTokenizer):
+        characters = out.absolute().with_name("meta.pkl")
+        _require_free(characters, force, is_folder=False)
     model = trained.model.config.model_copy(update={"vocab_size": trained.tokenizer.vocab_size})
     weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
     weights = trim(weights, trained.tokenizer.vocab_size)
@@ -104,30 +110,32 @@ def export(
                 read = _network(*read_gguf(aside), aside)
             case "nanogpt":
                 best_loss = trained.checkpoint.state.get("best_loss")
+                content = nanogpt_content(weights, model, trained.step, best_loss)
+                if characters is not None:  # sample.py looks for data/<dataset>/meta.pkl
+                    content["config"] = {"dataset": f"../{characters.parent.name}"}
                 with _write_errors(aside):
-                    torch.save(nanogpt_content(weights, model, trained.step, best_loss), aside)
+                    torch.save(content, aside)
                 read = _read_nanogpt(aside)
             case unreachable:
                 assert_never(unreachable)
-        difference, scale = logit_difference(trained.model, read, trained.tokenizer.vocab_size)
-        is_exact = dtype == "float32" and not notes
-        # Written so that a NaN, which compares false, is refused too.
-        if not difference <= (_TOLERANCE * scale if is_exact else scale):
-            raise CheckpointError(
-                f"{out}: what was written reads back with logits that differ by {difference:.2g}"
-            )
-        size = _place(aside, out)
+        difference = _require_same_logits(trained, read, out, dtype == "float32" and not notes)
+        size = 0
+        if characters is not None:
+            size = _write_characters(characters, trained.tokenizer)
+        size += _place(aside, out)
+    if to == "nanogpt":
+        notes += _vocabulary_note(trained.tokenizer, characters)
     return Exported(str(out), to, family, n_parameters, size, difference, notes)
 
 
 def _require_held(trained: TrainedModel, to: Format) -> tuple[Family, tuple[str, ...]]:
     """Return the family of a network and what will differ there; refuse what cannot be held."""
     model = trained.model.config
+    family = family_of(model)
     if to == "nanogpt":
         require_nanogpt(model)
         exact = "nanoGPT computes the exact GELU, this network the one by tanh"
-        return "gpt2", (exact,) if model.mlp == "gelu" else ()
-    family = family_of(model)
+        return family, (exact,) if model.mlp == "gelu" else ()
     if to == "gguf":
         require_gguf(model, trained.tokenizer)
         if model.mlp == "gelu_erf":
@@ -137,6 +145,17 @@ def _require_held(trained: TrainedModel, to: Format) -> tuple[Family, tuple[str,
         # tokenizer files say. A Llama with biases in attention is the same model.
         return "llama", ()
     return family, ()
+
+
+def _require_same_logits(trained: TrainedModel, read: GPT, out: Path, is_exact: bool) -> float:
+    """Return the largest difference between a model's logits and those of what was read back."""
+    difference, scale = logit_difference(trained.model, read, trained.tokenizer.vocab_size)
+    # Written so that a NaN, which compares false, is refused too.
+    if not difference <= (_TOLERANCE * scale if is_exact else scale):
+        raise CheckpointError(
+            f"{out}: what was written reads back with logits that differ by {difference:.2g}"
+        )
+    return difference
 
 
 def _require_free(out: Path, force: bool, is_folder: bool) -> None:
@@ -219,12 +238,13 @@ def _write_folder(
     """Write all files of a Hugging Face model."""
     tokenizer = trained.tokenizer
     theirs = to_theirs(weights, table_of(family), model)
-    generate = trained.checkpoint.config["generate"]
+    config = trained.checkpoint.config
+    context = model.trained_context(config["data"].get("seq_len"))
     files = {
         CONFIG: to_hugging_face(model, family, tokenizer.vocab_size, tokenizer.eot),
-        "generation_config.json": _generation(generate, model.block_size, tokenizer.eot),
+        "generation_config.json": _generation(config["generate"], context, tokenizer.eot),
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": tokenizer_config(model.block_size),
+        "tokenizer_config.json": tokenizer_config(context),
     }
     shutil.rmtree(folder, ignore_errors=True)
     with _write_errors(folder):
@@ -240,13 +260,38 @@ def _write_folder(
         save_file(whole_tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _generation(generate: dict[str, Any], block_size: int, eot: int) -> dict[str, Any]:
+def _write_characters(path: Path, tokenizer: Tokenizer) -> int:
+    """Write the meta.pkl by which nanoGPT's sample.py reads and writes characters."""
+    stoi = vocabulary_of(tokenizer)
+    itos = {id: char for char, id in stoi.items()}
+    with _aside(path) as aside, _write_errors(aside):
+        aside.write_bytes(pickle.dumps({"vocab_size": len(stoi), "stoi": stoi, "itos": itos}))
+        return _place(aside, path)
+
+
+def _vocabulary_note(tokenizer: Tokenizer, characters: Path | None) -> tuple[str, ...]:
+    """Return what to know of a vocabulary that nanoGPT does not take for granted."""
+    if characters is not None:
+        folder = characters.parent.name
+        return (
+            f"the characters are in {characters}; nanoGPT's sample.py --out_dir={folder} reads"
+            f" them where {folder} is in nanoGPT's own folder",
+        )
+    if tokenizer.name == "gpt2":
+        return ()
+    return (
+        f"nanoGPT has no place for the {tokenizer.name} vocabulary: its sample.py takes the ids"
+        " for GPT-2's, and prints other text than `gpt generate`",
+    )
+
+
+def _generation(generate: dict[str, Any], context: int, eot: int) -> dict[str, Any]:
     """Return `generation_config.json`: the run's own way of sampling, as far as the context goes.
 
     transformers lets no context slide: beyond it learned positions are an IndexError there.
     """
     ids = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
-    content = ids | {"max_length": block_size}
+    content = ids | {"max_length": context}
     if not generate["temperature"]:
         return content | {"do_sample": False}
     content |= {"do_sample": True, "temperature": generate["temperature"]}

@@ -33,12 +33,15 @@ def require_gguf(model: ModelConfig, tokenizer: Tokenizer) -> BpeTokenizer:
     """
     _package()
     if model.mlp == "relu2":
-        raise ConfigError("GGUF does not hold this network: model.mlp=relu2 (not gelu or swiglu)")
+        raise ConfigError(
+            "GGUF does not hold this model: model.mlp=relu2 (not gelu)",
+            "train a model that can be exported: -s model.mlp=gelu; --to hf holds this one",
+        )
     if not isinstance(tokenizer, BpeTokenizer) or tokenizer.pattern != GPT2_PATTERN:
         raise ConfigError(
             f"GGUF does not hold this vocabulary: tokenizer.name={tokenizer.name}"
             " (not gpt2 or bpe)",
-            "--to hf holds every vocabulary",
+            "prepare and train with -s tokenizer.name=bpe or gpt2; --to hf holds every vocabulary",
         )
     return tokenizer
 
@@ -77,9 +80,11 @@ def write_gguf(
     """
     gguf = _package()
     with contextlib.closing(gguf.GGUFWriter(path, family)) as writer:
+        writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name)
         kinds = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
         writer.add_file_type(gguf.LlamaFileType[kinds[dtype]])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_shape(writer, model, family)
         writer.add_vocab_size(tokenizer.vocab_size)
         _add_tokenizer(writer, tokenizer, gguf)

@@ -85,7 +85,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     return _whole(model, _isolated(r"[\s\S]"), {"type": "Fuse"}, specials)
 
 
-def tokenizer_config(block_size: int) -> dict[str, Any]:
+def tokenizer_config(context: int) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json`.
 
     Text that spells `<|endoftext|>` is ordinary text, as it is in training: a document cannot
@@ -95,7 +95,7 @@ def tokenizer_config(block_size: int) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
-        "model_max_length": block_size,
+        "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
         "split_special_tokens": True,

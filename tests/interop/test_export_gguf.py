@@ -51,7 +51,8 @@ def test_gguf_in_eight_bits() -> None:
     assert kinds["token_embd.weight"] == kinds["blk.1.attn_q.weight"] == "Q8_0"
     assert kinds["blk.0.ffn_down.weight"] == "F16", "72 is not a multiple of 32"
     assert kinds["blk.0.attn_norm.weight"] == "F32"
-    assert fields(Path("out.gguf"))["general.file_type"] == 7
+    found = fields(Path("out.gguf"))
+    assert found["general.file_type"] == 7 and found["general.quantization_version"] == 2
 
 
 def test_gguf_metadata_of_gpt2() -> None:
@@ -59,6 +60,7 @@ def test_gguf_metadata_of_gpt2() -> None:
     found = fields(Path("out.gguf"))
     expected = {
         "general.architecture": "gpt2", "general.name": "out", "general.file_type": 1,
+        "general.type": "model", "general.quantization_version": 2,
         "gpt2.block_count": 1, "gpt2.context_length": 24, "gpt2.embedding_length": 32,
         "gpt2.feed_forward_length": 128, "gpt2.attention.head_count": 4,
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
@@ -96,8 +98,9 @@ def test_gguf_turns_the_rows_of_llama_as_llama_cpp_does() -> None:
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer("abc")])
 def test_gguf_refuses_vocabularies_it_cannot_hold(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=f"tokenizer.name={tokenizer.name}"):
+    with pytest.raises(ConfigError, match=f"tokenizer.name={tokenizer.name}") as caught:
         export(trained(tokenizer), "gguf", Path("out.gguf"))
+    assert "-s tokenizer.name=bpe" in str(caught.value.hint)
 
 
 def test_the_other_gelu_is_said_and_measured() -> None:
