@@ -4,10 +4,20 @@ A message says where and what, a hint says how to mend it. A broken invariant of
 `assert`, and anything else is a bug: it keeps its traceback and ends with `EXIT_BUG`.
 """
 
+import re
+
 EXIT_DISTRIBUTED = 9
 EXIT_BUG = 70
 EXIT_PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: saved, start it again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved
+
+
+_LONG_LINE = re.compile(r"(.{500}).{500,}(.{300})")
+
+
+def _clipped(text: str) -> str:
+    """Return `text` without the middle of lines that nobody reads: they quote what was given."""
+    return _LONG_LINE.sub(r"\1 ... \2", text)
 
 
 class GptError(Exception):
@@ -22,8 +32,8 @@ class GptError(Exception):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _clipped(message)
+        self.hint = None if hint is None else _clipped(hint)
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
         """Let the hint come along from another process."""

@@ -5,6 +5,8 @@ Errors name the place: file:line:column with the line, or the `--set` they come 
 
 import copy
 import difflib
+import shlex
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gptcli.config.reference import choices, keys, section_of, suggestion
+from gptcli.config.reference import bound, choices, keys, section_of, suggestion
 from gptcli.config.schema import Config
-from gptcli.config.yaml12 import Document, Key, read_value, read_yaml
+from gptcli.config.section import clipped
+from gptcli.config.yaml12 import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import ConfigError
 
 _MAX_EXTENDS = 10
@@ -110,9 +113,10 @@ def _load(
             values["name"] = find_config(path).stem
     for override in overrides:
         key, equals, text = override.partition("=")
+        option = f"--set {clipped(override)}"
         if not equals or not key:
-            raise ConfigError(f"--set {override}: expected KEY=VALUE, e.g. optim.lr=3e-4")
-        _assign(values, origins, tuple(key.split(".")), read_value(text), f"--set {override}")
+            raise ConfigError(f"{option}: expected KEY=VALUE, e.g. optim.lr=3e-4")
+        _assign(values, origins, tuple(key.split(".")), read_value(text), option)
     for dotted, value in (flags or {}).items():
         if value is not None:
             _assign(values, origins, tuple(dotted.split(".")), value, f"option for {dotted}")
@@ -131,16 +135,23 @@ def find_config(path: str) -> Path:
         ConfigError: There is neither, with the examples there are.
     """
     file = Path(path)
-    if file.is_file() or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
-        if file.is_dir():
-            raise ConfigError(f"{path} is a folder, not a configuration file")
-        if not file.exists():
-            raise ConfigError(f"{path}: no such configuration file", _examples_hint(file.stem))
+    mode = _mode(file)
+    if stat.S_ISREG(mode) or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
+        if not mode:
+            raise ConfigError(f"{path}: no such configuration file", _hint(file.stem, path))
         return file
     found = {example.stem: example for example in example_files()}
     if path in found:
         return found[path]
-    raise ConfigError(f"no configuration file or example is named '{path}'", _examples_hint(path))
+    raise ConfigError(f"no configuration file or example is named '{clipped(path)}'", _hint(path))
+
+
+def _mode(file: Path) -> int:
+    """Return what a path leads to; 0 for nothing, as for a name that no file can have."""
+    try:
+        return file.stat().st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def example_files() -> list[Path]:
@@ -151,10 +162,16 @@ def example_files() -> list[Path]:
     return sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
 
 
-def _examples_hint(name: str) -> str | None:
-    names = [file.stem for file in example_files()]
+def _hint(name: str, file: str | None = None) -> str:
+    """Name the example that was meant, or how to start the file and the examples there are."""
+    names = [path.stem for path in example_files()]
     near = difflib.get_close_matches(name, names, 1)
-    return f"did you mean '{near[0]}'?" if near else f"examples: {', '.join(names)}"
+    if near:
+        return f"did you mean '{near[0]}'?"
+    start = (
+        f"write it with `gpt config init {shlex.quote(file)}`, or use an example" if file else ""
+    )
+    return f"{start or 'examples'}: {', '.join(names)}"
 
 
 def _chain(path: Path) -> list[Document]:
@@ -173,7 +190,7 @@ def _chain(path: Path) -> list[Document]:
             raise document.error(place, f"more than {_MAX_EXTENDS} files extend each other")
         beside = path.parent / parent
         try:
-            path = beside if beside.is_file() else find_config(parent)
+            path = beside if stat.S_ISREG(_mode(beside)) else find_config(parent)
         except ConfigError as error:
             raise document.error(place, error.message, error.hint) from None
 
@@ -209,8 +226,10 @@ def _validate(values: dict[str, Any], origins: _Origins) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         details = error.errors()
-        # An unknown name explains more than what its absence causes elsewhere.
-        details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
+        # An unknown name explains more than what its absence causes elsewhere, and a path that is
+        # none more than that it is no section either.
+        first = {"extra_forbidden": 0, "path": 1}
+        details.sort(key=lambda detail: first.get(detail["type"], 2))
         shown = _explain(details[0], origins)
         others = len({_key(detail) for detail in details}) - 1
         if others:
@@ -243,7 +262,7 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     key = _key(detail)
     dotted = ".".join(key)
     if detail["type"] == "extra_forbidden":
-        return origins.error(key, f"unknown key '{dotted}'; {suggestion(key)}")
+        return origins.error(key, f"unknown key '{clipped(dotted)}'; {suggestion(key)}")
     if detail["type"] == "cross_check":
         others = [tuple(other.split(".")) for other in (detail.get("ctx") or {})["others"]]
         place = next((known for known in (key, *others) if known in origins.of), key)
@@ -252,9 +271,22 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
 
 
 def _got(detail: ErrorDetails) -> str:
-    value = detail["input"]
-    shown = str(value).lower() if isinstance(value, bool | None) else repr(value)
-    return "nothing" if value is None else shown[:60]
+    match detail["input"]:
+        case None:
+            return "nothing"
+        case bool() as value:
+            return str(value).lower()
+        case float() as value:
+            return f"{value:.15g}"
+        case str() as text if detail["type"] in ("int_type", "float_type") and _is_number(text):
+            return f"{clipped(repr(text))}, which is text; write {clipped(text.replace('_', ''))}"
+        case value:
+            return clipped(repr(value))
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether `text` is a number but for quotes, or for the sign in 1_000 (YAML 1.1)."""
+    return isinstance(scalar(text.replace("_", "")), int | float)
 
 
 def _expected(key: Key, detail: ErrorDetails) -> str:
@@ -265,11 +297,11 @@ def _expected(key: Key, detail: ErrorDetails) -> str:
             allowed = choices(key) or context.get("expected", "")
             return allowed.replace("'", "")
         case "greater_than":
-            return f"a value above {context['gt']:g}"
+            return f"a value above {bound(context['gt'])}"
         case "greater_than_equal":
-            return f"a value of at least {context['ge']:g}"
+            return f"a value of at least {bound(context['ge'])}"
         case "less_than":
-            return f"a value below {context['lt']:g}"
+            return f"a value below {bound(context['lt'])}"
         case "less_than_equal":
-            return f"a value of at most {context['le']:g}"
+            return f"a value of at most {bound(context['le'])}"
     return choices(key) or _PYDANTIC_KINDS.get(detail["type"], detail["msg"])

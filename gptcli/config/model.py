@@ -4,17 +4,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptcli.config.section import Fraction, PositiveInt, Section, invalid
+from gptcli.config.section import Fraction, Int, PathText, PositiveFloat, Section, Size, invalid
 
+Heads = Annotated[Int, Field(gt=0, le=2**14)]
 LoraTarget = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "mlp.c_proj"]
 
 
 class LoraConfig(Section):
     """Low-rank adapters: the weights stay, small updates of their matrices are learned."""
 
-    rank: PositiveInt = Field(default=8, examples=[16])
+    rank: Size = Field(default=8, examples=[16])
     """Rank of each update."""
-    alpha: Annotated[float, Field(gt=0)] = Field(default=16.0, examples=[32])
+    alpha: PositiveFloat = Field(default=16.0, examples=[32])
     """The update counts alpha / rank times."""
     targets: Annotated[list[LoraTarget], Field(min_length=1)] | None = Field(
         default=None, examples=[["attn.c_attn"]]
@@ -30,25 +31,25 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The network, in GPT-2's and nanoGPT's names."""
 
-    init_from: str = Field(default="scratch", examples=["gpt2"])
+    init_from: PathText = Field(default="scratch", examples=["gpt2"])
     """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
     folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
-    n_layer: PositiveInt = Field(default=12, examples=[6])
+    n_layer: Annotated[Int, Field(gt=0, le=1000)] = Field(default=12, examples=[6])
     """Transformer blocks."""
-    n_head: PositiveInt = Field(default=12, examples=[6])
+    n_head: Heads = Field(default=12, examples=[6])
     """Attention heads of a block; divides n_embd."""
-    n_kv_head: PositiveInt | None = Field(default=None, examples=[4])
+    n_kv_head: Heads | None = Field(default=None, examples=[4])
     """Key and value heads (grouped queries); divides n_head. Null: n_head."""
-    n_embd: PositiveInt = Field(default=768, examples=[384])
+    n_embd: Size = Field(default=768, examples=[384])
     """Width of the residual stream."""
-    n_inner: PositiveInt | None = Field(default=None, examples=[2048])
+    n_inner: Size | None = Field(default=None, examples=[2048])
     """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
     to a multiple of 8."""
-    head_dim: PositiveInt | None = Field(default=None, examples=[128])
+    head_dim: Heads | None = Field(default=None, examples=[128])
     """Width of one attention head. Null: n_embd / n_head."""
-    block_size: PositiveInt = Field(default=1024, examples=[256])
+    block_size: Annotated[Int, Field(gt=0, le=2**24)] = Field(default=1024, examples=[256])
     """Context length: the most tokens the network can attend to."""
-    vocab_size: PositiveInt | None = Field(default=None, examples=[50304])
+    vocab_size: Size | None = Field(default=None, examples=[50304])
     """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
     dropout: Fraction = Field(default=0.0, examples=[0.1])
     """Dropout of embeddings, attention and residual branches while training."""
@@ -62,7 +63,7 @@ class ModelConfig(Section):
     """What normalisations add to the variance."""
     position: Literal["learned", "rope"] = "learned"
     """How positions enter: a learned table, or rotary embeddings."""
-    rope_theta: Annotated[float, Field(gt=0)] = Field(default=10000.0, examples=[500000])
+    rope_theta: PositiveFloat = Field(default=10000.0, examples=[500000])
     """Base of the rotary wavelengths."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
     """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or

@@ -43,6 +43,7 @@ _BOUNDS = {
     "lt": ("exclusiveMaximum", "below"),
     "le": ("maximum", "up to"),
 }
+_UNREACHED = 10_000  # bounds beyond this are against typing errors, and left unsaid
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}
 EXTENDS = "The path or name of a configuration that this one changes; its values lie below."
 
@@ -124,6 +125,11 @@ def choices(key: Key) -> str | None:
     """Return 'a, b or c' for a key that takes one of a few words, and what else it takes."""
     info = keys().get(".".join(key))
     return info.takes.removesuffix(", or null") if info and info.choices else None
+
+
+def bound(value: float) -> str:
+    """Return the end of a range as a person would write it."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -208,10 +214,10 @@ def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     if kind == "array":
         return [f"a list of {_or(_takes(branch['items'], parts))}"]
     bounds = [
-        f"{word} {branch[name]:.15g}"
+        f"{word} {bound(branch[name])}"
         for short, (long, word) in _BOUNDS.items()
         for name in (short, long)
-        if name in branch and branch[name] < 2**53
+        if name in branch and branch[name] < _UNREACHED
     ]
     return [" ".join([_KINDS[kind], " and ".join(bounds)]).strip()]
 

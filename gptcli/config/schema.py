@@ -4,13 +4,27 @@ The text under a field is its documentation wherever it appears: help, JSON Sche
 A null means "derive it"; how is said in the field's text. Knows nothing of files.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gptcli.config.model import ModelConfig
-from gptcli.config.section import Fraction, Int, PositiveInt, Section, invalid
+from gptcli.config.section import (
+    MOST,
+    Fraction,
+    Int,
+    NotNegative,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Size,
+    clipped,
+    invalid,
+    is_utf8,
+)
 
 LoggerName = Literal["tensorboard", "wandb"]
 
@@ -18,22 +32,22 @@ LoggerName = Literal["tensorboard", "wandb"]
 class SplitSource(Section):
     """Training and validation text from two places."""
 
-    train: str
+    train: PathText
     """A preset name, a path or glob of text, or `hf:org/name`, to train on."""
-    val: str
+    val: PathText
     """The same, to validate on."""
 
 
 class DataConfig(Section):
     """Where the text comes from, how it is split, and how the windows are cut."""
 
-    source: str | SplitSource | None = Field(default=None, examples=["stdlib"])
+    source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
     """A preset name, a path or glob of text, `hf:org/name`, `-`, or {train: ..., val: ...}."""
     config: str | None = Field(default=None, examples=["sample-10BT"])
     """The configuration (subset) of a Hub data set."""
     text_field: str = Field(default="text", examples=["content"])
     """The column or key that holds the text in jsonl, csv and parquet files."""
-    dir: str | None = Field(default=None, examples=["data/books"])
+    dir: PathText | None = Field(default=None, examples=["data/books"])
     """Folder of the token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])
     """Part held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
@@ -54,9 +68,9 @@ class TokenizerConfig(Section):
 
     name: str = Field(default="gpt2", examples=["bpe"])
     """gpt2, char, bytes, bpe (trained on the data), or any tiktoken encoding."""
-    vocab_size: PositiveInt | None = Field(default=None, examples=[8192])
+    vocab_size: Size | None = Field(default=None, examples=[8192])
     """Most tokens of a trained bpe vocabulary, end-of-text included. Null: 4096."""
-    path: str | None = Field(default=None, examples=["data/books"])
+    path: PathText | None = Field(default=None, examples=["data/books"])
     """A trained vocabulary (tokenizer.json of a data folder) to use again."""
 
 
@@ -65,11 +79,11 @@ class TrainConfig(Section):
 
     max_steps: PositiveInt | None = Field(default=None, examples=[5000])
     """Optimizer steps. Null: from max_epochs; both null: one epoch."""
-    max_epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[3])
+    max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(default=None, examples=[3])
     """Passes over the training windows; with max_steps too, the first reached ends the run."""
     tokens_per_step: PositiveInt | None = Field(default=None, examples=[65536])
     """Tokens of one optimizer step over all devices. Null: micro_batch_size * seq_len."""
-    micro_batch_size: PositiveInt | Literal["auto"] = Field(default=8, examples=[32])
+    micro_batch_size: Size | Literal["auto"] = Field(default=8, examples=[32])
     """Rows of one forward pass; auto takes the most that fit, and needs tokens_per_step."""
     eval_every: PositiveInt = Field(default=250, examples=[500])
     """Steps between evaluations; the last step is always evaluated."""
@@ -91,7 +105,7 @@ class TrainConfig(Section):
     """How several processes share the network: each has it (ddp) or a part of it (fsdp)."""
     async_save: bool | Literal["auto"] = "auto"
     """Copy a checkpoint and write it while training goes on; auto does on cuda."""
-    hang_timeout: Annotated[float, Field(gt=0)] = Field(default=600.0, examples=[1800])
+    hang_timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(default=600.0, examples=[1800])
     """Seconds without progress after which a run of several processes is ended."""
     freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
     """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
@@ -104,15 +118,15 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices of the blocks with adamw for the rest."""
-    lr: Annotated[float, Field(gt=0)] = Field(default=6.0e-4, examples=[3e-4])
+    lr: PositiveFloat = Field(default=6.0e-4, examples=[3e-4])
     """Peak learning rate."""
-    min_lr: Annotated[float, Field(ge=0)] | None = Field(default=None, examples=[3e-5])
+    min_lr: NotNegative | None = Field(default=None, examples=[3e-5])
     """Learning rate at the end. Null: lr / 10."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Course after the warm-up; wsd holds the peak and falls over the last fifth."""
-    warmup_steps: Annotated[Int, Field(ge=0)] = Field(default=0, examples=[100])
+    warmup_steps: Annotated[Int, Field(ge=0, le=MOST)] = Field(default=0, examples=[100])
     """Steps of linear warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.1, examples=[0.05])
+    weight_decay: NotNegative = Field(default=0.1, examples=[0.05])
     """Decoupled weight decay, on matrices only."""
     beta1: Fraction = Field(default=0.9, examples=[0.95])
     """AdamW's decay of the gradient average."""
@@ -120,7 +134,7 @@ class OptimConfig(Section):
     """AdamW's decay of the squared-gradient average."""
     momentum: Fraction = Field(default=0.95, examples=[0.9])
     """Muon's decay of the gradient average; less for runs of a few hundred steps."""
-    grad_clip: Annotated[float, Field(ge=0)] = Field(default=1.0, examples=[0.5])
+    grad_clip: NotNegative = Field(default=1.0, examples=[0.5])
     """Largest global gradient norm; 0 does not clip."""
 
     @model_validator(mode="after")
@@ -139,7 +153,7 @@ class GenerateConfig(Section):
     """Text to continue. Null: start from end-of-text."""
     max_new_tokens: PositiveInt = Field(default=256, examples=[100])
     """Most tokens to draw."""
-    temperature: Annotated[float, Field(ge=0)] = Field(default=0.8, examples=[0.7])
+    temperature: NotNegative = Field(default=0.8, examples=[0.7])
     """Divides the logits; 0 always takes the likeliest token."""
     top_k: PositiveInt | None = Field(default=None, examples=[50])
     """Keep only the k likeliest tokens."""
@@ -149,7 +163,7 @@ class GenerateConfig(Section):
     """Drop tokens below this fraction of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = Field(default=1.0, examples=[1.1])
     """Makes tokens that were there already less likely; 1 does not."""
-    num_samples: PositiveInt = Field(default=1, examples=[4])
+    num_samples: Size = Field(default=1, examples=[4])
     """Texts to draw."""
     stop: list[str] = Field(default=[], examples=[["\n\n"]])
     """End a text before the first of these."""
@@ -166,7 +180,7 @@ class Config(Section):
 
     name: str | None = Field(default=None, examples=["first-try"])
     """Name of the run; its folder is runs/<name>. Null: the config file's stem."""
-    run_dir: str | None = Field(default=None, examples=["runs/first-try"])
+    run_dir: PathText | None = Field(default=None, examples=["runs/first-try"])
     """Folder of the run. Null: runs/<name>."""
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(default=1337, examples=[42])
     """Every random draw is a function of this, the step and the position."""
@@ -280,9 +294,14 @@ class Config(Section):
         if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
             raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")
         if self.name is not None and not _is_file_name(self.name):
-            raise invalid("name", f"{self.name!r} cannot be a folder's name; use run_dir for paths")
+            raise invalid(
+                "name",
+                f"{clipped(repr(self.name))} cannot be a folder's name; use run_dir for paths",
+            )
 
 
 def _is_file_name(name: str) -> bool:
-    """Tell whether `name` is one path component on every system."""
-    return bool(name.strip(". ")) and not set(name) & set('/\\:*?"<>|\0\n\r\t')
+    """Tell whether `name` is one path component on every system, with room for an ending."""
+    if not is_utf8(name) or len(name.encode()) > 200 or not name.strip(". "):
+        return False
+    return not re.search(r'[/\\:*?"<>|\0-\x1f\x7f]', name)

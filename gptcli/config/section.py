@@ -1,9 +1,14 @@
-"""What every section of the configuration is made of: strict values, and errors with a key."""
+"""What every section of the configuration is made of: strict, bounded values, errors with a key."""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+# No setting is larger: sums and products of a few of these stay far from the ends of 64 bits and
+# of a float's exponent. Not said where the kinds of values are listed; everything else is.
+MOST = 10**12
+_MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4095  # what file systems and Linux take
 
 
 def _integral(value: Any) -> Any:
@@ -13,9 +18,40 @@ def _integral(value: Any) -> Any:
     return value
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether `text` has no half of a character; file names that are not UTF-8 do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _path(value: str) -> str:
+    """Refuse what no file system takes as a path."""
+    if not is_utf8(value) or "\0" in value:
+        raise PydanticCustomError("path", "a path in UTF-8 without NUL")
+    names = value.encode().replace(b"\\", b"/").split(b"/")
+    if len(value.encode()) > _MOST_PATH_BYTES or max(map(len, names)) > _MOST_NAME_BYTES:
+        most = f"{_MOST_PATH_BYTES} bytes, each name in it of at most {_MOST_NAME_BYTES}"
+        raise PydanticCustomError("path", f"a path of at most {most}")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_integral)]
-PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0)]
+PositiveInt = Annotated[int, BeforeValidator(_integral), Field(gt=0, le=MOST)]
+Size = Annotated[int, BeforeValidator(_integral), Field(gt=0, le=2**20)]
+"""Of one dimension: rows, widths, vocabularies."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST)]
+PathText = Annotated[str, AfterValidator(_path)]
+"""A path, or a name that a path could be taken for."""
+
+
+def clipped(text: str) -> str:
+    """Return the beginning of a text, enough of it to know it by."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def invalid(key: str, message: str, *others: str) -> PydanticCustomError:

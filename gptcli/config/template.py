@@ -3,7 +3,6 @@
 Knows nothing of the terminal or of where the texts go.
 """
 
-import json
 import re
 import textwrap
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.reference import EXTENDS, KeyInfo, keys, sections
-from gptcli.config.yaml12 import scalar
+from gptcli.config.yaml12 import flow, scalar
 
 SCHEMA_FILE = "gptcli.schema.json"
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
@@ -38,6 +37,7 @@ _HEAD = """\
 """
 _WIDTH = 92
 _PLAIN = re.compile(r"[A-Za-z_][\w./~-]*\Z")
+_YAML_1_1_BOOLEANS = {"y", "n", "yes", "no", "on", "off"}
 _PAGE = """\
 # The configuration
 
@@ -83,16 +83,12 @@ def reference_page() -> str:
 
 def shown(value: Any) -> str:
     """Return a value as YAML that a person would write."""
-    match value:
-        case float():
-            return f"{value:.12g}".replace("e-0", "e-")
-        case str() if _PLAIN.match(value) and scalar(value) == value:
-            return value
-        case dict():
-            return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
-        case list():
-            return "[" + ", ".join(shown(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return flow(value, _needs_no_quotes)
+
+
+def _needs_no_quotes(text: str) -> bool:
+    is_word = _PLAIN.match(text) is not None and scalar(text) == text
+    return is_word and text.lower() not in _YAML_1_1_BOOLEANS
 
 
 def _direct(prefix: str) -> Iterable[KeyInfo]:

@@ -1,13 +1,14 @@
 """Read one YAML file the way YAML 1.2 means it, and remember where each key stands.
 
 PyYAML follows YAML 1.1, where 3e-4 is a string, `off` is false and 017 is fifteen. Here scalars
-resolve by the 1.2 core schema, duplicate keys are errors, and aliases, tags and files over 1 MB
-are refused (an alias bomb is two lines long). Knows nothing of the schema.
+resolve by the 1.2 core schema, duplicate keys are errors, and aliases, tags and files over 64 kB
+are refused (an alias bomb is two lines long). What is written, YAML 1.1 reads alike. Knows nothing
+of the schema.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,24 @@ import yaml
 
 from gptcli.errors import ConfigError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16  # PyYAML takes a second or more for as much
+_MOST_LEVELS = 32
 _SHOWN_CHARS = 160  # of a line in an error
 Key = tuple[str, ...]
 
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 # Python refuses to convert thousands of digits; as a float such a number is infinite, and an error.
-_INT = re.compile(r"[-+]?[0-9][0-9_]{0,999}\Z")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?\Z")
+_INT = re.compile(r"[-+]?[0-9]{1,1000}\Z")
+_OTHER_BASE = re.compile(r"0o[0-7]{1,1000}\Z|0x[0-9a-fA-F]{1,1000}\Z")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _REFUSED: dict[type[yaml.Token], str] = {
     yaml.AliasToken: "YAML aliases (*) are not allowed: write the value out",
     yaml.TagToken: "YAML tags (!) are not allowed",
 }
+_OPENING = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken,
+            yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)  # fmt: skip
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 # What YAML does not allow raw, or reads as a line break, and JSON does not escape.
 _RAW = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
@@ -72,9 +78,11 @@ def scalar(text: str) -> Any:
     if _BOOL.match(text):
         return text.lower() == "true"
     if _INT.match(text):
-        return int(text.replace("_", ""))
+        return int(text)
+    if _OTHER_BASE.match(text):
+        return int(text, 0)
     if _FLOAT.match(text):
-        return float(text.replace("_", ""))
+        return float(text)
     if _NOT_FINITE.match(text):
         return float(text.lower().replace(".", ""))
     return text
@@ -87,6 +95,8 @@ def read_yaml(path: Path) -> Document:
         ConfigError: The file cannot be read or is not plain YAML, with file:line:column.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise ConfigError(f"{path}: a configuration is a file, not a folder, pipe or device")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         text = raw.decode("utf-8-sig")
@@ -118,30 +128,48 @@ def read_value(text: str) -> Any:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Write sections of plain values so that `read_yaml` returns them exactly.
-
-    Values are written as JSON, which YAML 1.2 contains: what is quoted stays text.
-    """
+    """Write sections of plain values so that `read_yaml` returns them exactly, as YAML 1.1 does."""
     lines: list[str] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            lines += [f"{key}:", *(f"  {k}: {_json(v)}" for k, v in value.items())]
+            lines += [f"{key}:", *(f"  {k}: {flow(v)}" for k, v in value.items())]
         else:
-            lines.append(f"{key}: {_json(value)}")
+            lines.append(f"{key}: {flow(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _json(value: Any) -> str:
+def flow(value: Any, bare: Callable[[str], bool] = lambda text: False) -> str:
+    """Write a value on one line: as JSON, which YAML contains, but for numbers with an exponent.
+
+    Args:
+        value: Null, a boolean, a number, text, or lists and mappings of them.
+        bare: Tells the texts that need no quotes.
+    """
+    match value:
+        case float():  # to YAML 1.1, 1e-05 is text: it wants a point and a sign
+            digits, exponent, power = repr(value).partition("e")
+            return digits + ".0" * (bool(exponent) and "." not in digits) + exponent + power
+        case str() if bare(value):
+            return value
+        case Mapping():
+            return (
+                "{" + ", ".join(f"{flow(k, bare)}: {flow(v, bare)}" for k, v in value.items()) + "}"
+            )
+        case list() | tuple():
+            return "[" + ", ".join(flow(item, bare) for item in value) + "]"
     text = json.dumps(value, ensure_ascii=False)
     return _RAW.sub(lambda char: f"\\u{ord(char[0]):04x}", text)
 
 
 def _compose(document: Document, text: str) -> yaml.Node | None:
     try:
+        level = 0
         for token in yaml.scan(text, _Loader):
-            if type(token) in _REFUSED:
+            level += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            deep = "nested too deeply" if level > _MOST_LEVELS else None
+            if refusal := _REFUSED.get(type(token), deep):
                 mark = token.start_mark
-                raise document.error(Place(mark.line + 1, mark.column + 1), _REFUSED[type(token)])
+                raise document.error(Place(mark.line + 1, mark.column + 1), refusal)
         node: yaml.Node | None = yaml.compose(text, _Loader)
         return node
     except yaml.reader.ReaderError as error:
@@ -157,8 +185,6 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         if mark is None:
             raise ConfigError(f"{document.path}: {problem}") from error
         raise document.error(Place(mark.line + 1, mark.column + 1), problem) from error
-    except RecursionError as error:
-        raise ConfigError(f"{document.path}: nested too deeply") from error
 
 
 def _place(node: yaml.Node) -> Place:

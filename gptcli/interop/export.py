@@ -222,7 +222,7 @@ def _with_biases(
     """
     if family != "gpt2" and not (family == "llama" and model.qkv_bias):
         return weights
-    shapes = our_shapes(model.model_copy(update={"bias": True, "qkv_bias": None}), "the network")
+    shapes = our_shapes(model.model_copy(update={"bias": True, "qkv_bias": None}))
     zeros = {
         name: torch.zeros(shape.shape)
         for name, shape in shapes.items()

@@ -167,7 +167,7 @@ def _read(
     table = table_of(family)
     theirs = {
         name: torch.zeros(tensor.shape)
-        for name, tensor in to_theirs(our_shapes(model, place), table, model).items()
+        for name, tensor in to_theirs(our_shapes(model), table, model).items()
         if name.endswith(".bias") and any(part in name for part in without)
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}

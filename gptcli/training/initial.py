@@ -14,14 +14,14 @@ from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.opening import open_origin
-from gptcli.interop.origin import Origin, fit, our_shapes
+from gptcli.interop.origin import Origin, fit
 from gptcli.interop.vocabulary import vocabulary_of
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT, init_adapters, is_adapter
 from gptcli.tokenizers import Tokenizer
 
 _OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides itself
-_BLOCKS = re.compile(r"h\.(\d+)-(\d+)((?:\..+)?)\Z")
+_BLOCKS = re.compile(r"h\.(\d{1,9})-(\d{1,9})((?:\..+)?)\Z")
 
 
 def adopt(
@@ -53,7 +53,6 @@ def adopt(
             raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
         return _with_shape(config, shape, "the run"), None
     origin = open_origin(name)
-    our_shapes(origin.model, origin.place)
     config = _with_shape(config, origin.model, name)
     _require_tokenizer(origin, tokenizer)
     return config, origin

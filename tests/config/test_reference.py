@@ -1,15 +1,17 @@
 """What is told about the keys: it comes from the schema, and what it says is true."""
 
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import choices, find_key, json_schema, keys, sections
 from gptcli.config.template import shown
-from gptcli.config.yaml12 import read_value, read_yaml
+from gptcli.config.yaml12 import dump_yaml, read_value, read_yaml
 from gptcli.errors import ConfigError
 
 # What else must be set for an example to be allowed.
@@ -107,6 +109,23 @@ def test_editors_find_no_fault_in_the_examples(path: Any, check: Any) -> None:
 def test_editors_find_what_the_loader_finds(text: str, check: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
         check.validate(read_value(text))
+
+
+def test_a_runs_configuration_is_valid_to_a_reader_of_yaml_1_1(check: Any) -> None:
+    config = load_config(None, ["optim.lr=1e-5", "train.max_steps=1e9", "name=off", "seed=0x10"])
+    values = yaml.safe_load(dump_yaml(config.model_dump()))
+    check.validate(values)
+    assert values["model"]["norm_eps"] == values["optim"]["lr"] == 1e-5 and values["name"] == "off"
+
+
+@pytest.mark.parametrize("text", ["seed: 1_000", "optim: {lr: 1_000.5}"])
+def test_a_sign_in_a_number_is_refused_by_editors_and_by_us(text: str, check: Any) -> None:
+    values = read_value("{" + text + "}")
+    with pytest.raises(jsonschema.ValidationError):
+        check.validate(values)
+    Path("run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"got '1_000.*', which is text; write 1000"):
+        load_config("run.yaml")
 
 
 @pytest.mark.parametrize(

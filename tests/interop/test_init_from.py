@@ -283,6 +283,7 @@ def test_freezing_may_change_on_resume(gpt: Any, words: Any, theirs: Any, name: 
         ("[lm_head]", "lm_head is wte itself"),
         ('[wte, wpe, "h.0-1", ln_f]', "nothing is left to train"),
         ('["h.0-999999999"]', "nothing is named 'h.2'"),
+        (f'["h.0-{"9" * 5000}"]', "nothing is named 'h.0-999"),
     ],
 )
 def test_what_cannot_be_frozen(gpt: Any, words: Any, theirs: Any, names: str, says: str) -> None:
