@@ -204,14 +204,14 @@ def evaluate(
     where = trained.model.wte.weight.device.type
     machine = compute(load_config(None, flags={"device": where, "dtype": dtype}))
     if text is not None:
-        tokens, span_of = text_tokens(Path(text), trained, "strict")
+        tokens, _ = text_tokens(Path(text), trained, "strict")
     else:
         folder = trained.data_dir if data is None else Path(data)
-        tokens, span_of = split_tokens(folder, split, trained), None
+        tokens = split_tokens(folder, split, trained)
     with tokens:
         found = score(
             trained.model, tokens, machine, context=context, stride=stride, max_tokens=max_tokens,
-            units=TextUnits(trained.tokenizer), span_of=span_of,
+            units=TextUnits(trained.tokenizer),
         )  # fmt: skip
     assert found is not None
     if not math.isfinite(found.nats):

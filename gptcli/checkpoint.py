@@ -21,6 +21,7 @@ from gptcli import durable
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, GptError
+from gptcli.history import RUNS, list_runs
 from gptcli.model import GPT, merge_adapters
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 
@@ -28,7 +29,6 @@ FORMAT = "gptcli-checkpoint"
 VERSION = 1
 BEST, LAST = "best.pt", "last.pt"
 BASE = "base.pt"  # the frozen weights of a run that learns adapters
-RUNS = Path("runs")
 _KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
          "checksums"}  # fmt: skip
 
@@ -333,7 +333,7 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
             if found is None:
                 raise CheckpointError(f"{folder}: the run has no checkpoint yet")
             return found
-    runs = ", ".join(folder.name for folder in _runs()) or "none"
+    runs = ", ".join(folder.name for folder in list_runs()) or "none"
     raise CheckpointError(f"{wanted}: no such checkpoint, run folder or run", f"runs here: {runs}")
 
 
@@ -346,18 +346,8 @@ def _holds_run(folder: Path) -> bool:
     return durable.is_file(folder / "run.json") or durable.is_file(folder / BEST)
 
 
-def _runs() -> list[Path]:
-    """Return the run folders below `runs/`, newest first."""
-    folders = [path.parent for path in RUNS.glob("*/run.json")]
-    changed = {}
-    for folder in folders:
-        files = [folder / LAST, folder / "run.json"]
-        changed[folder] = max(file.stat().st_mtime_ns for file in files if file.exists())
-    return sorted(folders, key=lambda folder: changed[folder], reverse=True)
-
-
 def _newest_run() -> Path:
-    for folder in _runs():
+    for folder in list_runs():
         if (folder / BEST).is_file():
             return folder
     raise CheckpointError(

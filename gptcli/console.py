@@ -32,6 +32,7 @@ from rich.text import Text
 
 from gptcli.durable import storage_errors
 from gptcli.errors import ConfigError
+from gptcli.formatting import duration, size
 
 # C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -126,22 +127,6 @@ def _finite(value: Any) -> Any:
         case float() if value != value or value in (float("inf"), float("-inf")):
             return None
     return value
-
-
-def size(n_bytes: float) -> str:
-    """Return bytes in the unit a person would choose."""
-    for unit in ("bytes", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the unit a person would choose."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def terminal() -> Console:

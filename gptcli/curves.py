@@ -53,7 +53,8 @@ class LossCurves:
         train: As logged, each over its own step's tokens.
         smoothed: Their course without noise and single peaks; empty where they are too few.
         val: Of the evaluations.
-        best: The point of the lowest validation loss.
+        epochs: Means of whole epochs, where nothing is validated.
+        best: The point of the loss that chose best.pt.
         frame: The lowest and the highest loss to show: all of the curves, most of the single
             steps, and not the steep first part of a long run. None where there is no loss.
     """
@@ -61,6 +62,7 @@ class LossCurves:
     train: Curve
     smoothed: Curve
     val: Curve
+    epochs: Curve
     best: tuple[float, float] | None
     frame: tuple[float, float] | None
 
@@ -76,13 +78,14 @@ def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
         reach = min(max(reach, _FEWEST_NEIGHBOURS), _MOST_NEIGHBOURS)
         smooth = Curve(train.x, smoothed(train.y, reach))
     val = [(at(row.step), row.val_loss) for row in run.evaluations if row.val_loss is not None]
-    best = None
-    if run.best is not None and run.best.val_loss is not None:
-        best = (at(run.best.step), run.best.val_loss)
-    course = _curve(val)
-    frame = _frame(train.y, [smooth.y or train.y, course.y])
-    thin_train, thin_smooth, thin_val = (thinned(one, most) for one in (train, smooth, course))
-    return LossCurves(thin_train, thin_smooth, thin_val, best, frame)
+    means = [] if val else run.epochs
+    best = (at(run.best_point[0]), run.best_point[1]) if run.best_point else None
+    curves = (train, smooth, _curve(val), _curve(
+        [(at(row.step), row.train_loss) for row in means if row.train_loss is not None]
+    ))  # fmt: skip
+    frame = _frame(train.y, [smooth.y or train.y, *(curve.y for curve in curves[2:])])
+    thin = [thinned(one, most) for one in curves]
+    return LossCurves(thin[0], thin[1], thin[2], thin[3], best, frame)
 
 
 def panel_curve(run: "RunHistory", axis: Axis, panel: Panel, most: int) -> Curve:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli import durable
 from gptcli.curves import Axis, Curve, LossCurves, Panel, loss_curves, panel_curve
 from gptcli.errors import ConfigError
+from gptcli.formatting import count, loss, size
 from gptcli.history import RunHistory, read_run
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def require_format(file: Path) -> str:
     kind = file.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise ConfigError(
-            f"{file}: the ending says which kind of picture", f"one of .{', .'.join(FORMATS)}"
+            f"{file}: not a picture format", f"end it in one of .{', .'.join(FORMATS)}"
         )
     if file.is_dir():
         raise ConfigError(f"{file} is a folder, not a file")
@@ -123,7 +124,6 @@ def leave_picture(folder: Path) -> str | None:
 
 def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
     heights = [3.2 if panel is Panel.LOSS else 1.3 for panel in picture.panels]
     figure = Figure(figsize=(8, sum(heights) + 0.9), layout="constrained")
@@ -145,9 +145,7 @@ def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
             if panel is Panel.LR:
                 axes.yaxis.set_major_formatter(_number)
             else:
-                axes.yaxis.set_major_formatter(
-                    EngFormatter("B") if panel is Panel.MEMORY else _count
-                )
+                axes.yaxis.set_major_formatter(_size if panel is Panel.MEMORY else _count)
     if Panel.LOSS not in picture.panels and len(runs) > 1:
         lines = [line for axes in grid[:1, 0] for line in axes.get_lines()]
         for text in grid[0, 0].legend(lines, names, loc="upper right").get_texts():
@@ -181,8 +179,9 @@ def _draw_losses(
         if losses.smoothed.x:
             axes.plot(*_scaled(losses.train, seconds), color=train_color, linewidth=0.7, alpha=0.25)
         axes.plot(*_scaled(main, seconds), color=train_color)
-        size = 3.0 if len(losses.val.x) <= _MOST_DOTS else 0.0
-        axes.plot(*_scaled(losses.val, seconds), color=val_color,
+        scored = losses.val if losses.val.x else losses.epochs
+        size = 3.0 if len(scored.x) <= _MOST_DOTS else 0.0
+        axes.plot(*_scaled(scored, seconds), color=val_color,
                   linestyle="-" if is_one else _DASHED, marker="o", markersize=size)  # fmt: skip
         if losses.best is not None:
             x, y = losses.best
@@ -216,25 +215,33 @@ def _legend_of(
     from matplotlib.lines import Line2D
 
     best = ""
-    if run.best is not None and losses.best is not None:
-        best = f"best {losses.best[1]:.4f} at step {run.best.step:,}"
+    if run.best_point is not None:
+        best = f"best {loss(run.best_point[1])} at step {run.best_point[0]:,}"
     if not is_one:
         return [Line2D([], [], color=_color(number), label=f"{name}  {best}".rstrip())]
     what = "training, smoothed" if losses.smoothed.x else "training"
     found = [Line2D([], [], color=_TRAIN, label=what)] if losses.train.x else []
     if best:
         found += [
-            Line2D([], [], color=_VAL, marker="o", markersize=3, label="validation"),
+            Line2D(
+                [],
+                [],
+                color=_VAL,
+                marker="o",
+                markersize=3,
+                label="validation" if losses.val.x else "epoch mean",
+            ),
             Line2D([], [], color=_VAL, marker="*", markersize=9, linestyle="none", label=best),
         ]
     return found
 
 
 def _count(value: float, _place: float | None = None) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+    return count(value)
+
+
+def _size(value: float, _place: float | None = None) -> str:
+    return size(value)
 
 
 def _names(runs: Sequence[RunHistory]) -> list[str]:

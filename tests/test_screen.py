@@ -45,9 +45,11 @@ def started(**more: Any) -> Started:
     )  # fmt: skip
     known: dict[str, Any] = {
         "run_dir": Path("runs/one"), "step": 0, "max_steps": 100, "n_params": 1_000_000,
-        "n_windows": 100, "tokens_per_step": 1000, "grad_accum_steps": 1, "train_tokens": 50_000,
+        "n_windows": 100, "epochs": 2.0, "eval_tokens": 5_000, "tokens_per_step": 1000,
+        "grad_accum_steps": 1, "train_tokens": 50_000,
         "val_tokens": 5_000, "device": "cpu", "processes": 1, "parallel": "none",
         "dtype": "float32", "compiled": False, "tokenizer": "bytes", "vocab_size": 257,
+        "model_vocab_size": 257,
         "outlook": outlook,
     }  # fmt: skip
     return Started(**{**known, **more})
@@ -94,17 +96,17 @@ def test_no_line_is_wider_and_no_display_higher_than_the_terminal(width: int, he
 
 def test_all_of_it_is_there_on_eighty_columns() -> None:
     shown = text(board(*FULL), 80, 30, at=72.0)
-    for part in ("60/100", "60%", "48 s left", "loss      3.0000", "smoothed", "val loss  4.5000",
-                 "best val  4.2500 at 30", "lr        1.00e-03", "grad norm 0.7",
-                 "tokens/s  12,345", "memory    333.0 MB of 16.0 GB", "epochs    1.20 of 2.00",
-                 "time      72 s", "saved     12 s ago, step 60", "sample at step 60",
+    for part in ("60/100", "60%", "48 s left", "loss       3.0000", "smoothed", "val loss   4.5000",
+                 "best val   4.2500 at 30", "lr         1.00e-03", "grad norm  0.7",
+                 "tokens/s   12.3k", "memory     333 MB of 16 GB", "epochs     1.20 of 2.00",
+                 "time       72 s", "saved      12 s ago, step 60", "sample at step 60",
                  "Once upon a time"):  # fmt: skip
         assert part in shown, part
 
 
 def test_on_sixty_columns_no_number_is_cut() -> None:
     shown = text(board(*FULL), 60, 24)
-    for part in ("best val  4.2500 at 30", "333.0 MB of 16.0 GB", "0 s ago, step 60"):
+    for part in ("best val   4.2500 at 30", "333 MB of 16 GB", "0 s ago, step 60"):
         assert part in shown
     assert "…" not in shown
 
@@ -136,12 +138,12 @@ def test_the_best_goes_on_from_a_resumed_run_and_counts_epochs_without_validatio
     found = Board(0.0)
     found.update(started(step=50, best_loss=2.5, best_step=40), 0.0)
     found.update(Evaluated(60, 3.0, 3.0, False), 1.0)
-    assert "best val  2.5000 at 40" in text(found)
+    assert "best val   2.5000 at 40" in text(found)
     found = Board(0.0)
     found.update(started(val_tokens=0), 0.0)
     for epoch, loss in enumerate((3.0, 2.0, 2.5), 1):
         found.update(EpochDone(epoch * 10, epoch, loss), 1.0)
-    assert "epoch     2.0000 at 20" in text(found) and "val" not in text(found)
+    assert "epoch loss 2.0000 at 20" in text(found) and "val" not in text(found)
 
 
 def test_steps_that_are_not_finite_are_counted_and_not_drawn() -> None:
@@ -306,7 +308,7 @@ def test_a_terminal_shows_it_live_and_gets_its_cursor_back_after_a_kill(tiny_set
     code, out = on_terminal(command, kill_after=b"training")
     assert code == 75
     assert out.rfind("\x1b[?25h") > out.rfind("\x1b[?25l") >= 0
-    assert "stopped" in out and "go on with: gpt train" in out
+    assert "stopped" in out and "resume with: gpt train" in out
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tiny_set: Any) -> None:

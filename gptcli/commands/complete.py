@@ -16,7 +16,6 @@ Offer = tuple[str, str]
 Complete = Callable[[str], list[Offer]]
 
 _KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a word of its own
-_RUNS = Path("runs")
 _SET = ("-s", "--set")
 
 
@@ -92,8 +91,9 @@ def keys_and_sections(incomplete: str) -> Iterable[Offer]:
 @_quietly
 def runs(incomplete: str) -> Iterable[Offer]:
     """Offer the runs in runs/, the newest first, and run folders elsewhere."""
-    markers = sorted(_RUNS.glob("*/run.json"), key=lambda path: -path.stat().st_mtime)
-    names = [(marker.parent.name, "run") for marker in markers]
+    from gptcli.history import list_runs
+
+    names = [(folder.name, "run") for folder in list_runs()]
     if "/" not in incomplete:
         return names
     return [(folder, "run") for folder in _folders(incomplete) if Path(folder, "run.json").exists()]

@@ -161,20 +161,22 @@ def _score_all(
 
     contexts = [_context(seq_len, one) for one in trained]
     wanted.check_contexts(contexts)
+    folder = wanted.folder(trained[0])
+    place = wanted.text or str(folder)
+    is_mixed = len({one.tokenizer.fingerprint for one in trained}) > 1
     texts: list[tuple[TokenSequence, SpanOf | None]] = []
     for one in trained:  # all are opened before the first is scored: refusals come at once
         if wanted.text is not None:
-            texts.append(text_tokens(Path(wanted.text), one, wanted.encoding_errors))
+            tokens, parts = text_tokens(Path(wanted.text), one, wanted.encoding_errors)
+            texts.append((tokens, parts if is_mixed else None))
         else:
-            folder = wanted.folder(trained[0])
-            tokens = split_tokens(folder, wanted.split, one)  # type: ignore[arg-type]
-            texts.append((tokens, lambda positions: (positions - 1) // max(contexts)))
+            texts.append((split_tokens(folder, wanted.split, one), None))  # type: ignore[arg-type]
     scored = []
     for one, context, (tokens, span_of) in zip(trained, contexts, texts, strict=True):
         began = time.perf_counter()
         score = _score(one, tokens, span_of, machine, context, wanted)
         split = wanted.split if wanted.text is None else "text"
-        scored.append((facts_of(one, split, score, time.perf_counter() - began), score))
+        scored.append((facts_of(one, place, split, score, time.perf_counter() - began), score))
     return scored
 
 

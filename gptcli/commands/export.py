@@ -9,6 +9,7 @@ import typer
 
 from gptcli import console
 from gptcli.commands import options
+from gptcli.formatting import size
 
 
 class Target(StrEnum):
@@ -62,6 +63,6 @@ def export(
     for note in done.notes:
         console.message(f"note: {note}")
     console.result(
-        f"{done.path}: {done.family}, {done.parameters:,} parameters, {console.size(done.bytes)}\n"
+        f"{done.path}: {done.family}, {done.parameters:,} parameters, {size(done.bytes)}\n"
         f"read back: largest logit difference {done.logit_difference:.2g}"
     )

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +14,7 @@ from gptcli.curves import Axis, Panel
 from gptcli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from gptcli.history import RunHistory
+    pass
 
 RunsArgument = Annotated[
     list[str] | None,
@@ -38,7 +39,7 @@ def plot(
         str,
         typer.Option(
             metavar="NAMES",
-            help="What to draw, by commas: loss, lr, tokens_per_second, memory, grad_norm.",
+            help="Comma-separated panels: loss, lr, tokens_per_second, memory, grad_norm.",
         ),
     ] = "loss,lr",
     title: Annotated[str | None, typer.Option(help="Default: the name of a single run.")] = None,
@@ -53,6 +54,7 @@ def plot(
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
     from gptcli.history import find_run, read_run
+    from gptcli.history.comparing import figures
     from gptcli.plots import Picture, draw, require_format
 
     if out is not None:
@@ -71,25 +73,9 @@ def plot(
     draw(found, file, Picture(x, wanted, title, log_x, log_y))
 
     if json_:
-        console.result_json({"file": str(file), "runs": [run_facts(run) for run in found]})
+        console.result_json({"file": str(file), "runs": [asdict(figures(run)) for run in found]})
     else:
         console.result(str(file))
-
-
-def run_facts(run: "RunHistory") -> dict[str, Any]:
-    """Return how a run stands, as JSON has it."""
-    best = run.best
-    return {
-        "name": run.name,
-        "folder": str(run.folder),
-        "state": run.state,
-        "step": run.step,
-        "tokens": run.steps[-1].tokens if run.steps else None,
-        "train_loss": run.steps[-1].loss if run.steps else None,
-        "val_loss": run.evaluations[-1].val_loss if run.evaluations else None,
-        "best_val_loss": best.val_loss if best else None,
-        "best_step": best.step if best else None,
-    }
 
 
 def _panels(text: str) -> tuple[Panel, ...]:

@@ -11,6 +11,7 @@ import typer
 from gptcli import console
 from gptcli.commands import complete, examples, options
 from gptcli.errors import ConfigError
+from gptcli.formatting import duration, size
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -168,7 +169,7 @@ def _prepare_share(
         return
     console.result(
         f"{plan.folder}: rank {rank} of {world_size}, {len(records)} of"
-        f" {len(plan.source.units)} units, {console.size(n_bytes)} of text, {tokens:,} tokens,"
+        f" {len(plan.source.units)} units, {size(n_bytes)} of text, {tokens:,} tokens,"
         f" {seconds:.1f} s"
     )
     console.message("when all ranks are done: the same command with --finalize in place of ranks")
@@ -261,7 +262,7 @@ def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
     total = manifest.bytes.train + manifest.bytes.val
     n_tokens = manifest.tokens.train + manifest.tokens.val
     return (
-        f"{folder}: {manifest.documents:,} documents, {console.size(total)} of text,"
+        f"{folder}: {manifest.documents:,} documents, {size(total)} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size} ids, {total / max(1, n_tokens):.2f} bytes each)"
         f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate,"
         f" {seconds:.1f} s"
@@ -297,15 +298,15 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
 def _describe_plan(plan: "Plan", found: "Estimate") -> str:
     facts = _plan_facts(plan)
     revision = f" at {facts['revision'][:12]}" if facts["revision"] else ""
-    time_ = "" if found.seconds is None else f", about {console.duration(found.seconds)} of work"
-    to_fetch = console.size(found.download_bytes) if found.download_bytes else ""
+    time_ = "" if found.seconds is None else f", about {duration(found.seconds)} of work"
+    to_fetch = size(found.download_bytes) if found.download_bytes else ""
     download = f", {to_fetch} to download" if to_fetch else ""
     return (
         f"plan: {facts['source']}{revision}, {facts['files']} files,"
-        f" {console.size(facts['source_bytes'])}{download}"
+        f" {size(facts['source_bytes'])}{download}"
         f"\nto {facts['dir']} with {facts['tokenizer']}: about {found.tokens:,} tokens,"
         f" {facts['val_fraction']:g} for validation{time_}"
-        f"\ndisk: {console.size(found.disk_bytes)} needed, {console.size(found.free_bytes)} free"
+        f"\ndisk: {size(found.disk_bytes)} needed, {size(found.free_bytes)} free"
     )
 
 
@@ -341,7 +342,7 @@ def _list(json_: bool) -> None:
     rows = [
         (
             preset.name,
-            console.size(preset.download_bytes) if preset.download_bytes else "-",
+            size(preset.download_bytes) if preset.download_bytes else "-",
             preset.licence,
             preset.about,
         )

@@ -1,6 +1,7 @@
 """`gpt report`: a run as one page for a browser."""
 
 import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 
 from gptcli import console
 from gptcli.commands import complete, options
-from gptcli.commands.plot import run_facts
+from gptcli.formatting import size
 
 
 def report(
@@ -28,6 +29,7 @@ def report(
 ) -> None:
     """Write a page of a run: curves, settings, data, samples; it needs no other file."""
     from gptcli.history import find_run, read_run
+    from gptcli.history.comparing import figures
     from gptcli.report import require_page, write_report
 
     if out is not None:
@@ -40,6 +42,6 @@ def report(
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     n_bytes = write_report(found, file, now)
     if json_:
-        console.result_json({"file": str(file), "bytes": n_bytes, "run": run_facts(found)})
+        console.result_json({"file": str(file), "bytes": n_bytes, "run": asdict(figures(found))})
     else:
-        console.result(f"{file}: {console.size(n_bytes)}")
+        console.result(f"{file}: {size(n_bytes)}")

@@ -12,14 +12,13 @@ import typer
 from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
+from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, size
 
 if TYPE_CHECKING:
     from gptcli.history import RunHistory
     from gptcli.history.comparing import EqualPoint, Figures
 
 app = typer.Typer(help="List, show and compare training runs.")
-
-_NONE = "-"
 
 
 @app.command("list")
@@ -42,11 +41,11 @@ def list_(
         (
             run.name,
             f"{run.step:,}{f'/{run.max_steps:,}' if run.max_steps else ''}",
-            _short(run.tokens),
-            _loss(run.best_val_loss),
+            count(run.tokens),
+            loss(run.best_val_loss),
             _state(run),
             _age(run.changed),
-            console.size(run.size_bytes),
+            size(run.size_bytes),
         )
         for run in found
     ]
@@ -74,7 +73,7 @@ def show(
 
     read = read_run(find_run(run))
     found = figures(read)
-    changed = chosen(read.settings)
+    changed = chosen(read.settings, read.facts.given)
     next_ = _next_commands(read)
     if json_:
         console.result_json(
@@ -97,7 +96,7 @@ def show(
         console.table(("", ""), [(f"  {key}", shown(value)) for key, value in changed.items()])
     if read.checkpoints:
         console.result("\nfiles")
-        rows = [(f"  {file.name}", console.size(file.n_bytes)) for file in read.checkpoints]
+        rows = [(f"  {file.name}", size(file.n_bytes)) for file in read.checkpoints]
         console.table(("", ""), rows)
     for problem in read.problems:
         console.message(f"note: {problem}", "yellow")
@@ -132,7 +131,7 @@ def compare(
                 "settings": {key: list(values) for key, values in settings.items()},
                 "equal": [
                     {"unit": point.unit, "amount": point.amount,
-                     "val_loss": [loss and loss[0] for loss in point.losses]}
+                     "val_loss": [one and one[0] for one in point.losses]}
                     for point in points
                 ],
             }
@@ -145,7 +144,7 @@ def compare(
     rows += [("", *[""] * len(read))] * bool(rows)
     rows += _figure_rows(found)
     for point in points:
-        losses = (_at_point(loss, point) for loss in point.losses)
+        losses = (_at_point(one, point) for one in point.losses)
         rows.append((f"val loss by {_amount(point.amount, point.unit)}", *losses))
     console.table(("", *names), rows, fold=tuple(range(1, len(names) + 1)))
     _warn_of_data(read)
@@ -155,36 +154,44 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
     """Return what there is to say of a run, line by line."""
     facts, data = run.facts, run.facts.data
     goal = f" of {found.max_steps:,}" if found.max_steps else ""
+    epochs = run.epochs_at(found.step)
+    passes = f" {plural(epochs, 'epoch')}," if epochs is not None else ""
     lines = [
         ("run", f"{found.folder}, {_state(found)}, {_age(found.changed)} ago"),
         ("steps", f"{found.step:,}{goal}, {found.tokens:,} tokens,"
-                  f" {_time(found.seconds)}"),
+                  f"{passes} {duration(found.seconds)}"),
     ]  # fmt: skip
     if run.status.error:
         lines.append(("error", run.status.error.splitlines()[0]))
+    part = scored(found.val_tokens, found.val_split_tokens)
     if found.best_val_loss is not None:
-        ppl = f", perplexity {found.perplexity:.2f}" if found.perplexity else ""
-        lines.append(("best", f"val loss {_loss(found.best_val_loss)} at step"
-                              f" {found.best_step:,}{ppl}"))  # fmt: skip
+        lines.append(("best", f"val loss {loss(found.best_val_loss)}{part} at step"
+                              f" {found.best_step:,}, perplexity"
+                              f" {perplexity(found.best_val_loss)}"))  # fmt: skip
+    if found.best_epoch_loss is not None:
+        lines.append(("best", f"epoch loss {loss(found.best_epoch_loss)} at step"
+                              f" {found.best_step:,}"))  # fmt: skip
     if found.train_loss is not None:
-        lines.append(("last", f"train loss {_loss(found.train_loss)}, val loss"
-                              f" {_loss(found.val_loss)}"))  # fmt: skip
+        val = f", val loss {loss(found.val_loss)}{part}" if found.val_loss is not None else ""
+        lines.append(("last", f"train loss {loss(found.train_loss)}{val}"))
+    elif found.loss is not None:
+        lines.append(("last", f"loss {loss(found.loss)} of the last logged step"))
     if found.tokens_per_second:
-        lines.append(("speed", f"{found.tokens_per_second:,.0f} tokens/s"))
+        lines.append(("speed", f"{count(found.tokens_per_second)} tokens/s"))
     if run.seconds_by_work:
         total = sum(run.seconds_by_work.values()) or 1.0
         shares = (f"{work} {spent / total:.0%}" for work, spent in run.seconds_by_work.items())
         lines.append(("time", ", ".join(shares)))
     if found.parameters:
-        lines.append(("network", f"{found.parameters:,} parameters"))
+        lines.append(("model", f"{found.parameters:,} parameters"))
     counts = f": {data.tokens.train:,} + {data.tokens.val:,} tokens" * bool(data.tokens.train)
     lines.append(
         (
             "data",
-            f"{data.dir or _NONE}{counts}, tokenizer {run.settings.get('tokenizer.name', _NONE)}",
+            f"{data.dir or NONE}{counts}, tokenizer {run.settings.get('tokenizer.name', NONE)}",
         )
     )
-    lines.append(("size", console.size(found.size_bytes)))
+    lines.append(("size", size(found.size_bytes)))
     versions = {"gptcli": facts.gptcli, "torch": facts.torch, "Python": facts.python}
     made = [(facts.created or "")[:16].replace("T", " ")]
     made += [f"{program} {version}" for program, version in versions.items() if version]
@@ -196,7 +203,7 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
 
 
 def _next_commands(run: "RunHistory") -> list[str]:
-    """Return what one would type next: go on with the run, or use its network."""
+    """Return what one would type next: resume the run, or use its model."""
     folder = run.folder.as_posix()
     usable = any(file.name == "best.pt" for file in run.checkpoints)
     name = run.name if run.folder == Path("runs") / run.name else folder
@@ -211,38 +218,43 @@ def _figure_rows(found: "Sequence[Figures]") -> list[tuple[str, ...]]:
     columns: list[tuple[str, Any]] = [
         ("state", _state),
         ("steps", lambda run: f"{run.step:,}"),
-        ("tokens", lambda run: _short(run.tokens)),
-        ("time", lambda run: _time(run.seconds)),
-        ("parameters", lambda run: _short(run.parameters)),
-        ("tokens/s", lambda run: _short(run.tokens_per_second)),
-        ("train loss", lambda run: _loss(run.train_loss)),
-        ("val loss", lambda run: _loss(run.val_loss)),
-        ("best val loss", lambda run: _loss(run.best_val_loss)),
-        ("at step", lambda run: _NONE if run.best_step is None else f"{run.best_step:,}"),
+        ("tokens", lambda run: count(run.tokens)),
+        ("time", lambda run: duration(run.seconds)),
+        ("parameters", lambda run: count(run.parameters)),
+        ("tokens/s", lambda run: count(run.tokens_per_second)),
+        ("last loss", lambda run: loss(run.loss)),
+        ("train loss", lambda run: loss(run.train_loss)),
+        ("val loss", lambda run: loss(run.val_loss)),
+        ("best val loss", lambda run: loss(run.best_val_loss)),
+        ("best epoch loss", lambda run: loss(run.best_epoch_loss)),
+        ("at step", lambda run: NONE if run.best_step is None else f"{run.best_step:,}"),
     ]
     return [(name, *(tell(run) for run in found)) for name, tell in columns]
 
 
-def _at_point(loss: tuple[float, float] | None, point: "EqualPoint") -> str:
+def _at_point(found: tuple[float, float] | None, point: "EqualPoint") -> str:
     """Say a loss, and where it was measured if that is well before the point."""
-    if loss is None:
-        return _NONE
-    is_early = loss[1] < 0.99 * point.amount
-    return _loss(loss[0]) + f" ({_amount(loss[1], point.unit)})" * is_early
+    if found is None:
+        return NONE
+    is_early = found[1] < 0.99 * point.amount
+    return loss(found[0]) + f" ({_amount(found[1], point.unit)})" * is_early
 
 
 def _amount(amount: float, unit: str) -> str:
     if unit == "seconds":
-        return _time(amount)
-    return f"{_short(amount) if unit == 'tokens' else f'{amount:,.0f}'} {unit}"
+        return duration(amount)
+    return f"{count(amount) if unit == 'tokens' else f'{amount:,.0f}'} {unit}"
 
 
 def _warn_of_data(runs: "Sequence[RunHistory]") -> None:
     """Say so when losses per token do not compare."""
     if len({run.facts.data.tokenizer for run in runs}) > 1:
-        console.message("note: the tokenizers differ: losses per token do not compare", "yellow")
+        console.message(
+            "note: the runs use different tokenizers; their losses per token do not compare",
+            "yellow",
+        )
     elif len({run.facts.data.fingerprint for run in runs}) > 1:
-        console.message("note: the data differ, and so does what is validated on", "yellow")
+        console.message("note: the runs use different data; their losses do not compare", "yellow")
 
 
 def _state(run: "Figures") -> str:
@@ -250,30 +262,11 @@ def _state(run: "Figures") -> str:
     return run.state + code
 
 
-def _loss(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.4f}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else console.duration(seconds)
-
-
-def _short(number: float | None) -> str:
-    """Return a number of at most five characters."""
-    if number is None:
-        return _NONE
-    for unit in ("", "k", "M", "B"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit or number >= 100 else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}T"
-
-
 def _age(moment: str | None) -> str:
     """Return how long ago an ISO time is."""
     try:
         then = datetime.datetime.fromisoformat(moment or "")
     except ValueError:
-        return _NONE
+        return NONE
     seconds = (datetime.datetime.now(then.tzinfo) - then).total_seconds()
-    return f"{seconds / 86400:.0f} d" if seconds > 172800 else console.duration(max(0.0, seconds))
+    return duration(float(max(0, round(seconds))))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from gptcli import console
+from gptcli.formatting import fixed
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
@@ -12,7 +13,7 @@ Scored = list[tuple[dict[str, Any], "Evaluation"]]
 
 
 def facts_of(
-    trained: "TrainedModel", split: str, found: "Evaluation", seconds: float
+    trained: "TrainedModel", place: str, split: str, found: "Evaluation", seconds: float
 ) -> dict[str, Any]:
     """Return the JSON result of scoring one network."""
     return {
@@ -30,29 +31,28 @@ def facts_of(
         "standard_error": found.standard_error,
         "words": found.words,
         "word_perplexity": found.word_perplexity,
+        "data": place,
     }
 
 
 def describe(facts: dict[str, Any]) -> str:
     """Return the lines about one network."""
     lines = [
-        f"{facts['checkpoint']} (step {facts['step']}) on {facts['split']}:"
+        f"{facts['checkpoint']} (step {facts['step']:,}) on {_place(facts)}:"
         f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
         f" context {facts['context']}, stride {facts['stride']}",
-        f"loss {facts['loss']:.4f} nats per token (standard error"
-        f" {_readable(facts['standard_error'], 4)})",
-        f"perplexity {_readable(facts['perplexity'], 2)} per token,"
-        f" {_readable(facts['word_perplexity'], 2)} per word",
-        f"{facts['bits_per_byte']:.3f} bits per byte",
+        f"loss {fixed(facts['loss'], 4)} nats per token (standard error"
+        f" {fixed(facts['standard_error'], 4)})",
+        f"perplexity {fixed(facts['perplexity'], 2)} per token,"
+        f" {fixed(facts['word_perplexity'], 2)} per word",
+        f"{fixed(facts['bits_per_byte'], 3)} bits per byte",
     ]
     return "\n".join(lines + _held_against(facts, facts["bits_per_byte"]))
 
 
-def _readable(number: float, digits: int) -> str:
-    """Return a number for people: none where there is none, and no endless row of digits."""
-    if number != number:
-        return "unknown"
-    return f"{number:,.{digits}f}" if number < 1e7 else f"{number:.3g}"
+def _place(facts: dict[str, Any]) -> str:
+    """Name the text that was scored."""
+    return facts["data"] if facts["split"] == "text" else f"{facts['split']} of {facts['data']}"
 
 
 def _held_against(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
@@ -98,11 +98,12 @@ def compare(scored: Scored, extra: dict[str, Any], json_: bool) -> None:
         return
     header = ("bits/byte", "nats/token", "perplexity", "tokens", "context", "step", "checkpoint")
     rows = [
-        (f"{facts['bits_per_byte']:.4f}", f"{facts['loss']:.4f}", f"{facts['perplexity']:.2f}",
+        (fixed(facts["bits_per_byte"], 4), fixed(facts["loss"], 4), fixed(facts["perplexity"], 2),
          f"{facts['tokens']:,}", f"{facts['context']}", f"{facts['step']}", facts["checkpoint"])
         for facts in results
     ]  # fmt: skip
     console.table(header, rows)
+    console.result(f"scored on {_place(results[0])}")
     for facts, found in others:
         console.result(_describe_difference(first, facts["checkpoint"], found))
     for line in _held_against(extra, results[0]["bits_per_byte"]):
@@ -118,7 +119,7 @@ def _describe_difference(first: str, second: str, found: "Difference") -> str:
     else:
         verdict = "this text cannot tell which is better"
     return (
-        f"{first} less {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
+        f"{first} minus {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
     )
 
 

@@ -3,7 +3,7 @@
 Knows nothing of files: what only the data tells is said in the schema's own words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gptcli.config.reference import keys
@@ -82,11 +82,12 @@ def _known(config: Config, data_dir: str | None) -> dict[str, Any]:
     return found
 
 
-def chosen(settings: Mapping[str, object]) -> dict[str, object]:
+def chosen(settings: Mapping[str, object], given: Collection[str] | None) -> dict[str, object]:
     """Return the settings of a run that neither are defaults nor follow from the others.
 
     Args:
         settings: Every settled value by its dotted key, as config.yaml has them.
+        given: The keys that were set, where that is known.
     """
     known = keys()
     changed = {
@@ -98,12 +99,25 @@ def chosen(settings: Mapping[str, object]) -> dict[str, object]:
     for key, value in changed.items():
         if key not in known or (known[key].default in (None, "auto") and key not in _KEPT):
             continue
-        section, _, name = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[name] = value
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
     try:
         config = Config.model_validate(values)
     except ValueError:  # another version's
         return changed
     becomes = derived(config) | {"run_dir": f"runs/{settings.get('name')}"}
     unset = object()
-    return {key: value for key, value in changed.items() if becomes.get(key, unset) != value}
+    return {
+        key: value
+        for key, value in changed.items()
+        if becomes.get(key, unset) != value
+        and (key in (given or ()) or key not in known or not _is_settled(key, known[key].default))
+    }
+
+
+def _is_settled(key: str, default: object) -> bool:
+    """Tell whether a run itself chooses the value, from its machine or its data."""
+    return default == "auto" or key == "model.vocab_size"

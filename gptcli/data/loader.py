@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gptcli.config.windows import epochs, training_windows
 from gptcli.data.shards import TokenReader
 from gptcli.errors import DataError
 from gptcli.keyed import keyed_int
@@ -71,9 +72,12 @@ class TokenLoader:
         self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
         self._windows_per_step, self._seed = windows_per_step, seed
         require_window(tokens, seq_len, "train")
-        # The last stride - 1 tokens are left to the epoch's offset; a tiny split has no room.
-        self._n_offsets = min(stride, len(tokens) - seq_len)
-        self.n_windows = max(1, (len(tokens) - 1 - seq_len - (stride - 1)) // stride + 1)
+        self._n_offsets = min(stride, len(tokens) - seq_len)  # a tiny split has no room for all
+        self.n_windows = training_windows(len(tokens), seq_len, stride)
+
+    def epochs(self, steps: int) -> float:
+        """Return the passes over all windows that `steps` steps make."""
+        return epochs(steps, self._windows_per_step, self.n_windows)
 
     def epoch_of(self, step: int) -> int:
         """Return how many epochs are complete after `step` steps."""

@@ -7,7 +7,6 @@ from gptcli.evaluation.scoring import (
     TokenArray,
     TokenSequence,
     evaluate,
-    n_windows,
     windows,
 )
 
@@ -19,7 +18,6 @@ __all__ = [
     "TokenArray",
     "TokenSequence",
     "evaluate",
-    "n_windows",
     "paired_difference",
     "spans_of_bytes",
     "windows",

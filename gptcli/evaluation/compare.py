@@ -12,16 +12,15 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from gptcli.evaluation.result import Evaluation, standard_error_of_sum
+from gptcli.evaluation.result import MOST_SPANS, Evaluation, standard_error_of_sum
 
 CONFIDENCE = 0.95
-_MOST_SPANS = 256  # of a text: enough for the interval, each long enough to be independent
 _SMALLEST_SPAN = 512  # bytes
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of one network less those of another; below zero, the first is better.
+    """Bits per byte of one network minus those of another; below zero, the first is better.
 
     Attributes:
         bits_per_byte: The difference.
@@ -47,9 +46,9 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
         second: As `first`; it may have another tokenizer.
     """
     difference = first.bits_per_byte - second.bits_per_byte
-    n = max(len(first.spans.bytes), len(second.spans.bytes))
+    n = max(len(first.paired.bytes), len(second.paired.bytes))
     residuals = _residuals(first, n) - _residuals(second, n)
-    used = (_padded(first.spans.tokens, n) > 0) | (_padded(second.spans.tokens, n) > 0)
+    used = (_padded(first.paired.tokens, n) > 0) | (_padded(second.paired.tokens, n) > 0)
     error = standard_error_of_sum(residuals[used])
     margin = error * student_t(CONFIDENCE, int(used.sum()) - 1)
     return Difference(difference, difference - margin, difference + margin)
@@ -57,8 +56,8 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
 
 def _residuals(found: Evaluation, n: int) -> npt.NDArray[np.float64]:
     """Return what each span adds to the bits per byte beyond its share, (n,)."""
-    bits = _padded(found.spans.nats, n) / math.log(2)
-    return (bits - found.bits_per_byte * _padded(found.spans.bytes, n)) / found.bytes
+    bits = _padded(found.paired.nats, n) / math.log(2)
+    return (bits - found.bits_per_byte * _padded(found.paired.bytes, n)) / found.bytes
 
 
 def _padded(values: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
@@ -72,7 +71,7 @@ def spans_of_bytes(n_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         n_bytes: Bytes of each token of the text, (n,).
     """
     ends = np.cumsum(n_bytes)
-    length = max(_SMALLEST_SPAN, math.ceil(int(ends[-1]) / _MOST_SPANS))
+    length = max(_SMALLEST_SPAN, math.ceil(int(ends[-1]) / MOST_SPANS))
     return np.maximum(ends - 1, 0) // length
 
 

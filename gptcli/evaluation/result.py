@@ -14,6 +14,15 @@ from gptcli.tokenizers import Tokenizer
 Counts = npt.NDArray[np.int64]
 
 
+MOST_SPANS = 256  # of a text: enough for the interval, each long enough to be independent
+_SMALLEST_SPAN = 128  # tokens
+
+
+def span_length(n_tokens: int) -> int:
+    """Return the tokens of a span: the same for the same text, whatever scores it, and how."""
+    return max(_SMALLEST_SPAN, math.ceil(n_tokens / MOST_SPANS))
+
+
 class TextUnits:
     """Counts the bytes and words that tokens stand for; end-of-text stands for none.
 
@@ -90,10 +99,14 @@ class Evaluation:
         context: Most tokens the network saw before a scored one.
         stride: Tokens scored by each window but the first.
         spans: The sums behind the figures, for each span of the text.
+        paired: The same for the spans that a comparison is over.
     """
 
-    def __init__(self, context: int, stride: int, spans: Tally) -> None:
+    def __init__(
+        self, context: int, stride: int, spans: Tally, paired: Tally | None = None
+    ) -> None:
         self.context, self.stride, self.spans = context, stride, spans
+        self.paired = paired or spans
 
     @property
     def nats(self) -> float:
@@ -152,7 +165,7 @@ def standard_error_of_sum(residuals: npt.NDArray[np.float64]) -> float:
     Divided by a total it is that of a ratio of two sums (Cochran 1977, chapter 6).
 
     Args:
-        residuals: Of each part, its sum less what the ratio predicts for it, (n,).
+        residuals: Of each part, its sum minus what the ratio predicts for it, (n,).
     """
     n = len(residuals)
     return math.sqrt(n / (n - 1) * float(np.square(residuals).sum())) if n > 1 else math.nan

@@ -5,7 +5,6 @@ files or terminals.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -14,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gptcli.config.windows import scoring_windows
 from gptcli.device import Compute
-from gptcli.evaluation.result import Evaluation, Tally, TextUnits
+from gptcli.evaluation.result import Evaluation, Tally, TextUnits, span_length
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
@@ -88,11 +88,6 @@ def windows(n_tokens: int, context: int, stride: int) -> Callable[[int], Window]
     return window
 
 
-def n_windows(n_tokens: int, context: int, stride: int) -> int:
-    """Return how many windows score all of `n_tokens` tokens."""
-    return 1 + max(0, math.ceil((n_tokens - 1 - context) / stride))
-
-
 def evaluate(
     model: GPT,
     tokens: TokenSequence,
@@ -117,19 +112,19 @@ def evaluate(
         stride: Tokens between window starts; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
         units: Counts bytes and words of the scored tokens; neither is counted if None.
-        span_of: From positions (n,) of tokens to the part of the text that each is in, the unit
-            of chance of the standard error; parts of `context` tokens if None.
+        span_of: From positions (n,) of tokens to the part of the text that each is in, for a
+            comparison with a network of another tokenizer; parts of as many tokens if None.
         turn: Which of how many shares to score; each takes as many forward passes.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
     """
     assert len(tokens) >= 2 and 1 <= (stride or context) <= context
     stride = stride or context
-    total = n_windows(len(tokens), context, stride)
-    chosen = min(total, max(1, max_tokens // stride)) if max_tokens else total
+    chosen, total = scoring_windows(len(tokens), context, stride, max_tokens)
     window = windows(len(tokens), context, stride)
     rows = _rows_per_batch(model, context, compute)
-    tally = Tally()
+    length = span_length(len(tokens))
+    tally, paired = Tally(), Tally() if span_of is not None else None
     done = 0
     was_training = model.training
     model.eval()
@@ -145,13 +140,15 @@ def evaluate(
             if not counts:
                 continue
             before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
-            spans = (places - 1) // context if span_of is None else span_of(places)
-            tally.add(spans, nats[scored], *(units.count(before, targets) if units else ()))
+            sums = (nats[scored], *(units.count(before, targets) if units else ()))
+            tally.add((places - 1) // length, *sums)
+            if paired is not None and span_of is not None:
+                paired.add(span_of(places), *sums)
             done += len(batch)
             on_progress(done, chosen)
     finally:
         model.train(was_training)
-    return Evaluation(context, stride, tally)
+    return Evaluation(context, stride, tally, paired)
 
 
 def _rows_per_batch(model: GPT, context: int, compute: Compute) -> int:

@@ -20,7 +20,6 @@ from gptcli.history.reading import (
     RUN,
     SAMPLES,
     STATUS,
-    changed_settings,
     flatten,
     read_run,
 )
@@ -43,7 +42,6 @@ __all__ = [
     "Status",
     "Step",
     "TextSample",
-    "changed_settings",
     "find_run",
     "flatten",
     "list_runs",

@@ -18,7 +18,11 @@ class Figures:
     """The figures of a run.
 
     Attributes:
-        train_loss: Of the newest evaluation or logged step, nats per token; so is `val_loss`.
+        seconds: Wall time, resumed parts added up.
+        loss: Of the newest logged step, nats per token.
+        train_loss: Of the newest evaluation, on fixed training windows; so is `val_loss`.
+        val_tokens: Validation tokens that each evaluation scores, of `val_split_tokens`.
+        best_epoch_loss: Without validation, the lowest mean training loss of an epoch.
         tokens_per_second: Over the logged steps, in the middle of them.
         size_bytes: What the folder takes on the disk, hard links once.
     """
@@ -31,9 +35,13 @@ class Figures:
     max_steps: int | None
     tokens: int
     seconds: float
+    loss: float | None
     train_loss: float | None
     val_loss: float | None
+    val_tokens: int | None
+    val_split_tokens: int | None
     best_val_loss: float | None
+    best_epoch_loss: float | None
     best_step: int | None
     parameters: int | None
     tokens_per_second: float | None
@@ -53,7 +61,7 @@ def figures(run: RunHistory) -> Figures:
     scored = run.evaluations[-1] if run.evaluations else None
     losses = [row.loss for row in run.steps if row.loss is not None]
     speeds = sorted(row.tokens_per_second for row in run.steps if row.tokens_per_second)
-    train_loss = scored.train_loss if scored and scored.train_loss is not None else None
+    best = run.best_point
     return Figures(
         name=run.name,
         folder=run.folder.as_posix(),
@@ -62,11 +70,15 @@ def figures(run: RunHistory) -> Figures:
         step=run.step,
         max_steps=run.max_steps,
         tokens=round(run.tokens_at(run.step)),
-        seconds=run.seconds_at(run.step),
-        train_loss=train_loss if train_loss is not None else (losses[-1] if losses else None),
+        seconds=run.seconds,
+        loss=losses[-1] if losses else None,
+        train_loss=scored.train_loss if scored else None,
         val_loss=scored.val_loss if scored else None,
+        val_tokens=run.eval_tokens,
+        val_split_tokens=run.facts.data.tokens.val or None,
         best_val_loss=run.best.val_loss if run.best else None,
-        best_step=run.best.step if run.best else None,
+        best_epoch_loss=run.best_epoch.train_loss if run.best_epoch else None,
+        best_step=best[0] if best else None,
         parameters=run.facts.parameters,
         tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
         created=run.facts.created,

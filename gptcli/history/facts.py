@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gptcli.config.windows import epochs, eval_tokens, training_windows
+
 # Beyond what training can write; arithmetic on what is left neither overflows nor fails.
 Int = Annotated[int, Field(ge=0, lt=2**63)]
 Float = Annotated[float, Field(gt=-1e39, lt=1e39)]
@@ -92,9 +94,11 @@ class RunFacts(_Row):
     torch: str | None = None
     python: str | None = None
     platform: str | None = None
-    threads: int | None = None
-    parameters: int | None = None
+    threads: Int | None = None
+    parameters: Int | None = None
     origin: dict[str, Any] = {}
+    given: tuple[str, ...] | None = None
+    """Keys that were set by a file or the command line; None before that was recorded."""
     data: DataFacts = DataFacts()
 
 
@@ -102,11 +106,13 @@ class Status(_Row):
     """What status.json says; `state` is running, stopped, finished or failed."""
 
     state: str = "unknown"
-    step: int = 0
-    exit_code: int | None = None
-    pid: int | None = None
+    step: Int = 0
+    exit_code: Int | None = None
+    pid: Int | None = None
     host: str | None = None
     time: str | None = None
+    seconds: Float = 0.0
+    """Wall time of a run that ended by itself, resumed parts added up."""
     error: str | None = None
 
 
@@ -162,10 +168,52 @@ class RunHistory:
         return min(scored, key=lambda row: row.val_loss or 0.0, default=None)
 
     @property
+    def best_epoch(self) -> Epoch | None:
+        """The epoch of the lowest mean loss, which chooses best.pt where nothing is validated."""
+        if self.best is not None:
+            return None
+        known = [row for row in self.epochs if row.train_loss is not None]
+        return min(known, key=lambda row: row.train_loss or 0.0, default=None)
+
+    @property
+    def best_point(self) -> tuple[int, float] | None:
+        """Step and loss that chose best.pt."""
+        if self.best is not None and self.best.val_loss is not None:
+            return self.best.step, self.best.val_loss
+        epoch = self.best_epoch
+        return (epoch.step, epoch.train_loss) if epoch and epoch.train_loss is not None else None
+
+    @property
     def max_steps(self) -> int | None:
         """The steps the run is to have, where its settings say so."""
-        wanted = self.settings.get("train.max_steps")
-        return wanted if isinstance(wanted, int) else None
+        return self._count("train.max_steps")
+
+    @property
+    def eval_tokens(self) -> int | None:
+        """Validation tokens that each evaluation scores."""
+        n, seq_len = self.facts.data.tokens, self._count("data.seq_len")
+        if not (n.train and n.val and seq_len):
+            return None
+        return eval_tokens(n.train, n.val, seq_len, self._count("train.eval_tokens"))[1]
+
+    def epochs_at(self, step: int) -> float | None:
+        """Return the passes over the training windows that `step` steps make."""
+        seq_len, stride = self._count("data.seq_len"), self._count("data.stride")
+        tokens, n_train = self._count("train.tokens_per_step"), self.facts.data.tokens.train
+        if not (seq_len and stride and tokens and n_train):
+            return None
+        return epochs(step, tokens // seq_len, training_windows(n_train, seq_len, stride))
+
+    def _count(self, key: str) -> int | None:
+        """Return a setting that is a number of things."""
+        value = self.settings.get(key)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+        return value if is_count else None  # type: ignore[return-value]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time: up to the end if that was recorded, else to the last logged step."""
+        return max(self.status.seconds, self.seconds_at(self.step))
 
     def tokens_at(self, step: int) -> float:
         """Return the tokens trained on after `step` steps."""

@@ -1,5 +1,6 @@
 """Which run folder is meant, and which there are."""
 
+import contextlib
 import difflib
 from pathlib import Path
 
@@ -15,8 +16,11 @@ def list_runs(root: Path = RUNS) -> list[Path]:
     """Return the run folders below `root`, the one last written to first."""
     changed = {}
     for marker in root.glob(f"*/{RUN}"):
-        files = (marker.with_name(name) for name in (RUN, STATUS, METRICS))
-        changed[marker.parent] = max(file.stat().st_mtime_ns for file in files if file.exists())
+        times = []
+        for name in (RUN, STATUS, METRICS):
+            with contextlib.suppress(OSError):  # not there yet, or no more
+                times.append(marker.with_name(name).stat().st_mtime_ns)
+        changed[marker.parent] = max(times, default=0)
     return sorted(changed, key=lambda folder: changed[folder], reverse=True)
 
 

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gptcli import durable
-from gptcli.config.schema import Config
 from gptcli.config.yaml12 import read_yaml
-from gptcli.errors import GptError, StorageError
+from gptcli.errors import GptError
 from gptcli.history.facts import (
     CheckpointFile,
     Epoch,
@@ -33,17 +32,16 @@ _CHECKPOINTS = ("best.pt", "last.pt", "checkpoints/step-*.pt")
 _ENDED = re.compile(r"\S+ (?:finished|stopped) at step \d")
 _TIME = re.compile(r"time: (\d+(?:\.\d+)?) s: (.+)")
 _SHARE = re.compile(r"([a-z ]+) (\d+(?:\.\d+)?)%")
+# Beyond what training writes: what is longer is damage, and reading it could take for ever.
+_MOST_OF_A_FILE, _MOST_OF_AN_OBJECT, _MOST_OF_A_ROW = 1 << 30, 1 << 20, 1 << 24  # bytes
+_MOST_OF_A_CONFIG, _MOST_OF_A_LINE = 1 << 16, 999
 
 Row = TypeVar("Row")
 Facts = TypeVar("Facts", bound=BaseModel)
 
 
 def read_run(folder: Path) -> RunHistory:
-    """Read all that a run folder tells.
-
-    Raises:
-        StorageError: A file may not be read.
-    """
+    """Read all that a run folder tells; what cannot be read is a problem to be told."""
     problems: list[str] = []
     rows = [*_rows(folder / METRICS, _metrics_row, problems)]
     return RunHistory(
@@ -57,16 +55,9 @@ def read_run(folder: Path) -> RunHistory:
         epochs=tuple(row for row in rows if isinstance(row, Epoch)),
         samples=tuple(_rows(folder / SAMPLES, TextSample.model_validate, problems)),
         checkpoints=_checkpoints(folder),
-        seconds_by_work=_seconds_by_work(folder / LOG),
+        seconds_by_work=_seconds_by_work(folder / LOG, problems),
         problems=tuple(problems),
     )
-
-
-def changed_settings(settings: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings that are not the defaults, in the order of the schema."""
-    defaults = flatten(Config().model_dump(mode="json"))
-    unset = object()
-    return {key: value for key, value in settings.items() if defaults.get(key, unset) != value}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
@@ -80,24 +71,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _read(path: Path) -> bytes | None:
-    """Return a file's content, None where there is none."""
+def _read(path: Path, problems: list[str], most: int = _MOST_OF_A_FILE) -> bytes | None:
+    """Return a file's content; None, and a problem unless there is no file, where that fails."""
     try:
-        with durable.storage_errors(path):
-            return durable.read_bytes(path)
+        if path.stat().st_size > most:
+            problems.append(f"{path}: is too long to be read")
+            return None
+        return durable.read_bytes(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+        problems.append(f"{path}: cannot be read ({error.strerror})")
+        return None
 
 
 def _rows(path: Path, parse: Callable[[Any], Row | None], problems: list[str]) -> Iterator[Row]:
     """Yield the lines of a JSON lines file; the last may be one that is just being written."""
-    content = _read(path) or b""
-    lines = content.split(b"\n")
+    lines = (_read(path, problems) or b"").split(b"\n")
     damaged = []
     for number, line in enumerate(lines[:-1], 1):
         try:
+            if len(line) > _MOST_OF_A_ROW:
+                raise ValueError("too long")
             row = parse(json.loads(line))
         except (ValueError, TypeError, RecursionError):
             damaged.append(number)
@@ -107,7 +102,7 @@ def _rows(path: Path, parse: Callable[[Any], Row | None], problems: list[str]) -
     if damaged:
         what = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines"
         first = "" if len(damaged) == 1 else f", the first is line {damaged[0]}"
-        problems.append(f"{path}: {what} cannot be read and left out{first}")
+        problems.append(f"{path}: skipped {what} that cannot be read{first}")
 
 
 def _metrics_row(line: Any) -> Step | Evaluation | Epoch | None:
@@ -123,9 +118,10 @@ def _metrics_row(line: Any) -> Step | Evaluation | Epoch | None:
 
 def _object(path: Path, kind: type[Facts], problems: list[str]) -> Facts:
     """Return a JSON file's object; what it would say if it were empty, where it is unusable."""
-    content = _read(path)
+    before = len(problems)
+    content = _read(path, problems, _MOST_OF_AN_OBJECT)
     if content is None:
-        problems.append(f"{path}: is missing")
+        problems += [f"{path}: is missing"] * (len(problems) == before)
         return kind()
     try:
         return kind.model_validate_json(content)
@@ -137,10 +133,13 @@ def _object(path: Path, kind: type[Facts], problems: list[str]) -> Facts:
 def _settings(path: Path, problems: list[str]) -> dict[str, object]:
     """Return config.yaml flat; it is read, not judged, as it may be another version's."""
     try:
-        return flatten(read_yaml(path).values)
+        if _read(path, problems, _MOST_OF_A_CONFIG) is not None or not path.exists():
+            return flatten(read_yaml(path).values)
     except GptError as error:
         problems.append(error.message.splitlines()[0])
-        return {}
+    except (ValueError, RecursionError):
+        problems.append(f"{path}: cannot be read")
+    return {}
 
 
 def _checkpoints(folder: Path) -> tuple[CheckpointFile, ...]:
@@ -148,20 +147,23 @@ def _checkpoints(folder: Path) -> tuple[CheckpointFile, ...]:
     for path in (path for pattern in _CHECKPOINTS for path in sorted(folder.glob(pattern))):
         try:
             size = path.stat().st_size
-        except FileNotFoundError:  # training has just let go of it
+        except OSError:  # training has just let go of it
             continue
         found.append(CheckpointFile(path.relative_to(folder).as_posix(), size))
     return tuple(found)
 
 
-def _seconds_by_work(log: Path) -> dict[str, float]:
+def _seconds_by_work(log: Path, problems: list[str]) -> dict[str, float]:
     """Add up the lines of log.txt that say where the time of a part of the run went."""
     spent: dict[str, float] = {}
     is_ended = False
-    for line in (_read(log) or b"").decode("utf-8", "replace").split("\n"):
+    for line in (_read(log, problems) or b"").decode("utf-8", "replace").split("\n"):
+        if len(line) > _MOST_OF_A_LINE:
+            continue
         if is_ended and (told := _TIME.match(line)):
-            for work, share in _SHARE.findall(told[2]):
-                work = work.strip()
-                spent[work] = spent.get(work, 0.0) + float(told[1]) * float(share) / 100
+            for part in told[2].split(", "):
+                if share := _SHARE.fullmatch(part):
+                    seconds = float(told[1]) * float(share[2]) / 100
+                    spent[share[1]] = spent.get(share[1], 0.0) + seconds
         is_ended = _ENDED.match(line) is not None
     return spent

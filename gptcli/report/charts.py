@@ -76,8 +76,9 @@ def _losses(run: RunHistory) -> Chart:
         _series("training, smoothed", "line", losses.smoothed),
         _series("training, evaluated", "dotted", fixed),
         _series("validation", "marked", losses.val),
+        _series("training, epoch mean", "marked", losses.epochs),
     ]
-    best = (int(losses.best[0]), rounded(losses.best[1])) if losses.best else None
+    best = (run.best_point[0], rounded(run.best_point[1])) if run.best_point else None
     low, high = losses.frame or (0.0, 1.0)
     return Chart("Loss", "loss", [one for one in series if one.steps], low, high, best)
 

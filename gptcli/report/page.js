@@ -39,6 +39,7 @@
     : between(numbers.seconds[1], numbers.seconds[0], x * TIME[1]);
 
   const short = (value) => {
+    if (Math.abs(value) >= 1e3) value = +value.toPrecision(3);
     for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
       if (Math.abs(value) >= size) return +(value / size).toPrecision(3) + unit;
     return String(+value.toPrecision(4));

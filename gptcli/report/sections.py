@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from gptcli import __version__
-from gptcli.history import Evaluation, RunHistory, TextSample, changed_settings
+from gptcli.config.derived import chosen
+from gptcli.formatting import count, duration, loss, perplexity, plural, size
+from gptcli.formatting import scored as scored_part
+from gptcli.history import Evaluation, RunHistory, TextSample
 from gptcli.report import text
 from gptcli.report.charts import Chart
 from gptcli.report.text import escaped
@@ -61,25 +64,30 @@ def _summary(run: RunHistory) -> str:
     last = run.steps[-1] if run.steps else None
     scored = run.evaluations[-1] if run.evaluations else None
     of = f"of {run.max_steps:,}" if run.max_steps else ""
-    tokens_seen = run.facts.data.tokens.train
-    epochs = f"{last.tokens / tokens_seen:.3g} epochs" if last and tokens_seen else ""
+    passes = run.epochs_at(last.step) if last else None
+    epochs = plural(passes, "epoch") if passes is not None else ""
     tiles = [("Steps", f"{run.step:,}", of)]
     if run.best is not None:
         best = run.best
-        tiles.append(("Best validation loss", text.loss(best.val_loss), f"at step {best.step:,}"))
-        tiles.append(("Best perplexity", text.perplexity(best.val_loss), "per token"))
+        part = scored_part(run.eval_tokens, run.facts.data.tokens.val)
+        at = f"at step {best.step:,}{part}"
+        tiles.append(("Best validation loss", loss(best.val_loss), at))
+        tiles.append(("Best perplexity", perplexity(best.val_loss), "per token"))
+    if run.best_epoch is not None:
+        epoch = run.best_epoch
+        tiles.append(("Best epoch loss", loss(epoch.train_loss), f"at step {epoch.step:,}"))
     if scored is not None:
         if scored.val_loss is not None and scored is not run.best:
-            tiles.append(("Last validation loss", text.loss(scored.val_loss), ""))
-        tiles.append(("Last training loss", text.loss(scored.train_loss), "evaluated"))
+            tiles.append(("Last validation loss", loss(scored.val_loss), ""))
+        tiles.append(("Last training loss", loss(scored.train_loss), "evaluated"))
     elif last is not None:
-        tiles.append(("Last training loss", text.loss(last.loss), ""))
+        tiles.append(("Last training loss", loss(last.loss), ""))
     if last is not None:
-        tiles.append(("Tokens", text.count(last.tokens), epochs))
-        tiles.append(("Wall time", text.duration(last.seconds), ""))
-        tiles.append(("Tokens per second", text.count(last.tokens_per_second), "last logged"))
+        tiles.append(("Tokens", count(last.tokens), epochs))
+        tiles.append(("Wall time", duration(run.seconds), ""))
+        tiles.append(("Tokens per second", count(last.tokens_per_second), "last logged"))
     if run.facts.parameters:
-        tiles.append(("Parameters", text.count(run.facts.parameters), ""))
+        tiles.append(("Parameters", count(run.facts.parameters), ""))
     cells = (
         f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}"
         f"{f'<small>{escaped(more)}</small>' if more else ''}</dd></div>"
@@ -117,9 +125,9 @@ def _evaluations(run: RunHistory) -> str:
 
     def row(one: Evaluation) -> tuple[str, ...]:
         star = " ★" if run.best is not None and one.step == run.best.step else ""
-        tokens = text.count(run.tokens_at(one.step))
-        return (f"{one.step:,}", tokens, text.loss(one.val_loss) + star,
-                text.perplexity(one.val_loss), text.loss(one.train_loss))  # fmt: skip
+        tokens = count(run.tokens_at(one.step))
+        return (f"{one.step:,}", tokens, loss(one.val_loss) + star,
+                perplexity(one.val_loss), loss(one.train_loss))  # fmt: skip
 
     parts = ["<h2>Evaluations</h2>"]
     if run.evaluations:
@@ -127,7 +135,7 @@ def _evaluations(run: RunHistory) -> str:
         table = text.table(header, [row(one) for one in reversed(run.evaluations)])
         parts.append(_folded(table, len(run.evaluations), "evaluations"))
     if run.epochs:
-        rows = [(str(one.epoch), f"{one.step:,}", text.loss(one.train_loss))
+        rows = [(str(one.epoch), f"{one.step:,}", loss(one.train_loss))
                 for one in reversed(run.epochs)]  # fmt: skip
         table = text.table(("epoch", "step", "mean training loss"), rows)
         parts.append(_folded(table, len(run.epochs), "epochs"))
@@ -168,15 +176,15 @@ def _time(run: RunHistory) -> str:
             escaped(work),
             f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
             f'<rect width="{100 * seconds / total:.2f}" height="10"></rect></svg>',
-            text.duration(seconds),
+            duration(seconds),
             f"{seconds / total:.1%}",
         )
         for work, seconds in sorted(run.seconds_by_work.items(), key=lambda item: -item[1])
     ]
-    wall = run.steps[-1].seconds if run.steps else 0.0
+    wall = run.seconds
     note = ""
     if total < _MOST_OF_IT * wall:  # a killed process tells nothing
-        told, all_of_it = text.duration(total), text.duration(wall)
+        told, all_of_it = duration(total), duration(wall)
         note = f'<p class="quiet">{told} of {all_of_it} are accounted for</p>\n'
     return "<h2>Where the time went</h2>\n" + note + text.table((), rows, "bars")
 
@@ -184,7 +192,7 @@ def _time(run: RunHistory) -> str:
 def _settings(run: RunHistory) -> str:
     if not run.settings:
         return ""
-    changed = changed_settings(run.settings)
+    changed = chosen(run.settings, run.facts.given)
     everything = text.facts((key, _value(value)) for key, value in run.settings.items())
     return (
         '<h2>Configuration</h2>\n<p class="quiet">What differs from the defaults</p>\n'
@@ -236,7 +244,7 @@ def _environment(run: RunHistory) -> str:
 def _checkpoints(run: RunHistory) -> str:
     if not run.checkpoints:
         return ""
-    rows = [(f"<code>{escaped(file.name)}</code>", text.size(file.n_bytes))
+    rows = [(f"<code>{escaped(file.name)}</code>", size(file.n_bytes))
             for file in run.checkpoints]  # fmt: skip
     return "<h2>Checkpoints</h2>\n" + text.table(("file", "size"), rows)
 

@@ -5,7 +5,6 @@ Knows nothing of runs.
 
 import html
 import json
-import math
 import re
 from collections.abc import Iterable
 
@@ -29,45 +28,6 @@ def embedded(value: object) -> str:
 def rounded(number: float) -> float:
     """Return a number with the digits that a drawing can show."""
     return float(f"{number:.{_DIGITS}g}")
-
-
-def loss(value: float | None) -> str:
-    """Return a loss, or a dash where there is none."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def perplexity(value: float | None) -> str:
-    """Return the perplexity of a loss in nats."""
-    if value is None:
-        return "–"
-    return f"{math.exp(value):,.2f}" if value < 20 else f"{math.exp(min(value, 700)):.1e}"
-
-
-def count(number: float | None) -> str:
-    """Return a count in the unit a person would choose."""
-    if number is None:
-        return "–"
-    for unit in ("", "k", "M", "B"):
-        if abs(number) < (10_000 if not unit else 1000):
-            return f"{number:,.0f}" if not unit else f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:,.3g}T"
-
-
-def size(n_bytes: float) -> str:
-    """Return bytes in the unit a person would choose."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the unit a person would choose."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "numbers") -> str:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-from gptcli.console import duration, printable, size
+from gptcli.console import printable
+from gptcli.formatting import count, duration, loss, scored, size
 from gptcli.screen.board import Board
 from gptcli.screen.curve import draw
 
-_LABEL = 10
+_LABEL = 11
 _FEWEST_CURVE, _MOST_CURVE = 4, 16
 _MOST_SAMPLE = 12
 _NARROW, _WIDE = 56, 128  # columns from which there are two and three numbers side by side
@@ -31,7 +32,7 @@ def frame(board: Board, width: int, height: int, at: float, *, plain: bool = Fal
         plain: Draw with ASCII only, and no curve.
     """
     if board.started is None:
-        return [_fit(Text(f"{board.work}: {duration(at - board.began)}", style="dim"), width)]
+        return [_fit(Text(f"{board.work}: {_time(at - board.began)}", style="dim"), width)]
     room = max(1, height - 1)
     lines = [_progress(board, width, at, plain)]
     numbers = _grid(_numbers(board, at), width)
@@ -61,7 +62,7 @@ def _progress(board: Board, width: int, at: float, plain: bool) -> Text:
     done, goal = board.step, max(1, board.started.max_steps)
     left = board.seconds_left(at)
     texts = [f"{done:,}/{goal:,}", f"{done / goal:4.0%}"]
-    texts += [f"{duration(left)} left"] if left is not None and not board.has_ended else []
+    texts += [f"{_time(left)} left"] if left is not None and not board.has_ended else []
     tail = "  ".join(texts)
     head = f"{board.work:<10} "
     room = width - len(head) - cell_len(tail) - 1
@@ -82,9 +83,9 @@ def _numbers(board: Board, at: float) -> list[Number]:
     assert run is not None
     numbers: list[Number] = []
     if now is not None:
-        numbers.append(("loss", f"{now.loss:.4f}", "bold"))
+        numbers.append(("loss", loss(now.loss), "bold"))
         if board.smoothed is not None:
-            numbers.append(("smoothed", f"{board.smoothed:.4f}", "bold"))
+            numbers.append(("smoothed", loss(board.smoothed), "bold"))
     numbers += _scores(board)
     if now is not None:
         mfu = board.mfu()
@@ -94,16 +95,15 @@ def _numbers(board: Board, at: float) -> list[Number]:
         numbers += [
             ("lr", f"{now.lr:.2e}", ""),
             ("grad norm", f"{now.grad_norm:.3g}", ""),
-            ("tokens/s", f"{now.tokens_per_second:,.0f}{share}", ""),
+            ("tokens/s", f"{count(now.tokens_per_second)}{share}", ""),
             ("memory", f"{size(now.memory_bytes)}{of}", ""),
         ]
-    windows_tokens = run.tokens_per_step / max(1, run.train_tokens)
-    epochs = f"{board.step * windows_tokens:.2f} of {run.max_steps * windows_tokens:.2f}"
-    numbers.append(("epochs", epochs, ""))
-    numbers.append(("time", duration(board.seconds(at)), ""))
+    epochs = run.epochs * board.step / max(1, run.max_steps)
+    numbers.append(("epochs", f"{epochs:,.2f} of {run.epochs:,.2f}", ""))
+    numbers.append(("time", _time(board.seconds(at)), ""))
     if board.saved is not None:
         step, when = board.saved
-        numbers.append(("saved", f"{duration(at - when)} ago, step {step:,}", ""))
+        numbers.append(("saved", f"{_time(at - when)} ago, step {step:,}", ""))
     if board.skipped:
         numbers.append(("skipped", f"{board.skipped} steps, not finite", "bold red"))
     return numbers
@@ -119,10 +119,12 @@ def _scores(board: Board) -> list[Number]:
         value = last.val_loss if last is not None else None
         is_best = last is not None and best is not None and best[0] == last.step
         style = "bold green" if is_best else "" if value is not None else "dim"
-        numbers.append(("val loss", "not yet" if value is None else f"{value:.4f}", style))
+        numbers.append(("val loss", "not yet" if value is None else loss(value), style))
+        if part := scored(board.started.eval_tokens, board.started.val_tokens):
+            numbers.append(("val part", part.strip(" ()"), ""))
     if best is not None:
-        text = f"{best[1]:.4f} at {best[0]:,}"
-        numbers.append(("best val" if validates else "epoch", text, "green"))
+        text = f"{loss(best[1])} at {best[0]:,}"
+        numbers.append(("best val" if validates else "epoch loss", text, "green"))
     return numbers
 
 
@@ -160,3 +162,8 @@ def _fit(line: Text, width: int, pad: int = 0) -> Text:
     if (missing := pad - line.cell_len) > 0:
         line.append(" " * missing)
     return line
+
+
+def _time(seconds: float) -> str:
+    """Return a time without parts of a second, which would flicker."""
+    return duration(round(seconds))

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from gptcli import console
+from gptcli.formatting import count, duration, plural, size
+from gptcli.training.events import vocabulary
 from gptcli.training.outlook import Disk, Memory
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ def show_plan(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
         console.styled((f"{label:<{_LABEL}}", "dim"), (text, ""))
     outlook = plan.outlook
     if not outlook.memory.fits:
-        console.styled(("memory      ", "bold red"), ("more than there is: it will not fit", ""))
+        console.styled(("memory      ", "bold red"), ("exceeds the available memory", ""))
     if outlook.disk.needed - outlook.disk.held > outlook.disk.free:
-        console.styled(("disk        ", "bold red"), ("more than is free: it will not start", ""))
+        console.styled(("disk        ", "bold red"), ("exceeds the free disk space", ""))
     for one in outlook.unusual:
         console.styled((f"{'unusual':<{_LABEL}}", "yellow"), (f"{one.what}: {one.why}", ""))
         if one.set:
@@ -34,7 +36,7 @@ def show_plan(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
 
 def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]:
     learn = (
-        f", {plan.trained_parameters:,} of them learn"
+        f", {plan.trained_parameters:,} of them trained"
         if plan.trained_parameters < plan.parameters
         else ""
     )
@@ -43,16 +45,16 @@ def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]
     shared = "" if plan.parallel == "none" else f" ({plan.parallel})"
     compiled = ", compiled" if plan.compile else ""
     micro = f"{plan.rows} x {plan.grad_accum_steps}" + f" x {plan.processes}" * (plan.processes > 1)
-    taken = " (holds a run: --resume goes on, --overwrite sets it aside)"
+    taken = " (holds a run: --resume continues it, --overwrite renames it)"
     lines = [
         ("run", plan.run_dir + taken * plan.holds_run),
         ("network", f"{plan.parameters:,} parameters{learn}{start}"),
         ("machine", f"{where}{shared}, {plan.dtype}{compiled}"),
         ("data", f"{plan.data_dir}: {plan.train_tokens:,} + {plan.val_tokens:,} tokens,"
-                 f" {plan.tokenizer} of {plan.vocab_size:,} ids"),
+                 f" {vocabulary(plan.tokenizer, plan.vocab_size, plan.model_vocab_size)}"),
         ("steps", f"{plan.max_steps:,} of {plan.tokens_per_step:,} tokens"
-                  f" (rows: {micro}), {plan.epochs:,.3g} epochs"),
-        ("evaluation", f"{plan.evaluations:,} times, {plan.eval_tokens:,} tokens"),
+                  f" (rows: {micro}), {plural(plan.epochs, 'epoch')}"),
+        ("evaluation", f"{plural(plan.evaluations, 'time')}, {plural(plan.eval_tokens, 'token')}"),
         ("memory", _memory(plan.outlook.memory)),
         ("disk", _disk(plan.outlook.disk)),
     ]  # fmt: skip
@@ -67,16 +69,16 @@ def _memory(memory: Memory) -> str:
         "activations": memory.activations,
         "program": memory.program,
     }
-    shown = ", ".join(f"{name} {console.size(n)}" for name, n in parts.items() if n)
+    shown = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
     each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
-    there = f" of {console.size(memory.available)}" if memory.available is not None else ""
-    return f"about {console.size(memory.total)}{each}{there}, an estimate: {shown}"
+    there = f" of {size(memory.available)}" if memory.available is not None else ""
+    return f"about {size(memory.total)}{each}{there}, an estimate: {shown}"
 
 
 def _disk(disk: Disk) -> str:
     return (
-        f"{console.size(disk.needed)} for checkpoints of {console.size(disk.checkpoint)} each;"
-        f" {console.size(disk.free)} are free"
+        f"{size(disk.needed)} for checkpoints of {size(disk.checkpoint)} each;"
+        f" {size(disk.free)} free"
     )
 
 
@@ -85,13 +87,14 @@ def _time(plan: "Plan", rehearsal: "Rehearsal | None") -> str:
         why = "the network is in shards" if plan.parallel == "fsdp" else "too little memory"
         return f"not measured: {why}"
     if not rehearsal.seconds_per_step:
-        return "nothing is left to do"
+        return "nothing left to do"
     spent = plan.seconds_left(rehearsal)
-    shown = ", ".join(f"{work} {console.duration(seconds)}" for work, seconds in spent.items())
+    shown = ", ".join(f"{work} {duration(seconds)}" for work, seconds in spent.items())
     rate = plan.tokens_per_step / rehearsal.seconds_per_step
-    alone = ", as one process measures it" if plan.processes > 1 else ""
+    alone = " on one process" if plan.processes > 1 else ""
     rest = f" from step {rehearsal.step:,}" if rehearsal.step else ""
     return (
-        f"about {console.duration(sum(spent.values()))}{rest} ({shown}),"
-        f" by real steps of {rehearsal.seconds_per_step:.3g} s, {rate:,.0f} tokens/s{alone}"
+        f"about {duration(sum(spent.values()))}{rest} ({shown}),"
+        f" measured over real steps of {duration(rehearsal.seconds_per_step)},"
+        f" {count(rate)} tokens/s{alone}"
     )

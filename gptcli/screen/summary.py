@@ -1,9 +1,9 @@
 """What is said when a run has ended: its figures, its files, and what to do next."""
 
-import math
 from pathlib import Path
 
 from gptcli import console
+from gptcli.formatting import duration, loss, perplexity, plural, scored, size
 from gptcli.training.events import Finished, Stopped
 
 _FILES = {
@@ -20,22 +20,26 @@ def summary_text(event: Stopped | Finished) -> str:
     """Return the result of `gpt train`: how long, which losses, what they mean."""
     summary = event.summary
     lines = [
-        f"{summary.run_dir}: {summary.step:,} steps, {summary.tokens:,} tokens,"
-        f" {summary.seconds:.0f} s"
+        f"{summary.run_dir}: {plural(summary.step, 'step')}, {plural(summary.tokens, 'token')},"
+        f" {duration(summary.seconds)}"
     ]
     losses = {
         "train_loss": summary.train_loss,
         "val_loss": summary.val_loss,
         "best_val_loss": summary.best_val_loss,
     }
-    shown = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    part = {"val_loss": scored(summary.val_tokens, summary.val_split_tokens)}
+    shown = [f"{name} {loss(value)}{part.get(name, '')}"
+             for name, value in losses.items() if value is not None]  # fmt: skip
     lines += ["  ".join(shown)] if shown else []
     best = summary.best_val_loss
-    if best is not None and best < 700:  # e to the power of more is not a float
+    if best is not None:
         at = f" at step {event.best_step:,}" if event.best_step is not None else ""
-        lines.append(f"perplexity {math.exp(best):,.2f} per token, best{at}")
+        lines.append(f"perplexity {perplexity(best)} per token, best{at}")
     elif event.best_step is not None:
-        lines.append(f"best epoch ended at step {event.best_step:,}")
+        mean = f": mean training loss {loss(summary.best_epoch_loss)}"
+        known = summary.best_epoch_loss is not None
+        lines.append(f"best epoch ended at step {event.best_step:,}" + mean * known)
     return "\n".join(lines)
 
 
@@ -51,9 +55,9 @@ def say_next(event: Stopped | Finished, resume_command: str) -> None:
     if sizes:
         console.message(f"files in {folder}:")
     for name, n_bytes in sizes:
-        console.message(f"  {name:<14} {console.size(n_bytes):>9}  {_FILES[name]}")
+        console.message(f"  {name:<14} {size(n_bytes):>9}  {_FILES[name]}")
     if isinstance(event, Stopped):
-        console.message(f"go on with: {resume_command}")
+        console.message(f"resume with: {resume_command}")
         return
     if event.summary.checkpoint:
         checkpoint, quoted = event.summary.checkpoint, folder.as_posix()

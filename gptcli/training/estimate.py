@@ -60,20 +60,18 @@ def look_ahead(
 
 def outlook_of(session: Session) -> Outlook:
     """Return the outlook of a run that is set up, whose memory is partly taken by now."""
-    config, val_tokens = session.config, session.val_tokens
-    n_windows = session.loader.n_windows
     counts = Counts(
         n_params=session.model.n_params(),
         train_tokens=len(session.train_tokens),
-        val_tokens=len(val_tokens) if val_tokens is not None else 0,
+        val_tokens=session.n_val_tokens,
         documents=session.manifest.documents,
         tokenizer_size=session.tokenizer.vocab_size,
         max_steps=session.max_steps,
-        epochs=session.max_steps * config.tokens_per_step / config.seq_len / n_windows,
+        epochs=session.epochs,
         rows=session.rows,
     )
     taken = sum(local.nbytes for local in all_local(session.model.parameters()))
-    return look_ahead(config, counts, session.kind, session.world.size, taken)
+    return look_ahead(session.config, counts, session.kind, session.world.size, taken)
 
 
 def disk_of(config: Config, model: GPT) -> Disk:

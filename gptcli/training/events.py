@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
+from gptcli.formatting import loss, plural, scored, size
 from gptcli.training.outlook import Outlook
 
 Spent = dict[str, float]  # seconds of this process, by what they were spent on
@@ -20,10 +21,14 @@ class Started:
     max_steps: int
     n_params: int
     n_windows: int
+    epochs: float
+    """Passes over the training windows that all its steps make."""
     tokens_per_step: int
     grad_accum_steps: int
     train_tokens: int
     val_tokens: int
+    eval_tokens: int
+    """Validation tokens that each evaluation scores."""
     device: str
     processes: int
     parallel: str
@@ -32,6 +37,9 @@ class Started:
     compiled: bool
     tokenizer: str
     vocab_size: int
+    """Ids of the tokenizer."""
+    model_vocab_size: int
+    """Rows of the model's embedding."""
     outlook: Outlook
     best_loss: float | None = None
     """The lowest validation loss of a resumed run (epoch loss without validation)."""
@@ -98,6 +106,8 @@ class Evaluated:
     val_loss: float | None
     train_loss: float
     is_best: bool
+    scored: tuple[int, int] = (0, 0)
+    """Validation tokens that were scored, and that there are."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,13 @@ class Summary:
     best_val_loss: float | None
     tokens_per_second: float | None
     seconds: float
+    """Wall time up to now, resumed parts added up."""
     checkpoint: str | None
+    val_tokens: int | None = None
+    """Validation tokens that each evaluation scores."""
+    val_split_tokens: int | None = None
+    best_epoch_loss: float | None = None
+    """Without validation, the lowest mean training loss of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -182,23 +198,25 @@ def describe(event: Event) -> str | None:
             return None
         case StepDone(skipped=True):
             return (
-                f"step {event.step}  skipped: loss {event.loss:.4f}, grad_norm"
+                f"step {event.step}  skipped: loss {loss(event.loss)}, grad_norm"
                 f" {event.grad_norm:.2f}; the weights are as before"
             )
         case StepDone():
             return (
-                f"step {event.step}  loss {event.loss:.4f}  lr {event.lr:.2e}"
+                f"step {event.step}  loss {loss(event.loss)}  lr {event.lr:.2e}"
                 f"  grad_norm {event.grad_norm:.2f}  {event.tokens_per_second:,.0f} tokens/s"
-                f"  {event.memory_bytes / 1e6:,.0f} MB"
+                f"  {size(event.memory_bytes)}"
             )
         case EpochDone():
-            return f"epoch {event.epoch}  train_loss {event.train_loss:.4f}  (step {event.step})"
+            return f"epoch {event.epoch}  train_loss {loss(event.train_loss)}  (step {event.step})"
         case Saved():
             return f"saved {event.path}"
         case Evaluated():
-            val = "" if event.val_loss is None else f"  val_loss {event.val_loss:.4f}"
+            val = ""
+            if event.val_loss is not None:
+                val = f"  val_loss {loss(event.val_loss)}{scored(*event.scored)}"
             best = "  best so far" if event.is_best else ""
-            return f"eval at step {event.step}{val}  train_loss {event.train_loss:.4f}{best}"
+            return f"eval at step {event.step}{val}  train_loss {loss(event.train_loss)}{best}"
         case Sampled():
             return f"sample at step {event.step}:\n{event.prompt}{event.text}"
         case Stopped():
@@ -222,13 +240,13 @@ def _describe_start(event: Started) -> str:
     device = event.device
     if event.processes > 1:
         device = f"{event.processes} x {device} ({event.parallel})"
-    goal = f"from step {event.step} to {event.max_steps}" if event.step else f"{event.max_steps}"
-    epochs = event.max_steps * event.tokens_per_step / max(1, event.train_tokens)
+    goal = f"from step {event.step:,} to " * bool(event.step) + f"{event.max_steps:,}"
     lines = [
         f"run {event.run_dir}: {event.n_params:,} parameters on {device}, {event.dtype}{compiled}",
-        f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens, {event.tokenizer}"
-        f" of {event.vocab_size} ids",
-        f"steps: {goal} of {event.tokens_per_step:,} tokens, {epochs:.3g} epochs",
+        f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens,"
+        f" {vocabulary(event.tokenizer, event.vocab_size, event.model_vocab_size)}",
+        f"steps: {goal} of {event.tokens_per_step:,} tokens, {plural(event.epochs, 'epoch')}",
+        *_describe_evaluation(event),
         *_describe_needs(event.outlook),
         *(f"note: {note}" for note in event.notes),
         *(f"unusual: {one}" for one in event.outlook.unusual),
@@ -236,12 +254,24 @@ def _describe_start(event: Started) -> str:
     return "\n".join(lines)
 
 
+def _describe_evaluation(event: Started) -> list[str]:
+    """Say on how much of the validation split the losses are measured, if not on all of it."""
+    part = scored(event.eval_tokens, event.val_tokens).strip(" ()")
+    return [f"evaluation: {part} of the validation split"] if part else []
+
+
+def vocabulary(tokenizer: str, n_ids: int, n_rows: int) -> str:
+    """Say how large a tokenizer's vocabulary is, and the model's if that is another."""
+    padded = f" (the model has {n_rows:,} rows)" if n_rows != n_ids else ""
+    return f"{tokenizer} of {n_ids:,} ids{padded}"
+
+
 def _describe_needs(outlook: Outlook) -> list[str]:
     """Say what a run needs of memory and disk, and what there is."""
     memory, disk = outlook.memory, outlook.disk
     each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
-    there = f" of {memory.available / 1e9:,.1f} GB" if memory.available is not None else ""
+    there = f" of {size(memory.available)}" if memory.available is not None else ""
     return [
-        f"memory: about {memory.total / 1e9:,.2g} GB{each}{there} (estimate)",
-        f"disk: {disk.needed / 1e9:,.2g} GB for checkpoints, {disk.free / 1e9:,.0f} GB are free",
+        f"memory: about {size(memory.total)}{each}{there} (estimate)",
+        f"disk: {size(disk.needed)} for checkpoints, {size(disk.free)} free",
     ]

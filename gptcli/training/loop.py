@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
+from gptcli.config.windows import MOST_EVAL_TOKENS
 from gptcli.device import memory_bytes
 from gptcli.distributed.world import joined
 from gptcli.evaluation import TokenSequence, evaluate
@@ -39,8 +40,6 @@ from gptcli.training.session import Session, start
 from gptcli.training.step import Stepper
 from gptcli.training.stop import Stop
 from gptcli.training.watch import failures_reported, failures_told, watch
-
-MOST_EVAL_TOKENS = 1_000_000
 
 
 def train(
@@ -157,10 +156,12 @@ class Trainer:
         if not train.sample_every:
             yield from self._sample()
         yield from self.saver.finished(wait=True)
-        summary = self._summary()
-        more = {"summary": asdict(summary), "best_step": state.best_step}
+        spent = self._spent()
+        summary = self._summary(spent)
+        more = {"summary": asdict(summary), "best_step": state.best_step,
+                "seconds": summary.seconds}  # fmt: skip
         self.s.run.write_status("finished", state.step, 0, **more)
-        yield Finished(state.step, summary, self._spent(), state.best_step)
+        yield Finished(state.step, summary, spent, state.best_step)
 
     def _stopped(self) -> Iterator[Event]:
         """Save what is not yet saved, and say so."""
@@ -168,8 +169,11 @@ class Trainer:
         if self.saved_step != step:
             yield from self._save()
         yield from self.saver.finished(wait=True)
-        self.s.run.write_status("stopped", step, self.stop.exit_code)
-        yield Stopped(step, self._summary(), self._spent(), self.s.state.best_step)
+        spent = self._spent()
+        summary = self._summary(spent)
+        seconds = summary.seconds
+        self.s.run.write_status("stopped", step, self.stop.exit_code, seconds=seconds)
+        yield Stopped(step, summary, spent, self.s.state.best_step)
 
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
@@ -277,7 +281,9 @@ class Trainer:
         if is_best:
             state.best_loss, state.best_step = val_loss, state.step
             yield from self._link_best()
-        self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best)
+        self.evaluated = Evaluated(
+            state.step, val_loss, train_loss, is_best, (s.eval_tokens, s.n_val_tokens)
+        )
         yield self.evaluated
 
     def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
@@ -339,10 +345,12 @@ class Trainer:
             max_steps=s.max_steps,
             n_params=s.model.n_params(),
             n_windows=s.loader.n_windows,
+            epochs=s.epochs,
             tokens_per_step=s.config.tokens_per_step,
             grad_accum_steps=s.config.tokens_per_step // (s.rows * s.config.seq_len * s.world.size),
             train_tokens=len(s.train_tokens),
-            val_tokens=len(s.val_tokens) if s.val_tokens is not None else 0,
+            val_tokens=s.n_val_tokens,
+            eval_tokens=s.eval_tokens,
             device=str(s.compute.device),
             processes=s.world.size,
             parallel=s.kind,
@@ -350,13 +358,14 @@ class Trainer:
             compiled=self.stepper.compiled,
             tokenizer=s.tokenizer.name,
             vocab_size=s.tokenizer.vocab_size,
+            model_vocab_size=s.model.wte.num_embeddings,
             outlook=outlook_of(s),
             best_loss=s.state.best_loss,
             best_step=s.state.best_step,
             notes=tuple(s.notes),
         )
 
-    def _summary(self) -> Summary:
+    def _summary(self, spent: Spent) -> Summary:
         s, state = self.s, self.s.state
         paths = [s.run.folder / name for name in (BEST, LAST)]
         checkpoint = next((path for path in paths if path.exists()), None)
@@ -368,8 +377,11 @@ class Trainer:
             val_loss=self.evaluated.val_loss if self.evaluated else None,
             best_val_loss=state.best_loss if s.val_tokens is not None else None,
             tokens_per_second=self.last_rate,
-            seconds=state.seconds,
+            seconds=self.resumed_seconds + sum(spent.values()),
             checkpoint=str(checkpoint) if checkpoint else None,
+            val_tokens=s.eval_tokens if s.val_tokens is not None else None,
+            val_split_tokens=s.n_val_tokens or None,
+            best_epoch_loss=state.best_loss if s.val_tokens is None else None,
         )
 
 

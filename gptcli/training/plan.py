@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gptcli.config.schema import Config
+from gptcli.config.windows import eval_tokens
 from gptcli.data.shards import read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
 from gptcli.distributed.world import World
@@ -14,7 +15,6 @@ from gptcli.errors import ConfigError
 from gptcli.model import GPT
 from gptcli.training.estimate import look_ahead
 from gptcli.training.initial import adopt, freeze, n_learning
-from gptcli.training.loop import MOST_EVAL_TOKENS
 from gptcli.training.outlook import Outlook
 from gptcli.training.parallel import Kind, rows_of, settle_kind
 from gptcli.training.rehearsal import Rehearsal, rehearse
@@ -63,6 +63,7 @@ class Plan:
     compile: bool
     tokenizer: str
     vocab_size: int
+    model_vocab_size: int
     rows: int
     evaluations: int
     eval_tokens: int
@@ -135,7 +136,7 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
     config = with_compile(config, max_steps)
     device = torch.device(config.device)
     kind = settle_kind(config, World(size=n_processes), model.n_params(), device)
-    epochs = round(max_steps * config.tokens_per_step / config.seq_len / loader.n_windows, 3)
+    epochs = loader.epochs(max_steps)
     counts = Counts(
         model.n_params(), n_train, n_val, manifest.documents, manifest.tokenizer.vocab_size,
         max_steps, epochs, rows,
@@ -152,27 +153,21 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
         tokens_per_step=config.tokens_per_step,
         grad_accum_steps=config.tokens_per_step // (rows * config.seq_len * n_processes),
         max_steps=max_steps,
-        epochs=epochs,
+        epochs=round(epochs, 3),
         device=config.device,
         dtype=config.dtype,
         compile=config.compile is True,
         tokenizer=manifest.tokenizer.name,
-        vocab_size=config.model.vocab_size or manifest.tokenizer.vocab_size,
+        vocab_size=manifest.tokenizer.vocab_size,
+        model_vocab_size=model.wte.num_embeddings,
         rows=rows,
         evaluations=-(-max_steps // config.train.eval_every),
-        eval_tokens=_eval_tokens(config, n_train, n_val),
+        eval_tokens=sum(eval_tokens(n_train, n_val, config.seq_len, config.train.eval_tokens)),
         processes=n_processes,
         parallel=kind,
         holds_run=(Path(config.run_folder) / RUN).is_file(),
         outlook=look_ahead(config, counts, kind, n_processes),
     )
-
-
-def _eval_tokens(config: Config, n_train: int, n_val: int) -> int:
-    """Return the tokens that an evaluation scores, of both splits."""
-    wanted = config.train.eval_tokens or MOST_EVAL_TOKENS
-    scored = min(wanted, n_val or wanted)
-    return min(scored, n_val) + min(scored, n_train)
 
 
 def plan_with_steps(

@@ -12,7 +12,9 @@ import torch
 
 from gptcli import __version__
 from gptcli.checkpoint import BASE, Checkpoint, load_weights, save_checkpoint
+from gptcli.config.reference import keys
 from gptcli.config.schema import Config
+from gptcli.config.windows import eval_tokens
 from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import Manifest, TokenReader, read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
@@ -96,6 +98,22 @@ class Session:
     def rows(self) -> int:
         """Rows of a micro-batch on this rank, as on every other."""
         return rows_of(self.config, self.world.size)
+
+    @property
+    def n_val_tokens(self) -> int:
+        """Tokens of the validation split; 0 without one."""
+        return len(self.val_tokens) if self.val_tokens is not None else 0
+
+    @property
+    def eval_tokens(self) -> int:
+        """Validation tokens that an evaluation scores."""
+        config, n_train = self.config, len(self.train_tokens)
+        return eval_tokens(n_train, self.n_val_tokens, config.seq_len, config.train.eval_tokens)[1]
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training windows that the whole run makes."""
+        return self.loader.epochs(self.max_steps)
 
     def close(self) -> None:
         """Close the data's files."""
@@ -201,7 +219,7 @@ def start(run: Run, config: Config, world: World, *, resume: bool) -> Session:
     if not chosen:
         settled, state = Config.model_validate(told["config"]), TrainState(**told["state"])
         chosen.append(_Choice(**{**told, "config": settled, "state": state, "notes": []}))
-    return _build(run, chosen[0], world)
+    return _build(run, chosen[0], world, [key for key in keys() if config.is_set(key)])
 
 
 def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
@@ -251,7 +269,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
     return _Choice(config, state, max_steps, checkpoint is not None, kind, notes, model, checkpoint)
 
 
-def _build(run: Run, choice: _Choice, world: World) -> Session:
+def _build(run: Run, choice: _Choice, world: World, given: list[str]) -> Session:
     """Make what every rank has: its data, its part of the network, its optimizer."""
     config = choice.config
     folder = data_dir(config.data)
@@ -276,7 +294,8 @@ def _build(run: Run, choice: _Choice, world: World) -> Session:
         states = found.optimizer if found is not None else {}
         optimizer.load_state(states, frozen_names(model, frozen), world)
     if not isinstance(run, Follower):
-        describe_run(run, _facts(config, manifest, model, choice.state))
+        facts = _facts(config, manifest, model, choice.state)
+        describe_run(run, {**facts, "given": given})
     return Session(
         run, world, config, machine, tokenizer, manifest, train_tokens, val_tokens,
         make_loader(config, train_tokens), model, parameters, optimizer, choice.state,

@@ -120,7 +120,7 @@ def test_eval_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
     found = gpt("eval", "--checkpoint", str(run / "best.pt"), "--json").json
     assert list(found) == ["checkpoint", "step", "split", "tokens", "bytes", "context", "stride",
                            "loss", "perplexity", "bits_per_byte", "seconds",
-                           "standard_error", "words", "word_perplexity"]  # fmt: skip
+                           "standard_error", "words", "word_perplexity", "data"]  # fmt: skip
     manifest = json.loads(Path("data/tiny/manifest.json").read_text())
     assert found["split"] == "val" and found["stride"] == found["context"] == 16
     assert found["tokens"] == manifest["tokens"]["val"] - 1 == found["bytes"]
@@ -432,7 +432,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "go on with: gpt train" in err and "--resume" in err and "Traceback" not in err
+    assert "resume with: gpt train" in err and "--resume" in err and "Traceback" not in err
     status = json.loads(Path("runs/tiny/status.json").read_text())
     assert status["state"] == "stopped" and status["exit_code"] == code
     step = load_checkpoint(Path("runs/tiny/last.pt")).state["step"]

@@ -107,10 +107,10 @@ def test_compare_warns_when_losses_do_not_compare(gpt: Any, second: Path, corpus
     facts = json.loads((second / "run.json").read_text())
     facts["data"]["fingerprint"] = "another"
     (second / "run.json").write_text(json.dumps(facts))
-    assert "the data differ" in gpt("runs", "compare", "tiny", "second").err
+    assert "use different data" in gpt("runs", "compare", "tiny", "second").err
     facts["data"]["tokenizer"] = "another"
     (second / "run.json").write_text(json.dumps(facts))
-    assert "the tokenizers differ" in gpt("runs", "compare", "tiny", "second").err
+    assert "use different tokenizers" in gpt("runs", "compare", "tiny", "second").err
 
 
 def test_compare_goes_on_without_a_run_that_was_never_evaluated(gpt: Any, second: Path) -> None:

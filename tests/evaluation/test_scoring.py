@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import gptcli.evaluation.scoring
 from gptcli.config import Config, ModelConfig
+from gptcli.config.windows import scoring_windows
 from gptcli.device import compute
-from gptcli.evaluation import TokenArray, evaluate, n_windows, windows
+from gptcli.evaluation import TokenArray, evaluate, windows
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
@@ -63,7 +64,7 @@ def test_windows_score_every_token_once(n_tokens: int, context: int, data: st.Da
     stride = data.draw(st.integers(1, context))
     window = windows(n_tokens, context, stride)
     scored: list[int] = []
-    for index in range(n_windows(n_tokens, context, stride)):
+    for index in range(scoring_windows(n_tokens, context, stride)[1]):
         found = window(index)
         assert 1 <= found.n_scored <= found.length <= context
         end = found.start + found.length
@@ -101,7 +102,7 @@ def test_spans_add_up_to_the_whole() -> None:
         model, TokenArray(TOKENS), CPU, context=16, stride=5, span_of=lambda places: places // 100
     )
     assert whole is not None and parts is not None
-    assert parts.spans.tokens[:3].tolist() == [99, 100, 3]
+    assert parts.paired.tokens[:3].tolist() == [99, 100, 3]
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
 
 

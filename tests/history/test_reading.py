@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from gptcli import history
+from gptcli.checkpoint import find_checkpoint
+from gptcli.commands import complete
+from gptcli.config.derived import chosen
 from gptcli.errors import ConfigError
-from gptcli.history import changed_settings, find_run, list_runs, read_run
+from gptcli.history import find_run, list_runs, read_run
 from gptcli.training import run as training_run
 
 MakeRun = Callable[..., Path]
@@ -39,10 +43,28 @@ def test_a_trained_run_is_read_whole(run: Path) -> None:
     assert [sample.step for sample in found.samples] == [6] and found.samples[0].text
 
 
-def test_only_what_differs_from_the_defaults_counts_as_changed(run: Path) -> None:
-    changed = changed_settings(read_run(run).settings)
+def test_only_what_somebody_set_counts_as_changed(run: Path, gpt: Any) -> None:
+    found = read_run(run)
+    changed = chosen(found.settings, found.facts.given)
     assert changed["model.n_layer"] == 2 and changed["train.max_steps"] == 6
-    assert "model.bias" not in changed and "optim.weight_decay" not in changed
+    assert changed["device"] == "cpu"  # which was set
+    for key in ("model.bias", "model.vocab_size", "deterministic", "optim.min_lr", "run_dir"):
+        assert key in found.settings and key not in changed
+    assert "model.vocab_size" not in gpt("runs", "show", "tiny").out
+    assert "device" not in chosen(found.settings, None)  # nobody noted it: the machine chose
+    from gptcli.report.page import render
+
+    listed = render(found, "now").partition("What differs from the defaults")[2]
+    assert "model.vocab_size" not in listed.partition("<details>")[0]
+
+
+def test_the_newest_run_is_the_same_for_every_command(make_run: MakeRun) -> None:
+    for name, age in (("old", 100), ("new", 0)):
+        (make_run(name, age=age) / "best.pt").write_bytes(b"")
+    (Path("runs/old/last.pt")).write_bytes(b"")  # a copy, as by cp -r: newer than any record
+    newest = find_run(None)
+    assert newest == Path("runs/new") == find_checkpoint(None).parent
+    assert complete.runs("")[0][0] == "new"
 
 
 def test_a_run_is_found_by_folder_and_by_name_and_the_newest_without(make_run: MakeRun) -> None:
@@ -134,3 +156,55 @@ def test_a_run_whose_process_is_gone_has_died(make_run: MakeRun) -> None:
     assert read_run(folder).state == "running"
     (folder / "status.json").write_text(json.dumps(status | {"host": "elsewhere.example"}))
     assert read_run(folder).state == "running"
+
+
+HOSTILE = {
+    "run.json": ['{"parameters": 1e999}', '{"parameters": ' + "9" * 4000 + "}", "[" * 200_000,
+                 '{"data": {"tokens": {"train": -1}}}', "\x00", '{"given": 3}'],
+    "status.json": ['{"state": ["a"]}', '"running"', '{"step": "soon"}', '{"a":' * 100_000,
+                    '{"step": ' + "9" * 400 + "}", '{"seconds": 1e300}', '{"pid": -1}'],
+    "metrics.jsonl": ['{"step": "one", "loss": 2}\n', '{"step": 1, "loss": [[]]}\n',
+                      "[" * 200_000 + "\n", "\n" * 50_000,
+                      '{"step": 1e400, "tokens": 1, "loss": 1, "lr": 1, "seconds": 1}\n'],
+    "samples.jsonl": ['{"step": {}, "prompt": 1, "text": null}\n'],
+    "config.yaml": ["seed: " + "9" * 4000, "seed: " + "9" * 5000,
+                    "data: {seq_len: 0, stride: -1}", "a: [" * 20_000, "- 1", "model: [1]"],
+    "log.txt": ["x finished at step 1\ntime: 1.0 s: " + "a " * 300_000 + "\n",
+                "x finished at step 1\ntime: " + "9" * 900 + " s: steps 50%\n", "\xff" * 10_000],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, one) for file, many in HOSTILE.items() for one in many]
+)
+def test_hostile_records_neither_hang_nor_fail_a_command(
+    make_run: MakeRun, logged: Logged, gpt: Any, file: str, content: str
+) -> None:
+    make_run("good", [logged(1), {"step": 1, "val_loss": 2.0, "train_loss": 2.0}])
+    folder = make_run("bad", [logged(1)])
+    (folder / "status.json").write_text('{"state": "finished", "step": 1}')
+    (folder / file).write_text(content)
+    began = time.monotonic()
+    for words in (["list"], ["show", "bad"], ["compare", "good", "bad"]):
+        for json_ in ([], ["--json"]):
+            done = gpt("runs", *words, *json_)
+            assert done.code == 0 and "Traceback" not in done.err, done.err
+    done = gpt("report", "bad")
+    assert done.code == 0, done.err
+    assert time.monotonic() - began < 20
+
+
+def test_records_that_are_no_files_are_problems(
+    make_run: MakeRun, logged: Logged, gpt: Any
+) -> None:
+    for name in ("run.json", "status.json", "metrics.jsonl", "config.yaml", "log.txt"):
+        folder = make_run(f"bad-{name}", [logged(1)])
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+        pipe = make_run(f"pipe-{name}", [logged(1)])
+        (pipe / name).unlink(missing_ok=True)
+        os.mkfifo(pipe / name)
+    listed = gpt("runs", "list", "--json")
+    assert listed.code == 0 and len(listed.json["runs"]) >= 8, listed.err
+    told = "\n".join(read_run(Path("runs/bad-metrics.jsonl")).problems)
+    assert "metrics.jsonl: cannot be read" in told

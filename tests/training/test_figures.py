@@ -1,0 +1,68 @@
+"""One run, one set of figures: the plan, the events, the screen, the log and the files agree."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptcli.config import Config
+from gptcli.history import read_run
+from gptcli.report.page import render
+from gptcli.screen.board import Board
+from gptcli.screen.frame import frame
+from gptcli.screen.summary import summary_text
+from gptcli.training.events import Evaluated, Finished, Started, describe
+from gptcli.training.loop import train
+from gptcli.training.plan import plan
+
+Tiny = Callable[..., Config]
+
+
+def test_three_epochs_are_three_everywhere_when_windows_overlap(tiny: Tiny) -> None:
+    config = tiny("data.stride=4", "train.max_steps=null", "train.max_epochs=3",
+                  "train.micro_batch_size=64", "train.eval_every=1000")  # fmt: skip
+    planned = plan(config)
+    events = list(train(config))
+    started = events[0]
+    assert isinstance(started, Started) and abs(started.epochs - 3) < 0.1
+    assert abs(planned.epochs - started.epochs) < 1e-3
+    told = f"{started.epochs:.3g} epochs"
+    assert told in (describe(started) or "") and told in Path("runs/tiny/log.txt").read_text()
+    board = Board(0.0)
+    for event in events:
+        board.update(event, 1.0)
+    shown = "\n".join(line.plain for line in frame(board, 80, 24, 2.0))
+    assert f"{started.epochs:.2f} of {started.epochs:.2f}" in shown
+    assert told in render(read_run(Path("runs/tiny")), "now")
+    assert [event.epoch for event in events if type(event).__name__ == "EpochDone"] == [1, 2, 3]
+
+
+def test_a_loss_of_a_part_of_the_split_says_so_everywhere(tiny: Tiny, gpt: Any) -> None:
+    events = list(train(tiny("train.eval_tokens=32", "train.max_steps=2")))
+    started, finished = events[0], events[-1]
+    assert isinstance(started, Started) and isinstance(finished, Finished)
+    part = f"32 of {started.val_tokens:,} tokens"
+    assert f"evaluation: {part} of the validation split" in (describe(started) or "")
+    evaluated = next(event for event in events if isinstance(event, Evaluated))
+    assert f"val_loss {evaluated.val_loss:.4f} ({part})" in (describe(evaluated) or "")
+    assert f"({part})" in summary_text(finished)
+    assert part in gpt("runs", "show", "tiny").out
+    assert gpt("runs", "show", "tiny", "--json").json["val_tokens"] == 32
+
+
+def test_a_padded_vocabulary_is_told_beside_the_tokenizers(
+    tiny: Tiny, gpt: Any, data: Path
+) -> None:
+    config = tiny("model.vocab_size=320", "train.max_steps=1")
+    started = next(iter(train(config)))
+    assert "bytes of 257 ids (the model has 320 rows)" in (describe(started) or "")
+    found = plan(config)
+    assert (found.vocab_size, found.model_vocab_size) == (257, 320)
+
+
+def test_a_runs_time_is_the_same_in_its_summary_its_status_and_its_parts(tiny: Tiny) -> None:
+    finished = list(train(tiny()))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.summary.seconds == sum(finished.spent.values())
+    status = json.loads(Path("runs/tiny/status.json").read_text())
+    assert status["summary"]["seconds"] == finished.summary.seconds
