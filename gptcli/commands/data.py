@@ -37,9 +37,15 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
         "shards": sum(len(unit.shards) for unit in manifest.units),
         "fingerprint": manifest.fingerprint,
     }
+    if manifest.has_own_val:
+        facts["val_fraction"] = None
+    facts["val_share"] = round(manifest.val_share, 6)
     if json_:
         console.result_json(facts)
         return
+    if manifest.has_own_val:
+        facts["val_fraction"] = "not used: the source has its own validation text"
+    facts["val_share"] = f"{manifest.val_share:.2%} of the tokens"
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())

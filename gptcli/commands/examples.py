@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 # Below this, GPT-2's size takes hours to learn a text by heart.
 _SMALL_TOKENS = 5_000_000
 _SMALL = (
-    "model.n_layer=6", "model.n_head=6", "model.n_embd=384", "model.block_size=128",
-    "train.max_epochs=10",
+    "model.n_layer=6", "model.n_head=6", "model.n_embd=384", "train.max_epochs=10",
 )  # fmt: skip
 
 
@@ -47,18 +46,22 @@ def trains_on(config: "Config") -> str | None:
     Args:
         config: What was given to `gpt prepare`, without an example.
     """
-    found = [name for name in _sharing(config) if _same_data(_load_all()[name], config)]
+    source = config.data.source
+    names = named_for(source) if isinstance(source, str) else []
+    found = [name for name in names if _same_data(_load_all()[name], config)]
     return found[0] if len(found) == 1 else None
 
 
-def prepared_otherwise(config: "Config") -> list[str]:
-    """Return the examples for the same source that need it split or tokenized in another way."""
-    return [name for name in _sharing(config) if not _same_data(_load_all()[name], config)]
+def smaller_network(n_tokens: int, longest: int) -> list[str]:
+    """Return the settings of a model for a text of `n_tokens`; none where GPT-2's size fits.
 
-
-def smaller_network(n_tokens: int) -> tuple[str, ...]:
-    """Return the settings of a network for a text of `n_tokens`; none where GPT-2's size fits."""
-    return _SMALL if n_tokens < _SMALL_TOKENS else ()
+    Args:
+        n_tokens: Tokens to train on.
+        longest: The longest context of which both splits hold a window.
+    """
+    if n_tokens >= _SMALL_TOKENS:
+        return []
+    return [*_SMALL, f"model.block_size={min(128, longest)}"]
 
 
 @cache
@@ -67,11 +70,6 @@ def _load_all() -> "dict[str, Config]":
     from gptcli.config.loader import example_files
 
     return {path.stem: load_config(str(path)) for path in example_files()}
-
-
-def _sharing(config: "Config") -> list[str]:
-    source = config.data.source
-    return named_for(source) if isinstance(source, str) else []
 
 
 def _same_data(example: "Config", config: "Config") -> bool:

@@ -1,5 +1,6 @@
 """The options that commands share, and how their values become a configuration."""
 
+import json
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,17 @@ def same_command(add: str, drop: str) -> str:
     """Return this process's command line with one flag in place of another."""
     words = [word for word in sys.argv[1:] if word not in (add, drop)]
     return shlex.join(["gpt", *words, add])
+
+
+def text_setting(key: str, value: str) -> str:
+    """Return the KEY=VALUE that sets a text, quoted where YAML would read something else."""
+    from gptcli.config.yaml12 import read_value
+
+    try:
+        is_plain = read_value(value) == value
+    except ConfigError:
+        is_plain = False
+    return f"{key}={value if is_plain else json.dumps(value)}"
 
 
 def command_for(name: str, config: str | None, overrides: list[str] | None) -> str:

@@ -79,7 +79,7 @@ def prepare(
                 "token files are taken as they are; there is no work to plan or share"
             )
         manifest = _adopt(loaded, *ready)
-        _report(ready[0], manifest, time.perf_counter() - began, loaded, config, set_, json_)
+        _report(ready[0], manifest, began, loaded, config, set_, json_)
         return
     from gptcli.data import prepare as preparing
 
@@ -89,17 +89,14 @@ def prepare(
         return
     if finalize:
         manifest = preparing.finalize(plan)
+        _warn(plan, manifest)
     else:
-        found = None
-        if dry_run or not preparing.is_finished(plan):
-            _say_which_examples_differ(loaded, plain=config is None and not set_)
-            found = _announce(plan, dry_run, json_)
+        is_there = preparing.is_finished(plan) and not dry_run
+        found = None if is_there else _announce(plan, dry_run, json_)
         if dry_run:
             return
         manifest = run(plan, workers, force, found)
-    _warn_of_counts(plan, manifest)
-    seconds = time.perf_counter() - began
-    _report(plan.folder, manifest, seconds, loaded, config, set_, json_)
+    _report(plan.folder, manifest, began, loaded, config, set_, json_)
 
 
 def _is_share(rank: int | None, world_size: int | None, finalize: bool, others: bool) -> bool:
@@ -129,16 +126,6 @@ def _announce(plan: "Plan", dry_run: bool, json_: bool) -> "Estimate":
         console.message(_describe_plan(plan, found))
     require_room(plan, found)
     return found
-
-
-def _say_which_examples_differ(loaded: "Config", plain: bool) -> None:
-    """Say before the work which examples could not use what it makes."""
-    if plain and (others := examples.prepared_otherwise(loaded)):
-        source = loaded.data.source
-        console.message(
-            f"note: for {' or '.join(others)}, prepare it with the example's own settings:"
-            f" gpt prepare {source} -c {others[0]}"
-        )
 
 
 def _prepare_share(
@@ -178,13 +165,14 @@ def _prepare_share(
 def _report(
     folder: Path,
     manifest: "Manifest",
-    seconds: float,
+    began: float,
     loaded: "Config",
     config: str | None,
     overrides: list[str] | None,
     json_: bool,
 ) -> None:
     """Print the result, a sample of it, and the command that comes next."""
+    seconds = time.perf_counter() - began
     if json_:
         console.result_json(_facts(folder, manifest, seconds))
         return
@@ -196,7 +184,8 @@ def _report(
         folder, manifest, "train", count=1, seq_len=seq_len, seed=loaded.seed
     )
     console.message(f"a sample: {' '.join(text.split())[:100]}")
-    console.message(f"next: {_next_command(folder, manifest, loaded, config, overrides)}")
+    if (command := _next_command(folder, manifest, loaded, config, overrides)) is not None:
+        console.message(f"next: {command}")
 
 
 def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | None) -> "Manifest":
@@ -207,6 +196,11 @@ def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | 
             fetch_ready_made(preset, part, folder, lambda n_bytes: advance("downloading", n_bytes))
     with console.bar(f"reading {folder}") as bar:
         return adopt(folder, loaded, bar.advance)
+
+
+def _warn(plan: "Plan", manifest: "Manifest") -> None:
+    _warn_of_counts(plan, manifest)
+    _warn_of_size(plan, manifest)
 
 
 def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
@@ -227,6 +221,25 @@ def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
             )
 
 
+def _warn_of_size(plan: "Plan", manifest: "Manifest") -> None:
+    """Say so when a vocabulary or the validation split is not of the size that was asked for."""
+    wanted, found = plan.tokenizer.vocab_size, manifest.tokenizer.vocab_size
+    if plan.tokenizer.name == "bpe" and plan.tokenizer.path is None and wanted and found < wanted:
+        console.message(
+            f"note: the text has pieces for a vocabulary of {found:,} ids, fewer than the"
+            f" {wanted:,} of tokenizer.vocab_size"
+        )
+    share, fraction = manifest.val_share, plan.val_fraction
+    is_drawn = fraction and any(unit.held_out == "documents" for unit in plan.source.units)
+    if is_drawn and not 2 / 3 < share / fraction < 1.5:
+        console.message(
+            f"warning: {share:.2%} of the tokens are for validation, not the {fraction:.2%} of"
+            " data.val_fraction: documents are held out as a whole, and there are few or of very"
+            " different lengths",
+            "bold red",
+        )
+
+
 def run(
     plan: "Plan",
     workers: int | None = None,
@@ -234,19 +247,25 @@ def run(
     found: "Estimate | None" = None,
 ) -> "Manifest":
     """Prepare with progress bars; `train` does so too when local data is not prepared yet."""
-    from gptcli.data.prepare import prepare as prepare_data
+    from gptcli.data import prepare as preparing
 
+    is_there = preparing.is_finished(plan) and not force
     totals = {"tokenizing": found.text_bytes if found else None}
     if found and found.download_bytes:
         totals = {"downloading": found.download_bytes, **totals}
     with console.byte_bars(totals) as advance:
-        return prepare_data(
+        manifest = preparing.prepare(
             plan,
             workers=_workers(plan, workers),
             force=force,
             on_progress=lambda n_bytes: advance("tokenizing", n_bytes),
             on_download=lambda n_bytes: advance("downloading", n_bytes),
         )
+    if is_there:
+        console.message(f"{plan.folder} is prepared already; --force prepares it again")
+    else:
+        _warn(plan, manifest)
+    return manifest
 
 
 def _workers(plan: "Plan", wanted: int | None) -> int:
@@ -260,12 +279,12 @@ def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
     """Say in a few lines what a data folder holds."""
     tokenizer = manifest.tokenizer
     total = manifest.bytes.train + manifest.bytes.val
-    n_tokens = manifest.tokens.train + manifest.tokens.val
+    each = total / max(1, manifest.tokens.train + manifest.tokens.val)
     return (
         f"{folder}: {manifest.documents:,} documents, {size(total)} of text,"
-        f" {tokenizer.name} ({tokenizer.vocab_size} ids, {total / max(1, n_tokens):.2f} bytes each)"
-        f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate,"
-        f" {seconds:.1f} s"
+        f" {tokenizer.name} ({tokenizer.vocab_size:,} ids, {each:.2f} bytes each)"
+        f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate"
+        f" ({manifest.val_share:.2%}), {seconds:.1f} s"
     )
 
 
@@ -316,16 +335,50 @@ def _next_command(
     loaded: "Config",
     config: str | None,
     overrides: list[str] | None,
-) -> str:
-    if config is not None:
-        return options.command_for("train", config, overrides)
-    if (example := examples.trains_on(loaded)) is not None:
-        return options.command_for("train", example, None)
-    kept = [override for override in overrides or [] if not override.startswith("data.")]
-    kept.append(f"data.dir={folder.as_posix()}")
-    if not any(override.startswith(("model.", "train.")) for override in kept):
-        kept += examples.smaller_network(manifest.tokens.train)
-    return options.command_for("train", None, kept)
+) -> str | None:
+    """Return the command that trains on the folder; None, with a warning, if it is too short."""
+    name, settings = config, [*(overrides or [])]
+    if config is None:
+        name = examples.trains_on(loaded)
+    if name is not None:
+        settings += _data_settings(folder, loaded, name, settings)
+        loaded = options.load(name, settings)
+    else:
+        trained = ("data.seq_len=", "data.stride=")
+        settings = [s for s in settings if not s.startswith("data.") or s.startswith(trained)]
+        settings.append(options.text_setting("data.dir", folder.as_posix()))
+    longest = min(tokens for tokens in (manifest.tokens.train, manifest.tokens.val) if tokens) - 1
+    if name is None and longest > 0:
+        if not any(s.startswith(("model.", "train.", "data.seq_len=")) for s in settings):
+            settings += examples.smaller_network(manifest.tokens.train, longest)
+        elif longest < loaded.seq_len and not loaded.is_set("model.block_size"):
+            settings.append(f"model.block_size={longest}")
+        loaded = options.load(None, settings)
+    if longest < loaded.seq_len:
+        remedy = f", or set data.seq_len to {longest} or less" if longest > 0 else ""
+        console.message(
+            f"warning: the text is too short to train on: {manifest.tokens.train:,} tokens to train"
+            f" on and {manifest.tokens.val:,} to validate, but a window of seq_len"
+            f" {loaded.seq_len:,} takes {loaded.seq_len + 1:,}; use more text{remedy}",
+            "bold red",
+        )
+        return None
+    return options.command_for("train", name, settings)
+
+
+def _data_settings(folder: Path, loaded: "Config", config: str, overrides: list[str]) -> list[str]:
+    """Return what must be added to `config` for it to train on the folder."""
+    from gptcli.data.sources import STDIN, data_dir
+
+    data = options.load(config, overrides).data
+    found: list[str] = []
+    source = loaded.data.source
+    if isinstance(source, str) and source not in (data.source, STDIN):
+        found.append(options.text_setting("data.source", source))
+        data = data.model_copy(update={"source": source})
+    if (data.dir is None and data.source is None) or data_dir(data) != folder:
+        found.append(options.text_setting("data.dir", folder.as_posix()))
+    return found
 
 
 def _list(json_: bool) -> None:

@@ -26,11 +26,12 @@ def vocabulary_text(
     """Yield the start of the text, without what is held out: validation text stays unseen."""
     n_chars = 0
     for unit in units:
-        for index, pieces in itertools.groupby(documents(unit, data), key=itemgetter(0)):
+        key = itemgetter(0) if unit.held_out != "end" else lambda piece: 0
+        for index, pieces in itertools.groupby(documents(unit, data), key=key):
             if unit.split_of(index, seed, val_fraction) == "val":
                 continue
             document: Iterator[str] = (piece for _, piece in pieces)
-            if unit.held_out == "tail" and val_fraction:
+            if unit.held_out in ("tail", "end") and val_fraction:
                 document = _head(document, val_fraction)
             for piece in document:
                 n_chars += len(piece)

@@ -124,6 +124,17 @@ class Manifest(_Record):
         """The tokenizer that wrote the shards."""
         return self.recipe.tokenizer
 
+    @property
+    def val_share(self) -> float:
+        """The part of the tokens that is held out for validation."""
+        return self.tokens.val / max(1, self.tokens.train + self.tokens.val)
+
+    @property
+    def has_own_val(self) -> bool:
+        """Whether the source has validation text of its own: each unit is one split as a whole."""
+        splits = [{shard.split for shard in unit.shards} for unit in self.units if unit.shards]
+        return {"train"} in splits and {"val"} in splits and {"train", "val"} not in splits
+
     def shards(self, split: Split) -> list[Shard]:
         """Return a split's shards in the order of their names, which is that of the tokens."""
         found = [shard for unit in self.units for shard in unit.shards if shard.split == split]

@@ -151,7 +151,7 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
     if config.config is not None:
         raise ConfigError("data.config names a part of a named data set; local files have none")
     with readers.readable(Path(source)):
-        return _local(source)
+        return _local(source, config)
 
 
 def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:
@@ -185,7 +185,7 @@ def _spooled_stdin() -> Path:
     return path
 
 
-def _local(source: str) -> Source:
+def _local(source: str, config: DataConfig) -> Source:
     """Find the files of a path or glob, and group them into units."""
     path = Path(source)
     is_pattern = any(char in source for char in "*?[") and not path.exists()
@@ -212,7 +212,7 @@ def _local(source: str) -> Source:
             f"{source}: no such file or folder",
             "put the text there, or name another: gpt prepare FILE, or -s data.source=FILE",
         )
-    return Source(source, tuple(units_of_files(files)), size_of(files))
+    return Source(source, tuple(units_of_files(files, config)), size_of(files))
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,6 @@
 """A unit of text to its shards: encode, divide into splits, count.
 
-Memory stays bounded: documents come in pieces, and one whose tail is held out is kept aside on
+Memory stays bounded: documents come in pieces, and text whose tail is held out is kept aside on
 the disk until its length is known.
 """
 
@@ -128,7 +128,8 @@ class _UnitWriter:
         """Add a batch of the unit's texts."""
         for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
             if index != self._document:
-                self._end_document()
+                if self._unit.held_out != "end":
+                    self._divide()
                 self._start_document(index)
             if self._spool is not None:
                 with durable.storage_errors(self._folder):
@@ -144,7 +145,7 @@ class _UnitWriter:
         Raises:
             DataError: Its files have changed meanwhile.
         """
-        self._end_document()
+        self._divide()
         self._flush()
         self._open.close()
         content = fingerprint(self._unit)
@@ -170,16 +171,18 @@ class _UnitWriter:
     def _start_document(self, index: int) -> None:
         self._document = index
         self._split = self._unit.split_of(index, self._seed, self._val_fraction)
-        if self._unit.held_out == "tail" and self._val_fraction > 0:
-            # Where the tail begins is known only at the document's end.
+        if self._unit.held_out in ("tail", "end") and self._val_fraction > 0:
+            # Where the tail begins is known only at the end.
             # The folder's disk must have room for the tokens anyway; that of /tmp may not.
-            self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(self._folder))
+            self._spool = self._spool or tempfile.SpooledTemporaryFile(
+                _SPOOL_BYTES, dir=str(self._folder)
+            )
             self._spool.write(self._eot.tobytes())
         else:
             self._put(self._split, self._eot)
 
-    def _end_document(self) -> None:
-        """Divide a document whose tail is held out; nothing to do for others."""
+    def _divide(self) -> None:
+        """Divide what is kept aside, whose tail is held out."""
         if self._spool is None:
             return
         n_tokens = self._spool.tell() // self._dtype.itemsize

@@ -5,6 +5,7 @@ so the output does not depend on who prepares what. Knows nothing of tokens.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,14 +14,17 @@ from typing import Literal
 
 from gptcli.config.schema import DataConfig
 from gptcli.data import hub, library, readers
+from gptcli.errors import DataError
 from gptcli.keyed import keyed_float
 from gptcli.tokenizers import SAFE_CUT
 
 Split = Literal["train", "val"]
-HeldOut = Literal["documents", "tail", "train", "val"]
+HeldOut = Literal["documents", "tail", "end", "train", "val"]
 
 GROUP_BYTES = 32 << 20  # text files are grouped up to this size
 FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
+ROWS_DRAWN = 100  # from here on rows are drawn for validation, below the end of each file's is
+_MOST_COUNTED_BYTES = 64 << 20  # of rows files that are read to count their rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Unit:
         name: What messages call it.
         paths: Local files, or files of the network that are fetched before they are read.
         held_out: How validation is chosen: "documents" by a keyed draw, the "tail" of each
-            document's tokens, or the whole unit is one split.
+            document's tokens, the "end" of the unit's tokens, or the whole unit is one split.
         joined: The rows are lines of one document (as WikiText's are), not documents.
     """
 
@@ -43,7 +47,7 @@ class Unit:
     joined: bool = False
 
     def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
-        """Return the split of a document of this unit (of its head, for "tail")."""
+        """Return the split of a document of this unit (of its head, for "tail" and "end")."""
         match self.held_out:
             case "val":
                 return "val"
@@ -53,15 +57,36 @@ class Unit:
         return "train"
 
 
-def units_of_files(files: list[Path]) -> list[Unit]:
+def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     """Group text files, then make each rows file a unit, in the order of the files."""
     is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
-    texts = [file for file, rows in zip(files, is_rows, strict=True) if not rows]
+    texts = [file for file, is_row in zip(files, is_rows, strict=True) if not is_row]
     held_out: HeldOut = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
     units = [Unit(0, str(group[0]), group, held_out) for group in _groups(texts)]
-    for file in (file for file, rows in zip(files, is_rows, strict=True) if rows):
-        units.append(Unit(0, str(file), (file,), "documents"))
-    return numbered(units)
+    rows = [
+        Unit(0, str(file), (file,), "documents")
+        for file, is_row in zip(files, is_rows, strict=True)
+        if is_row
+    ]
+    if _are_few(rows, config):
+        rows = [replace(unit, held_out="end") for unit in rows]
+    return numbered(units + rows)
+
+
+def _are_few(units: list[Unit], config: DataConfig) -> bool:
+    """Tell whether files hold too few rows for a draw of them to come near its share."""
+    if size_of(unit.paths[0] for unit in units) > _MOST_COUNTED_BYTES:  # type: ignore[misc]
+        return False
+    n_rows = 0
+    for unit in units:
+        try:
+            rows = itertools.groupby(index for index, _ in documents(unit, config))
+            n_rows += sum(1 for _ in itertools.islice(rows, ROWS_DRAWN))
+        except DataError:
+            return False  # said where the text is read in earnest
+        if n_rows >= ROWS_DRAWN:
+            return False
+    return True
 
 
 def numbered(units: Iterable[Unit]) -> list[Unit]:

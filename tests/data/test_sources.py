@@ -237,7 +237,7 @@ def test_from_a_hundred_text_files_whole_files_are_held_out(
         write(f"folder/{i:03d}.txt", f"text {i}")
     write("folder/rows.jsonl", "")  # not a text file, so it does not count
     texts, rows = source_of("folder").units
-    assert (texts.held_out, rows.held_out) == (held_out, "documents")
+    assert (texts.held_out, rows.held_out) == (held_out, "end")
     assert texts_of(texts) == {i: f"text {i}" for i in range(count)}
 
 

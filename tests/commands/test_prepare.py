@@ -1,0 +1,135 @@
+"""What `gpt prepare` says: the command that comes next, and what is not as it was asked for."""
+
+import itertools
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.config import load_config
+from gptcli.data.sources import data_dir
+
+TEXT = "".join(f"Line {i} says that {i * 7919} is a number.\n" for i in range(400))
+TINY = ["-s", "train.max_steps=1", "-s", "device=cpu", "-s", "model.n_layer=1",
+        "-s", "model.n_head=2", "-s", "model.n_embd=8"]  # fmt: skip
+CONFIG = """
+data: {source: a.txt}
+tokenizer: {name: bytes}
+model: {n_layer: 1, n_head: 2, n_embd: 8, block_size: 16}
+train: {max_steps: 1}
+"""
+
+
+def next_of(done: Any) -> list[str]:
+    """Return the words of the next command that was printed, without `gpt`."""
+    [line] = [line for line in done.err_lines if line.startswith("next: ")]
+    return shlex.split(line.removeprefix("next: gpt "))
+
+
+@pytest.mark.parametrize(
+    ("words", "following"),
+    [
+        (["a.txt"], ["-s", "data.dir=data/a"]),
+        (["a.txt", "--out", "data/x"], ["-s", "data.dir=data/x"]),
+        (["a.txt", "--out", "12"], ["-s", 'data.dir="12"']),
+        (["a.txt", "--out", "a b/c: #d"], ["-s", 'data.dir="a b/c: #d"']),
+        (["a.txt", "-s", "data.seq_len=32", "-s", "data.val_fraction=0.2"],
+         ["-s", "data.seq_len=32", "-s", "data.dir=data/a"]),
+        (["a.txt", "-s", "tokenizer.name=char"],
+         ["-s", "tokenizer.name=char", "-s", "data.dir=data/a"]),
+        (["-c", "c.yaml"], ["-c", "c.yaml"]),
+        (["-c", "c.yaml", "--out", "data/x"], ["-c", "c.yaml", "-s", "data.dir=data/x"]),
+        (["b.txt", "-c", "c.yaml"], ["-c", "c.yaml", "-s", "data.source=b.txt"]),
+        (["b.txt", "-c", "c.yaml", "--out", "x"],
+         ["-c", "c.yaml", "-s", "data.source=b.txt", "-s", "data.dir=x"]),
+        (["-c", "c.yaml", "-s", "data.dir=y", "-s", "seed=3"],
+         ["-c", "c.yaml", "-s", "data.dir=y", "-s", "seed=3"]),
+    ],
+)  # fmt: skip
+def test_the_next_command_trains_on_what_was_prepared(
+    gpt: Any, words: list[str], following: list[str]
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text(TEXT)
+    Path("c.yaml").write_text(CONFIG)
+    done = gpt("prepare", *words)
+    command = next_of(done)
+    assert command[: 1 + len(following)] == ["train", *following]
+    planned = gpt(*command, *TINY, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    config = command[2] if command[1] == "-c" else None
+    sets = [word for option, word in itertools.pairwise(command) if option == "-s"]
+    folder = done.out.partition(": 1 documents")[0]
+    assert data_dir(load_config(config, sets).data) == Path(folder)
+    assert "was prepared from" not in planned.err
+
+
+def test_a_shipped_example_with_another_folder(gpt: Any) -> None:
+    Path("mine.txt").write_text(TEXT)
+    done = gpt("prepare", "mine.txt", "-c", "finetune-gpt2", "-s", "data.seq_len=64")
+    assert next_of(done) == ["train", "-c", "finetune-gpt2", "-s", "data.seq_len=64",
+                             "-s", "data.source=mine.txt"]  # fmt: skip
+
+
+def test_a_short_text_gets_a_short_context(gpt: Any) -> None:
+    Path("a.txt").write_text("a few words of text, not many")
+    command = next_of(gpt("prepare", "a.txt", "-s", "tokenizer.name=bytes"))
+    assert "model.block_size=2" in command
+    assert gpt(*command, *TINY).code == 0
+    again = next_of(gpt("prepare", "a.txt", "-s", "tokenizer.name=bytes", "-s", "model.n_layer=1"))
+    assert "model.block_size=2" in again
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "remedy"),
+    [
+        ("ab", [], "use more text"),
+        ("some words " * 9, ["-c", "c.yaml"], "or set data.seq_len to 9 or less"),
+        ("some words " * 9, ["-s", "model.block_size=99"], "or set data.seq_len to 9 or less"),
+    ],
+)
+def test_a_text_without_a_window_is_noticed(
+    gpt: Any, text: str, words: list[str], remedy: str
+) -> None:
+    Path("a.txt").write_text(text)
+    Path("c.yaml").write_text(CONFIG)
+    done = gpt("prepare", "a.txt", "-s", "tokenizer.name=bytes", *words)
+    assert done.code == 0 and "next:" not in done.err
+    assert "warning: the text is too short to train on" in done.err and remedy in done.err
+
+
+def test_prepared_data_are_said_to_be_there_without_warnings(gpt: Any) -> None:
+    Path("a.txt").write_text(TEXT[:3000])
+    words = ["prepare", "a.txt", "-s", "tokenizer.name=bpe", "-s", "tokenizer.vocab_size=9999"]
+    first, second = gpt(*words), gpt(*words)
+    assert "fewer than the 9,999 of tokenizer.vocab_size" in first.err
+    assert "9,999" not in second.err
+    there = "data/a is prepared already; --force prepares it again"
+    assert there not in first.err and there in second.err.replace("\\", "/")
+    assert "9,999" in gpt(*words, "--force").err
+    assert next_of(first) == next_of(second)
+
+
+def test_a_share_far_off_is_said(gpt: Any) -> None:
+    """Rows by the draw, one of them longer than all others together."""
+    lengths = [2] * 119 + [9000]
+    rows = (json.dumps({"text": "x" * length}) for length in lengths)
+    Path("a.jsonl").write_text("\n".join(rows))
+    words = ["prepare", "a.jsonl", "-s", "tokenizer.name=bytes", "-s", "data.val_fraction=0.2"]
+    done = gpt(*words)
+    assert "of the tokens are for validation, not the 20.00% of data.val_fraction" in done.err
+    info = gpt("data", "info", "data/a", "--json").json
+    share = info["tokens"]["val"] / (info["tokens"]["val"] + info["tokens"]["train"])
+    assert info["val_share"] == pytest.approx(share, abs=1e-5)
+    assert f"({share:.2%})" in done.out
+    assert f"val_share        {share:.2%} of the tokens" in gpt("data", "info", "data/a").out
+
+
+def test_info_says_when_the_fraction_was_not_used(gpt: Any) -> None:
+    Path("a.txt").write_text(TEXT)
+    Path("b.txt").write_text(TEXT[:999])
+    assert gpt("prepare", "-s", "data.source={train: a.txt, val: b.txt}").code == 0
+    assert gpt("data", "info", "data/a", "--json").json["val_fraction"] is None
+    assert "not used: the source has its own validation text" in gpt("data", "info", "data/a").out
