@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
-from gptcli.commands import complete, configure, data, distributed, runs
+from gptcli.commands import complete, configure, data, distributed, options, runs
 from gptcli.commands.doctor import doctor
 from gptcli.commands.evaluate import evaluate
 from gptcli.commands.export import export
@@ -86,6 +87,8 @@ def run(arguments: list[str]) -> int:
         code: Any = command.main(arguments or ["--help"], program, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except GptError as error:
+        if isinstance(error, ConfigError) and (hint := _foreign_option(arguments)[1]):
+            error.hint = hint  # -config FILE was read as -c onfig
         return _fail(arguments, error)
     except BrokenPipeError:
         _drop_stdout()  # whoever read our output has seen enough
@@ -95,7 +98,7 @@ def run(arguments: list[str]) -> int:
     except MemoryError as error:
         return _fail(arguments, MemoryLimitError(f"out of memory ({error})"))
     except Exception as error:
-        usage = _usage_error(error)
+        usage = _usage_error(error, arguments)
         if usage is not None:
             return _fail(arguments, usage)
         return _bug(arguments, error)
@@ -125,7 +128,7 @@ def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _usage_error(error: Exception) -> ConfigError | None:
+def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
     """Turn an error of the command-line parser into one of ours.
 
     Typer carries a parser of its own and does not export its errors, so they are told by their
@@ -138,10 +141,33 @@ def _usage_error(error: Exception) -> ConfigError | None:
     path = context.command_path if context is not None else "gpt"
     text = str(format_message()).splitlines()[0]
     wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    typed, hint = _foreign_option(arguments)
+    if hint is not None:
+        return ConfigError(f"No such option: {typed}", hint)
     if isinstance(wrong, str) and known:
         [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
         text = f"No such option: {wrong}. Did you mean {nearest}?"
     return ConfigError(text, f"see `{path} --help`")
+
+
+def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
+    """Return the first option that is another program's, and what to write here."""
+    command, path, rest = _command(), _program(), list(arguments)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, path = command.commands[rest[0]], f"{path} {rest.pop(0)}"
+    params = [param for param in command.params if param.param_type_name == "option"]
+    known = {name: bool(param.is_flag) for param in params for name in param.opts}
+    for place, word in enumerate(rest):
+        typed, equals, value = word.partition("=")
+        if word == "--":
+            break
+        if typed in known or not re.fullmatch(r"--?[A-Za-z][\w-]+", typed):
+            continue
+        after = rest[place + 1 : place + 2]
+        behind = value if equals else after[0] if after and after[0][:1] != "-" else None
+        if hint := options.meant(typed, behind, path, known):
+            return typed, hint
+    return "", None
 
 
 def _fail(arguments: list[str], error: GptError) -> int:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,3 +102,46 @@ def command_for(name: str, config: str | None, overrides: list[str] | None) -> s
     for override in overrides or []:
         words += ["-s", override]
     return shlex.join(words)
+
+
+_SECTIONS = {"prepare": "data", "train": "train", "eval": "train", "generate": "generate"}
+
+
+def meant(typed: str, value: str | None, command: str, known: dict[str, bool]) -> str | None:
+    """Return what to write for an option of another program, or one with a dash too few.
+
+    Args:
+        typed: The option, such as `--learning_rate` or `-batch_size`.
+        value: What was typed behind it.
+        command: The command line up to its options, such as `gpt train`.
+        known: The command's options, and whether each is a flag.
+    """
+    from gptcli.config import words
+    from gptcli.config.reference import find_key, keys
+
+    word = typed.strip("-").lower().replace("-", "_")
+    name = command.rpartition(" ")[2]
+    if why := words.needless(word) if word not in words.OPTIONS["--workers"] else None:
+        return f"leave it out: {why}"
+    key = words.key_for(word, _SECTIONS.get(name, ""))
+    if key is None:
+        with suppress(ConfigError):
+            key = find_key(word).key
+    own = [option for option, others in words.OPTIONS.items() if word in others.split()]
+    candidates = [f"--{word.replace('_', '-')}", *own]
+    if key is not None:
+        candidates.append(f"--{key.rpartition('.')[2].replace('_', '-')}")
+    if word == "init_from" and value == "resume":
+        candidates.insert(0, "--resume")
+    note = words.note_for(word)
+    value = "VALUE" if value is None or note else value
+    for option in candidates:
+        if option in known:
+            return f"use `{command} {option}{'' if known[option] else ' ' + shlex.quote(value)}`"
+    if key == "data.source" and name == "prepare":
+        return f"use `{command} {shlex.quote(value)}`"
+    if key is None or "--set" not in known:
+        return None
+    value = f"[{value}]" if isinstance(keys()[key].default, list) else value
+    setting = shlex.quote(f"{key}={value}")
+    return f"use `{command} -s {setting}`" + (f" ({note})" if note else "")

@@ -13,29 +13,11 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from gptcli.config import words
 from gptcli.config.schema import Config
 from gptcli.config.yaml12 import Key
 from gptcli.errors import ConfigError
 
-# Names that other programs use for the same thing, for "did you mean".
-_SYNONYMS = {
-    "context_length": "model.block_size",
-    "n_ctx": "model.block_size",
-    "n_positions": "model.block_size",
-    "max_seq_len": "model.block_size",
-    "batch_size": "train.micro_batch_size",
-    "learning_rate": "optim.lr",
-    "max_iters": "train.max_steps",
-    "eval_interval": "train.eval_every",
-    "log_interval": "train.log_every",
-    "warmup_iters": "optim.warmup_steps",
-    "lr_decay_iters": "train.max_steps",
-    "gradient_accumulation_steps": "train.tokens_per_step",
-    "out_dir": "run_dir",
-    "dataset": "data.source",
-    "epochs": "train.max_epochs",
-    "num_epochs": "train.max_epochs",
-}
 # The same bound, as JSON Schema calls it and as a person would.
 _BOUNDS = {
     "gt": ("exclusiveMinimum", "above"),
@@ -141,27 +123,31 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def suggestion(key: Key) -> str:
-    """Return the nearest valid key, in the same section, elsewhere, or under another name."""
-    if key[-1] in _SYNONYMS:
-        return f"did you mean '{_SYNONYMS[key[-1]]}'?"
-    section: type[BaseModel] | None = Config
-    for part in key[:-1]:
-        field = section.model_fields.get(part) if section else None
-        section = section_of(field.annotation) if field else None
-    names = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(key[-1], names, 1)
-    if near:
-        return f"did you mean '{'.'.join((*key[:-1], near[0]))}'?"
-    everywhere = {
-        name: f"{top}.{name}"
-        for top, field in Config.model_fields.items()
-        if (inner := section_of(field.annotation)) is not None
-        for name in inner.model_fields
-    }
-    near = difflib.get_close_matches(key[-1], [*everywhere, *Config.model_fields], 1)
-    if near:
-        return f"did you mean '{everywhere.get(near[0], near[0])}'?"
-    return f"allowed: {', '.join(names or Config.model_fields)}"
+    """Return the key that was meant: by another program's name, another section, or spelling."""
+    *parents, name = key
+    if why := words.needless(name):
+        return f"leave it out: {why}"
+    section = ".".join(parents)
+    near = words.key_for(name, section)
+    elsewhere = [known for known in keys() if known.rpartition(".")[2] == name]
+    if near is None and len(elsewhere) == 1:
+        near = elsewhere[0]
+    if near is not None:
+        note = words.note_for(name)
+        return f"did you mean '{near}'?" + (f" ({note})" if note else "")
+    prefix = f"{section}." if section else ""
+    beside = _names_below(prefix)
+    everywhere = {known.rpartition(".")[2]: known for known in (*keys(), *sections())}
+    for names in ({inner: prefix + inner for inner in beside}, everywhere):
+        if found := difflib.get_close_matches(name, names, 1):
+            return f"did you mean '{names[found[0]]}'?"
+    return f"allowed: {', '.join(beside or _names_below(''))}"
+
+
+def _names_below(prefix: str) -> list[str]:
+    """Return the names of keys and sections right below `prefix`."""
+    found = [known[len(prefix) :].partition(".")[0] for known in keys() if known.startswith(prefix)]
+    return list(dict.fromkeys(found))
 
 
 def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[KeyInfo]:
