@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gpt prepare stdlib -c examples/quickstart.yaml
 	$(BIN)/gpt train -c examples/quickstart.yaml --resume
 	$(BIN)/gpt eval --checkpoint quickstart --yardsticks
-	$(BIN)/gpt generate --checkpoint quickstart < /dev/null
+	$(BIN)/gpt generate --checkpoint quickstart "class "
 
 test: check
 	$(BIN)/pytest

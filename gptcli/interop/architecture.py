@@ -14,6 +14,7 @@ from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.mapping import GPT2, LLAMA, Table
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
+_Keys = dict[str, tuple[object, ...]]  # what a model has, then what a family holds
 _CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
@@ -34,52 +35,55 @@ def table_of(family: Family) -> Table:
 
 
 def family_of(model: ModelConfig) -> Family:
-    """Return the family that can hold a network.
+    """Return the family that can hold a model.
 
     Raises:
-        ConfigError: None can; the keys that stand in the way are named.
+        ConfigError: None can; the keys that differ from the nearest are named.
     """
-    if model.norm == "layernorm":
-        return _require("gpt2", model, {
-            "model.position": (model.position, "learned"),
-            "model.mlp": (model.mlp, "gelu", "gelu_erf", "relu2"),
-            "model.n_kv_head": (model.n_kv_head or model.n_head, model.n_head),
-            "model.head_dim": (model.head_size, model.n_embd // model.n_head),
-            "model.qk_norm": (model.qk_norm, False),
-        })  # fmt: skip
     qkv_bias = model.bias if model.qkv_bias is None else model.qkv_bias
-    family: Family = "llama"
-    keys: dict[str, tuple[object, ...]] = {
+    gpt2: _Keys = {
+        "model.norm": (model.norm, "layernorm"),
+        "model.position": (model.position, "learned"),
+        "model.mlp": (model.mlp, "gelu", "gelu_erf", "relu2"),
+        "model.n_kv_head": (model.n_kv_head or model.n_head, model.n_head),
+        "model.head_dim": (model.head_size, model.n_embd // model.n_head),
+        "model.qk_norm": (model.qk_norm, False),
+    }
+    llama: _Keys = {
+        "model.norm": (model.norm, "rmsnorm"),
         "model.position": (model.position, "rope"),
         "model.mlp": (model.mlp, "swiglu"),
     }
+    family: Family = "llama"
     if model.qk_norm:
         family = "qwen3"
-        keys |= {"model.bias": (model.bias, False), "model.qkv_bias": (qkv_bias, False)}
+        llama |= {
+            "model.bias": (model.bias, False),
+            "model.qkv_bias": (bool(model.qkv_bias), False),
+        }
     elif qkv_bias != model.bias:
         family = "qwen2"
-        keys |= {"model.qkv_bias": (qkv_bias, True)}
-    return _require(family, model, keys)
+        llama["model.qkv_bias"] = (qkv_bias, True)
+    wrong, nearest = min(
+        (({key: values for key, values in keys.items() if values[0] not in values[1:]}, name)
+         for keys, name in ((llama, family), (gpt2, "gpt2"))),
+        key=lambda found: len(found[0]),
+    )  # fmt: skip
+    if not wrong:
+        return nearest
+    shown = ", ".join(
+        f"{key}={_spelled(value)} (not {' or '.join(map(_spelled, allowed))})"
+        for key, (value, *allowed) in wrong.items()
+    )
+    settings = " ".join(f"-s {key}={_spelled(values[1])}" for key, values in wrong.items())
+    raise ConfigError(
+        f"no other program's format holds this model: the nearest is {nearest}, but {shown}",
+        f"train a model that can be exported: {settings}",
+    )
 
 
-def _require(family: Family, model: ModelConfig, keys: Mapping[str, tuple[object, ...]]) -> Family:
-    wrong = {
-        key: [str(one).lower() for one in values]
-        for key, values in keys.items()
-        if values[0] not in values[1:]
-    }
-    if wrong:
-        shown = ", ".join(
-            f"{key}={value} (not {' or '.join(allowed)})"
-            for key, (value, *allowed) in wrong.items()
-        )
-        settings = " ".join(f"-s {key}={allowed}" for key, (_, allowed, *_) in wrong.items())
-        raise ConfigError(
-            f"no other program's format holds this model: with model.norm={model.norm}"
-            f" the nearest is {family}, but {shown}",
-            f"train a model that can be exported: {settings}",
-        )
-    return family
+def _spelled(value: object) -> str:
+    return str(value).lower()
 
 
 def to_hugging_face(

@@ -119,9 +119,7 @@ def export(
             case unreachable:
                 assert_never(unreachable)
         difference = _require_same_logits(trained, read, out, dtype == "float32" and not notes)
-        size = 0
-        if characters is not None:
-            size = _write_characters(characters, trained.tokenizer)
+        size = _write_characters(characters, trained.tokenizer) if characters else 0
         size += _place(aside, out)
     if to == "nanogpt":
         notes += _vocabulary_note(trained.tokenizer, characters)

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import pipeline
 
+from gptcli.config import load_config
+from gptcli.config.loader import example_files
 from gptcli.errors import CheckpointError, ConfigError, StorageError
+from gptcli.interop.architecture import family_of
 from gptcli.interop.card import model_card
 from gptcli.interop.export import export
-from gptcli.tokenizers.bpe import gpt2, train_bpe
+from gptcli.tokenizers.bpe import train_bpe
 
 from .conftest import difference, ours_of
 from .exports import LLAMA, SHAPES, TEXT, loaded, trained
@@ -37,10 +42,13 @@ def test_transformers_loads_it_and_has_the_same_logits(name: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "keys"),
     [
-        ({"norm": "rmsnorm"}, ["model.position=learned (not rope)", "model.mlp=gelu (not swiglu)"]),
+        ({"norm": "rmsnorm"}, ["nearest is gpt2, but model.norm=rmsnorm (not layernorm)"]),
+        (LLAMA | {"norm": "layernorm"}, ["nearest is llama, but model.norm=layernorm"]),
+        (LLAMA | {"mlp": "gelu"}, ["nearest is llama, but model.mlp=gelu (not swiglu)"]),
         ({"mlp": "swiglu"}, ["model.mlp=swiglu (not gelu"]),
         ({"position": "rope"}, ["model.position=rope (not learned)"]),
         ({"qk_norm": True}, ["model.qk_norm=true"]),
+        ({"head_dim": 16}, ["model.head_dim=16 (not 8)"]),
         ({"n_kv_head": 2}, ["model.n_kv_head=2"]),
         ({**LLAMA, "mlp": "relu2"}, ["model.mlp=relu2 (not swiglu)"]),
         ({**LLAMA, "qk_norm": True, "qkv_bias": True}, ["model.qkv_bias=true (not false)"]),
@@ -51,10 +59,37 @@ def test_transformers_loads_it_and_has_the_same_logits(name: str) -> None:
 def test_what_no_format_holds_is_refused_by_key(
     shape: dict[str, Any], keys: list[str], to: Any
 ) -> None:
+    tokenizer = train_bpe([TEXT], 300)
     with pytest.raises(ConfigError) as caught:
-        export(trained(gpt2(), **shape), to, Path("out"))
+        export(trained(tokenizer, **shape), to, Path("out"))
     assert all(key in caught.value.message for key in keys), caught.value.message
     assert not Path("out").exists()
+    # With the settings of the hint it works.
+    found = re.findall(r"-s model\.(\w+)=(\w+)", str(caught.value.hint))
+    settings = {key: yaml.safe_load(value) for key, value in found}
+    export(trained(tokenizer, **(shape | settings)), to, Path("out"))
+
+
+def test_every_example_can_be_exported_or_says_with_which_settings() -> None:
+    refused = set()
+    for path in example_files():
+        try:
+            family_of(load_config(str(path)).model)
+        except ConfigError:
+            refused.add(path.stem)
+            settings = re.findall(
+                r"-s (model\.\w+=\w+)", path.read_text().partition("# Export: ")[2]
+            )
+            family_of(load_config(str(path), settings).model)
+    assert refused == {"quickstart", "overfit", "benchmark-char"}
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_the_quickstart_with_swiglu_is_exported(to: Any) -> None:
+    config = load_config("quickstart", ["model.mlp=swiglu"])
+    shape = config.model.model_dump(exclude={"vocab_size"})
+    done = export(trained(train_bpe([TEXT], 300), **shape), to, Path("out"))
+    assert done.family == "qwen3"
 
 
 def test_the_folder_is_complete_and_says_what_it_is() -> None:
