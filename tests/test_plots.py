@@ -92,7 +92,11 @@ def test_little_or_strange_numbers_are_drawn(
 def test_a_name_that_is_no_picture_is_refused(make_run: MakeRun, logged: Logged) -> None:
     run = read_run(make_run("a", some_lines(logged)))
     Path("folder.png").mkdir()
-    for name, what in (("loss.jpg", "kind of picture"), ("loss", "kind"), ("folder.png", "folder")):
+    for name, what in (
+        ("loss.jpg", "not a picture format"),
+        ("loss", "format"),
+        ("folder.png", "folder"),
+    ):
         with pytest.raises(ConfigError, match=what):
             draw([run], Path(name), Picture())
     with pytest.raises(StorageError, match="nothing can be made there"):

@@ -120,4 +120,4 @@ def chosen(settings: Mapping[str, object], given: Collection[str] | None) -> dic
 
 def _is_settled(key: str, default: object) -> bool:
     """Tell whether a run itself chooses the value, from its machine or its data."""
-    return default == "auto" or key == "model.vocab_size"
+    return default == "auto" or key in ("data.dir", "model.vocab_size")

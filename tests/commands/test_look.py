@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from gptcli.curves import Axis, loss_curves
+from gptcli.history import read_run
+from gptcli.report.page import render
+
 MakeRun = Callable[..., Path]
 Logged = Callable[..., dict[str, Any]]
 
@@ -29,10 +33,12 @@ def test_plot_returns_an_object(gpt: Any, make_run: MakeRun, logged: Logged) -> 
     found = gpt("plot", "a", "runs/b", "a", "-o", "ab.svg", "--x", "tokens", "--json").json
     assert list(found) == ["file", "runs"] and found["file"] == "ab.svg"
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
-    assert found["runs"][0] == {
+    expected = {
         "name": "a", "folder": str(Path("runs/a")), "state": "unknown", "step": 2, "tokens": 128,
-        "train_loss": 4.8, "val_loss": 2.0, "best_val_loss": 2.0, "best_step": 2,
+        "loss": 4.8, "train_loss": 3.0, "val_loss": 2.0, "best_val_loss": 2.0, "best_step": 2,
     }  # fmt: skip
+    assert expected.items() <= found["runs"][0].items()
+    assert found["runs"][0] in gpt("runs", "list", "--json").json["runs"]
     assert found["runs"][1]["best_val_loss"] is None
     assert Path("ab.svg").read_text(encoding="utf-8").count("<svg") == 1
 
@@ -44,7 +50,7 @@ def test_plot_tells_what_it_cannot_read_and_draws_the_rest(
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("damaged\n" + json.dumps(logged(3)) + '\n{"step": 4')
     done = gpt("plot", "a")
-    assert done.code == 0 and "metrics.jsonl: line 3 cannot be read" in done.err
+    assert done.code == 0 and "metrics.jsonl: skipped line 3" in done.err
 
 
 @pytest.mark.parametrize(
@@ -118,3 +124,22 @@ def test_report_writes_a_page_into_the_run_folder(gpt: Any, run: Path) -> None:
     found = gpt("report", "tiny", "-o", "page.html", "--json").json
     assert list(found) == ["file", "bytes", "run"] and found["file"] == "page.html"
     assert found["bytes"] == Path("page.html").stat().st_size and found["run"]["step"] == 6
+
+
+def test_epoch_losses_that_choose_the_best_are_drawn_and_shown(
+    gpt: Any, make_run: MakeRun, logged: Logged
+) -> None:
+    lines = [line for epoch in (1, 2, 3) for line in (
+        logged(epoch * 10),
+        {"step": epoch * 10, "epoch": epoch, "train_loss": 5.0 - epoch % 3},
+        {"step": epoch * 10, "val_loss": None, "train_loss": 3.5},
+    )]  # fmt: skip
+    make_run("epochs", lines)
+    assert "best       epoch loss 3.0000 at step 20" in gpt("runs", "show", "epochs").out
+    assert gpt("plot", "epochs", "-o", "a.svg").code == 0
+    facts = gpt("plot", "epochs", "-o", "a.svg", "--json").json["runs"][0]
+    assert (facts["best_epoch_loss"], facts["best_step"], facts["best_val_loss"]) == (3.0, 20, None)
+    losses = loss_curves(read_run(Path("runs/epochs")), Axis.STEPS, 99)
+    assert losses.epochs.y == (4.0, 3.0, 5.0) and losses.best == (20.0, 3.0)
+    page = render(read_run(Path("runs/epochs")), "now")
+    assert "Best epoch loss" in page and '"training, epoch mean"' in page

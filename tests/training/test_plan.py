@@ -150,7 +150,7 @@ def test_the_plan_is_readable_and_on_stdout(gpt: Any, tiny_set: list[str]) -> No
     labels = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
     assert labels == ["run", "network", "machine", "data", "steps", "evaluation", "memory", "disk",
                       "time", "unusual"]  # fmt: skip
-    assert "an estimate" in done.out and "by real steps of" in done.out
+    assert "an estimate" in done.out and "measured over real steps of" in done.out
     assert "\x1b" not in done.out and not Path("runs").exists()
 
 
