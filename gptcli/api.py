@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptcli.checkpoint import TrainedModel, find_checkpoint, load_model
+from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
 from gptcli.data import prepare as preparing
 from gptcli.data.adopt import adopt, fetch_ready_made, token_files
@@ -25,6 +25,7 @@ from gptcli.evaluation import Evaluation, TextUnits
 from gptcli.evaluation import evaluate as score
 from gptcli.evaluation.texts import split_tokens, text_tokens
 from gptcli.generation import draw_samples, encode_prompt, exchange_weights
+from gptcli.interop.opening import open_model
 from gptcli.loggers import Loggers, require
 from gptcli.training.events import Event, Finished, Stopped, Summary
 from gptcli.training.loop import train as train_events
@@ -141,6 +142,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     Raises:
         GptError: The configuration does not allow it; what comes to light later, the events raise.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"train takes a Config, not a {type(config).__name__}", "train(load_config('run.yaml'))"
+        )
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite begins anew: give one of them")
     require(config.train.loggers)
@@ -149,21 +154,30 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
     return Training(config, resume=resume, overwrite=overwrite)
 
 
-def load(checkpoint: Checkpoint = None, *, device: str = "auto") -> TrainedModel:
-    """Return a trained network, its tokenizer and what its checkpoint says.
+def load(
+    checkpoint: Checkpoint = None,
+    *,
+    device: str = "auto",
+    data: str | os.PathLike[str] | None = None,
+) -> TrainedModel:
+    """Return a model, its tokenizer and what its checkpoint says.
 
     Args:
-        checkpoint: A file, a run folder or a run's name; None is the newest run's best.
+        checkpoint: A file, a run folder or a run's name, or what `model.init_from` takes: gpt2,
+            hf:org/name, a Hugging Face folder, a nanoGPT ckpt.pt. None is the newest run's best.
         device: auto, cpu, cuda or mps.
+        data: Prepared data whose tokenizer the weights of another program have.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
+        ConfigError: Nothing says which tokens it has, or they are not those of `data`.
     """
     if isinstance(checkpoint, TrainedModel):
         return checkpoint
     config = load_config(None, flags={"device": device})
     name = None if checkpoint is None else os.fspath(checkpoint)
-    return load_model(find_checkpoint(name), compute(config).device)
+    folder = None if data is None else Path(data)
+    return open_model(name, config, compute(config).device, folder)
 
 
 def evaluate(
@@ -196,7 +210,7 @@ def evaluate(
         raise ConfigError("data and text exclude each other: there is one text to score")
     if split not in ("train", "val"):
         raise ConfigError(f"split: expected train or val, got {split!r}")
-    trained = load(checkpoint, device=device)
+    trained = load(checkpoint, device=device, data=data)
     context = trained.model.config.block_size
     for name, value, most in (("stride", stride, context), ("max_tokens", max_tokens, math.inf)):
         if value is not None and not 1 <= value <= most:
@@ -248,7 +262,7 @@ def generate(
         min_p: Drop tokens below this part of the likeliest.
         repetition_penalty: Above 1, tokens that were there before are less likely.
         stop: End before any of these texts.
-        seed: Same seed, same text.
+        seed: Of the draws; in float32, the same seed gives the same text.
         device: auto, cpu, cuda or mps.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gptcli import durable
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
-from gptcli.errors import CheckpointError, GptError
+from gptcli.errors import CheckpointError, DataError, GptError, is_out_of_memory
 from gptcli.history import RUNS, list_runs
 from gptcli.model import GPT, merge_adapters
 from gptcli.tokenizers import Tokenizer, tokenizer_from
@@ -120,10 +120,12 @@ def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
     try:
         with durable.held(path) as name:  # torch opens it twice, for names and for numbers
             content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         # torch raises a dozen kinds of errors here, each for some way not to be its file.
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint of gptcli ({type(error).__name__})",
             "checkpoints are runs/<name>/best.pt, last.pt and checkpoints/step-*.pt",
@@ -133,6 +135,8 @@ def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
     except _Damaged as error:
         raise CheckpointError(f"{path}: {error}", error.hint) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     checkpoint = Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
     return checkpoint, _weights_sum(content["checksums"]["tensors"])
@@ -216,8 +220,28 @@ class TrainedModel:
 
     @property
     def data_dir(self) -> Path:
-        """Folder of the data it was trained on, as the training run named it."""
-        return Path(self.checkpoint.data["dir"])
+        """Folder of the data it was trained on, here or where its run was started.
+
+        Raises:
+            DataError: It is in neither place.
+        """
+        named = self.checkpoint.data.get("dir")
+        hint = "name prepared data with --data DIR, or a file with --text FILE"
+        if named is None:
+            raise DataError(f"{self.path}: there is no data that belongs to this model", hint)
+        folder = Path(named)
+        for place in (folder, self._started_in() / folder):
+            if place.is_dir():
+                return place
+        raise DataError(f"{folder}: the data of {self.path} is not here", hint)
+
+    def _started_in(self) -> Path:
+        """Return the folder that the run's own paths begin at, as far as its place tells it."""
+        parts = Path(self.checkpoint.config.get("run_dir") or "").parts
+        for folder in self.path.resolve().parents[:2]:
+            if parts and folder.parts[-len(parts) :] == parts:
+                return folder.parents[len(parts) - 1]
+        return Path()
 
 
 def load_model(path: Path, device: torch.device, *, whole: bool = False) -> TrainedModel:
@@ -244,6 +268,7 @@ def load_model(path: Path, device: torch.device, *, whole: bool = False) -> Trai
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
     place_weights(model, weights, path, device)
+    model.n_tokens = tokenizer.vocab_size
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
 
 
@@ -324,7 +349,7 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
     if durable.is_file(path) and (run is None or path.suffix == ".pt"):
         return path
     if wanted in (BEST, LAST):
-        return _newest_run() / wanted
+        return _newest_run(f"{wanted}: no such file here, and ") / wanted
     for folder in (path, run):
         if folder is not None and _holds_run(folder):
             found = next(
@@ -346,10 +371,11 @@ def _holds_run(folder: Path) -> bool:
     return durable.is_file(folder / "run.json") or durable.is_file(folder / BEST)
 
 
-def _newest_run() -> Path:
+def _newest_run(what: str = "") -> Path:
     for folder in list_runs():
         if (folder / BEST).is_file():
             return folder
     raise CheckpointError(
-        "no run with a checkpoint in runs/", "train one first, or name a file with --checkpoint"
+        f"{what}no run with a checkpoint in runs/",
+        "train one first, or name the path of a checkpoint with --checkpoint",
     )

@@ -27,6 +27,7 @@ from gptcli.errors import (
     GptError,
     MemoryLimitError,
     PeerError,
+    is_out_of_memory,
 )
 
 _HELP = ["-h", "--help"]
@@ -35,6 +36,10 @@ _EXAMPLES = """[bold]Examples[/bold]
   gpt config init && gpt train -c run.yaml          [dim]one on a text of your own[/dim]
   gpt generate "Once upon a time"                    [dim]what the newest run says[/dim]
 """
+_LESS_MEMORY = (
+    "free memory or raise the limit of this process; a smaller model, a shorter context or fewer"
+    " --num-samples need less"
+)
 app = typer.Typer(
     name="gpt",
     rich_markup_mode="rich",
@@ -95,9 +100,9 @@ def run(arguments: list[str]) -> int:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except MemoryError as error:
-        return _fail(arguments, MemoryLimitError(f"out of memory ({error})"))
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(arguments, MemoryLimitError("out of memory", _LESS_MEMORY))
         usage = _usage_error(error, arguments)
         if usage is not None:
             return _fail(arguments, usage)

@@ -160,6 +160,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder; a name that no folder can have names none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's content; a pipe or a device, which may have no end, is no file.
 

@@ -77,9 +77,24 @@ class NonFiniteError(GptError):
 
 
 class MemoryLimitError(GptError):
-    """The device has too little memory for one step."""
+    """The machine or the device has too little memory."""
 
     exit_code = 8
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of Python, torch, C++ or the system says that memory is lacking."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = (
+        "can't allocate memory",
+        "cannot allocate memory",
+        "bad_alloc",
+        "failed to map segment",
+        "can't start new thread",
+        "error return without exception set",  # Python's parser, which lost its MemoryError
+    )
+    return any(sign in str(error).lower() for sign in signs)
 
 
 class DistributedError(GptError):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -266,6 +267,19 @@ def test_a_run_ends_with_its_files_and_the_next_commands(gpt: Any, tiny_set: lis
                  "gpt eval runs/tiny/best.pt", "gpt report runs/tiny", "time: "):  # fmt: skip
         assert part in err
     assert "\x1b" not in ended.err and "⣀" not in ended.err
+
+
+def test_what_a_run_without_validation_suggests_works(gpt: Any, tiny_set: list[str]) -> None:
+    sets = ("-s", "data.val_fraction=0", "-s", "data.dir=data/whole", "-s", "tokenizer.name=bytes")
+    assert gpt("prepare", "corpus.txt", *sets).code == 0
+    ended = gpt("train", *tiny_set, "-s", "data.dir=data/whole", "-s", "data.val_fraction=0")
+    assert ended.code == 0, ended.err
+    commands = [line[6:] for line in ended.err_lines if line[6:].startswith("gpt ")]
+    commands += gpt("runs", "show", "--json").json["next"]
+    assert len(commands) == 5 and sum("--split train" in command for command in commands) == 2
+    for command in commands:
+        done = gpt(*shlex.split(command)[1:])
+        assert done.code == 0, (command, done.err)
 
 
 @pytest.mark.parametrize("env", [{"FORCE_COLOR": "1"}, {"NO_COLOR": "1"}, {}], ids=str)

@@ -11,7 +11,7 @@ import typer
 from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.commands.scores import compare, describe, facts_of, show_tasks
-from gptcli.errors import CheckpointError, ConfigError
+from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
@@ -26,7 +26,8 @@ Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Files, run folders or run names; several are compared. Default: newest best.",
+        help="Files, runs, gpt2, hf:org/name or folders; several are compared. Default: newest"
+        " best.",
         show_default=False,
         autocompletion=complete.checkpoints,
     ),
@@ -81,13 +82,13 @@ def evaluate(
     loaded = options.exactly(options.load(config, set_))
     wanted = _Wanted(data, text, split, stride, max_tokens, loaded.data.encoding_errors)
     wanted.check(yardsticks)
-    from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
+    from gptcli.interop.opening import open_model
 
     machine = compute(loaded)
     names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
-    found = [find_checkpoint(name, loaded) for name in names]
-    trained = [load_model(path, machine.device) for path in found]
+    folder = Path(data) if data else None
+    trained = [open_model(name, loaded, machine.device, folder) for name in names]
     if tasks is not None:
         _run_tasks(trained, tasks.split(","), limit, json_)
         return
@@ -161,22 +162,21 @@ def _score_all(
 
     contexts = [_context(seq_len, one) for one in trained]
     wanted.check_contexts(contexts)
-    folder = wanted.folder(trained[0])
-    place = wanted.text or str(folder)
+    place = Path(wanted.text) if wanted.text is not None else wanted.folder(trained[0])
     is_mixed = len({one.tokenizer.fingerprint for one in trained}) > 1
     texts: list[tuple[TokenSequence, SpanOf | None]] = []
     for one in trained:  # all are opened before the first is scored: refusals come at once
         if wanted.text is not None:
-            tokens, parts = text_tokens(Path(wanted.text), one, wanted.encoding_errors)
+            tokens, parts = text_tokens(place, one, wanted.encoding_errors)
             texts.append((tokens, parts if is_mixed else None))
         else:
-            texts.append((split_tokens(folder, wanted.split, one), None))  # type: ignore[arg-type]
+            texts.append((split_tokens(place, wanted.split, one), None))  # type: ignore[arg-type]
     scored = []
     for one, context, (tokens, span_of) in zip(trained, contexts, texts, strict=True):
         began = time.perf_counter()
         score = _score(one, tokens, span_of, machine, context, wanted)
         split = wanted.split if wanted.text is None else "text"
-        scored.append((facts_of(one, place, split, score, time.perf_counter() - began), score))
+        scored.append((facts_of(one, str(place), split, score, time.perf_counter() - began), score))
     return scored
 
 
@@ -191,12 +191,20 @@ def _score(
     from gptcli.evaluation import TextUnits
     from gptcli.evaluation import evaluate as evaluate_model
 
+    model = trained.model.compiled() if machine.compile else trained.model
     with tokens, console.bar(f"evaluating {trained.path}") as bar:
-        found = evaluate_model(
-            trained.model, tokens, machine,
-            context=context, stride=wanted.stride, max_tokens=wanted.max_tokens,
-            units=TextUnits(trained.tokenizer), span_of=span_of, on_progress=bar.update,
-        )  # fmt: skip
+        try:
+            found = evaluate_model(
+                model, tokens, machine,
+                context=context, stride=wanted.stride, max_tokens=wanted.max_tokens,
+                units=TextUnits(trained.tokenizer), span_of=span_of, on_progress=bar.update,
+            )  # fmt: skip
+        except RuntimeError as error:
+            if not machine.compile or is_out_of_memory(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            raise ConfigError(f"compile: not possible here ({reason})",
+                              "-s compile=false does without") from error  # fmt: skip
     assert found is not None
     if not math.isfinite(found.nats):
         raise CheckpointError(

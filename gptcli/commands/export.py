@@ -49,10 +49,10 @@ def export(
         raise ConfigError(f"--dtype: only --to gguf has a choice, {to.value} keeps float32")
     import torch
 
-    from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.interop import export as exporting
+    from gptcli.interop.opening import open_model
 
-    trained = load_model(find_checkpoint(checkpoint), torch.device("cpu"), whole=True)
+    trained = open_model(checkpoint, options.load(None, None), torch.device("cpu"), whole=True)
     with console.bar(f"writing {out}"):
         done = exporting.export(
             trained, to.value, out, dtype=dtype.value if dtype else "float32", force=force

@@ -44,7 +44,10 @@ Penalty = Annotated[
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to draw.")]
 NumSamples = Annotated[int | None, typer.Option(help="Texts to draw, all together.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of the draws; in float32, the same seed gives the same text."),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
 ]
@@ -118,10 +121,10 @@ def _load(
 ) -> "tuple[Config, TrainedModel]":
     """Return the configuration and the network; without a file, its own way of sampling holds."""
     loaded = options.load(config, set_, flags)
-    from gptcli.checkpoint import find_checkpoint, load_model
     from gptcli.device import compute
+    from gptcli.interop.opening import open_model
 
-    trained = load_model(find_checkpoint(checkpoint, loaded), compute(loaded).device)
+    trained = open_model(checkpoint, loaded, compute(loaded).device)
     if config is None:  # then the run's own settings lie below --set and the options
         stored = trained.checkpoint.config
         base = {"generate": dict(stored["generate"]), "seed": stored["seed"]}
@@ -151,6 +154,8 @@ def _lighten(config: "Config", trained: "TrainedModel", n_samples: int, *, int8:
 
     model = trained.model
     machine = compute(config)
+    if machine.compile:
+        console.message("note: compile is for train and eval; generate has kernels of its own")
     is_open = config.dtype == "auto" and machine.device.type == "cpu"  # then kernels are raced
     dtype = None if is_open else machine.dtype
     return exchange_weights(model, dtype, rows=rows_together(model, n_samples), int8=int8)

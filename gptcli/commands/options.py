@@ -42,7 +42,7 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="PATH",
-        help="File, run folder or run name; default: newest best.",
+        help="File, run, gpt2, hf:org/name, or folder; default: the newest run's best.",
         autocompletion=complete.checkpoints,
     ),
 ]

@@ -204,14 +204,15 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
 
 def _next_commands(run: "RunHistory") -> list[str]:
     """Return what one would type next: resume the run, or use its model."""
+    from gptcli.history import next_commands
+
     folder = run.folder.as_posix()
     usable = any(file.name == "best.pt" for file in run.checkpoints)
     name = run.name if run.folder == Path("runs") / run.name else folder
-    use = [shlex.join(["gpt", word, "--checkpoint", name]) for word in ("eval", "generate")]
     if run.state in ("stopped", "failed", "died"):
         words = ["gpt", "train", "-c", f"{folder}/config.yaml", "-s", f"run_dir={folder}"]
         return [shlex.join([*words, "--resume"])]
-    return use if usable else []
+    return next_commands(name, is_validated=run.best is not None) if usable else []
 
 
 def _figure_rows(found: "Sequence[Figures]") -> list[tuple[str, ...]]:

@@ -37,8 +37,9 @@ def facts_of(
 
 def describe(facts: dict[str, Any]) -> str:
     """Return the lines about one network."""
+    step = f" (step {facts['step']:,})" if facts["step"] else ""
     lines = [
-        f"{facts['checkpoint']} (step {facts['step']:,}) on {_place(facts)}:"
+        f"{facts['checkpoint']}{step} on {_place(facts)}:"
         f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
         f" context {facts['context']}, stride {facts['stride']}",
         f"loss {fixed(facts['loss'], 4)} nats per token (standard error"

@@ -1,5 +1,6 @@
 """`gpt train`: the resumable training run, on the screen or as plain lines."""
 
+import shlex
 import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -56,6 +57,8 @@ def train(
         raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")
     loaded = options.load(config, set_)
     loggers.require(loaded.train.loggers)
+    if resume:
+        _require_place(config, loaded)
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
     if distributed.may_prepare():
@@ -70,6 +73,24 @@ def train(
         distributed.launch(loaded, gpus, resume=resume)
         return
     _train(loaded, resume, overwrite, json_)
+
+
+def _require_place(file: str | None, config: "Config") -> None:
+    """Refuse the configuration of a run whose paths begin in another folder than this one."""
+    from gptcli.errors import ConfigError
+
+    folder = Path(file or "").resolve().parent
+    if file is None or not (Path(file).name == "config.yaml" and (folder / "run.json").is_file()):
+        return
+    parts = Path(config.run_dir or "").parts
+    if folder != config.run_folder.resolve():
+        begin = folder.parents[len(parts) - 1] if folder.parts[-len(parts) :] == parts else None
+        raise ConfigError(
+            f"{file}: its run is {folder}, which run_dir={config.run_dir} does not name from here",
+            f"change to the folder that its paths begin at: cd {shlex.quote(str(begin))}"
+            if begin
+            else "name its folders: -s run_dir=DIR -s data.dir=DIR",
+        )
 
 
 def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:

@@ -190,7 +190,7 @@ class Config(Section):
     """Precision of the matrix products; weights that are trained and sums stay float32. Auto: to
     train, bfloat16 where the hardware computes it; to evaluate, float32; to generate, 16 bits."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network with torch.compile, to train it."""
+    """Compile the model with torch.compile, for train and, where it is true, for eval."""
     deterministic: bool | Literal["auto"] = "auto"
     """Refuse operations without a reproducible result; only matters on cuda."""
     data: DataConfig = DataConfig()

@@ -44,7 +44,7 @@ def token_files(config: DataConfig) -> tuple[Path, Preset | None, str | None] | 
         ConfigError: The files would have to be moved.
     """
     source = config.source
-    if not isinstance(source, str):
+    if not source or not isinstance(source, str):
         return None
     name, _, part = source.partition(":")
     if name in PRESETS and PRESETS[name].kind == "shards":

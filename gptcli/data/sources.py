@@ -82,7 +82,7 @@ def data_dir(config: DataConfig) -> Path:
     """
     if config.dir is not None:
         return Path(config.dir)
-    if config.source is None:
+    if not config.source:
         raise ConfigError(
             "neither data.source nor data.dir is set: there is no data to work on",
             "e.g. gpt prepare stdlib, then -s data.dir=data/stdlib",
@@ -115,7 +115,7 @@ def find_source(config: DataConfig, seed: int) -> Source:
         ConfigError: Nothing is named, or the name is unknown.
         DataError: The files are missing or of a kind that is not read.
     """
-    if config.source is None:
+    if not config.source:
         raise ConfigError("no data set named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
     if not isinstance(config.source, SplitSource):
         return _find(config.source, config, seed)
@@ -177,10 +177,10 @@ def _spooled_stdin() -> Path:
     """Copy stdin, which can be read only once, into a file that is removed at exit."""
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
-    with tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file:
-        path = Path(file.name)
-        atexit.register(path.unlink, missing_ok=True)
-        with durable.storage_errors(path):
+    with durable.new_place(Path(os.environ.get("TMPDIR") or "/tmp")):
+        with tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file:
+            path = Path(file.name)
+            atexit.register(path.unlink, missing_ok=True)
             shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
     return path
 

@@ -15,6 +15,7 @@ import torch
 
 from gptcli.config.windows import scoring_windows
 from gptcli.device import Compute
+from gptcli.errors import DataError
 from gptcli.evaluation.result import Evaluation, Tally, TextUnits, span_length
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
@@ -136,6 +137,11 @@ def evaluate(
             raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
             scored = _scored(batch)  # (B, T), as are positions
             positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
+            if (raw[:, 1:][scored] >= model.n_tokens).any():
+                raise DataError(
+                    "the text has tokens that the model does not have, such as end-of-text",
+                    "score a text without them: --text FILE",
+                )
             nats = _token_losses(model, raw, scored, compute)
             if not counts:
                 continue

@@ -4,7 +4,7 @@ Sample k of a seed is the same text whether it is drawn alone or among others. K
 checkpoints, text or terminals. Letters as in gpt.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,8 +47,7 @@ class Decoding:
         prompt: Sequence[int],
         config: GenerateConfig,
         *,
-        eot: int,
-        n_tokens: int,
+        ends: Collection[int],
         seed: int,
         samples: Sequence[int] = (0,),
         logprobs: bool = False,
@@ -60,8 +59,7 @@ class Decoding:
             model: In evaluation mode.
             prompt: One to `context` ids.
             config: How to sample.
-            eot: The id that ends a text.
-            n_tokens: Ids the tokenizer has; the network may have more, which are never drawn.
+            ends: The ids that end a text.
             seed: With the sample and the position, the key of each draw.
             samples: Numbers of the texts.
             logprobs: Whether to find the log-probabilities; 0 otherwise.
@@ -71,10 +69,11 @@ class Decoding:
         assert 0 < len(prompt) <= self._context
         self.alive = list(samples)
         self._model, self._config, self._seed = model, config, seed
-        self._eot, self._n_tokens, self._wants_logprobs = eot, n_tokens, logprobs
+        self._ends, self._wants_logprobs = ends, logprobs
         self._texts = {sample: list(prompt) for sample in samples}
         self._n_drawn = 0
         self._cache: KVCache | None = None
+        n_tokens = model.n_tokens
         self._seen = torch.zeros(len(self.alive), n_tokens, dtype=torch.bool)
         if config.repetition_penalty != 1:
             self._seen[:, [token for token in prompt if token < n_tokens]] = True
@@ -97,7 +96,7 @@ class Decoding:
         self._n_drawn += 1
         drawn = []
         for row, (sample, token) in enumerate(zip(tuple(self.alive), tokens, strict=True)):
-            if token == self._eot:
+            if token in self._ends:
                 continue
             self._texts[sample].append(token)
             if config.repetition_penalty != 1:
@@ -130,7 +129,7 @@ class Decoding:
     def _feed(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
         device = self._model.wte.weight.device
         x = self._model.hidden(torch.tensor(tokens, device=device), cache)[:, -1:]  # (B, 1, C)
-        logits: Tensor = self._model.lm_head(x)[:, 0, : self._n_tokens].float().cpu()  # (B, V)
+        logits = self._model.logits(x)[:, 0].float().cpu()  # (B, V)
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
                 "the network's output is not a finite number",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gptcli.config.schema import GenerateConfig
+from gptcli.errors import ConfigError
 from gptcli.generation.decoding import Decoding, Drawn
 from gptcli.generation.text import Text
 from gptcli.model import GPT
@@ -83,15 +84,20 @@ def draw_samples(
         numbers: Of the samples.
         clock: Counts the steps.
         logprobs: Whether to find the log-probabilities.
+
+    Raises:
+        ConfigError: The prompt has a token that the model does not have.
     """
+    if any(token >= model.n_tokens for token in prompt):
+        raise ConfigError("the model has no token that a text starts with", "give it a prompt")
     together = rows_together(model, len(numbers))
     clock = clock or Clock()
     for first in range(0, len(numbers), together):
         growing = {number: Sample(number, Text(tokenizer, config))
                    for number in numbers[first : first + together]}  # fmt: skip
         decoding = Decoding(
-            model, prompt, config, eot=tokenizer.eot, n_tokens=tokenizer.vocab_size,
-            seed=seed, samples=list(growing), logprobs=logprobs,
+            model, prompt, config, ends=tokenizer.ends, seed=seed,
+            samples=list(growing), logprobs=logprobs,
         )  # fmt: skip
         yield from _in_order(decoding, growing, clock)
 

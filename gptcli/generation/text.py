@@ -11,12 +11,12 @@ from gptcli.tokenizers import TextDecoder, Tokenizer, UnknownCharacters
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> list[int]:
-    """Return the ids to start from: the prompt's, or end-of-text without one.
+    """Return the ids to start from: the prompt's, or without one what a text starts with.
 
     Raises:
         ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
     """
-    ids = _encode(tokenizer, prompt) if prompt else [tokenizer.eot]
+    ids = [*tokenizer.start, *(_encode(tokenizer, prompt) if prompt else ())] or [tokenizer.eot]
     if len(ids) > block_size:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, the network's context holds {block_size}",
@@ -41,6 +41,7 @@ def continued_prompt(
     Raises:
         ConfigError: The vocabulary lacks part of the text.
     """
+    said = said or tokenizer.start
     ids = [*said, *_encode(tokenizer, text)] or [tokenizer.eot]
     return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
 

@@ -12,7 +12,7 @@ from gptcli.history.facts import (
     Step,
     TextSample,
 )
-from gptcli.history.finding import RUNS, find_run, list_runs
+from gptcli.history.finding import RUNS, find_run, list_runs, next_commands
 from gptcli.history.reading import (
     CONFIG,
     LOG,
@@ -45,5 +45,6 @@ __all__ = [
     "find_run",
     "flatten",
     "list_runs",
+    "next_commands",
     "read_run",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import shlex
 from pathlib import Path
 
 from gptcli import durable
@@ -45,13 +46,18 @@ def find_run(name: str | None) -> Path:
     near = difflib.get_close_matches(name, names, n=1)
     shown = ", ".join(names[:_MOST_NAMED]) + ", ..." * (len(names) > _MOST_NAMED)
     hint = f"did you mean {near[0]}?" if near else f"runs here: {shown or 'none'}"
-    if _is_folder(Path(name)):
+    if durable.is_folder(Path(name)):
         raise ConfigError(f"{name}: the folder holds no run ({RUN} is missing)", hint)
     raise ConfigError(f"{name}: no such run folder or run", hint)
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+def next_commands(checkpoint: str, *, is_validated: bool) -> list[str]:
+    """Return the commands that use what a run has learned.
+
+    Args:
+        checkpoint: A file or a run, as `--checkpoint` takes it.
+        is_validated: Whether its data have a validation split.
+    """
+    split = [] if is_validated else ["--split", "train"]
+    commands = (["generate", "--checkpoint", checkpoint], ["eval", checkpoint, *split])
+    return [shlex.join(["gpt", *words]) for words in commands]

@@ -12,9 +12,7 @@ from gptcli.checkpoint import TrainedModel
 def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str) -> str:
     """Return the content of `README.md`."""
     facts = trained.checkpoint
-    train, optim = facts.config["train"], facts.config["optim"]
-    steps = trained.step
-    tokens = steps * int(train["tokens_per_step"])
+    made = f"trained with gptcli {__version__}" if facts.data else "with the weights it has there"
     lines = [
         "---",
         "library_name: transformers",
@@ -24,24 +22,34 @@ def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str)
         "",
         f"# {name}",
         "",
-        f"A {family} network of {n_parameters:,} parameters, trained with gptcli {__version__}.",
+        f"A {family} network of {n_parameters:,} parameters, {made}.",
         "",
         "| | |",
         "|---|---|",
         f"| started from | {_origin(facts.state)} |",
-        f"| data | {_source(facts.data)} |",
-        f"| training tokens there | {facts.data['tokens']['train']:,} |",
         f"| tokenizer | {trained.tokenizer.name}, {trained.tokenizer.vocab_size:,} tokens |",
-        f"| steps | {steps:,} of {int(train['tokens_per_step']):,} tokens, {tokens:,} in all |",
-        f"| optimizer | {optim['name']}, peak learning rate {optim['lr']:g},"
-        f" {optim['schedule']} schedule |",
-        *_losses(trained),
+        *(_training(trained) if facts.data else []),
         "",
         "Losses are in nats per token. Every document begins with `<|endoftext|>`, which is also"
         " what to start from without a prompt.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _training(trained: TrainedModel) -> list[str]:
+    """Return rows about the data, the optimizer and the losses of a run."""
+    data, steps = trained.checkpoint.data, trained.step
+    train, optim = (trained.checkpoint.config[section] for section in ("train", "optim"))
+    tokens = steps * int(train["tokens_per_step"])
+    return [
+        f"| data | {_source(data)} |",
+        f"| training tokens there | {data['tokens']['train']:,} |",
+        f"| steps | {steps:,} of {int(train['tokens_per_step']):,} tokens, {tokens:,} in all |",
+        f"| optimizer | {optim['name']}, peak learning rate {optim['lr']:g},"
+        f" {optim['schedule']} schedule |",
+        *_losses(trained),
+    ]
 
 
 def _source(data: dict[str, Any]) -> str:

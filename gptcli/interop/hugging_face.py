@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from gptcli.interop.architecture import Family, from_hugging_face, table_of
 from gptcli.interop.mapping import to_theirs
 from gptcli.interop.origin import Origin, our_shapes, ours_from, require_shapes
 from gptcli.interop.vocabulary import Vocabulary, vocabulary_of
-from gptcli.tokenizers import bpe
+from gptcli.tokenizers import Tokenizer, bpe
+from gptcli.tokenizers.foreign import ForeignTokenizer
 
 # The commits the names have stood for since the weights became safetensors.
 GPT2_REVISIONS = {
@@ -27,6 +29,7 @@ GPT2_REVISIONS = {
     "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",
 }
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+TOKENIZER = "tokenizer.json"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt")
 
@@ -63,7 +66,7 @@ def open_hub(name: str) -> Origin:
     else:
         repository, _, wanted = name.removeprefix("hf:").partition("@")
     if repository.count("/") != 1:
-        raise CheckpointError(f"model.init_from: {name}: expected hf:org/name[@revision]")
+        raise CheckpointError(f"{name}: expected hf:org/name[@revision]")
     revision = wanted or "main"
 
     def named(file: str) -> HubFile:
@@ -101,15 +104,20 @@ def _open(files: _Files, name: str, place: str, revision: str | None) -> Origin:
     def weights() -> dict[str, Tensor]:
         return _read(_weight_files(files, place), model, family, without, place)
 
-    vocabulary = _vocabulary(files, name, model.vocab_size)
-    return Origin(name, place, revision, model, vocabulary, weights)
+    vocabulary, tokenizer = _vocabulary(files, name, model.vocab_size, place)
+    return Origin(name, place, revision, model, vocabulary, tokenizer, weights)
 
 
-def _vocabulary(files: _Files, name: str, n_rows: int | None) -> Vocabulary | None:
-    """Return the tokens and their ids; a GPT-2 that comes without them has GPT-2's."""
+def _vocabulary(
+    files: _Files, name: str, n_rows: int | None, place: str
+) -> tuple[Vocabulary | None, Callable[[], Tokenizer] | None]:
+    """Return the tokens and their ids, and what makes the tokenizer, as far as the files say.
+
+    A GPT-2 that comes without them has GPT-2's.
+    """
     if name in GPT2_REVISIONS:
-        return vocabulary_of(bpe.gpt2())
-    for file in ("tokenizer.json", "vocab.json"):
+        return assumed_vocabulary(len(bpe.gpt2().ranks) + 1)
+    for file in (TOKENIZER, "vocab.json"):
         path = files.get(file)
         if path is None:
             continue
@@ -118,14 +126,35 @@ def _vocabulary(files: _Files, name: str, n_rows: int | None) -> Vocabulary | No
             found = content if file == "vocab.json" else dict(content["model"]["vocab"])
             added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
         except (KeyError, TypeError, ValueError, AttributeError):
-            return {}  # a kind of vocabulary without single ids, such as Unigram
-        return found | added
+            found, added = {}, {}  # a kind of vocabulary without single ids, such as Unigram
+        if found | added == vocabulary_of(bpe.gpt2()):
+            return found | added, bpe.gpt2
+        make = partial(_tokenizer, files, path, place) if file == TOKENIZER else None
+        return found | added, make
     return assumed_vocabulary(n_rows)
 
 
-def assumed_vocabulary(n_rows: int | None) -> Vocabulary | None:
-    """Return GPT-2's vocabulary for an embedding of its size, padded or not; else None."""
-    return vocabulary_of(bpe.gpt2()) if 50257 <= (n_rows or 0) <= 50304 else None
+def _tokenizer(files: _Files, path: Path, place: str) -> Tokenizer:
+    """Make the tokenizer of a `tokenizer.json`, and find the ids that end a text."""
+    found = None
+    for file in ("generation_config.json", CONFIG):
+        settings = files.get(file)
+        if found is None and settings is not None:
+            found = _json(settings).get("eos_token_id")
+    ends = [id for id in (found if isinstance(found, list) else [found]) if isinstance(id, int)]
+    try:
+        return ForeignTokenizer(path.read_text(encoding="utf-8"), ends)
+    except (DataError, OSError, ValueError) as error:
+        raise CheckpointError(f"{place}/{TOKENIZER}: {error}") from error
+
+
+def assumed_vocabulary(
+    n_rows: int | None,
+) -> tuple[Vocabulary | None, Callable[[], Tokenizer] | None]:
+    """Return GPT-2's vocabulary for an embedding of its size, padded or not; else none."""
+    if not 50257 <= (n_rows or 0) <= 50304:
+        return None, None
+    return vocabulary_of(bpe.gpt2()), bpe.gpt2
 
 
 def _weight_files(files: _Files, place: str) -> list[Path]:

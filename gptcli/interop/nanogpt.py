@@ -55,8 +55,8 @@ def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Origin:
 
     step = content.get("iter_num")
     revision = f"step {step}" if isinstance(step, int) else None
-    vocabulary = assumed_vocabulary(model.vocab_size)
-    return Origin(name, str(path), revision, model, vocabulary, weights)
+    vocabulary, tokenizer = assumed_vocabulary(model.vocab_size)
+    return Origin(name, str(path), revision, model, vocabulary, tokenizer, weights)
 
 
 def _is_repeated(name: str) -> bool:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from gptcli.config.model import ModelConfig
-from gptcli.errors import CheckpointError
+from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.mapping import Table, to_ours, to_theirs
-from gptcli.interop.vocabulary import Vocabulary
+from gptcli.interop.vocabulary import Vocabulary, vocabulary_of
 from gptcli.model import GPT
+from gptcli.tokenizers import Tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -29,6 +30,7 @@ class Origin:
         revision: Commit on the Hub, or the step of one of our runs; None for other files.
         model: Its shape.
         vocabulary: Its tokens and their ids; None where its files do not say.
+        tokenizer: Makes its tokenizer; None where its files do not say which it is.
         weights: Reads the tensors, by our names.
     """
 
@@ -37,11 +39,38 @@ class Origin:
     revision: str | None
     model: ModelConfig
     vocabulary: Vocabulary | None
+    tokenizer: Callable[[], Tokenizer] | None
     weights: Callable[[], dict[str, Tensor]]
 
     def facts(self) -> dict[str, Any]:
         """Return what a run records about where it started."""
         return {"init_from": self.name, "revision": self.revision}
+
+    def shape_for(self, tokenizer: Tokenizer) -> ModelConfig:
+        """Return its shape, with a row for end-of-text where only that one is missing."""
+        n_rows = self.model.vocab_size or 0
+        if tokenizer.eot == n_rows and tokenizer.vocab_size == n_rows + 1:
+            return self.model.model_copy(update={"vocab_size": n_rows + 1})
+        return self.model
+
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer whose ids mean other tokens than those it was trained on.
+
+        Raises:
+            ConfigError: With the number of ids that mean something else.
+        """
+        if self.vocabulary is None:
+            return
+        ours = vocabulary_of(tokenizer)
+        differing = [token for token, id in ours.items() if self.vocabulary.get(token) != id]
+        if differing:
+            is_gpt2 = self.vocabulary.get("<|endoftext|>") == 50256
+            raise ConfigError(
+                f"{self.name} was trained on other tokens than those of the '{tokenizer.name}'"
+                f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
+                "prepare the data again with "
+                + ("-s tokenizer.name=gpt2" if is_gpt2 else "the tokenizer of these weights"),
+            )
 
 
 def our_shapes(model: ModelConfig) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from gptcli.tokenizers.bpe import (
     BpeTokenizer,
     byte_level_alphabet,
 )
+from gptcli.tokenizers.foreign import ForeignTokenizer
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 Vocabulary = dict[str, int]
@@ -32,6 +33,11 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     if isinstance(tokenizer, BpeTokenizer):
         words = {_spell(token): rank for token, rank in tokenizer.ranks.items()}
         return words | tokenizer.specials
+    if isinstance(tokenizer, ForeignTokenizer):
+        raise ConfigError(
+            "the tokenizer of these weights is in Hugging Face's format only",
+            "--to nanogpt writes the weights without it",
+        )
     if not isinstance(tokenizer, ByteTokenizer):
         raise ConfigError(f"tokenizer.name: no format of others holds a {tokenizer.name!r} one")
     words = {_spell(bytes([byte])): byte for byte in range(256)}

@@ -8,6 +8,7 @@ D head size, V vocabulary, L layers.
 """
 
 import contextlib
+import copy
 import math
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class GPTOutput(NamedTuple):
     """What a forward pass returns: logits without targets, the loss with them.
 
     Attributes:
-        logits: (B, T, V), or None.
+        logits: (B, T, n_tokens), or None.
         loss: Sum of the negative log-likelihood over the targets that count, in nats, or None.
     """
 
@@ -213,6 +214,8 @@ class GPT(nn.Module):
         recompute: Keep only what enters each block while training, and compute the rest again in
             the backward pass (Chen et al. 2016): a forward pass more, a fraction of the memory.
         cache_dtype: Precision of the keys and values of `empty_cache`; None is the weights'.
+        n_tokens: Rows of the vocabulary that stand for tokens; the padding after them has no logits
+            and takes no probability.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -220,6 +223,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.recompute = config, False
         self.cache_dtype: torch.dtype | None = None
+        self.n_tokens = config.vocab_size or 0
         with _Uninitialised():
             self._make_modules(config)
         if config.lora is not None:
@@ -248,12 +252,18 @@ class GPT(nn.Module):
         """
         x = self.hidden(tokens, cache)
         if targets is not None:
-            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets))
-        return GPTOutput(self.lm_head(x), None)  # (B, T, V)
+            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets, self.n_tokens))
+        return GPTOutput(self.logits(x), None)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (B, T, n_tokens) for what `hidden` returned."""
+        found: Tensor = self.lm_head(x)
+        return found[..., : self.n_tokens]
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; never learns."""
-        return token_losses(self.hidden(tokens, None), self.lm_head.weight, targets)
+        x = self.hidden(tokens, None)
+        return token_losses(x, self.lm_head.weight, targets, self.n_tokens)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """Return what the head sees, (B, T, C)."""
@@ -286,6 +296,16 @@ class GPT(nn.Module):
                 x = block(x, rotation, cache)
         normed: Tensor = self.ln_f(x)
         return normed
+
+    def compiled(self) -> "GPT":
+        """Return this network, made of the same parameters, with a compiled trunk.
+
+        The head stays out, for its loss works in pieces that a compiler would only unroll, and so
+        do the embeddings, whose gradients it would add up in an order that changes.
+        """
+        twin = copy.copy(self)
+        twin.trunk = torch.compile(self.trunk, dynamic=False)  # type: ignore[method-assign]
+        return twin
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

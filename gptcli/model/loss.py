@@ -20,20 +20,21 @@ _TABLE = 1 << 26  # bytes of one table; longer batches take several, one after a
 _COLUMNS = 1 << 13  # of a table, that are turned into the weight's gradient at a time
 
 
-def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, n_tokens: int) -> Tensor:
     """Return the sum of the negative log-likelihoods, in nats.
 
     Args:
         x: What the head sees, (B, T, C).
         weight: The head's matrix, (V, C).
         targets: (B, T) int64, `IGNORED` where none counts.
+        n_tokens: Rows that stand for tokens; those after them take no probability and no gradient.
     """
     apply: Callable[..., Tensor] = _CrossEntropy.apply
-    return apply(x.flatten(0, 1), weight, targets.flatten(), _products_dtype(x))
+    return apply(x.flatten(0, 1), weight, targets.flatten(), _products_dtype(x), n_tokens)
 
 
 @torch.no_grad()
-def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_losses(x: Tensor, weight: Tensor, targets: Tensor, n_tokens: int) -> Tensor:
     """Return the negative log-likelihood of each target in nats, (B, T); 0 where none counts.
 
     Arguments are those of `cross_entropy`; here too there is one table, worked on in pieces.
@@ -41,11 +42,19 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     rows, aims, W = x.flatten(0, 1), targets.flatten(), weight.to(_products_dtype(x))
     n_rows = ceil(len(rows) / _n_tables(rows, W))
     losses = [
-        _losses_of(torch.mm(rows[span].to(W.dtype), W.T), aims[span], learns=False)
+        _losses_of(_logits(rows[span].to(W.dtype), W, n_tokens), aims[span], learns=False)
         for first in range(0, len(rows), n_rows)
         for span in [slice(first, first + n_rows)]
     ]
     return torch.cat(losses).view(targets.shape)
+
+
+def _logits(x: Tensor, W: Tensor, n_tokens: int, room: Tensor | None = None) -> Tensor:
+    """Return the logits (N, V); those of padding are masked, for its rows make products faster."""
+    table = torch.mm(x, W.T, out=room)
+    if n_tokens < len(W):
+        table[:, n_tokens:] = -torch.inf
+    return table
 
 
 def _products_dtype(x: Tensor) -> torch.dtype:
@@ -63,7 +72,9 @@ class _CrossEntropy(torch.autograd.Function):
     """Forms its gradients with the loss, and scales them when they are asked for."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, n_tokens: int
+    ) -> Tensor:
         learns = any(ctx.needs_input_grad)
         W = weight.to(dtype)
         total = torch.zeros((), device=x.device)
@@ -76,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
             span = slice(first, first + n_rows)
             rows = x[span].to(dtype)
             # (N, V) logits, then their gradient
-            table = torch.mm(rows, W.T, out=room[: len(rows)])
+            table = _logits(rows, W, n_tokens, room[: len(rows)])
             total += _losses_of(table, targets[span], learns).sum()
             if grad_x is None:
                 continue
@@ -89,11 +100,11 @@ class _CrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         (grad_x, grad_weight), ctx.grads = ctx.grads, None  # scaled in place, so only once
         if grad_weight is not None:
             grad_weight.mul_(grads[0])
-        return grad_x.mul_(grads[0]), grad_weight, None, None
+        return grad_x.mul_(grads[0]), grad_weight, None, None, None
 
 
 def _losses_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:

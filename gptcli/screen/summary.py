@@ -1,9 +1,11 @@
 """What is said when a run has ended: its figures, its files, and what to do next."""
 
+import shlex
 from pathlib import Path
 
 from gptcli import console
 from gptcli.formatting import duration, loss, perplexity, plural, scored, size
+from gptcli.history import next_commands
 from gptcli.training.events import Finished, Stopped
 
 _FILES = {
@@ -60,7 +62,8 @@ def say_next(event: Stopped | Finished, resume_command: str) -> None:
         console.message(f"resume with: {resume_command}")
         return
     if event.summary.checkpoint:
-        checkpoint, quoted = event.summary.checkpoint, folder.as_posix()
-        console.message(f"next: gpt generate --checkpoint {checkpoint}")
-        console.message(f"      gpt eval {checkpoint}", "dim")
-        console.message(f"      gpt report {quoted}", "dim")
+        is_validated = event.summary.best_val_loss is not None
+        first, *more = next_commands(event.summary.checkpoint, is_validated=is_validated)
+        console.message(f"next: {first}")
+        for command in (*more, shlex.join(["gpt", "report", folder.as_posix()])):
+            console.message(f"      {command}", "dim")

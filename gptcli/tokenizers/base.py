@@ -74,6 +74,16 @@ class Tokenizer(ABC):
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     @property
+    def start(self) -> tuple[int, ...]:
+        """The ids that stand before a prompt."""
+        return ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return (self.eot,)
+
+    @property
     def fingerprint(self) -> str:
         """A sha256 over the definition: equal exactly if the ids mean the same."""
         canonical = json.dumps(self.definition(), sort_keys=True, separators=(",", ":"))

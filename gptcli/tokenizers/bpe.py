@@ -28,7 +28,7 @@ GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\
 # The same for the `tokenizers` library, whose `$` would match at every newline.
 _GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 # Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
-_CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
+CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 # The look-ahead needs memory for each character of white space; from a million on tiktoken ends
 # the process. Before the last one of a run that a word follows, GPT-2's split begins anew anyway.
 _LONG_SPACE = 250_000
@@ -54,7 +54,7 @@ class BpeTokenizer(Tokenizer):
         self.pattern, self.ranks, self.specials = pattern, ranks, specials
         self.eot = specials[END_OF_TEXT]
         self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
-        self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else _CAREFUL_CUT
+        self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else CAREFUL_CUT
 
     @cached_property
     def encoding(self) -> tiktoken.Encoding:

@@ -15,7 +15,6 @@ from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.opening import open_origin
 from gptcli.interop.origin import Origin, fit
-from gptcli.interop.vocabulary import vocabulary_of
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT, init_adapters, is_adapter
 from gptcli.tokenizers import Tokenizer
@@ -53,8 +52,8 @@ def adopt(
             raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
         return _with_shape(config, shape, "the run"), None
     origin = open_origin(name)
-    config = _with_shape(config, origin.model, name)
-    _require_tokenizer(origin, tokenizer)
+    config = _with_shape(config, origin.shape_for(tokenizer), name)
+    origin.require_tokenizer(tokenizer)
     return config, origin
 
 
@@ -88,23 +87,6 @@ def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
         key = (first.get("ctx") or {}).get("key", "model")
         raise ConfigError(f"{key}: {first['msg']} (the shape is that of {whose})") from error
     return config.model_copy(update={"model": model})
-
-
-def _require_tokenizer(origin: Origin, tokenizer: Tokenizer) -> None:
-    """Refuse data whose ids mean other tokens than those the weights were trained on."""
-    theirs = origin.vocabulary
-    if theirs is None:
-        return
-    ours = vocabulary_of(tokenizer)
-    differing = [token for token, id in ours.items() if theirs.get(token) != id]
-    if differing:
-        is_gpt2 = theirs.get("<|endoftext|>") == 50256
-        raise ConfigError(
-            f"model.init_from: {origin.name} was trained on other tokens than the data's"
-            f" '{tokenizer.name}': {len(differing):,} of {len(ours):,} ids mean something else",
-            "prepare the data anew with "
-            + ("-s tokenizer.name=gpt2" if is_gpt2 else "the tokenizer of these weights"),
-        )
 
 
 def first_network(config: Config, origin: Origin | None) -> GPT:

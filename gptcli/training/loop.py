@@ -306,13 +306,10 @@ class Trainer:
         config, prompt = s.config.generate, s.config.generate.prompt
         ids = encode_prompt(s.tokenizer, prompt, s.config.trained_context)
         s.model.eval()
+        context, ends = s.config.trained_context, s.tokenizer.ends
         decoding = iter(
-            Decoding(
-                s.model, ids, config,
-                eot=s.tokenizer.eot, n_tokens=s.tokenizer.vocab_size, seed=s.config.seed,
-                context=s.config.trained_context,
-            )
-        )  # fmt: skip
+            Decoding(s.model, ids, config, ends=ends, seed=s.config.seed, context=context)
+        )
         text = Text(s.tokenizer, config)
         with self._clock("sampling"), in_parts(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together

@@ -278,6 +278,7 @@ def _build(run: Run, choice: _Choice, world: World, given: list[str]) -> Session
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
     machine = compute(config)
     model = choice.model or GPT(config.model)
+    model.n_tokens = tokenizer.vocab_size
     freeze(model, config.train.freeze)
     first = {name: weight.detach() for name, weight in model.named_parameters()}
     if choice.kind == "fsdp":

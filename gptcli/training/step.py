@@ -4,7 +4,6 @@ A step reads its position and changes weights and optimizer state, and nothing e
 """
 
 import contextlib
-import copy
 import math
 import time
 import warnings
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.device import give_back_freed_memory
-from gptcli.errors import MemoryLimitError, NonFiniteError
+from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
 from gptcli.keyed import keyed_int
 from gptcli.model import GPT
 from gptcli.training.feed import Feed
@@ -165,10 +164,7 @@ def _network(session: Session) -> tuple[GPT, str | None]:
     model, compute = session.model, session.compute
     if not compute.compile or session.kind == "fsdp":  # its blocks are compiled, if at all
         return model, None
-    compiled = copy.copy(model)
-    # The head stays out, for its loss works in pieces that a compiler would only unroll, and so
-    # do the embeddings, whose gradients it would add up in an order that changes.
-    compiled.trunk = torch.compile(model.trunk, dynamic=False)  # type: ignore[method-assign]
+    compiled = model.compiled()
     tokens = _zeros(session)
     failure = None
     try:
@@ -200,8 +196,7 @@ def _memory_errors(session: Session) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_memory and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         config, size = session.config, session.rows
         raise MemoryLimitError(

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +221,35 @@ def test_control_characters_of_names_do_not_reach_the_terminal(gpt: Any) -> None
     done = gpt("prepare", "evil\x1b[31m\x07.txt")
     assert_refused(done, 3, "evil[31m.txt")
     assert "\x1b" not in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads how much is taken from /proc")
+def test_too_little_memory_is_exit_8_with_a_hint(run: Path) -> None:
+    # Of the address space, as much as the interpreter has after torch is loaded, and little more.
+    limited = (
+        "import resource, sys, torch; from gptcli import cli;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[1]) << 20),) * 2);"
+        "sys.exit(cli.run(sys.argv[2:]))"
+    )
+    words = (["eval", str(run)], ["generate", "--checkpoint", str(run), "x"])
+    for command, room in [(one, room) for one in words for room in ("0", "20")]:
+        done = subprocess.run(
+            [sys.executable, "-c", limited, room, *command],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if done.returncode:  # how much is too little depends on the machine
+            assert done.returncode == 8, done.stderr
+            assert "out of memory" in done.stderr and "hint: free memory" in done.stderr
+            assert "Traceback" not in done.stderr
+        assert room != "0" or done.returncode == 8
+
+
+def test_no_room_for_what_comes_on_stdin_is_exit_5(
+    gpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "tempdir", None)
+        full.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full"])
+        done = gpt("prepare", "-", stdin=b"some text")
+    assert_refused(done, 5, "No usable temporary directory")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -457,3 +458,65 @@ def test_prepare_proposes_a_network_for_a_small_text(gpt: Any, corpus: Path) -> 
     assert planned.code == 0 and planned.json["parameters"] < 40e6
     chosen = gpt("prepare", str(corpus), "-s", "model.n_layer=3").err
     assert "model.n_layer=3" in chosen and "n_embd" not in chosen
+
+
+def test_eval_compiles_where_it_is_asked_to(
+    gpt: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = ("-s", "device=cpu", "--json")
+    plain = gpt("eval", str(run), *sets).json["loss"]
+    compiled = []
+
+    def compile_(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    assert gpt("eval", str(run), *sets, "-s", "compile=true").json["loss"] == plain
+    assert len(compiled) == 1
+    said = gpt("generate", "--checkpoint", str(run), "a", *sets[:2], "-s", "compile=true")
+    assert said.code == 0 and "note: compile is for train and eval" in said.err
+
+    def broken(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **more: broken)
+    refused = gpt("eval", str(run), *sets[:2], "-s", "compile=true")
+    assert refused.code == 2 and "compile: not possible here (InvalidCxxCompiler" in refused.err
+
+
+def test_a_run_finds_its_data_from_any_folder(
+    gpt: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, file = Path.cwd(), run / "config.yaml"
+    loss = gpt("eval", str(run), "-s", "device=cpu", "--json").json["loss"]
+    for folder, name in ((here / run, "best.pt"), (here.parent, str(here / run))):
+        monkeypatch.chdir(folder)
+        done = gpt("eval", "--checkpoint", name, "-s", "device=cpu", "--json")
+        assert done.code == 0, done.err
+        assert done.json["loss"] == loss
+    refused = gpt("train", "-c", str(here / file), "--resume")
+    assert refused.code == 2 and f"cd {here}" in refused.err, refused.err
+    Path("copy").mkdir(exist_ok=True)
+    shutil.copy(here / run / "best.pt", "copy")
+    lost = gpt("eval", "copy/best.pt")
+    assert lost.code == 3 and "--data DIR" in lost.err, lost.err
+
+
+def test_rows_that_no_token_has_take_no_probability(gpt: Any, tiny_set: list[str]) -> None:
+    sets = ("-s", "model.vocab_size=320", "-s", "name=padded")
+    assert gpt("train", *tiny_set, *sets).code == 0
+    file, words = Path("runs/padded/best.pt"), ("-s", "device=cpu", "--json")
+    before = gpt("eval", str(file), *words).json["loss"]
+    lines = Path("runs/padded/metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    checkpoint = load_checkpoint(file)
+    start = load_checkpoint(Path("runs/padded/checkpoints/step-00000006.pt"))
+    assert not start.optimizer["wte.weight"]["exp_avg_sq"][257:].any(), "and no gradient"
+    checkpoint.model["wte.weight"][257:] *= 100
+    save_checkpoint(file, checkpoint)
+    assert gpt("eval", str(file), *words).json["loss"] == before
+    assert before == pytest.approx(
+        [row["val_loss"] for row in logged if "val_loss" in row][-1], 1e-2
+    )
+    assert load_model(file, torch.device("cpu")).model(torch.tensor([[1]])).logits.shape[-1] == 257

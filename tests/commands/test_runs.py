@@ -62,7 +62,7 @@ def test_show_tells_a_run_and_the_commands_that_follow(gpt: Any, run: Path) -> N
     settings = done.out.split("not the defaults\n")[1].split("\n\n")[0]
     assert "  optim.lr " in settings and "optim.min_lr" not in settings, "it follows from the other"
     commands = [line.removeprefix("next: gpt ") for line in done.err.splitlines()]
-    assert [command.split()[0] for command in commands] == ["eval", "generate"]
+    assert [command.split()[0] for command in commands] == ["generate", "eval"]
     for command in commands:
         assert gpt(*shlex.split(command), "-s", "device=cpu").code == 0
     assert gpt("runs", "show", "tiny", "--json").json["next"] == [f"gpt {c}" for c in commands]

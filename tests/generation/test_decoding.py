@@ -33,7 +33,7 @@ def begin(
     """Return a decoding with byte-like defaults."""
     return Decoding(
         model, prompt, config,
-        eot=eot, n_tokens=257, seed=seed, samples=numbers, logprobs=logprobs,
+        ends=(eot,), seed=seed, samples=numbers, logprobs=logprobs,
     )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_end_of_text_ends_it_and_is_not_yielded() -> None:
 
 def test_padded_rows_of_the_vocabulary_are_never_drawn() -> None:
     model = make_model(vocab_size=320)
+    model.n_tokens = 257
     with torch.no_grad():
         model.wte.weight[257:] *= 50
     drawn = sample(model, [5], GenerateConfig(max_new_tokens=12, temperature=2), eot=-1)

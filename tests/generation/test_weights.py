@@ -121,5 +121,5 @@ def test_decoding_with_other_weights_agrees_with_itself() -> None:
     model = make_model()
     exchange_weights(model, torch.float16)
     config = GenerateConfig(max_new_tokens=40, temperature=0)
-    found = [drawn.token for drawn in Decoding(model, [3], config, eot=-1, n_tokens=101, seed=1)]
+    found = [drawn.token for drawn in Decoding(model, [3], config, ends=(), seed=1)]
     assert len(found) == 40

@@ -170,7 +170,7 @@ def test_other_tokens_than_those_of_the_weights_are_refused(gpt: Any, words: Any
     shaken(gpt2(1, 2, 16, vocab_size=50257)).save_pretrained("english")
     done = gpt("train", *words("model.init_from=english"))
     assert done.code == 2
-    assert "english was trained on other tokens than the data's 'bytes'" in done.err
+    assert "english was trained on other tokens than those of the 'bytes' tokenizer" in done.err
     assert "tokenizer.name=gpt2" in done.err
 
 

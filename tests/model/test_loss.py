@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.model import loss as module
-from gptcli.model.loss import IGNORED, cross_entropy
+from gptcli.model.loss import IGNORED, cross_entropy, token_losses
 
 
 def sample(n_rows: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -32,12 +32,12 @@ def test_it_is_the_cross_entropy(
     x, weight, targets = sample(20, 25)
     expected = plain(x, weight, targets)
     wanted = torch.autograd.grad(expected / 3, (x, weight))
-    found = cross_entropy(x, weight, targets)
+    found = cross_entropy(x, weight, targets, len(weight))
     assert torch.allclose(found, expected, rtol=1e-6)
     for one, other in zip(torch.autograd.grad(found / 3, (x, weight)), wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        assert torch.equal(cross_entropy(x, weight, targets), found)
+        assert torch.equal(cross_entropy(x, weight, targets, len(weight)), found)
 
 
 def test_in_bfloat16_it_is_as_exact_as_autocast() -> None:
@@ -45,7 +45,7 @@ def test_in_bfloat16_it_is_as_exact_as_autocast() -> None:
     exact = torch.autograd.grad(plain(x, weight, targets), (x, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         theirs = torch.autograd.grad(plain(x, weight, targets), (x, weight))
-        ours = torch.autograd.grad(cross_entropy(x, weight, targets), (x, weight))
+        ours = torch.autograd.grad(cross_entropy(x, weight, targets, len(weight)), (x, weight))
     for one, other, true in zip(ours, theirs, exact, strict=True):
         assert one.dtype == torch.float32
         assert (one - true).norm() <= 1.1 * (other - true).norm()
@@ -55,14 +55,14 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     x, weight, targets = sample(20, 25)
     expected = torch.autograd.grad(plain(x, weight, targets), x)[0]
     weight.requires_grad_(False)
-    torch.autograd.backward(cross_entropy(x, weight, targets))
+    torch.autograd.backward(cross_entropy(x, weight, targets, len(weight)))
     assert x.grad is not None and torch.allclose(x.grad, expected, rtol=1e-5, atol=1e-6)
     assert weight.grad is None
 
 
 def test_all_ignored_is_nothing() -> None:
     x, weight, targets = sample(20, 25)
-    loss = cross_entropy(x, weight, torch.full_like(targets, IGNORED))
+    loss = cross_entropy(x, weight, torch.full_like(targets, IGNORED), len(weight))
     torch.autograd.backward(loss)
     assert loss.item() == 0 and x.grad is not None and not x.grad.any()
 
@@ -71,4 +71,15 @@ def test_a_logit_that_is_not_finite_is_not_hidden() -> None:
     x, weight, targets = sample(20, 25)
     with torch.no_grad():
         weight[3, 0] = float("nan")
-    assert not torch.isfinite(cross_entropy(x, weight, targets))
+    assert not torch.isfinite(cross_entropy(x, weight, targets, len(weight)))
+
+
+def test_rows_that_no_token_has_take_no_probability_and_no_gradient() -> None:
+    x, weight, targets = sample(20, 25)
+    expected = torch.autograd.grad(plain(x, weight[:19], targets % 19), (x, weight))
+    found = cross_entropy(x, weight, targets % 19, 19)
+    assert torch.allclose(found, plain(x, weight[:19], targets % 19), rtol=1e-6)
+    assert torch.equal(token_losses(x, weight, targets % 19, 19).sum(), found)
+    for one, other in zip(torch.autograd.grad(found, (x, weight)), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert not torch.autograd.grad(cross_entropy(x, weight, targets % 19, 19), weight)[0][19:].any()

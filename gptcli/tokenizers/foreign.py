@@ -1,0 +1,103 @@
+"""A `tokenizer.json` of Hugging Face, encoded by the `tokenizers` library itself."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gptcli.errors import DataError
+from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters
+from gptcli.tokenizers.bpe import CAREFUL_CUT, byte_level_alphabet
+
+
+class ForeignTokenizer(Tokenizer):
+    """The vocabulary of a model of another program.
+
+    Attributes:
+        content: The `tokenizer.json`.
+    """
+
+    name = "tokenizer.json"
+    safe_cut = CAREFUL_CUT
+
+    def __init__(self, content: str, ends: Sequence[int]) -> None:
+        """Read a `tokenizer.json`.
+
+        Args:
+            content: Of the file.
+            ends: The ids that end a text, the first of which is end-of-text.
+
+        Raises:
+            DataError: The library does not take it, or its tokens are not bytes of the text.
+        """
+        import tokenizers
+
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(content)
+        except Exception as error:  # the library raises nothing more special
+            raise DataError(f"the tokenizers library cannot read it ({error})") from error
+        self._backend.encode_special_tokens = True  # text that spells one is text, as everywhere
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.content, self._ends = content, tuple(ends)
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.eot = ends[0] if ends else self.vocab_size
+        added = self._backend.get_added_tokens_decoder()
+        byte_of = byte_level_alphabet() if _is_byte_level(self._backend.decoder) else None
+        self._bytes = {
+            id: _bytes_of(token, byte_of) if id not in added else _added_bytes(added[id])
+            for token, id in vocabulary.items()
+        }
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The ids that the model expects before a text, such as Llama's begin-of-text."""
+        return tuple(self._backend.encode("").ids)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return self._ends
+
+    def _encode(self, text: str) -> Ids:
+        text.encode()  # a lone surrogate is an error of its own kind
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing more special
+            raise UnknownCharacters(f"the vocabulary lacks part of it ({error})") from error
+        return np.array(ids, dtype=np.uint32)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token; special and unused ids stand for none."""
+        return self._bytes.get(token, b"")
+
+    def definition(self) -> dict[str, Any]:
+        """Return a sum of the file: such a tokenizer stays with the model it came with."""
+        return {"name": self.name, "sha256": hashlib.sha256(self.content.encode()).hexdigest()}
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Tell whether tokens spell bytes; fused, they spell characters.
+
+    Raises:
+        DataError: Neither: a token's text depends on what stands before it.
+    """
+    kind = type(decoder).__name__
+    if kind not in ("ByteLevel", "Fuse"):
+        raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are known here")
+    return kind == "ByteLevel"
+
+
+def _bytes_of(token: str, byte_of: dict[str, int] | None) -> bytes:
+    if byte_of is None:
+        return token.encode()
+    try:
+        return bytes(byte_of[char] for char in token)
+    except KeyError:
+        return token.encode()
+
+
+def _added_bytes(token: Any) -> bytes:
+    return b"" if token.special else token.content.encode()
