@@ -46,12 +46,14 @@ def duration(seconds: float) -> str:
 
 
 def fixed(value: float | None, places: int) -> str:
-    """Return a number with so many decimals, as figures that are compared need them."""
+    """Return a number with so many decimals, none from a thousand on: for figures to compare."""
     if value is None:
         return NONE
     if not math.isfinite(value):
         return "unknown" if math.isnan(value) else str(value)
-    return f"{value:,.{places}f}" if abs(value) < 1e6 else f"{value:.3g}"
+    if abs(value) < 1000:
+        return f"{value:.{places}f}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def loss(value: float | None) -> str:

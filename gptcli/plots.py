@@ -190,9 +190,11 @@ def _draw_losses(
         frames += [losses.frame] if losses.frame else []
         handles += _legend_of(run, name, losses, is_one, number)
     if not is_one:
+        kinds = ["validation"] * any(run.best for run in runs)
+        kinds += ["epoch mean"] * any(run.best_epoch for run in runs)
         handles += [Line2D([], [], color="#666666", label="training"),
                     Line2D([], [], color="#666666", linestyle=_DASHED, marker="o",
-                           markersize=3, label="validation")]  # fmt: skip
+                           markersize=3, label=" or ".join(kinds) or "validation")]  # fmt: skip
     legend = axes.legend(handles=handles, loc="upper right", ncols=1 + (len(handles) > 8))
     for text in legend.get_texts():
         text.set_parse_math(False)

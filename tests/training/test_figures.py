@@ -66,3 +66,16 @@ def test_a_runs_time_is_the_same_in_its_summary_its_status_and_its_parts(tiny: T
     assert finished.summary.seconds == sum(finished.spent.values())
     status = json.loads(Path("runs/tiny/status.json").read_text())
     assert status["summary"]["seconds"] == finished.summary.seconds
+
+
+def test_a_run_without_validation_names_its_best_epoch_and_commands_that_work(
+    gpt: Any, corpus: Path, tiny_set: list[str]
+) -> None:
+    done = gpt("prepare", str(corpus), "--out", "data/all", "-s", "tokenizer.name=bytes",
+               "-s", "data.val_fraction=0")  # fmt: skip
+    assert done.code == 0, done.err
+    trained = gpt("train", *tiny_set, "-s", "data.dir=data/all", "-s", "train.micro_batch_size=64")
+    assert "best epoch ended at step" in trained.out and "mean training loss" in trained.out
+    for told in (trained.err, gpt("runs", "show", "tiny").err):
+        line = next(line for line in told.splitlines() if "gpt eval" in line)
+        assert gpt(*line.partition("gpt ")[2].split()).code == 0, line
