@@ -46,10 +46,7 @@ def _foreign_ids(folder: Path, manifest: Manifest) -> Iterator[str]:
         with TokenReader(folder, manifest, split) as tokens:
             highest = max((int(chunk.max()) for chunk in _chunks(tokens)), default=0)
         if highest >= manifest.tokenizer.vocab_size:
-            yield (
-                f"{folder}: the {split} split holds id {highest}, the vocabulary has"
-                f" {manifest.tokenizer.vocab_size}"
-            )
+            yield _foreign_id(folder, split, highest, manifest)
 
 
 def _chunks(tokens: TokenReader) -> Iterator[np.ndarray]:
@@ -63,7 +60,7 @@ def windows_as_text(
     """Return (first token's place, decoded text) of windows drawn by `seed`.
 
     Raises:
-        DataError: The split is shorter than a window.
+        DataError: The split is shorter than a window, or holds ids outside the vocabulary.
     """
     tokenizer = read_tokenizer(folder, manifest)
     with TokenReader(folder, manifest, split) as tokens:
@@ -71,7 +68,16 @@ def windows_as_text(
         if room < 1:
             raise DataError(f"{folder}: the {split} split has only {len(tokens)} tokens")
         starts = [keyed_int("peek", seed, index) % room for index in range(count)]
-        return [(start, _decode(tokenizer, tokens.read(start, seq_len))) for start in starts]
+        windows = [(start, tokens.read(start, seq_len)) for start in starts]
+    highest = max((int(ids.max()) for _, ids in windows), default=0)
+    if highest >= tokenizer.vocab_size:
+        raise DataError(_foreign_id(folder, split, highest, manifest))
+    return [(start, _decode(tokenizer, ids)) for start, ids in windows]
+
+
+def _foreign_id(folder: Path, split: Split, token: int, manifest: Manifest) -> str:
+    size = manifest.tokenizer.vocab_size
+    return f"{folder}: the {split} split holds id {token}, the vocabulary has {size}"
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:

@@ -118,14 +118,11 @@ def remove_prepared(folder: Path, manifest: Manifest) -> None:
 
 
 def remove_listed(folder: Path, name: str) -> None:
-    """Remove a file that one of our lists names, if it is in the folder itself.
+    """Remove a file that one of our lists names.
 
     Raises:
-        DataError: The name leads elsewhere.
         StorageError: It may not be removed.
     """
-    if Path(name).name != name:
-        raise DataError(f"{folder}: a list of its files names one outside the folder: {name}")
     try:
         (folder / name).unlink(missing_ok=True)
     except OSError as error:

@@ -7,8 +7,10 @@ whatever a file's size. Knows nothing of tokens or splits.
 import codecs
 import contextlib
 import csv
+import errno
 import gzip
 import json
+import os
 import re
 import sys
 import zlib
@@ -23,6 +25,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _BLOCK_BYTES = 4 << 20
 _MOST_HELD = 4 << 20  # characters in which no safe place to cut is found, before one is made
+_MOST_FIELD_CHARS = 1 << 26  # of CSV; more is a quotation mark that nothing closes
 _BOM = codecs.BOM_UTF8
 
 
@@ -30,6 +33,11 @@ def suffix_of(path: Path) -> str:
     """Return the file's kind: its last suffix, without a `.gz` after it."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
+
+
+def shown(path: str | Path) -> str:
+    """Return a name as text; bytes of it that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
@@ -135,10 +143,20 @@ class _Unzipped(gzip.GzipFile):
 
 
 @contextlib.contextmanager
+def _no_loops(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{path}: a loop of symbolic links") from error
+        raise
+
+
+@contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
     try:
-        with storage_errors(path):
+        with storage_errors(path), _no_loops(path):
             yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from error
@@ -214,7 +232,7 @@ def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
 
 
 def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_MOST_FIELD_CHARS)
     rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
     try:
         header = next(rows, None)
@@ -232,7 +250,8 @@ def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
                 )
             yield row[column]
     except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})") from error
+        hint = "look for a quotation mark that is never closed" if "limit" in str(error) else None
+        raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})", hint) from error
 
 
 def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
@@ -246,6 +265,8 @@ def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
                 names = file.schema_arrow.names
                 if field not in names:
                     raise no_such_field(path, field, names)
+                if names.count(field) > 1:
+                    raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
                 kind = file.schema_arrow.field(field).type
                 if pa.types.is_dictionary(kind):
                     kind = kind.value_type

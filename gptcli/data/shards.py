@@ -5,19 +5,17 @@ magic 20240520 version 1, uint32 under magic 20240801 version 7. llm.c and modde
 them. The manifest is written last; a folder without one is not finished.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Literal, Self
+from typing import Annotated, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gptcli import durable
 from gptcli.errors import DataError
@@ -32,8 +30,24 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 HEADER_BYTES = 1024
 _MOST_OPEN_FILES = 64
-_MOST_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
 MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+
+
+def _file_in_folder(name: str) -> str:
+    """Refuse a name that is not that of a file in the folder itself."""
+    if (
+        not name
+        or Path(name).name != name
+        or name == ".."
+        or "\0" in name
+        or len(os.fsencode(name)) > 255
+    ):
+        raise ValueError("a list of its files names one outside the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_in_folder)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class _Record(BaseModel):
@@ -43,8 +57,8 @@ class _Record(BaseModel):
 class Counts(_Record):
     """A number for each split."""
 
-    train: int = 0
-    val: int = 0
+    train: Count = 0
+    val: Count = 0
 
     def __add__(self, other: Self) -> "Counts":
         return Counts(train=self.train + other.train, val=self.val + other.val)
@@ -53,9 +67,9 @@ class Counts(_Record):
 class Shard(_Record):
     """One file of tokens."""
 
-    file: str
+    file: FileName
     split: Split
-    tokens: int
+    tokens: Count
     sha256: str
     format: Literal["llm.c", "raw-uint16"] = "llm.c"
 
@@ -66,7 +80,7 @@ class UnitRecord(_Record):
     name: str
     sha256: str
     """Over the unit's source files, to notice when they change."""
-    documents: int
+    documents: Count
     tokens: Counts
     bytes: Counts
     """Bytes of text, without end-of-text tokens."""
@@ -77,7 +91,7 @@ class TokenizerRecord(_Record):
     """Which tokenizer wrote the shards; its definition stands in tokenizer.json."""
 
     name: str
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
     sha256: str
 
 
@@ -88,7 +102,7 @@ class Recipe(_Record):
     revision: str | None
     text_field: str
     encoding_errors: str
-    val_fraction: float
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]
     seed: int
     shard_tokens: int
     max_vocab_size: int | None
@@ -102,7 +116,7 @@ class Manifest(_Record):
     version: Literal[1] = 1
     recipe: Recipe
     dtype: Dtype
-    documents: int
+    documents: Count
     tokens: Counts
     bytes: Counts
     units: list[UnitRecord]
@@ -163,6 +177,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(json.dumps(content))
         if checksum not in (None, _checksum(manifest)):  # None in folders of before there was one
             raise ValueError("it does not have its checksum")
+        for split in SPLITS:
+            if getattr(manifest.tokens, split) != sum(s.tokens for s in manifest.shards(split)):
+                raise ValueError(f"the shards do not add up to its {split} tokens")
         return manifest
     except FileNotFoundError as error:
         finished = "is not prepared" if folder.is_dir() else "does not exist"
@@ -172,7 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error)
         if isinstance(error, ValidationError):
             detail = error.errors()[0]
@@ -201,7 +218,8 @@ def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         DataError: It is missing or not the one the manifest names.
     """
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    if tokenizer.fingerprint != manifest.tokenizer.sha256:
+    record = manifest.tokenizer
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (record.sha256, record.vocab_size):
         raise DataError(f"{folder / TOKENIZER}: not the tokenizer that wrote these shards")
     return tokenizer
 
@@ -209,81 +227,6 @@ def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
 def dtype_for(vocab_size: int) -> Dtype:
     """Return the smallest token type that holds every id."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
-
-
-class ShardWriter:
-    """Writes the tokens of one split of one unit, starting a new file when one is full.
-
-    A context manager: the last file is complete when the block ends, and dropped when it raises.
-    A file gets its name only once it is whole and on the disk.
-    """
-
-    def __init__(
-        self, folder: Path, split: Split, unit: int, dtype: Dtype, shard_tokens: int
-    ) -> None:
-        self.shards: list[Shard] = []
-        self._folder, self._split, self._unit = folder, split, unit
-        self._dtype, self._shard_tokens = dtype, shard_tokens
-        self._open = contextlib.ExitStack()
-        self._file: BinaryIO | None = None
-        self._n_tokens = 0
-
-    def append(self, tokens: Tokens) -> None:
-        """Write ids (n,) after those already written."""
-        while len(tokens):
-            file = self._file or self._start()
-            part = tokens[: self._shard_tokens - self._n_tokens]
-            with durable.storage_errors(self._path):
-                stored = np.dtype(self._dtype).newbyteorder("<")
-                file.write(part.astype(stored, copy=False).data.cast("B"))
-            self._n_tokens += len(part)
-            tokens = tokens[len(part) :]
-            if self._n_tokens == self._shard_tokens:
-                self._finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._open.__exit__(kind, error, trace)
-        elif self._file is not None:
-            with self._open:  # drops the file if it cannot be finished
-                self._finish()
-
-    @property
-    def _path(self) -> Path:
-        name = f"{self._split}_{self._unit:06d}_{len(self.shards):03d}.bin"
-        return self._folder / name
-
-    def _start(self) -> BinaryIO:
-        if len(self.shards) == _MOST_PARTS:
-            raise DataError(
-                f"{self._folder}: more than {_MOST_PARTS} shards for one file or group of files",
-                f"choose a larger data.shard_tokens than {self._shard_tokens}",
-            )
-        self._file = self._open.enter_context(durable.replacing(self._path))
-        self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
-        return self._file
-
-    def _finish(self) -> None:
-        assert self._file is not None
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = *MAGIC[self._dtype], self._n_tokens
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._open.close()
-        with self._path.open("rb") as written:
-            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-        self.shards.append(
-            Shard(file=self._path.name, split=self._split, tokens=self._n_tokens, sha256=sha256)
-        )
-        self._file, self._n_tokens = None, 0
 
 
 class TokenReader:

@@ -212,7 +212,7 @@ def _local(source: str, config: DataConfig) -> Source:
             f"{source}: no such file or folder",
             "put the text there, or name another: gpt prepare FILE, or -s data.source=FILE",
         )
-    return Source(source, tuple(units_of_files(files, config)), size_of(files))
+    return Source(readers.shown(source), tuple(units_of_files(files, config)), size_of(files))
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:

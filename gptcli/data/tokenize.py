@@ -16,9 +16,10 @@ from gptcli import durable
 from gptcli.config.schema import DataConfig
 from gptcli.data import shards
 from gptcli.data.encode import Batch, Encoder
-from gptcli.data.shards import Counts, ShardWriter, Split, UnitRecord
+from gptcli.data.shards import Counts, Split, UnitRecord
 from gptcli.data.units import Unit, documents, fingerprint, stamps
 from gptcli.data.worker import Encoded
+from gptcli.data.writer import ShardWriter
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer
 

@@ -62,9 +62,9 @@ def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
     texts = [file for file, is_row in zip(files, is_rows, strict=True) if not is_row]
     held_out: HeldOut = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
-    units = [Unit(0, str(group[0]), group, held_out) for group in _groups(texts)]
+    units = [Unit(0, readers.shown(group[0]), group, held_out) for group in _groups(texts)]
     rows = [
-        Unit(0, str(file), (file,), "documents")
+        Unit(0, readers.shown(file), (file,), "documents")
         for file, is_row in zip(files, is_rows, strict=True)
         if is_row
     ]

@@ -44,6 +44,7 @@ class Tokenizer(ABC):
 
         Raises:
             UnknownCharacters: The vocabulary has no token for part of the text.
+            DataError: The library below fails on it: the vocabulary is not sound.
         """
         try:
             return self._encode(text)
@@ -52,6 +53,10 @@ class Tokenizer(ABC):
             raise UnknownCharacters(
                 f"character {error.start} is {code}, half a surrogate pair, which is no text"
             ) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and not an Exception
+                raise
+            raise DataError(f"the '{self.name}' tokenizer fails on this text ({error})") from error
 
     @abstractmethod
     def _encode(self, text: str) -> Ids:

@@ -37,6 +37,9 @@ _LAST_OF_SPACE = re.compile(
     rf"(?<!{_SPACE}){_SPACE}{{{_LONG_SPACE - 1},}}(?={_SPACE}[\S\x1c-\x1f])"
 )
 
+_LONGEST_NAME = 100
+_MOST_IDS = 1 << 21  # the library makes room for all that are asked for before it counts
+
 Ranks = dict[bytes, int]
 
 
@@ -129,6 +132,10 @@ def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
     for key in ("name", "pattern", "ranks"):
         if not isinstance(definition[key], str):
             raise TypeError(f"{key} is not text")
+    if not definition["pattern"] or not isinstance(definition["specials"], dict):
+        raise ValueError("there is no pattern, or no special token")
+    if len(definition["name"]) > _LONGEST_NAME or not definition["name"].isprintable():
+        raise ValueError("the name is not one of a tokenizer")
     ranks, specials = _read_ranks(definition["ranks"].encode()), dict(definition["specials"])
     ids = [*ranks.values(), *specials.values()]
     # tiktoken ends the process on what it cannot encode, so it must not get that far.
@@ -144,7 +151,10 @@ def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
 def _read_ranks(raw: bytes) -> Ranks:
     """Read tiktoken's file format: a base64 token and its rank on each line."""
     words = raw.split()  # one pass: GPT-2's 50,000 lines are read at each start
-    return dict(zip(map(a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
+    ranks = dict(zip(map(a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
+    if 2 * len(ranks) != len(words):
+        raise ValueError("a token has two ranks")
+    return ranks
 
 
 def dump_ranks(ranks: Ranks) -> bytes:
@@ -195,7 +205,7 @@ def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
     import tokenizers as hf
 
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=min(vocab_size, _MOST_IDS),
         show_progress=False,
         initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
     )

@@ -16,7 +16,7 @@ class CharTokenizer(Tokenizer):
     name = "char"
 
     def __init__(self, alphabet: str) -> None:
-        if list(alphabet) != sorted(set(alphabet)):
+        if not isinstance(alphabet, str) or list(alphabet) != sorted(set(alphabet)):
             raise ValueError("the alphabet is not in the order of its code points")
         self._alphabet = alphabet
         self.eot = len(alphabet)

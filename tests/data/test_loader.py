@@ -15,11 +15,11 @@ from gptcli.data.shards import (
     Counts,
     Manifest,
     Recipe,
-    ShardWriter,
     TokenizerRecord,
     TokenReader,
     UnitRecord,
 )
+from gptcli.data.writer import ShardWriter
 from gptcli.errors import DataError
 
 Split = Callable[[int], TokenReader]
