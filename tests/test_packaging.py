@@ -1,6 +1,7 @@
 """What is packed for an index, and which versions of other programs are asked for."""
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from .test_documents import LINK, PAGES
+from gptcli.config import load_config
+
+from .test_documents import LINK, PAGES, require_understood
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -72,3 +75,14 @@ def test_no_link_of_the_description_leads_to_a_file() -> None:
     assert "![" not in text and "All figures, with the machine" in text
     changed = len((ROOT / "README.md").read_text().splitlines()) - len(text.splitlines())
     assert 0 < changed < 8, "a picture is a line or two, and all else stays"
+
+
+def test_the_demo_is_understood_and_samples_another_prompt_than_training() -> None:
+    lines = re.findall(r"^\t\$\(BIN\)/gpt (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = [shlex.split(line) for line in lines]
+    assert [words[0] for words in commands] == ["prepare", "train", "eval", "generate"]
+    for words in commands:
+        require_understood(words)
+    prompt = load_config("quickstart").generate.prompt
+    assert prompt and commands[-1][-1] != prompt and not commands[-1][-1].startswith("-")
+    assert "<" not in commands[-1], "an empty stdin would be the example's prompt again"
