@@ -155,8 +155,14 @@ def available_memory(device: torch.device) -> int | None:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration, ValueError):
         pass
+    there = machine_memory()
+    return there // 2 if there is not None else None
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of memory of the machine; None if unknown."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
 

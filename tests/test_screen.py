@@ -32,7 +32,7 @@ from gptcli.training.events import (
     Summary,
     Working,
 )
-from gptcli.training.outlook import Disk, Memory, Outlook, Unusual
+from gptcli.training.outlook import Advice, Disk, Memory, Outlook
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -42,7 +42,7 @@ def started(**more: Any) -> Started:
     memory = Memory(4_000_000, 4_000_000, 8_000_000, 10_000_000, 0, 16_000_000_000)
     outlook = Outlook(
         memory, Disk(1_000_000, 4_000_000, 0, 10**10), 6_000_000, more.pop("peak_flops", None),
-        (Unusual("warm-up of 90 steps in a run of 100", "most of it", "-s optim.warmup_steps=2"),),
+        (Advice("warm-up of 90 steps in a run of 100", "most of it", "-s optim.warmup_steps=2"),),
     )  # fmt: skip
     known: dict[str, Any] = {
         "run_dir": Path("runs/one"), "step": 0, "max_steps": 100, "n_params": 1_000_000,
@@ -205,7 +205,7 @@ def test_a_run_leaves_its_last_picture_and_the_cursor(width: int) -> None:
     out = file.getvalue()
     assert out.rfind("\x1b[?25h") > out.rfind("\x1b[?25l") >= 0
     plain = ESCAPE.sub("", out)
-    assert "unusual: warm-up of 90 steps" in " ".join(plain.split())
+    assert "advice: warm-up of 90 steps" in " ".join(plain.split())
     assert "stopped at step 60, saved" in plain and "60/100" in plain
     assert all(len(line.rstrip("\r")) <= width for line in plain.splitlines() if "\r" not in line)
     assert "38;5" not in out and "\x1b[1" not in out.replace("\x1b[1A", "")  # no colours

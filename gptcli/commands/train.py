@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from gptcli.commands import distributed, options
 
 if TYPE_CHECKING:
     from gptcli.config import Config
+    from gptcli.training.plan import Plan
 
 
 def train(
@@ -161,16 +162,22 @@ def _prepare_local(config: "Config") -> None:
 def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None:
     from gptcli.device import settle
     from gptcli.distributed.launch import require_devices
-    from gptcli.screen import show_plan
+    from gptcli.screen import show_plan, show_time
     from gptcli.training.plan import plan_with_steps
 
     require_devices(n_processes, settle(config).device)
-    with console.bar("doing three steps"):
-        found, rehearsal = plan_with_steps(config, n_processes, resume=resume)
+    with ExitStack() as stack:
+
+        def show(found: "Plan") -> None:
+            if not json_:
+                show_plan(found)
+            stack.enter_context(console.bar("measuring for a few seconds"))
+
+        found, rehearsal = plan_with_steps(config, n_processes, resume=resume, on_plan=show)
     if json_:
         console.result_json(found.json(rehearsal))
-        return
-    show_plan(found, rehearsal)
+    else:
+        show_time(found, rehearsal)
 
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:

@@ -133,5 +133,5 @@ class TrainScreen:
             if isinstance(event, Sampled) or not colon or " " in name:
                 self._terminal.print(Text(line), soft_wrap=False)
                 continue
-            style = "yellow" if name == "unusual" else "dim"
+            style = "yellow" if name == "advice" else "dim"
             self._terminal.print(Text.assemble((f"{name}: ", style), rest), soft_wrap=False)

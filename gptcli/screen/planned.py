@@ -14,27 +14,31 @@ if TYPE_CHECKING:
 _LABEL = 12
 
 
-def show_plan(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
-    """Print a plan to stdout, as far as it is known.
-
-    Args:
-        plan: The run.
-        rehearsal: What its first steps took, if they were done.
-    """
-    for label, text in _lines(plan, rehearsal):
-        console.styled((f"{label:<{_LABEL}}", "dim"), (text, ""))
+def show_plan(plan: "Plan") -> None:
+    """Print to stdout what is known of a run without measuring."""
+    for label, text in _lines(plan):
+        _show(label, text)
     outlook = plan.outlook
     if not outlook.memory.fits:
-        console.styled(("memory      ", "bold red"), ("exceeds the available memory", ""))
+        _show("memory", "exceeds the available memory", "bold red")
     if outlook.disk.needed - outlook.disk.held > outlook.disk.free:
-        console.styled(("disk        ", "bold red"), ("exceeds the free disk space", ""))
-    for one in outlook.unusual:
-        console.styled((f"{'unusual':<{_LABEL}}", "yellow"), (f"{one.what}: {one.why}", ""))
+        _show("disk", "exceeds the free disk space", "bold red")
+    for one in outlook.advice:
+        _show("advice", f"{one.what}: {one.why}", "yellow")
         if one.set:
-            console.styled((" " * _LABEL, ""), (f"usual: {one.set}", "dim"))
+            _show("", f"try: {one.set}")
 
 
-def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]:
+def show_time(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
+    """Print to stdout how long a run takes, as far as that was measured."""
+    _show("time", _time(plan, rehearsal))
+
+
+def _show(label: str, text: str, style: str = "dim") -> None:
+    console.styled((f"{label:<{_LABEL}}", style), (text, ""))
+
+
+def _lines(plan: "Plan") -> list[tuple[str, str]]:
     learn = (
         f", {plan.trained_parameters:,} of them trained"
         if plan.trained_parameters < plan.parameters
@@ -44,9 +48,10 @@ def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]
     where = plan.device if plan.processes == 1 else f"{plan.processes} x {plan.device}"
     shared = "" if plan.parallel == "none" else f" ({plan.parallel})"
     compiled = ", compiled" if plan.compile else ""
-    micro = f"{plan.rows} x {plan.grad_accum_steps}" + f" x {plan.processes}" * (plan.processes > 1)
+    micro = f"{plan.rows:,} x {plan.grad_accum_steps:,}"
+    micro += f" x {plan.processes}" * (plan.processes > 1)
     taken = " (holds a run: --resume continues it, --overwrite renames it)"
-    lines = [
+    return [
         ("run", plan.run_dir + taken * plan.holds_run),
         ("network", f"{plan.parameters:,} parameters{learn}{start}"),
         ("machine", f"{where}{shared}, {plan.dtype}{compiled}"),
@@ -58,7 +63,6 @@ def _lines(plan: "Plan", rehearsal: "Rehearsal | None") -> list[tuple[str, str]]
         ("memory", _memory(plan.outlook.memory)),
         ("disk", _disk(plan.outlook.disk)),
     ]  # fmt: skip
-    return [*lines, ("time", _time(plan, rehearsal))]
 
 
 def _memory(memory: Memory) -> str:
@@ -89,12 +93,14 @@ def _time(plan: "Plan", rehearsal: "Rehearsal | None") -> str:
     if not rehearsal.seconds_per_step:
         return "nothing left to do"
     spent = plan.seconds_left(rehearsal)
-    shown = ", ".join(f"{work} {duration(seconds)}" for work, seconds in spent.items())
+    shown = ", ".join(
+        f"{work} {duration(seconds)}" for work, seconds in spent.items() if seconds >= 0.5
+    )
     rate = plan.tokens_per_step / rehearsal.seconds_per_step
     alone = " on one process" if plan.processes > 1 else ""
     rest = f" from step {rehearsal.step:,}" if rehearsal.step else ""
     return (
-        f"about {duration(sum(spent.values()))}{rest} ({shown}),"
-        f" measured over real steps of {duration(rehearsal.seconds_per_step)},"
-        f" {count(rate)} tokens/s{alone}"
+        f"about {duration(sum(spent.values()))}{rest}{f' ({shown})' * bool(shown)},"
+        f" measured over batches of up to {plural(rehearsal.measured_tokens, 'token')}:"
+        f" {duration(rehearsal.seconds_per_step)} a step, {count(rate)} tokens/s{alone}"
     )

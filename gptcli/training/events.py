@@ -249,7 +249,7 @@ def _describe_start(event: Started) -> str:
         *_describe_evaluation(event),
         *_describe_needs(event.outlook),
         *(f"note: {note}" for note in event.notes),
-        *(f"unusual: {one}" for one in event.outlook.unusual),
+        *(f"advice: {one}" for one in event.outlook.advice),
     ]
     return "\n".join(lines)
 

@@ -1,14 +1,11 @@
-"""What a run needs of memory and disk, found out before its first step."""
-
-import shutil
-from pathlib import Path
+"""How many rows fit in memory, and whether compiling pays."""
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import Config
 from gptcli.device import Compute, available_memory
-from gptcli.errors import MemoryLimitError, StorageError
+from gptcli.errors import MemoryLimitError
 from gptcli.model import GPT
 
 _SHARE = 0.6  # of the memory there is; the allocator and the optimizer want some too
@@ -94,35 +91,21 @@ def compiling_pays(config: Config, max_steps: int) -> bool:
     """Tell whether a run is long enough to be worth compiling its network first."""
     if config.device != "cpu":
         return config.device == "cuda"
-    channels = config.model.n_layer * config.model.n_embd  # of one token, in all blocks
-    saved = max_steps * config.tokens_per_step * channels * _SAVED_SECONDS
-    return saved > _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
+    saved = max_steps * config.tokens_per_step * _saved_seconds(config)
+    return saved > compile_seconds(config)
 
 
-def checkpoint_sizes(config: Config, model: GPT) -> tuple[int, int]:
-    """Return the bytes of a checkpoint, and of all that are on the disk at once."""
-    # Weights and at most two averages of each in float32, and the small rest.
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    n_saved = model.n_params() if config.model.lora is None else n_trained
-    size = 4 * (n_saved + 2 * n_trained) + (1 << 20)
-    # What is kept, the best, the one that is being written while these are there, and the base.
-    return size, (config.train.keep_last + 2) * size + 4 * (model.n_params() - n_saved)
+def compile_seconds(config: Config) -> float:
+    """Return what compiling takes, with a cold cache."""
+    return _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
 
 
-def require_disk(config: Config, model: GPT, checkpoints: Path) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold; one that has no folder yet is let by.
+def compiled_seconds(config: Config, seconds: float) -> float:
+    """Return what a token takes that took `seconds` not compiled; on a GPU that is not known."""
+    saved = _saved_seconds(config) if config.device == "cpu" else 0.0
+    return max(seconds / 2, seconds - saved)
 
-    Raises:
-        StorageError: With what is needed and what is free.
-    """
-    if not checkpoints.is_dir():
-        return
-    size, needed = checkpoint_sizes(config, model)
-    held = sum(path.stat().st_size for path in checkpoints.iterdir() if path.is_file())
-    free = shutil.disk_usage(checkpoints).free
-    if needed - held > free:
-        raise StorageError(
-            f"{checkpoints}: checkpoints of {size / 1e6:,.0f} MB need {needed / 1e6:,.0f} MB"
-            f" altogether, {free / 1e6:,.0f} MB are free",
-            "free some space, set a smaller train.keep_last, or another disk with -s run_dir=...",
-        )
+
+def _saved_seconds(config: Config) -> float:
+    """Return what compiling saves of a token on a CPU."""
+    return config.model.n_layer * config.model.n_embd * _SAVED_SECONDS

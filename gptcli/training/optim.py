@@ -14,6 +14,8 @@ from gptcli.model import GPT
 from gptcli.training.muon import muon, stacks
 from gptcli.training.parallel import all_local, hand_out, is_shard, like, local, share_of, whole
 
+# Usual learning rates, as many times that of AdamW; 1 where nothing is said.
+LR_SCALE = {"muon": 4.0}
 OptimizerState = dict[str, dict[str, Tensor]]
 _FUSED = ("cuda", "cpu", "mps")  # devices on which one kernel does all of AdamW
 
@@ -112,6 +114,11 @@ class Optimizer:
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
+
+    def bytes_by_name(self) -> dict[str, int]:
+        """Return the bytes of state that each parameter has, or is going to have."""
+        return {name: sum(tensor.nbytes for tensor in state.values())
+                for name, state in self._state.items()}  # fmt: skip
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

@@ -1,4 +1,4 @@
-"""What can be said of a run before its first step: what it needs, and what is unusual about it.
+"""What can be said of a run before its first step: what it needs, and advice about it.
 
 Plain values; knows neither torch nor files.
 """
@@ -29,9 +29,14 @@ class Memory:
     processes: int = 1
 
     @property
+    def model(self) -> int:
+        """What the network and its optimizer need, whatever the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
         """All of it, for one process."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.program
+        return self.model + self.activations + self.program
 
     @property
     def fits(self) -> bool:
@@ -57,13 +62,13 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Unusual:
+class Advice:
     """A setting that few runs have on purpose.
 
     Attributes:
         what: The setting, with its value.
-        why: What is to be expected of it.
-        set: What would be usual, as words of a command line; empty if that is no setting.
+        why: What is to be expected of it, and what helps that is no setting.
+        set: What to try instead, as words of a command line, perhaps with "or"; empty if nothing.
     """
 
     what: str
@@ -72,23 +77,23 @@ class Unusual:
 
     def __str__(self) -> str:
         """Return it as one line."""
-        return f"{self.what}: {self.why}" + (f"; usual: {self.set}" if self.set else "")
+        return f"{self.what}: {self.why}" + (f"; try: {self.set}" if self.set else "")
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run needs and what is unusual about it.
+    """What a run needs and what there is to say about it.
 
     Attributes:
         memory: Of one process.
         disk: For checkpoints.
         flops_per_token: Floating-point operations that training on one token takes.
         peak_flops: Of one device, a second, in the run's precision; None if unknown.
-        unusual: One line each.
+        advice: One line each.
     """
 
     memory: Memory
     disk: Disk
     flops_per_token: int
     peak_flops: float | None
-    unusual: tuple[Unusual, ...] = ()
+    advice: tuple[Advice, ...] = ()

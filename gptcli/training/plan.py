@@ -1,5 +1,6 @@
 """What a run would do, need and take, found out without training it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,13 @@ from typing import Any
 import torch
 
 from gptcli.config.schema import Config
-from gptcli.config.windows import eval_tokens
 from gptcli.data.shards import read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
 from gptcli.distributed.world import World
 from gptcli.errors import ConfigError
-from gptcli.model import GPT
 from gptcli.training.estimate import look_ahead
-from gptcli.training.initial import adopt, freeze, n_learning
+from gptcli.training.initial import adopt
+from gptcli.training.memory import count
 from gptcli.training.outlook import Outlook
 from gptcli.training.parallel import Kind, rows_of, settle_kind
 from gptcli.training.rehearsal import Rehearsal, rehearse
@@ -28,9 +28,7 @@ from gptcli.training.resolve import (
     with_train,
 )
 from gptcli.training.run import RUN
-from gptcli.training.unusual import Counts
-
-_FORWARD_SHARE = 1 / 3  # of a training step's arithmetic, which an evaluation does too
+from gptcli.training.work import Counts, work_of
 
 
 @dataclass(frozen=True)
@@ -71,26 +69,27 @@ class Plan:
     parallel: Kind
     holds_run: bool
     outlook: Outlook
+    config: Config
+    counts: Counts
 
     def seconds_left(self, rehearsal: Rehearsal) -> dict[str, float]:
         """Return the time that the rest of the run is expected to take, by what it goes into."""
-        steps = self.max_steps - rehearsal.step
         per_token = rehearsal.seconds_per_step / self.tokens_per_step
-        evaluations = self.evaluations * steps / self.max_steps
+        work = work_of(self.config, self.counts, rehearsal.step)
         return {
             "setting up": rehearsal.setup_seconds,
-            "steps": steps * rehearsal.seconds_per_step,
-            "evaluating": evaluations * self.eval_tokens * per_token * _FORWARD_SHARE,
+            **{name: cost * per_token for name, cost in work.costs.items()},
         }
 
     def json(self, rehearsal: Rehearsal | None = None) -> dict[str, Any]:
         """Return the JSON result of `gpt train --dry-run`."""
         facts = asdict(self)
         outlook = facts.pop("outlook")
+        del facts["config"], facts["counts"]
         memory = self.outlook.memory
         facts["memory_bytes"] = outlook.pop("memory") | {"total": memory.total}
         facts["disk_bytes"] = outlook.pop("disk")
-        facts["unusual"] = outlook.pop("unusual")
+        facts["advice"] = outlook.pop("advice")
         measured = dict.fromkeys(_MEASURED)
         if rehearsal is not None and rehearsal.seconds_per_step:
             measured = {
@@ -128,78 +127,106 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
     n_train, n_val = len(train_tokens), len(val_tokens) if val_tokens is not None else 0
     loader = make_loader(config, train_tokens)
     close_tokens(train_tokens, val_tokens)
-    with torch.device("meta"):
-        model = GPT(config.model)
-    freeze(model, config.train.freeze)
-    rows = rows_of(config, n_processes)
     max_steps = max_steps_of(config, loader)
     config = with_compile(config, max_steps)
-    device = torch.device(config.device)
-    kind = settle_kind(config, World(size=n_processes), model.n_params(), device)
-    epochs = loader.epochs(max_steps)
+    size, rows = count(config), rows_of(config, n_processes)
+    kind = settle_kind(
+        config, World(size=n_processes), size.parameters, torch.device(config.device)
+    )
     counts = Counts(
-        model.n_params(), n_train, n_val, manifest.documents, manifest.tokenizer.vocab_size,
-        max_steps, epochs, rows,
-    )  # fmt: skip
+        n_params=size.parameters,
+        train_tokens=n_train,
+        val_tokens=n_val,
+        documents=manifest.documents,
+        tokenizer_size=manifest.tokenizer.vocab_size,
+        asked_size=manifest.recipe.max_vocab_size,
+        max_steps=max_steps,
+        n_windows=loader.n_windows,
+        rows=rows,
+        processes=n_processes,
+    )
+    work = work_of(config, counts)
     return Plan(
         run_dir=str(config.run_folder),
         data_dir=str(folder),
         init_from=config.model.init_from,
         revision=origin.revision if origin is not None else None,
-        parameters=model.n_params(),
-        trained_parameters=n_learning(model),
+        parameters=size.parameters,
+        trained_parameters=size.learning,
         train_tokens=n_train,
         val_tokens=n_val,
         tokens_per_step=config.tokens_per_step,
         grad_accum_steps=config.tokens_per_step // (rows * config.seq_len * n_processes),
         max_steps=max_steps,
-        epochs=round(epochs, 3),
+        epochs=round(loader.epochs(max_steps), 3),
         device=config.device,
         dtype=config.dtype,
         compile=config.compile is True,
         tokenizer=manifest.tokenizer.name,
         vocab_size=manifest.tokenizer.vocab_size,
-        model_vocab_size=model.wte.num_embeddings,
+        model_vocab_size=config.model.vocab_size or manifest.tokenizer.vocab_size,
         rows=rows,
-        evaluations=-(-max_steps // config.train.eval_every),
-        eval_tokens=sum(eval_tokens(n_train, n_val, config.seq_len, config.train.eval_tokens)),
+        evaluations=work.evaluations,
+        eval_tokens=work.eval_tokens,
         processes=n_processes,
         parallel=kind,
         holds_run=(Path(config.run_folder) / RUN).is_file(),
-        outlook=look_ahead(config, counts, kind, n_processes),
+        outlook=look_ahead(config, size, counts, kind),
+        config=config,
+        counts=counts,
     )
 
 
 def plan_with_steps(
-    config: Config, n_processes: int = 1, *, resume: bool = False
+    config: Config,
+    n_processes: int = 1,
+    *,
+    resume: bool = False,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> tuple[Plan, Rehearsal | None]:
-    """Plan a run and do its first three steps, where this process alone can.
+    """Plan a run and time a little of it, where this process alone can.
 
     Of several processes with a GPU each, one does its share of a step; on a CPU, whose cores they
     share, it does all of it. What the exchange of gradients takes is not in it.
 
+    Args:
+        config: The run.
+        n_processes: That are to do it.
+        resume: Go on from its newest checkpoint.
+        on_plan: Given the plan as soon as it is known, which is before anything is timed unless
+            the rows of a micro-batch have to be found out.
+
     Returns:
-        The plan; what the steps took, None where there is too little memory for them, or shards.
+        The plan; what was measured, None where there is too little memory for it, or shards.
 
     Raises:
         GptError: As training does.
     """
     found = plan(config, n_processes)
-    if found.parallel == "fsdp" or not found.outlook.memory.fits:
-        return found, None
+    is_open = config.train.micro_batch_size == "auto"
+    if not is_open:
+        on_plan(found)
+    rehearsal = None
+    if found.parallel != "fsdp" and found.outlook.memory.fits:
+        rehearsal = _measure(config, found, resume)
+    if is_open:
+        if rehearsal is not None:
+            found = plan(with_train(config, micro_batch_size=rehearsal.rows), n_processes)
+        on_plan(found)
+    return found, rehearsal
+
+
+def _measure(config: Config, found: Plan, resume: bool) -> Rehearsal | None:
     share = config
-    if n_processes > 1 and found.device != "cpu":
+    if found.processes > 1 and found.device != "cpu":
         share = with_train(
             config,
             micro_batch_size=found.rows,
-            tokens_per_step=found.tokens_per_step // n_processes,
+            tokens_per_step=found.tokens_per_step // found.processes,
         )
     try:
-        rehearsal = rehearse(share, resume=resume)
+        return rehearse(share, resume=resume)
     except ConfigError:
-        if n_processes > 1 and resume:  # its own share is another step than the run's
-            return found, None
+        if found.processes > 1 and resume:  # its own share is another step than the run's
+            return None
         raise
-    if config.train.micro_batch_size == "auto":
-        found = plan(with_train(config, micro_batch_size=rehearsal.rows), n_processes)
-    return found, rehearsal

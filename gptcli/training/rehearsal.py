@@ -1,47 +1,58 @@
-"""The first steps of a run on its real data, timed; nothing of them is kept or written."""
+"""A few micro-batches of a run on its real data, timed; nothing of them is kept or written."""
 
 import contextlib
+import statistics
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from gptcli.config.schema import Config
 from gptcli.device import memory_bytes, synchronize
 from gptcli.distributed.world import World
+from gptcli.training.fit import compile_seconds, compiled_seconds
+from gptcli.training.optim import clip_gradients
 from gptcli.training.run import Follower
-from gptcli.training.session import start
-from gptcli.training.step import Stepper
+from gptcli.training.schedule import lr_at
+from gptcli.training.session import Session, start
 
-STEPS = 3
+SECONDS = 4.0  # that are spent on micro-batches, about, however long one is
+_FIRST_TOKENS = 64
+_REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What the first steps took.
+    """What a step takes, and what was found out on the way.
 
     Attributes:
         step: Steps that were done before, by a run that is resumed.
         rows: Of a micro-batch, found out if the configuration leaves that open.
-        seconds_per_step: Without the first step, in which memory is asked for.
+        seconds_per_step: Of all its micro-batches and its update.
+        measured_tokens: Of the largest batch that was timed; the rest is multiplied.
         setup_seconds: Of reading, building and compiling.
         memory_bytes: The most that was used.
-        notes: What the run would have noted at its start.
     """
 
     step: int
     rows: int
     seconds_per_step: float
+    measured_tokens: int
     setup_seconds: float
     memory_bytes: int
-    notes: tuple[str, ...]
 
 
-def rehearse(config: Config, *, resume: bool = False, n_steps: int = STEPS) -> Rehearsal:
-    """Do the next steps of a run, in this process alone, and time them.
+def rehearse(config: Config, *, resume: bool = False) -> Rehearsal:
+    """Set up a run in this process alone, and time some of its micro-batches and an update.
+
+    Batches grow from a few tokens to a micro-batch while there is time for the next larger one, so
+    it takes seconds whatever the network. What compiling gives is computed, for it takes longer.
 
     Args:
         config: The run.
         resume: Go on from its newest checkpoint.
-        n_steps: To do; fewer if the run has fewer left.
 
     Raises:
         GptError: As training does.
@@ -49,23 +60,76 @@ def rehearse(config: Config, *, resume: bool = False, n_steps: int = STEPS) -> R
     began = time.perf_counter()
     run = Follower(config.run_folder)
     with contextlib.closing(start(run, config, World(), resume=resume)) as session:
-        done = session.state.step
-        stepper = Stepper(session)
-        with contextlib.closing(stepper.feed):
-            setup_seconds = time.perf_counter() - began
-            times = []
-            for _ in range(min(n_steps, session.max_steps - done)):
-                began = time.perf_counter()
-                stepper.step(lambda: False)
-                synchronize(session.compute.device)
-                times.append(time.perf_counter() - began)
-                session.state.step += 1
-        timed = times[1:] or times
+        config, setup = session.config, time.perf_counter() - began
+        device = session.compute.device
+        session.model.recompute = config.train.activation_checkpointing
+        per_token, measured = _seconds_per_token(session)
+        if session.compute.compile:
+            per_token = compiled_seconds(config, per_token)
+            setup += compile_seconds(config)
+        update = _timed(session, _update)
+        left = session.state.step < session.max_steps
         return Rehearsal(
-            step=done,
+            step=session.state.step,
             rows=session.rows,
-            seconds_per_step=sum(timed) / len(timed) if timed else 0.0,
-            setup_seconds=setup_seconds,
-            memory_bytes=memory_bytes(session.compute.device),
-            notes=tuple(session.notes),
+            seconds_per_step=(config.tokens_per_step * per_token + update) * left,
+            measured_tokens=measured,
+            setup_seconds=setup,
+            memory_bytes=memory_bytes(device),
         )
+
+
+def _seconds_per_token(session: Session) -> tuple[float, int]:
+    """Return what a token of a micro-batch takes, and the tokens of the batch that showed it."""
+    batches = session.loader.micro_batches(session.state.step, session.rows)
+    tokens, targets = (part.to(session.compute.device) for part in next(batches))
+    began = time.perf_counter()
+    seconds = size = 0.0
+    for rows, length in _sizes(*tokens.shape):
+        growth = rows * length / size if size else 1.0
+        if time.perf_counter() - began + growth * seconds > SECONDS and size:
+            break
+        part = tokens[:rows, :length].contiguous(), targets[:rows, :length].contiguous()
+        size = rows * length
+        seconds = _timed(session, _pass, *part)
+        while time.perf_counter() - began < SECONDS / 20:  # what is first used is slow once
+            seconds = _timed(session, _pass, *part)
+    again = [seconds]
+    while len(again) < _REPEATS and time.perf_counter() - began + seconds < SECONDS:
+        again.append(_timed(session, _pass, *part))
+    return statistics.median(again) / size, int(size)
+
+
+def _sizes(rows: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield growing parts of a micro-batch, the whole of it last."""
+    tokens = min(_FIRST_TOKENS, length)
+    while tokens < length:
+        yield 1, tokens
+        tokens *= 2
+    some = 1
+    while some < rows:
+        yield some, length
+        some *= 2
+    yield rows, length
+
+
+def _timed(session: Session, work: Callable[..., None], *arguments: Tensor) -> float:
+    began = time.perf_counter()
+    work(session, *arguments)
+    synchronize(session.compute.device)
+    return time.perf_counter() - began
+
+
+def _pass(session: Session, tokens: Tensor, targets: Tensor) -> None:
+    """Go forward and backward, gradients adding up as in a step."""
+    with session.compute.autocast():
+        loss = session.model(tokens, targets).loss
+    torch.autograd.backward(loss)
+
+
+def _update(session: Session) -> None:
+    """Clip and update, as at the end of a step."""
+    config, scaler = session.config, torch.amp.GradScaler(enabled=False)
+    clip_gradients(session.parameters.values(), config.optim.grad_clip)
+    session.optimizer.step(lr_at(session.state.step, session.max_steps, config), scaler)
+    session.optimizer.zero_grad()

@@ -24,8 +24,9 @@ from gptcli.errors import CheckpointError
 from gptcli.generation import encode_prompt
 from gptcli.model import GPT, is_adapter
 from gptcli.tokenizers import Tokenizer
-from gptcli.training.fit import fitting_rows, require_disk
-from gptcli.training.initial import adopt, first_network, freeze, frozen_names, n_learning
+from gptcli.training.fit import fitting_rows
+from gptcli.training.initial import adopt, first_network, freeze, frozen_names
+from gptcli.training.memory import count, memory_of, require_disk, require_memory
 from gptcli.training.optim import Optimizer
 from gptcli.training.parallel import Kind, gathered, hand_out, rows_of, settle_kind, shard
 from gptcli.training.resolve import (
@@ -240,6 +241,11 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
     max_steps = max_steps_of(config, make_loader(config, train_tokens))
     close_tokens(train_tokens, val_tokens)
+    size = count(config)
+    kind = settle_kind(config, world, size.parameters, torch.device(config.device))
+    rows = rows_of(config, world.size)
+    require_memory(config, memory_of(config, size, rows, kind, world.size))
+    require_disk(config, size)
     if checkpoint is None:
         state = TrainState(origin=origin.facts() if origin is not None else {})
         model = first_network(config, origin)
@@ -254,10 +260,8 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
     freeze(model, config.train.freeze)
     config = with_compile(config, max_steps)
     machine = compute(config)
-    if (n_trained := n_learning(model)) < model.n_params():
-        notes.append(f"{n_trained:,} of {model.n_params():,} parameters learn")
-    require_disk(config, model, run.checkpoints)
-    kind = settle_kind(config, world, model.n_params(), machine.device)
+    if size.learning < size.parameters:
+        notes.append(f"{size.learning:,} of {size.parameters:,} parameters learn")
     if config.train.micro_batch_size == "auto":
         rows = fitting_rows(config, model.to(machine.device), machine)
         notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")

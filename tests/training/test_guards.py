@@ -14,7 +14,7 @@ from gptcli.device import available_memory, compute
 from gptcli.distributed.world import World
 from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
 from gptcli.model import GPT
-from gptcli.training import fit, session, step
+from gptcli.training import fit, memory, session, step
 from gptcli.training.events import Event, Started, StepDone, Stopped
 from gptcli.training.loop import train
 from gptcli.training.optim import Optimizer, clip_gradients
@@ -185,7 +185,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
 ) -> None:
     config = tiny()
     with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
-        patch.setattr(fit.shutil, "disk_usage", lambda path: Usage(10, 0, 2_000_000))
+        patch.setattr(memory.shutil, "disk_usage", lambda path: Usage(10, 0, 2_000_000))
         list(train(config))
     assert caught.value.exit_code == 5 and "keep_last" in (caught.value.hint or "")
     assert "checkpoints of 1 MB need 6 MB" in caught.value.message
@@ -194,7 +194,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
     size = sum(path.stat().st_size for path in (config.run_folder / "checkpoints").iterdir())
     assert size < 6_000_000  # so the estimate was not too low
     # What is there already need not be there a second time.
-    monkeypatch.setattr(fit.shutil, "disk_usage", lambda path: Usage(10, 0, 6_000_000 - size))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: Usage(10, 0, 6_000_000 - size))
     list(train(tiny("train.max_steps=40"), resume=True))
 
 
