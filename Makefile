@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/gpt prepare stdlib -c examples/quickstart.yaml
 	$(BIN)/gpt train -c examples/quickstart.yaml --resume
-	$(BIN)/gpt eval --checkpoint quickstart --yardsticks
+	$(BIN)/gpt eval quickstart --yardsticks
 	$(BIN)/gpt generate --checkpoint quickstart "class "
 
 test: check

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,6 +20,9 @@ import pytest
 
 from gptcli import cli
 from gptcli.config import Config, load_config
+from gptcli.config.loader import example_files
+from gptcli.config.reference import keys
+from gptcli.errors import ConfigError
 
 TINY = (
     "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
@@ -25,6 +30,10 @@ TINY = (
     "train.eval_tokens=64", "optim.lr=3e-3", "generate.max_new_tokens=8",
     "device=cpu", "dtype=float32", "compile=false",
 )  # fmt: skip
+# A command of ours as it is printed: in backticks, or on lines that say what comes next.
+COMMAND = re.compile(r"`(gpt(?:cli)? [a-z][^`]*)`|^(?:next: |      )(gpt [a-z].*)$", re.MULTILINE)
+SETTING = re.compile(r"(?<![\w-])-s '?([\w.]+)=")
+PLACEHOLDER = re.compile(r"\.\.\.|VALUE|PLACE|=[A-Z]+$")
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +110,43 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
+def require_understood(words: list[str]) -> None:
+    """Refuse a command line behind `gpt` that our parser or the schema refuses.
+
+    Files that it names need not be there, and a value with a placeholder is not looked at.
+    """
+    command: Any = cli._command()
+    context = command.make_context("gpt", [word for word in words if word != "--help"])
+    while hasattr(command, "commands"):
+        rest = [*context._protected_args, *context.args]
+        name, command, rest = command.resolve_command(context, rest)
+        if not rest and not hasattr(command, "commands"):
+            return  # `gpt export` is the name of a command, whatever it requires
+        context = command.make_context(name, rest, parent=context)
+    config = context.params.get("config")
+    shipped = {path.stem for path in example_files()}
+    is_there = config in shipped or Path(config or "").is_file()
+    overrides = context.params.get("set_") or []
+    for override in overrides:
+        if (key := override.partition("=")[0]) not in keys():
+            raise ConfigError(f"unknown key '{key}'")
+    whole = [text for text in overrides if not PLACEHOLDER.search(text)]
+    if is_there or config is None:
+        load_config(config, whole)
+
+
+def require_good_advice(text: str) -> None:
+    """Refuse printed commands and settings of `next:`, `hint:` and notes that do not work here."""
+    for command in COMMAND.findall(text):
+        for part in re.split(r" (?:&&|\|) ", "".join(command)):
+            program, *words = shlex.split(part, comments=True)
+            assert program in ("gpt", "gptcli"), part
+            require_understood(words)
+    for line in text.splitlines():
+        for key in SETTING.findall(line) if line.startswith(("hint:", "usual:", "next:")) else []:
+            assert key in keys(), line
+
+
 @dataclass
 class Result:
     """What a command line printed and returned."""
@@ -138,6 +184,7 @@ def gpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> G
             monkeypatch.setattr(sys, "stdin", file)
             code = cli.run(list(arguments))
         captured = capfd.readouterr()
+        require_good_advice(captured.out + captured.err)
         return Result(code, captured.out, captured.err)
 
     return run

@@ -1,11 +1,13 @@
 """README and docs: what they show is executed or parsed, and what they point to is there."""
 
+import inspect
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +17,10 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from gptcli import cli, errors
+from gptcli import errors
 from gptcli.config import load_config
-from gptcli.config.loader import example_files
+
+from .conftest import require_understood
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -53,24 +56,6 @@ def commands(page: Path, program: str = "gpt") -> Iterator[list[str]]:
                 words = shlex.split(part, comments=True)
                 if words and Path(words[0]).name == program:
                     yield words[1:]
-
-
-def require_understood(words: list[str]) -> None:
-    """Refuse a command line that our parser refuses; files that it names need not be there."""
-    command: Any = cli._command()
-    context = command.make_context("gpt", list(words))
-    while hasattr(command, "commands"):
-        name, command, rest = command.resolve_command(context, command_line(context))
-        context = command.make_context(name, rest, parent=context)
-    shipped = {path.stem for path in example_files()}
-    config = context.params.get("config")
-    overrides = [word for word in context.params.get("set_") or [] if "..." not in word]
-    load_config(config if config in shipped else None, overrides)
-
-
-def command_line(context: Any) -> list[str]:
-    """Return the words that a group has left to its commands."""
-    return [*context._protected_args, *context.args]
 
 
 def has_section(page: Path, name: str) -> bool:
@@ -158,6 +143,49 @@ def test_the_floors_are_those_of_the_contract() -> None:
     floors = blocks(DOCS / "design.md", "text")[0]
     shown = [line.split("  ")[0] for line in floors.splitlines() if not line.startswith("  ")]
     assert shown == contract["contracts"][0]["layers"]
+
+
+def path_of_a_token() -> dict[str, str]:
+    """Return the files of the design's path of a token, each with its description."""
+    rows = blocks(DOCS / "design.md", "text")[1].splitlines()
+    return dict(row[8:].split(maxsplit=1) for row in rows)
+
+
+def test_the_path_of_a_token_is_told_in_the_words_of_its_files() -> None:
+    for name, words in path_of_a_token().items():
+        path = ROOT / "gptcli" / name
+        source = (path / "__init__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+        assert source.startswith(f'"""{words}'), name
+
+
+def test_a_token_passes_the_files_of_its_path(corpus: Path, gpt: Callable[..., Any]) -> None:
+    called: set[str] = set()
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function, not an imported module
+            called.add(frame.f_code.co_filename)
+
+    tiny = [part for word in ("tokenizer.name=bpe", *TINY) for part in ("-s", word)]
+    train = ["train", "-s", f"data.source={corpus}", *tiny]
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        for words in (["prepare", str(corpus), *tiny], train, ["generate", "the"]):
+            done = gpt(*words)
+            assert done.code == 0, done.err
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    for name in path_of_a_token():
+        place = str(ROOT / "gptcli" / name)
+        assert any(file.startswith(place) for file in called), f"{name} is not on the path"
+
+
+def test_those_who_speak_to_the_terminal_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [title] = [c["name"] for c in contracts["contracts"] if "speak to the terminal" in c["name"]]
+    page = " ".join((DOCS / "design.md").read_text(encoding="utf-8").replace("`", "").split())
+    assert title in page.replace("Only", "only")
 
 
 def test_the_files_that_the_design_names_are_there() -> None:

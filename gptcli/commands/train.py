@@ -63,7 +63,7 @@ def train(
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
     if distributed.may_prepare():
-        _prepare_local(loaded)
+        _prepare_local(loaded, options.command_for("prepare", config, set_))
     if dry_run:
         _plan(loaded, gpus or 1, resume, json_)
         return
@@ -138,14 +138,25 @@ def _default_name(config: "Config") -> str:
     return data_dir(config.data).name or "run"
 
 
-def _prepare_local(config: "Config") -> None:
-    """Prepare text of this machine if nobody has yet; downloads stay a deliberate act."""
+def _prepare_local(config: "Config", command: str) -> None:
+    """Prepare text of this machine if nobody has yet; downloads stay a deliberate act.
+
+    Raises:
+        DataError: The data are not prepared and not on this machine; `command` prepares them.
+    """
     from gptcli.commands import prepare
     from gptcli.data.sources import data_dir, is_local
+    from gptcli.errors import DataError
 
     folder = data_dir(config.data)
-    if (folder / "manifest.json").exists() or not is_local(config.data):
+    if (folder / "manifest.json").exists():
         return
+    if not is_local(config.data):
+        state = "is not prepared" if folder.is_dir() else "does not exist"
+        hint = f"name the data to prepare: `{command} DATASET`"
+        if config.data.source is not None:
+            hint = f"download and prepare it: `{command}`; train prepares text on this machine only"
+        raise DataError(f"{folder}: this data folder {state}", hint)
     from gptcli.data.prepare import make_plan
 
     source = config.data.source

@@ -71,7 +71,8 @@ class TokenizerConfig(Section):
     vocab_size: Size | None = Field(default=None, examples=[8192])
     """Most tokens of a trained bpe vocabulary, end-of-text included. Null: 4096."""
     path: PathText | None = Field(default=None, examples=["data/books"])
-    """A trained vocabulary (tokenizer.json of a data folder) to use again."""
+    """A vocabulary to use again: a data folder or its tokenizer.json; for char, also a text file of
+    its characters (vocab.txt)."""
 
 
 class TrainConfig(Section):

@@ -89,7 +89,17 @@ def test_missing_configuration(gpt: Any) -> None:
 
 
 def test_data_not_prepared(gpt: Any) -> None:
-    assert_refused(gpt("train", "-s", "data.dir=data/none"), 3, "does not exist", "gpt prepare")
+    done = gpt("train", "-s", "data.dir=data/none")
+    assert_refused(done, 3, "does not exist", "`gpt prepare -s data.dir=data/none DATASET`")
+    Path("data/shakespeare").mkdir(parents=True)
+    for words in (["-c", "finetune-gpt2"], ["-c", "finetune-gpt2", "--dry-run"]):
+        done = gpt("train", *words)
+        assert_refused(done, 3, "is not prepared", "prepare it: `gpt prepare -c finetune-gpt2`;")
+
+
+def test_a_missing_run_yaml_says_how_to_start_one(gpt: Any) -> None:
+    done = gpt("train", "--config", "run.yaml", "--resume")
+    assert_refused(done, 2, "run.yaml: no such", "write it with `gpt config init run.yaml`, or use")
 
 
 def test_validation_split_shorter_than_a_window(gpt: Any, tiny_set: list[str]) -> None:
