@@ -305,19 +305,24 @@ def require_same_ids(folder: Path, tokenizer: Tokenizer) -> None:
         CheckpointError: It reads one with other ids.
     """
     try:
-        import transformers
+        from transformers import AutoTokenizer, __version__
     except ImportError:
         return
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     alphabet = tokenizer.definition()["alphabet"] if tokenizer.name == "char" else None
+    hint = "install the version of transformers that constraints.txt names, and export again"
+    try:
+        theirs = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # of whatever kind: other versions raise others
+        said = f"transformers {__version__} does not read the vocabulary ({str(error)[:100]})"
+        raise CheckpointError(said, hint) from error
     for text in _PROBES:
         if alphabet is not None:
             text = "".join(char for char in text if char in alphabet)
         if theirs.encode(text, verbose=False) != tokenizer.encode(text).tolist():
             raise CheckpointError(
-                f"transformers {transformers.__version__} reads {text!r} with other ids than"
-                f" the tokenizer {tokenizer.name!r}",
-                "install the version of transformers that constraints.txt names, and export again",
+                f"transformers {__version__} reads {text!r} with other ids than the tokenizer"
+                f" {tokenizer.name!r}",
+                hint,
             )
 
 

@@ -72,3 +72,6 @@ def test_an_export_asks_transformers_for_the_ids_of_a_few_texts(kind: str) -> No
     edit_json(Path("out/config.json"), model_type="qwen2")  # splits text in a way of its own
     with pytest.raises(CheckpointError, match=f"with other ids than the tokenizer '{kind}'"):
         require_same_ids(Path("out"), ours)
+    Path("out/tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="does not read the vocabulary"):
+        require_same_ids(Path("out"), ours)
