@@ -12,14 +12,11 @@ from gptcli.data.prepare import Plan
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
-from gptcli.tokenizers import UnknownCharacters, make_tokenizer
+from gptcli.tokenizers import Tokenizer, UnknownCharacters, make_tokenizer
 from gptcli.tokenizers.fast import fast_bpe
 
 _SAMPLE_CHARS = 1 << 18
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
-# Where nothing can be measured yet: bytes of text for each token, and for each byte of Parquet.
-_BYTES_PER_TOKEN = {"char": 1.0, "bytes": 1.0, "bpe": 3.5}
-_GPT2_BYTES_PER_TOKEN = 4.4  # OpenWebText: 39.8 GB of text, 9.04 billion tokens
 _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
 
 
@@ -43,12 +40,13 @@ def estimate(plan: Plan) -> Estimate:
     remote = [path for unit in plan.source.units for path in unit.paths
               if not isinstance(path, Path) and not path.is_cached()]  # fmt: skip
     text_bytes = plan.source.n_bytes * _text_per_byte(plan)
-    bytes_per_token, rate = _measure(plan)
+    tokenizer = make_tokenizer(plan.tokenizer, list)  # what is learned from the text is empty here
+    bytes_per_token, rate = _measure(plan, tokenizer)
     tokens = round(text_bytes / bytes_per_token)
     expected = plan.source.expected
     if expected is not None and expected.gpt2_tokens and plan.tokenizer.name == "gpt2":
         tokens = expected.gpt2_tokens
-    item = 2 if plan.tokenizer.name in ("gpt2", "char", "bytes", "bpe", "r50k_base") else 4
+    item = 2 if max(tokenizer.vocab_size, plan.tokenizer.vocab_size or 0) <= 1 << 16 else 4
     sizes = [path.n_bytes for path in remote]
     # Two files at a time, when they are not kept: one tokenized, the next one on its way.
     kept = sum(sizes) if plan.data.keep_downloads else sum(sorted(sizes)[-2:])
@@ -80,14 +78,12 @@ def require_room(plan: Plan, found: Estimate) -> None:
         )
 
 
-def _measure(plan: Plan) -> tuple[float, float | None]:
+def _measure(plan: Plan, tokenizer: Tokenizer) -> tuple[float, float | None]:
     """Return (bytes of text per token, bytes per second) of the first text at hand."""
-    name = plan.tokenizer.name
     unit = next(iter(plan.source.units), None)
-    learned = name in ("char", "bpe") and plan.tokenizer.path is None
+    learned = plan.tokenizer.name in ("char", "bpe") and plan.tokenizer.path is None
     if learned or unit is None or not all(isinstance(path, Path) for path in unit.paths):
-        return _BYTES_PER_TOKEN.get(name, _GPT2_BYTES_PER_TOKEN), None
-    tokenizer = make_tokenizer(plan.tokenizer, list)
+        return tokenizer.bytes_per_token, None
     texts: list[str] = []
     total = 0
     for _, text in documents(unit, plan.data, tokenizer.safe_cut):
@@ -105,11 +101,11 @@ def _measure(plan: Plan) -> tuple[float, float | None]:
         began = time.perf_counter()
         n_tokens = sum(len(ids) + 1 for ids in encode(texts))
     except UnknownCharacters:
-        return _BYTES_PER_TOKEN["char"], None  # said where the text is read in earnest
+        return tokenizer.bytes_per_token, None  # said where the text is read in earnest
     seconds = time.perf_counter() - began
     n_bytes = sum(len(text.encode()) for text in texts)
     if not n_bytes:
-        return _GPT2_BYTES_PER_TOKEN, None
+        return tokenizer.bytes_per_token, None
     return n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)
 
 

@@ -36,6 +36,8 @@ class Tokenizer(ABC):
     """Ids there are, end-of-text included."""
     eot: int
     """The end-of-text id, which stands before every document."""
+    bytes_per_token: float = 4.4
+    """Bytes of text for each token, before any was read: GPT-2's on OpenWebText."""
     safe_cut: re.Pattern[str] = SAFE_CUT
     """Matches where a text can be cut without changing its tokens."""
 

@@ -56,6 +56,7 @@ class BpeTokenizer(Tokenizer):
         self.name = name
         self.pattern, self.ranks, self.specials = pattern, ranks, specials
         self.eot = specials[END_OF_TEXT]
+        self.bytes_per_token = 3.5 if name == "bpe" else 4.4  # a small one of this text, or GPT-2's
         self.vocab_size = max(max(ranks.values(), default=0), *specials.values()) + 1
         self.safe_cut = SAFE_CUT if pattern == GPT2_PATTERN else CAREFUL_CUT
 

@@ -14,6 +14,7 @@ class CharTokenizer(Tokenizer):
     """One id for each character of an alphabet, in code point order (as nanoGPT's)."""
 
     name = "char"
+    bytes_per_token = 1.0
 
     def __init__(self, alphabet: str) -> None:
         if not isinstance(alphabet, str) or list(alphabet) != sorted(set(alphabet)):
@@ -55,6 +56,7 @@ class ByteTokenizer(Tokenizer):
     """One id for each byte of UTF-8; nothing is unknown to it."""
 
     name = "bytes"
+    bytes_per_token = 1.0
     eot = 256
     vocab_size = 257
 

@@ -116,3 +116,19 @@ def test_parquet_says_how_much_text_is_in_it() -> None:
     assert found.text_bytes == pytest.approx(sum(map(len, rows)), rel=0.05)
     Path("b.parquet").write_bytes(b"PAR1 no footer")
     assert parquet_text_bytes(Path("b.parquet"), "text") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "bytes_each", "of_text"),
+    [
+        (["tokenizer.name=char"], 2, 1.0),
+        (["tokenizer.name=bpe"], 2, 3.5),
+        (["tokenizer.name=bpe", "tokenizer.vocab_size=70000"], 4, 3.5),
+    ],
+)
+def test_a_plan_asks_the_tokenizer_what_its_tokens_take(
+    corpus: Path, words: list[str], bytes_each: int, of_text: float
+) -> None:
+    found = estimate(make_plan(load_config(None, [f"data.source={corpus}", *words])))
+    assert found.shard_bytes == bytes_each * found.tokens
+    assert found.tokens == round(found.text_bytes / of_text)
