@@ -49,7 +49,7 @@ def init(
     from gptcli.config.loader import find_config, load_config
     from gptcli.config.template import EDITOR_LINE, SCHEMA_FILE, commented_file
 
-    path = Path(file)
+    path = _place(file)
     if path.is_dir():
         raise ConfigError(f"{file} is a folder", "name a file, such as run.yaml")
     if path.exists() and not force:
@@ -129,7 +129,7 @@ def schema(
     if out is None:
         console.write(text)
         return
-    _write(Path(out), text)
+    _write(_place(out), text)
     if json_:
         console.result_json({"file": out})
     else:
@@ -257,6 +257,16 @@ def _schema_text() -> str:
     from gptcli.config.reference import json_schema
 
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _place(name: str) -> Path:
+    """Return the path that `name` is, if files can have it."""
+    from gptcli.config.section import clipped, require_path
+
+    try:
+        return Path(require_path(name))
+    except ValueError as error:
+        raise ConfigError(f"expected {error}, got {clipped(repr(name))}") from error
 
 
 def _write(path: Path, text: str, *, force: bool = False) -> None:

@@ -27,8 +27,12 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _path(value: str) -> str:
-    """Refuse what no file system takes as a path."""
+def require_path(value: str) -> str:
+    """Return `value` unless no file system takes it as a path.
+
+    Raises:
+        PydanticCustomError: It is none, which is a ValueError that says what is expected.
+    """
     if not is_utf8(value) or "\0" in value:
         raise PydanticCustomError("path", "a path in UTF-8 without NUL")
     names = value.encode().replace(b"\\", b"/").split(b"/")
@@ -45,7 +49,7 @@ Size = Annotated[int, BeforeValidator(_integral), Field(gt=0, le=2**20)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]
 NotNegative = Annotated[float, Field(ge=0, le=MOST)]
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(require_path)]
 """A path, or a name that a path could be taken for."""
 
 

@@ -139,3 +139,11 @@ def test_nothing_here_loads_torch(arguments: list[str]) -> None:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "\udcff"])
+def test_a_name_that_no_file_can_have_is_refused(gpt: Any, name: str) -> None:
+    for words in (["init", name], ["schema", "-o", name]):
+        done = gpt("config", *words)
+        assert done.code == 2 and done.err.startswith("error: expected a path"), done.err
+        assert len(done.err) < 300 and list(Path().iterdir()) == []
