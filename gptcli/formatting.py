@@ -3,6 +3,7 @@
 Three significant digits, and a unit that is never lost. Knows neither runs nor terminals.
 """
 
+import datetime
 import math
 
 NONE = "-"
@@ -89,3 +90,13 @@ def _in_units(value: float, units: tuple[tuple[float, str], ...], least: float =
                and abs(_rounded(value / unit[0])) >= least]  # fmt: skip
     factor, name = fitting[-1] if fitting else units[0]
     return decimal(value / factor) + name
+
+
+def moment() -> str:
+    """Return the time now as ISO 8601 has it; in UTC where TZ is a zone that Python refuses."""
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        now = now.astimezone()
+    except (ValueError, OverflowError):
+        pass
+    return now.isoformat(timespec="seconds")

@@ -1,14 +1,26 @@
 """Numbers as people read them: three digits, the unit, no surprise at the boundaries."""
 
+import datetime
 import math
 import re
+import time
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.formatting import count, decimal, duration, fixed, loss, perplexity, plural, size
+from gptcli.formatting import (
+    count,
+    decimal,
+    duration,
+    fixed,
+    loss,
+    moment,
+    perplexity,
+    plural,
+    size,
+)
 
 UNITS = {
     count: {"": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12},
@@ -89,3 +101,18 @@ def test_one_thing_is_not_many() -> None:
     assert plural(0, "step") == "0 steps" and plural(1_234, "step") == "1,234 steps"
     assert plural(5.994, "epoch") == "5.99 epochs" and plural(1, "loss", "losses") == "1 loss"
     assert decimal(1234.5) == "1,230" and decimal(1e-7) == "1e-07"
+
+
+@pytest.mark.parametrize(
+    "zone", ["Europe/Zurich", "Nowhere/At_All", "AAA99999999999999999BBB", "/dev/zero", ":" * 300]
+)
+def test_any_time_zone_gives_a_time(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as env:
+            env.setenv("TZ", zone)
+            time.tzset()
+            then = datetime.datetime.fromisoformat(moment())
+    finally:
+        time.tzset()
+    assert then.tzinfo is not None
+    assert abs(datetime.datetime.now(datetime.UTC) - then) < datetime.timedelta(minutes=1)

@@ -1,6 +1,5 @@
 """`gpt report`: a run as one page for a browser."""
 
-import datetime
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import typer
 
 from gptcli import console
 from gptcli.commands import complete, options
-from gptcli.formatting import size
+from gptcli.formatting import moment, size
 
 
 def report(
@@ -39,7 +38,7 @@ def report(
     for problem in found.problems:
         console.message(f"note: {problem}")
     file = out or folder / "report.html"
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    now = moment()
     n_bytes = write_report(found, file, now)
     if json_:
         console.result_json({"file": str(file), "bytes": n_bytes, "run": asdict(figures(found))})

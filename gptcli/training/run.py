@@ -5,7 +5,6 @@ checkpoints/step-*.pt, best.pt, last.pt}. Knows nothing of networks.
 """
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from gptcli.checkpoint import BEST, LAST
 from gptcli.config.schema import Config
 from gptcli.config.yaml12 import dump_yaml
 from gptcli.errors import ConfigError, GptError, StorageError
+from gptcli.formatting import moment
 
 RUN, STATUS, METRICS, SAMPLES, CONFIG, LOG = (
     "run.json", "status.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "log.txt"
@@ -68,7 +68,7 @@ class Run:
             "exit_code": exit_code,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "time": _now(),
+            "time": moment(),
             **more,
         }
         _write_json(self.folder / STATUS, status)
@@ -79,7 +79,7 @@ class Run:
 
     def log(self, text: str) -> None:
         """Append lines to log.txt."""
-        durable.append(self.folder / LOG, f"{_now()} {text}\n")
+        durable.append(self.folder / LOG, f"{moment()} {text}\n")
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -189,7 +189,7 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
 def describe_run(run: Run, facts: dict[str, Any]) -> None:
     """Write run.json once: when, by which command and versions, on what, with which data."""
     if not (run.folder / RUN).exists():
-        _write_json(run.folder / RUN, {"created": _now(), "command": sys.argv[1:], **facts})
+        _write_json(run.folder / RUN, {"created": moment(), "command": sys.argv[1:], **facts})
 
 
 def _record_failure(run: Run, exit_code: int, message: str) -> None:
@@ -249,7 +249,3 @@ def _read_status(folder: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     durable.write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
