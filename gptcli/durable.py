@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from gptcli.errors import StorageError
+from gptcli.formatting import size
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -51,7 +52,7 @@ def new_place(path: Path) -> Iterator[None]:
 
 def _free(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return f" ({shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free)"
+        return f" ({size(shutil.disk_usage(path.parent).free)} free)"
     return ""
 
 

@@ -11,7 +11,7 @@ import typer
 from gptcli import console
 from gptcli.commands import complete, examples, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import duration, size
+from gptcli.formatting import duration, plural, size
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -281,7 +281,7 @@ def describe(folder: Path, manifest: "Manifest", seconds: float) -> str:
     total = manifest.bytes.train + manifest.bytes.val
     each = total / max(1, manifest.tokens.train + manifest.tokens.val)
     return (
-        f"{folder}: {manifest.documents:,} documents, {size(total)} of text,"
+        f"{folder}: {plural(manifest.documents, 'document')}, {size(total)} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size:,} ids, {each:.2f} bytes each)"
         f"\n{manifest.tokens.train:,} tokens to train on, {manifest.tokens.val:,} to validate"
         f" ({manifest.val_share:.2%}), {seconds:.1f} s"

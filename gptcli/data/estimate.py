@@ -12,6 +12,7 @@ from gptcli.data.prepare import Plan
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
+from gptcli.formatting import size
 from gptcli.tokenizers import Tokenizer, UnknownCharacters, make_tokenizer
 from gptcli.tokenizers.fast import fast_bpe
 
@@ -72,8 +73,8 @@ def require_room(plan: Plan, found: Estimate) -> None:
         if found.download_bytes and plan.data.keep_downloads:
             remedy += "; -s data.keep_downloads=false needs less"
         raise StorageError(
-            f"{plan.folder}: {plan.source.name} needs about {found.disk_bytes / 1e9:,.1f} GB,"
-            f" {found.free_bytes / 1e9:,.1f} GB are free",
+            f"{plan.folder}: {plan.source.name} needs about {size(found.disk_bytes)},"
+            f" {size(found.free_bytes)} free",
             remedy,
         )
 

@@ -24,6 +24,7 @@ from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
 from gptcli.data.tokenize import OnProgress, write_units
 from gptcli.data.units import Unit, fingerprint
 from gptcli.errors import ConfigError, DataError
+from gptcli.formatting import plural
 from gptcli.tokenizers import (
     Tokenizer,
     dump_tokenizer,
@@ -323,16 +324,19 @@ def _require_same(existing: Manifest, plan: Plan) -> None:
 
 def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
     if not manifest.bytes.train + manifest.bytes.val:
-        raise DataError(f"{plan.source.name}: no text in it ({manifest.documents} documents)")
+        raise DataError(
+            f"{plan.source.name}: no text in it ({plural(manifest.documents, 'document')})"
+        )
     if not manifest.tokens.train:
         raise DataError(
-            f"{plan.source.name}: all of its {manifest.documents} documents fell to validation",
+            f"{plan.source.name}: all of it ({plural(manifest.documents, 'document')}) was"
+            " assigned to validation",
             "choose a smaller -s data.val_fraction",
         )
     if (plan.val_fraction or plan.source.has_val) and not manifest.tokens.val:
         raise DataError(
-            f"{plan.source.name}: none of its {manifest.documents} documents fell to validation"
-            f" (val_fraction {plan.val_fraction:g})",
+            f"{plan.source.name}: none of it ({plural(manifest.documents, 'document')}) was"
+            f" assigned to validation (val_fraction {plan.val_fraction:g})",
             "choose a larger -s data.val_fraction, or 0 for no validation",
         )
 

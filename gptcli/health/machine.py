@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from gptcli.formatting import size
 from gptcli.health.verdict import Verdict, failed, fine, noted
 
 _PYTHON = (3, 11)
@@ -144,12 +145,12 @@ def memory() -> Verdict:
     parts = []
     if free is not None:
         known = min(free, limit) if limit is not None else free
-        within = f" ({limit / 1e9:.1f} GB at most here)" if limit is not None else ""
-        parts.append(f"{known / 1e9:.1f} GB free{within}")
+        within = f" ({size(limit)} at most here)" if limit is not None else ""
+        parts.append(f"{size(known)} free{within}")
     if "cuda" in available_devices():
         for index in range(torch.cuda.device_count()):
             room, total = torch.cuda.mem_get_info(index)
-            parts.append(f"cuda:{index} {room / 1e9:.1f} of {total / 1e9:.1f} GB free")
+            parts.append(f"cuda:{index} {size(room)} of {size(total)} free")
     found = ", ".join(parts) or "unknown"
     if free is not None and min(free, limit or free) < _LITTLE_MEMORY:
         return noted(found, "close other programs, or train a small network: -c quickstart")
@@ -169,7 +170,7 @@ def shared_memory() -> Verdict:
     if not _SHM.is_dir():
         return fine("no /dev/shm on this system; nothing needs it here")
     free = shutil.disk_usage(_SHM).free
-    found = f"{free / 1e6:,.0f} MB free in /dev/shm"
+    found = f"{size(free)} free in /dev/shm"
     if free < _LITTLE_SHARED_MEMORY:
         return noted(found, "only several GPUs need more: docker run --shm-size=1g")
     return fine(found)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gptcli.errors import GptError, StorageError
+from gptcli.formatting import size
 from gptcli.health.verdict import Verdict, failed, fine, noted
 
 _WRITTEN = 32 << 20
@@ -26,7 +27,7 @@ _NOT_FOR_USERS = {"dev"}
 def disk() -> Verdict:
     """Check that the current folder can be written, how much room there is, and how fast it is."""
     free = shutil.disk_usage(Path.cwd()).free
-    room = f"{free / 1e9:,.1f} GB free here"
+    room = f"{size(free)} free here"
     try:
         rate = _write_rate(Path.cwd())
     except OSError as error:
@@ -35,7 +36,7 @@ def disk() -> Verdict:
             "go to a folder of yours on a disk with room, and work there",
             StorageError.exit_code,
         )
-    found = f"{room}, {rate / 1e6:,.0f} MB/s written"
+    found = f"{room}, {size(rate)}/s written"
     if free < _LITTLE_DISK:
         return noted(found, "a checkpoint of 124M parameters takes 1.5 GB; free some space")
     if rate < _SLOW_DISK:
@@ -71,7 +72,7 @@ def caches() -> Verdict:
                 f"{folder} cannot be written: {error.strerror}",
                 "downloads need it: set HF_HOME (or XDG_CACHE_HOME) to a folder of yours",
             )
-    return fine(f"{folders[0]}, {shutil.disk_usage(place).free / 1e9:,.1f} GB free")
+    return fine(f"{folders[0]}, {size(shutil.disk_usage(place).free)} free")
 
 
 def tokenizer() -> Verdict:

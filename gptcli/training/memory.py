@@ -17,6 +17,7 @@ from torch import Tensor
 from gptcli.config.schema import Config
 from gptcli.device import available_memory, machine_memory, memory_bytes
 from gptcli.errors import MemoryLimitError, StorageError
+from gptcli.formatting import size as bytes_text
 from gptcli.model import GPT
 from gptcli.training.initial import freeze
 from gptcli.training.optim import Optimizer
@@ -114,9 +115,9 @@ def require_memory(config: Config, memory: Memory) -> None:
         return
     is_model = memory.model * memory.processes > there / 2
     raise MemoryLimitError(
-        f"this needs about {needed / 1e9:,.3g} GB of memory, {there / 1e9:,.3g} GB are in this"
-        f" machine: {memory.model / 1e9:,.3g} GB for the model and its optimizer,"
-        f" {memory.activations / 1e9:,.3g} GB for a micro-batch",
+        f"this needs about {bytes_text(needed)} of memory, {bytes_text(there)} are in this"
+        f" machine: {bytes_text(memory.model)} for the model and its optimizer,"
+        f" {bytes_text(memory.activations)} for a micro-batch",
         "use a smaller model" if is_model else "use a smaller train.micro_batch_size",
     )
 
@@ -147,8 +148,8 @@ def require_disk(config: Config, size: Size) -> None:
     disk = disk_of(config, size)
     if disk.needed - disk.held > disk.free:
         raise StorageError(
-            f"{checkpoints}: checkpoints of {disk.checkpoint / 1e6:,.0f} MB need"
-            f" {disk.needed / 1e6:,.0f} MB altogether, {disk.free / 1e6:,.0f} MB are free",
+            f"{checkpoints}: checkpoints of {bytes_text(disk.checkpoint)} need"
+            f" {bytes_text(disk.needed)} altogether, {bytes_text(disk.free)} are free",
             "free some space, set a smaller train.keep_last, or another disk with -s run_dir=...",
         )
 

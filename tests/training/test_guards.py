@@ -188,7 +188,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
         patch.setattr(memory.shutil, "disk_usage", lambda path: Usage(10, 0, 2_000_000))
         list(train(config))
     assert caught.value.exit_code == 5 and "keep_last" in (caught.value.hint or "")
-    assert "checkpoints of 1 MB need 6 MB" in caught.value.message
+    assert "checkpoints of 1.46 MB need 5.84 MB" in caught.value.message
     assert not list((config.run_folder / "checkpoints").iterdir())
     list(train(config))  # the failure left nothing in the way
     size = sum(path.stat().st_size for path in (config.run_folder / "checkpoints").iterdir())
