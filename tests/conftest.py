@@ -33,6 +33,7 @@ TINY = (
 # A command of ours as it is printed: in backticks, or on lines that say what comes next.
 COMMAND = re.compile(r"`(gpt(?:cli)? [a-z][^`]*)`|^(?:next: |      )(gpt [a-z].*)$", re.MULTILINE)
 SETTING = re.compile(r"(?<![\w-])-s '?([\w.]+)=")
+EAGER = ("--help", "--version", "--install-completion")  # they print and end
 PLACEHOLDER = re.compile(r"\.\.\.|VALUE|PLACE|=[A-Z]+$")
 
 
@@ -115,10 +116,15 @@ def require_understood(words: list[str]) -> None:
 
     Files that it names need not be there, and a value with a placeholder is not looked at.
     """
+    words = [word for word in words if word not in EAGER]
+    if not words:
+        return
     command: Any = cli._command()
-    context = command.make_context("gpt", [word for word in words if word != "--help"])
+    context = command.make_context("gpt", words)
     while hasattr(command, "commands"):
         rest = [*context._protected_args, *context.args]
+        if not rest:
+            return  # the name of a group
         name, command, rest = command.resolve_command(context, rest)
         if not rest and not hasattr(command, "commands"):
             return  # `gpt export` is the name of a command, whatever it requires

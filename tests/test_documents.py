@@ -19,6 +19,8 @@ from torch.distributed.run import get_args_parser
 
 from gptcli import errors
 from gptcli.config import load_config
+from gptcli.config.loader import example_files
+from gptcli.config.reference import keys
 
 from .conftest import require_understood
 
@@ -84,6 +86,17 @@ def test_commands_are_understood(page: Path) -> None:
         parsed = get_args_parser().parse_args(words)
         assert parsed.module and parsed.training_script == "gptcli"
         require_understood(parsed.training_script_args)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *example_files()], ids=lambda page: page.name)
+def test_commands_and_keys_in_sentences_are_understood(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for code in re.findall(r"`([^`]+)`", text):
+        if code.startswith("gpt ") and "..." not in code and "|" not in code and "[" not in code:
+            for part in " ".join(code.replace("\n#", " ").split()).split(" && "):
+                require_understood(shlex.split(re.sub(r"\b[A-Z]\b", "1", part))[1:])
+    for key in re.findall(r"(?<![\w-])-s '?([\w.]+)=", text):
+        assert key in keys() or key == "KEY", key
 
 
 def test_commands_are_found_and_wrong_ones_refused() -> None:
