@@ -18,12 +18,13 @@ from gptcli.formatting import size
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 _ASIDE = re.compile(r"\.tmp-\d+-")
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a `StorageError` that names `path`."""
+    """Turn a full disk, a missing permission or a limit into a `StorageError`, naming `path`."""
     try:
         yield
     except OSError as error:
@@ -33,6 +34,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(f"{named}: {error.strerror}", hint) from error
         if error.errno in _DENIED:
             raise StorageError(f"{named}: {error.strerror}") from error
+        if error.errno in _TOO_MANY_FILES:
+            raise StorageError("too many open files", "raise the limit: ulimit -n 4096") from error
         if error.errno == errno.ELOOP:
             raise StorageError(f"{named}: is a link, and links are not written through") from error
         if isinstance(error, FileExistsError | NotADirectoryError):

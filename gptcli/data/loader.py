@@ -98,14 +98,13 @@ class TokenLoader:
             slot += count
         return starts
 
-    def batch(self, step: int) -> Batch:
-        """Return tokens (B, T) and targets (B, T) of a step, int64."""
-        return read_windows(self._tokens, self.starts(step), self._seq_len)
-
     def micro_batches(
         self, step: int, size: int, turn: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
-        """Yield the batch of a step in rows of `size`; with a turn, (rank, ranks), each in turn."""
+        """Yield the tokens (B, T) and targets (B, T) of a step, int64, `size` rows at a time.
+
+        With a turn, (rank, ranks), only those of one rank, each in turn.
+        """
         starts = self.starts(step)
         for first in range(turn[0] * size, len(starts), turn[1] * size):
             yield read_windows(self._tokens, starts[first : first + size], self._seq_len)

@@ -117,11 +117,14 @@ def _held(folder: Path, shared: bool = False) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     durable.make_folder(folder)
     try:
-        with locking.hold(
-            folder,
-            "is preparing this folder",
-            "wait for it, stop it, or choose another folder with --out",
-            shared=shared,
+        with (
+            locking.hold(
+                folder,
+                "is preparing this folder",
+                "wait for it, stop it, or choose another folder with --out",
+                shared=shared,
+            ),
+            durable.storage_errors(folder),
         ):
             yield
     finally:

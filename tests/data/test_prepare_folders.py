@@ -275,3 +275,23 @@ def test_a_file_where_the_folder_should_be(write: Write, refusal: Refusal) -> No
     write("data", "a file")
     error = refusal("a.txt", code=5)
     assert "a file stands where a folder is needed" in error.message
+
+
+FEW_FILES = """
+import resource, sys
+from gptcli import cli
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), 4096))
+sys.exit(cli.run(["prepare", "a.txt", "--workers", "4", "-s", "tokenizer.name=bytes"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("limit", [12, 16])
+def test_too_few_open_files_are_a_limit_to_be_raised(write: Write, limit: int) -> None:
+    write("a.txt", "some text")
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(limit)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stderr == "error: too many open files\nhint: raise the limit: ulimit -n 4096\n"
+    assert not Path("data").exists()

@@ -36,10 +36,10 @@ before, began = peak(), time.perf_counter()
 folder = Path(sys.argv[1])
 with TokenReader(folder, read_manifest(folder), "train") as tokens:
     loader = TokenLoader(tokens, seq_len=1024, stride=1024, windows_per_step=512, seed=1)
-    loader.batch(0)
+    next(loader.micro_batches(0, 1 << 20))
     seconds = time.perf_counter() - began
     for step in range(1, 5):
-        inputs, _ = loader.batch(step * 100_000)
+        inputs, _ = next(loader.micro_batches(step * 100_000, 1 << 20))
     print(json.dumps({
         "tokens": len(tokens), "seconds": seconds, "bytes": peak() - before,
         "across": tokens.read(int(sys.argv[2]) - 2, 4).tolist(), "shape": list(inputs.shape),
