@@ -29,7 +29,7 @@ def after_prepare(
         trained = ("data.seq_len=", "data.stride=")
         settings = [s for s in settings if not s.startswith("data.") or s.startswith(trained)]
         settings.append(options.text_setting("data.dir", folder.as_posix()))
-    longest = min(tokens for tokens in (manifest.tokens.train, manifest.tokens.val) if tokens) - 1
+    longest = min(manifest.tokens.train, manifest.tokens.val or manifest.tokens.train) - 1
     if name is None and longest > 0:
         if not any(s.startswith(("model.", "train.", "data.seq_len=")) for s in settings):
             settings += examples.smaller_network(manifest.tokens.train, longest)

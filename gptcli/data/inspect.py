@@ -69,7 +69,7 @@ def windows_as_text(
             raise DataError(f"{folder}: the {split} split has only {len(tokens)} tokens")
         starts = [keyed_int("peek", seed, index) % room for index in range(count)]
         windows = [(start, tokens.read(start, seq_len)) for start in starts]
-    highest = max((int(ids.max()) for _, ids in windows), default=0)
+    highest = max((int(ids.max(initial=0)) for _, ids in windows), default=0)
     if highest >= tokenizer.vocab_size:
         raise DataError(_foreign_id(folder, split, highest, manifest))
     return [(start, _decode(tokenizer, ids)) for start, ids in windows]

@@ -100,6 +100,19 @@ def test_ids_outside_the_vocabulary_are_not_decoded(
     assert "the train split holds id 60000, the vocabulary has 257" in done.err
 
 
+def test_an_adopted_folder_whose_manifest_is_empty_has_nothing_to_train_on(gpt: Any) -> None:
+    Path("tokens").mkdir()
+    np.arange(200, dtype="<u2").tofile("tokens/train.bin")
+    assert gpt("prepare", "./tokens", "-s", "tokenizer.name=bytes").code == 0
+    path = Path("tokens/manifest.json")
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content |= {"units": [], "tokens": {"train": 0, "val": 0}}
+    path.write_text(json.dumps(content))
+    done = gpt("prepare", "./tokens", "-s", "tokenizer.name=bytes")
+    assert done.code == 0 and "too short to train on" in done.err and "next:" not in done.err
+
+
 def test_two_columns_of_one_name_are_refused(refusal: Refusal) -> None:
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, "a.parquet")
