@@ -384,7 +384,7 @@ def test_damaged_checkpoints_alone_never_start_afresh(tiny: Tiny) -> None:
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny: Tiny) -> None:
-    config = tiny("optim.lr=1e30", "optim.grad_clip=0", "train.max_steps=50", "train.save_every=1")
+    config = tiny("optim.lr=1e12", "optim.grad_clip=0", "train.max_steps=50", "train.save_every=1")
     with pytest.raises(NonFiniteError, match="was the last good one") as caught:
         finish(config)
     assert caught.value.exit_code == 7
