@@ -8,7 +8,9 @@ import torch
 
 from gptcli import durable
 from gptcli.checkpoint import (
+    BEST,
     FORMAT,
+    LAST,
     Checkpoint,
     TrainedModel,
     find_checkpoint,
@@ -30,6 +32,8 @@ from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.pt)")  # org/name, without the hf: it needs
 _KINDS = f"{', '.join(GPT2_REVISIONS)}, hf:org/name, a folder with {CONFIG}, or a nanoGPT ckpt.pt"
+
+_MOST_ADDED = 1024  # tokens that a tokenizer may have beyond the rows of its model
 
 
 def open_origin(name: str) -> Origin:
@@ -125,7 +129,8 @@ def open_model(
         path = find_checkpoint(name, config)
     except CheckpointError as error:
         if name is None or not _is_foreign(name):
-            hint = error.hint and f"{error.hint}; or name {_KINDS}"
+            is_name = error.hint and name not in (None, BEST, LAST)
+            hint = f"{error.hint}; or name {_KINDS}" if is_name else error.hint
             raise CheckpointError(error.message, hint) from error
         return _of_others(open_origin(name), config, device, data)
     if path.suffix != ".safetensors" and not is_nanogpt(_peek(path)):
@@ -174,7 +179,13 @@ def _tokenizer_of(origin: Origin, config: Config, data: Path | None) -> Tokenize
     elif config.tokenizer.model_fields_set:
         tokenizer = make_tokenizer(config.tokenizer, _no_text)
     elif origin.tokenizer is not None:
-        return origin.tokenizer()
+        tokenizer = origin.tokenizer()
+        if tokenizer.vocab_size > n_rows + _MOST_ADDED:
+            raise CheckpointError(
+                f"{origin.place}: its tokenizer has ids up to {tokenizer.vocab_size:,}, the model"
+                f" {n_rows:,} rows"
+            )
+        return tokenizer
     else:
         raise ConfigError(
             f"{origin.name}: its files do not say what its {n_rows:,} ids stand for",

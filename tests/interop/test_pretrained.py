@@ -246,6 +246,7 @@ def test_gpt2_of_the_hub_is_scored_and_talks(hub_module: ModuleType, corpus: Pat
         ("model.safetensors", 4, "name its folder"),
         ("sentencepiece", 4, "only ByteLevel and Fuse are known here"),
         ("damaged", 4, "tokenizer.json: "),
+        ("too-many", 4, "its tokenizer has ids up to 2,000,000,001, the model 257 rows"),
     ],
 )
 def test_what_cannot_be_opened(gpt: Any, theirs: Any, name: str, code: int, says: str) -> None:
@@ -255,6 +256,8 @@ def test_what_cannot_be_opened(gpt: Any, theirs: Any, name: str, code: int, says
         ("sentencepiece", {"decoder": {"type": "Metaspace", "replacement": "_",
                                        "prepend_scheme": "first", "split": True}}),
         ("damaged", {"model": {"type": "Unigram"}}),
+        ("too-many", {"model": {"type": "WordLevel", "vocab": {"x": 2_000_000_000},
+                                "unk_token": "x"}}),
     ):  # fmt: skip
         shutil.copytree("theirs", folder)
         file = Path(folder, "tokenizer.json")
