@@ -4,11 +4,10 @@ Importing the package costs nothing: the names below come from their modules whe
 asked for, and torch is loaded by the modules that compute.
 """
 
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # that of typing, which takes time to import
 if TYPE_CHECKING:
     from gptcli.api import Prepared, Training, evaluate, generate, load, prepare, train
     from gptcli.config import Config, load_config
@@ -46,6 +45,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Return a public name from the module it lives in (PEP 562)."""
+    import importlib
+
     if name not in _HOMES:
         raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

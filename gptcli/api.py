@@ -20,6 +20,7 @@ from gptcli.data.adopt import adopt, fetch_ready_made, token_files
 from gptcli.data.shards import Manifest, Split
 from gptcli.data.sources import data_dir
 from gptcli.device import compute
+from gptcli.distributed.environment import place
 from gptcli.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError
 from gptcli.evaluation import Evaluation, TextUnits
 from gptcli.evaluation import evaluate as score
@@ -122,7 +123,7 @@ class Training:
         return self.summary
 
     def _run(self, config: Config, resume: bool, overwrite: bool) -> Generator[Event]:
-        names = config.train.loggers if os.environ.get("RANK", "0") == "0" else []
+        names = config.train.loggers if place().is_main else []
         with Loggers(names, logging.getLogger("gptcli").info) as curves:
             for event in train_events(config, resume=resume, overwrite=overwrite, stop=self._stop):
                 curves.show(event)

@@ -1,8 +1,11 @@
 """The program `gpt`: names the commands, and turns errors into a line, a hint and an exit code."""
 
+import contextlib
 import difflib
+import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import __version__
+from gptcli import __version__, console
 from gptcli.commands import complete, configure, data, distributed, options, runs
 from gptcli.commands.doctor import doctor
 from gptcli.commands.evaluate import evaluate
@@ -22,14 +25,15 @@ from gptcli.commands.report import report
 from gptcli.commands.train import train
 from gptcli.errors import (
     EXIT_BUG,
-    EXIT_INTERRUPTED,
     ConfigError,
     GptError,
     MemoryLimitError,
     PeerError,
+    StorageError,
     is_out_of_memory,
 )
 
+_FILES = os.strerror(errno.EMFILE)
 _HELP = ["-h", "--help"]
 _EXAMPLES = """[bold]Examples[/bold]
   gpt train -c quickstart                 [dim]a small GPT, in two minutes on a CPU[/dim]
@@ -77,36 +81,33 @@ def _root(
 
 def main() -> None:
     """Run the command line of this process and exit with the contract's code."""
-    code = run(sys.argv[1:])
-    if distributed.is_rank():
+    console.take_output()
+    arguments = sys.argv[1:]
+    code = run(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that there was to do is done
+    if distributed.place_for(arguments).size > 1:
         distributed.leave(code)
     sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code."""
+    """Run a command line and return its exit code; Ctrl-C is left to the caller."""
     try:
-        program = _program()
-        complete.mend_bash_words(os.environ, f"_{program.upper()}_COMPLETE")
-        command = _command()
-        code: Any = command.main(arguments or ["--help"], program, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except GptError as error:
-        if isinstance(error, ConfigError) and (hint := _foreign_option(arguments)[1]):
-            error.hint = hint  # -config FILE was read as -c onfig
-        return _fail(arguments, error)
-    except BrokenPipeError:
-        _drop_stdout()  # whoever read our output has seen enough
+        program, command = _program(), _command()
+        variable = f"_{program.upper()}_COMPLETE"
+        if variable in os.environ:
+            complete.mend_bash_words(os.environ, variable)
+            command.main(arguments, program)  # answers the shell, and exits
+        # Not by `main`, which ends at once, and with 1, where stdout is a pipe nobody reads.
+        with command.make_context(program, arguments or ["--help"]) as context:
+            _require_folder()
+            command.invoke(context)
+        sys.stdout.flush()
         return 0
-    except (KeyboardInterrupt, typer.Abort):
-        return EXIT_INTERRUPTED
+    except typer.Exit as done:
+        return done.exit_code
     except Exception as error:
-        if is_out_of_memory(error):
-            return _fail(arguments, MemoryLimitError("out of memory", _LESS_MEMORY))
-        usage = _usage_error(error, arguments)
-        if usage is not None:
-            return _fail(arguments, usage)
-        return _bug(arguments, error)
+        return _fail(arguments, error)
 
 
 def _command() -> Any:
@@ -126,11 +127,6 @@ def _command() -> Any:
 def _program() -> str:
     """Return the name this program was called by, as far as it is one of its own."""
     return "gptcli" if Path(sys.argv[0]).stem == "gptcli" else "gpt"
-
-
-def _drop_stdout() -> None:
-    """Let go of a stdout that takes no more, or Python would complain of it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
@@ -175,28 +171,49 @@ def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
     return "", None
 
 
-def _fail(arguments: list[str], error: GptError) -> int:
-    from gptcli import console
+def _require_folder() -> None:
+    """Refuse to begin where the current folder was removed; libraries abort there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        hint = "change to a folder that exists: cd ~"
+        raise StorageError("the current folder is gone", hint) from error
 
-    if os.environ.get("GPT_DEBUG") == "1":
+
+def _limit_error(error: BaseException | None) -> StorageError | None:
+    """Return the limit of this process that an error comes from, in words of any library."""
+    while error is not None:
+        if _FILES in str(error):
+            return StorageError(_FILES.lower(), "raise the limit: ulimit -n 1024")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _as_ours(error: Exception, arguments: list[str]) -> GptError | None:
+    """Return the error with a message, a hint and an exit code; None for a bug."""
+    if isinstance(error, GptError):
+        if isinstance(error, ConfigError) and (hint := _foreign_option(arguments)[1]):
+            error.hint = hint  # -config FILE was read as -c onfig
+        return error
+    if is_out_of_memory(error):
+        return MemoryLimitError("out of memory", _LESS_MEMORY)
+    return _usage_error(error, arguments) or _limit_error(error)
+
+
+def _fail(arguments: list[str], error: Exception) -> int:
+    """Print an error, as JSON too where that is asked for; return the exit code."""
+    ours, place = _as_ours(error, arguments), distributed.place_for(arguments)
+    if ours is None or os.environ.get("GPT_DEBUG") == "1":
         traceback.print_exc()
-    if not isinstance(error, PeerError):
-        console.error(distributed.prefix() + error.message, error.hint)
-    if error.message.startswith("stdout:"):
-        _drop_stdout()
-    elif "--json" in arguments and distributed.may_print_json(arguments):
-        console.result_json(
-            {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        )
-    return error.exit_code
-
-
-def _bug(arguments: list[str], error: Exception) -> int:
-    from gptcli import console
-
-    traceback.print_exc()
-    text = f"a bug in gptcli {__version__}: {type(error).__name__}: {error}"
-    console.error(text, "please report it with the lines above")
-    if "--json" in arguments:
-        console.result_json({"error": text, "hint": None, "exit_code": EXIT_BUG})
-    return EXIT_BUG
+    if ours is None:
+        text = f"a bug in gptcli {__version__}: {type(error).__name__}: {error}"
+        ours = GptError(text, "please report it with the lines above")
+        ours.exit_code = EXIT_BUG
+    if ours.exit_code and not isinstance(ours, PeerError):
+        console.error(distributed.prefix(place) + ours.message, ours.hint)
+    if "--json" in arguments and distributed.may_print_json(place, arguments):
+        with contextlib.suppress(console.OutputLostError):
+            console.result_json(
+                {"error": ours.message, "hint": ours.hint, "exit_code": ours.exit_code}
+            )
+    return distributed.failed(ours) if place.size > 1 else ours.exit_code

@@ -5,14 +5,16 @@ codes; text from models, data and file names loses its control characters first.
 """
 
 import contextlib
+import errno
+import io
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,14 +32,78 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from gptcli.durable import storage_errors
-from gptcli.errors import ConfigError
+from gptcli.errors import ConfigError, StorageError
 from gptcli.formatting import duration, size
 
 # C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Terminal(Console):
+    """A console that never hides the cursor, which no kill and no Ctrl-\\ could bring back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return super().show_cursor(True)
+
+
+_err = Terminal(stderr=True, highlight=False, soft_wrap=True)
+
+
+class OutputLostError(StorageError):
+    """stdout takes no more: exit code 5, or 0 and not a word if its reader has seen enough."""
+
+    def __init__(self, cause: OSError) -> None:
+        hint = "run it again with stdout open, and going to a disk with free space"
+        super().__init__(f"stdout: {cause.strerror}", hint)
+        self.exit_code = 0 if cause.errno == errno.EPIPE else self.exit_code
+
+
+class Output(io.TextIOWrapper):
+    """stdout or stderr; what it cannot write is an error once for results, never for messages."""
+
+    def __init__(self, file: BinaryIO, encoding: str, *, results: bool, at_once: bool) -> None:
+        """Write text to `file`; a character that its encoding lacks is replaced."""
+        errors = "replace" if results else "backslashreplace"
+        super().__init__(file, encoding, errors, newline="\n", line_buffering=at_once)
+        self._results = results
+
+    def write(self, text: str) -> int:
+        with self._losing():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losing():
+            super().flush()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # also for what is flushed at exit
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self._results:
+                raise OutputLostError(error) from error
+
+
+def take_output() -> None:
+    """Let stdout and stderr of this process be `Output`, also where they are closed.
+
+    What is opened later must not get a closed one's number, and what is printed in its content.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # the lowest number; writing to it fails
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        file = stream.buffer if stream is not None else open(number, "wb", closefd=False)
+        encoding = stream.encoding if stream is not None else "utf-8"
+        at_once = stream is None or stream.line_buffering
+        setattr(sys, name, Output(file, encoding, results=number == 1, at_once=at_once))
 
 
 def printable(text: str) -> str:
@@ -70,7 +136,7 @@ def ask(sign: str) -> str | None:
     if sys.stdin is None:
         return None
     try:
-        if sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty():
+        if sys.stdin.isatty() and sys.stdout.isatty():
             with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits by itself
                 import readline  # noqa: F401
             return input(sign)
@@ -100,17 +166,10 @@ def write(text: str) -> None:
     """Write text to stdout as it is, at once.
 
     Raises:
-        StorageError: stdout is a file on a full disk.
+        OutputLostError: stdout is closed, or a file on a full disk.
     """
-    if sys.stdout is None:  # closed by whoever started us
-        return
-    with storage_errors(Path("stdout")):
-        try:
-            sys.stdout.write(text)
-        except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
-            encoding = sys.stdout.encoding or "ascii"
-            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-        sys.stdout.flush()
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def result_json(value: dict[str, Any]) -> None:
@@ -136,7 +195,7 @@ def terminal() -> Console:
 
 def is_live() -> bool:
     """Tell whether stderr is a terminal that can be redrawn; FORCE_COLOR makes a pipe none."""
-    return sys.stderr is not None and sys.stderr.isatty() and _err.is_interactive
+    return sys.stderr.isatty() and _err.is_interactive
 
 
 class Bar:
@@ -242,8 +301,8 @@ def table(
         drawn.columns[number].overflow = "fold"
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    narrow = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(highlight=False, color_system=None, width=None if narrow else 200)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(highlight=False, color_system=None, width=width)
     with console.capture() as capture:
         console.print(drawn)
     write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))

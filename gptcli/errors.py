@@ -106,9 +106,9 @@ class DistributedError(GptError):
 class PeerError(DistributedError):
     """Another process of the run failed, and has said why; this one ends with its exit code."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, exit_code: int, hint: str | None = None) -> None:
+        super().__init__(message, hint)
         self.exit_code = exit_code
 
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:  # type: ignore[override]
-        return type(self), (self.message, self.exit_code)
+    def __reduce__(self) -> tuple[type, tuple[str, int, str | None]]:  # type: ignore[override]
+        return type(self), (self.message, self.exit_code, self.hint)

@@ -7,37 +7,32 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from gptcli import console
+from gptcli.distributed.environment import ALONE, Place, place, report
+from gptcli.errors import ConfigError, GptError
 
 if TYPE_CHECKING:
     from gptcli.config import Config
 
 
-def is_rank() -> bool:
-    """Tell whether this process is one that torchrun, or another launcher, started."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1
+def place_for(arguments: list[str]) -> Place:
+    """Return which of several processes this is, for a command that is done by several."""
+    try:
+        return place() if arguments[:1] == ["train"] else ALONE
+    except ConfigError:  # train says so itself
+        return ALONE
 
 
-def speaks() -> bool:
-    """Tell whether this process draws and prints: alone, or the first of several."""
-    return not is_rank() or os.environ["RANK"] == "0"
-
-
-def may_prepare() -> bool:
-    """Tell whether this process prepares data that is not there yet, of all that want it."""
-    return speaks()
-
-
-def prefix() -> str:
+def prefix(place: Place) -> str:
     """Return what an error of this process begins with: which of several it is."""
-    return "" if speaks() else f"rank {os.environ['RANK']}: "
+    return "" if place.is_main else f"rank {place.rank}: "
 
 
-def may_print_json(arguments: list[str]) -> bool:
+def may_print_json(place: Place, arguments: list[str]) -> bool:
     """Tell whether this process prints the object of `--json` when it fails.
 
-    With --gpus, whoever started the processes does, for they may be started again.
+    With --gpus, the launcher does, for the processes may be restarted.
     """
-    return speaks() and not (is_rank() and "--gpus" in arguments)
+    return place.is_main and not (place.size > 1 and "--gpus" in arguments)
 
 
 def leave(code: int) -> NoReturn:
@@ -48,6 +43,13 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def failed(error: GptError) -> int:
+    """Let the launcher know why this process fails; return the exit code for it."""
+    report(error.message, error.exit_code, error.hint)
+    # The run is whole: torchrun must not start it again because nobody can read of it.
+    return 0 if isinstance(error, console.OutputLostError) else error.exit_code
 
 
 def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
@@ -64,11 +66,12 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
     """
     from gptcli.device import settle
     from gptcli.distributed.launch import launch as start
-    from gptcli.distributed.launch import require_devices
+    from gptcli.distributed.launch import require_devices, require_files
     from gptcli.errors import EXIT_DISTRIBUTED, DistributedError, PeerError
     from gptcli.training.plan import plan
     from gptcli.training.run import Run
 
+    require_files(n_processes)
     require_devices(n_processes, settle(config).device)
     if not resume:
         plan(config, n_processes)
@@ -81,12 +84,12 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
     if status != before and status.get("exit_code"):
         if status["state"] == "stopped":
             raise typer.Exit(status["exit_code"])
-        raise PeerError(status.get("error", ended.message), status["exit_code"])
+        raise PeerError(status.get("error", ended.message), status["exit_code"], ended.hint)
     if ended.is_stopped:  # before there was anything to save
         console.message(f"{ended.message} before training began; nothing has changed")
         raise typer.Exit(ended.exit_code or 0)
-    if ended.exit_code:  # before there was a run
-        raise PeerError(ended.message, ended.exit_code)
+    if ended.exit_code:  # before there was a run, or after it
+        raise PeerError(ended.message, ended.exit_code, ended.hint)
     if status:
         run.write_status("failed", status["step"], EXIT_DISTRIBUTED, error=ended.message)
     raise DistributedError(ended.message, "go on from the last checkpoint with --resume")

@@ -11,6 +11,7 @@ import typer
 
 from gptcli import console
 from gptcli.commands import distributed, options
+from gptcli.distributed.environment import place
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -62,7 +63,8 @@ def train(
         _require_place(config, loaded)
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
-    if distributed.may_prepare():
+    here = place()
+    if here.is_main:
         _prepare_local(loaded, options.command_for("prepare", config, set_))
     if dry_run:
         _plan(loaded, gpus or 1, resume, json_)
@@ -70,7 +72,7 @@ def train(
     if verify_resume is not None:
         _verify(loaded, verify_resume, json_)
         return
-    if gpus and gpus > 1 and not distributed.is_rank():
+    if gpus and gpus > 1 and here.size == 1:
         distributed.launch(loaded, gpus, resume=resume)
         return
     _train(loaded, resume, overwrite, json_)
@@ -102,7 +104,7 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
     from gptcli.training.loop import train as train_model
     from gptcli.training.stop import Stop
 
-    stop, speaks = Stop(), distributed.speaks()
+    stop, speaks = Stop(), place().is_main
     curves = Loggers(config.train.loggers if speaks else [], console.message)
     with stop.on_signals(), TrainScreen() if speaks else nullcontext() as screen, curves:
         for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):

@@ -5,20 +5,35 @@ the exit code of the process that failed is not lost.
 """
 
 import contextlib
+import json
 import logging
 import os
+import shutil
 import signal
+import stat
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 
-from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError
+from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, GptError, StorageError
+from gptcli.locking import hold
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 MAX_RESTARTS = 3
+_LOGS = "gptcli-"
+_SETTLED = 60  # seconds after which a folder of logs has its lock
 _LOOPBACK = "127.0.0.1"
 
 
@@ -29,17 +44,14 @@ class Ended:
     Attributes:
         exit_code: 0 if all did what they should; None if that is not known.
         message: What the first to fail said, or what befell it.
+        hint: What it said to do about it.
         is_stopped: Whether they were ended by a signal to the one that started them.
     """
 
     exit_code: int | None
     message: str = ""
+    hint: str | None = None
     is_stopped: bool = False
-
-
-def is_launched() -> bool:
-    """Tell whether this process is one of several that torchrun started."""
-    return "LOCAL_RANK" in os.environ
 
 
 def require_devices(n_processes: int, device: str) -> None:
@@ -60,19 +72,34 @@ def require_devices(n_processes: int, device: str) -> None:
         )
 
 
+def require_files(n_processes: int) -> None:
+    """Refuse more processes than this one may keep open files for.
+
+    Raises:
+        StorageError: With how many files it takes.
+    """
+    if resource is None:
+        return
+    may, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 8 * n_processes
+    if 0 <= may < needed:
+        raise StorageError(
+            f"--gpus {n_processes}: only {may} files may be open, and {needed} are needed",
+            "raise the limit: ulimit -n 1024",
+        )
+
+
 def launch(arguments: Sequence[str], n_processes: int) -> Ended:
     """Run a command line of this program in several processes of this machine, to their end.
 
-    A process that is killed has them all started again, up to three times. SIGINT, SIGTERM and
-    SIGUSR1 are passed on to them.
+    A process that is killed has them all started again, up to three times. The first SIGINT,
+    SIGTERM or SIGUSR1 is passed on to them.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // n_processes)))
-    signals = "SIGTERM,SIGINT" + (",SIGUSR1" if sys.platform != "win32" else "")
-    with tempfile.TemporaryDirectory(prefix="gptcli-") as logs, _quiet():
+    with _signals(SignalException), _logs() as logs, _quiet():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -82,8 +109,8 @@ def launch(arguments: Sequence[str], n_processes: int) -> Ended:
             rdzv_endpoint=f"{_LOOPBACK}:0",
             local_addr=_LOOPBACK,
             max_restarts=MAX_RESTARTS,
-            signals_to_handle=signals,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            signals_to_handle="",
+            logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
         )
         try:
             elastic_launch(config, sys.executable)("-m", "gptcli", *arguments)
@@ -92,11 +119,60 @@ def launch(arguments: Sequence[str], n_processes: int) -> Ended:
             return Ended(code, f"stopped by {error.sigval.name}", is_stopped=True)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            said = failure.error_file_data.get("message")
-            if isinstance(said, dict) and "errorCode" in said:
-                return Ended(said["errorCode"], said["message"])
-            return Ended(None, f"rank {rank}: {failure.message.splitlines()[0]}")
+            return _said(failure.error_file_data) or Ended(
+                None, f"rank {rank}: {failure.message.splitlines()[0]}"
+            )
+        attempts = sorted(logs.glob("*/attempt_*"))
+        for file in attempts[-1].glob("*/error.json") if attempts else ():
+            if (lost := _said(json.loads(file.read_text()))) is not None:
+                return lost
     return Ended(0)
+
+
+def _said(reported: dict[str, Any]) -> Ended | None:
+    """Return what a process reported; None where it is not one of our reports."""
+    said = reported.get("message")
+    if not isinstance(said, dict) or "errorCode" not in said:
+        return None
+    return Ended(said["errorCode"], said["message"], said.get("hint"))
+
+
+@contextlib.contextmanager
+def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
+    """Raise torchrun's exception at the first signal, and ignore more of them.
+
+    A second one would end this process while the others are saving.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise interrupted("", sigval=signal.Signals(number))
+
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _logs() -> Iterator[Path]:
+    """Make a folder for what the processes report; remove those of launchers that were killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_LOGS}*"):
+        with contextlib.suppress(OSError, GptError):
+            about = left.lstat()
+            is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+            if is_ours and time.time() - about.st_mtime > _SETTLED:
+                with hold(left, "", ""):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_LOGS, ignore_cleanup_errors=True) as folder:
+        with hold(Path(folder), "", ""):
+            yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from gptcli.distributed.environment import n_restarts, place
 from gptcli.errors import ConfigError, DistributedError, GptError, PeerError
 
 # The watchdog judges who hangs, for it knows who is busy; torch's own limit stays out of its way.
@@ -108,12 +109,12 @@ class World:
                     told = {"made": make()}
             except GptError as error:
                 failure = error
-                told = {"error": error.message, "exit_code": error.exit_code}
+                told = {"error": (error.message, error.exit_code, error.hint)}
         told = json.loads(self._broadcast_text(json.dumps(told)))
         if failure is not None:
             raise failure
         if "error" in told:
-            raise PeerError(told["error"], told["exit_code"])
+            raise PeerError(*told["error"])
         return told["made"]
 
     def _broadcast_text(self, text: str) -> str:
@@ -166,29 +167,24 @@ class World:
             "torchrun starts all again if restarts are left; else go on with --resume",
         )
 
-    def fail(self, error: GptError) -> None:
-        """Leave word of why this process ends, for the others and for those started in its place.
+    def leave_word(self, message: str, exit_code: int, hint: str | None = None) -> bool:
+        """Say why the run ends, to the others and to those started in its place.
 
-        The first word holds. What another process failed of is no reason for not trying again.
+        Returns:
+            Whether this process is the first to; the first word holds.
         """
-        if self._notes is None or isinstance(error, DistributedError):
-            return
-        who = "" if self.is_main else f"rank {self.rank}: "
-        self.leave_word(who + error.message, error.exit_code)
-
-    def leave_word(self, message: str, exit_code: int) -> None:
-        """Say that the run ends, and why; see `fail`."""
         if self._notes is not None:
             with contextlib.suppress(RuntimeError):  # the store has gone with its host
-                word = json.dumps({"message": message, "exit_code": exit_code})
-                self._notes.compare_set("word", "", word)
+                word = json.dumps([message, exit_code, hint, self.rank])
+                return self._notes.compare_set("word", "", word).decode() == word
+        return True
 
     def last_words(self) -> PeerError | None:
         """Return what a process said as it ended, in this start or one before."""
         with contextlib.suppress(RuntimeError):
             if self._notes is not None and self._notes.check(["word"]):
-                word = json.loads(self._notes.get("word"))
-                return PeerError(word["message"], word["exit_code"])
+                message, exit_code, hint, _ = json.loads(self._notes.get("word"))
+                return PeerError(message, exit_code, hint)
         return None
 
     def introduce(self) -> None:
@@ -229,16 +225,6 @@ def notes() -> Store:
     return PrefixStore("gptcli", store)
 
 
-def n_processes() -> int:
-    """Return how many processes torchrun, or another launcher, says there are."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def n_restarts() -> int:
-    """Return how often torchrun has started this process anew."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
-
-
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
     """Meet the other processes that the environment speaks of.
@@ -247,20 +233,20 @@ def joined(device: str) -> Iterator[World]:
         device: That of the configuration; with CUDA, each process takes one.
 
     Raises:
-        ConfigError: There are more processes than devices.
+        ConfigError: There are more processes than devices, or the environment contradicts itself.
     """
-    if n_processes() == 1:
+    here = place()
+    if here.size == 1:
         yield World()
         return
-    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
     on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
-        _require_gpu(local_rank)
-        torch.cuda.set_device(local_rank)
+        _require_gpu(here.local_rank)
+        torch.cuda.set_device(here.local_rank)
     elif device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
         raise ConfigError("device: there is one mps device for all processes", "set device=cpu")
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    rank, size = int(os.environ["RANK"]), n_processes()
+    rank, size = here.rank, here.size
     if _must_keep_store(rank):
         _keep_store()
     store = notes()

@@ -1,10 +1,9 @@
 """The display of a training run: redrawn in place on a terminal, plain lines elsewhere.
 
-A thread draws, a few times a second; training only leaves its events. The cursor is hidden while it
-draws and shown again on every way out.
+A thread draws, a few times a second; training only leaves its events. The cursor stays visible, on
+every way out too.
 """
 
-import os
 import threading
 import time
 from types import TracebackType
@@ -60,7 +59,6 @@ class TrainScreen:
             self._thread.join()
         finally:
             self._live.stop()
-            self._terminal.show_cursor(True)
         if self._board.now is None:
             self._say(self._last)
             return
@@ -97,8 +95,6 @@ class TrainScreen:
         )
         self._size = self._terminal.size
         self._live.start()
-        if "RANK" in os.environ:  # a watchdog may end this process without a last word
-            self._terminal.show_cursor(True)
 
     def _draw_on(self) -> None:
         while not self._ended.wait(_SECONDS):

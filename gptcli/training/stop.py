@@ -5,7 +5,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from gptcli.distributed.world import World, n_processes
+from gptcli.distributed.environment import place
+from gptcli.distributed.world import World
 from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
@@ -43,8 +44,10 @@ class Stop:
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             codes[signal.SIGUSR1] = EXIT_PREEMPTED
 
+        alone = place().size == 1
+
         def ask(number: int, frame: FrameType | None) -> None:
-            if self._asked is not None and n_processes() == 1:
+            if self._asked is not None and alone:
                 raise KeyboardInterrupt
             self.request(codes[signal.Signals(number)])
 

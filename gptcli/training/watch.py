@@ -1,17 +1,21 @@
 """What a run does about its other processes: it tells them why it fails, and ends if one hangs."""
 
 import contextlib
-import json
 import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from gptcli import durable
 from gptcli.config.schema import Config
+from gptcli.distributed.environment import report
 from gptcli.distributed.watchdog import Hang, Watchdog
 from gptcli.distributed.world import World
-from gptcli.errors import EXIT_BUG, EXIT_DISTRIBUTED, EXIT_PREEMPTED, GptError
+from gptcli.errors import (
+    EXIT_BUG,
+    EXIT_DISTRIBUTED,
+    EXIT_PREEMPTED,
+    DistributedError,
+    GptError,
+)
 from gptcli.training.run import Run
 from gptcli.training.stop import Stop
 
@@ -32,9 +36,10 @@ def watch(world: World, config: Config, stop: Stop) -> Watchdog:
             durable.write_bytes(run.folder / STACKS, hang.stacks.encode())
             run.write_status("failed", step, EXIT_DISTRIBUTED, error=hang.message)
             run.log(f"{hang.message}\n{hang.stacks}")
-        report(hang.message, EXIT_DISTRIBUTED)
-        stacks = f"hint: where each stood is in {run.folder / STACKS}; go on with --resume\n"
-        os.write(2, f"error: {hang.message}\n{stacks}".encode())
+        hint = f"where each stood is in {run.folder / STACKS}; go on with --resume"
+        report(hang.message, EXIT_DISTRIBUTED, hint)
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {hang.message}\nhint: {hint}\n".encode())
 
     def on_orphaned() -> None:
         stop.request(EXIT_PREEMPTED)
@@ -44,7 +49,7 @@ def watch(world: World, config: Config, stop: Stop) -> Watchdog:
 
 @contextlib.contextmanager
 def failures_told(world: World) -> Iterator[None]:
-    """Tell the other processes why this one fails.
+    """Tell the other processes why this one fails; what all of them find, the first one says.
 
     Raises:
         GptError: As the block does; of a process that is gone, why it is.
@@ -55,7 +60,10 @@ def failures_told(world: World) -> Iterator[None]:
                 raise last_words
             yield
     except GptError as error:
-        world.fail(error)
+        if not isinstance(error, DistributedError):  # of another process: it may be tried again
+            who = "" if world.is_main else f"rank {world.rank}: "
+            if not world.leave_word(who + error.message, error.exit_code, error.hint):
+                raise (world.last_words() or error) from error
         raise
     except Exception as error:
         world.leave_word(repr(error), EXIT_BUG)
@@ -68,19 +76,8 @@ def failures_reported() -> Iterator[None]:
     try:
         yield
     except GptError as error:
-        report(error.message, error.exit_code)
+        report(error.message, error.exit_code, error.hint)
         raise
     except Exception as error:
-        report(repr(error), EXIT_BUG)
+        report(repr(error), EXIT_BUG, None)
         raise
-
-
-def report(message: str, exit_code: int) -> None:
-    """Write the file in which torchrun looks for why a process failed; none was asked for alone."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None or Path(path).exists():
-        return
-    about = {"message": message, "errorCode": exit_code,
-             "extraInfo": {"timestamp": str(int(time.time()))}}  # fmt: skip
-    with contextlib.suppress(OSError):
-        Path(path).write_text(json.dumps({"message": about}))

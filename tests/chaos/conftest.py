@@ -69,6 +69,8 @@ def forked(work: Callable[[], None]) -> int:
         code = 0
     except SystemExit as error:
         code = int(error.code or 0)
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:

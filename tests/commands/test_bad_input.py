@@ -263,3 +263,24 @@ def test_no_room_for_what_comes_on_stdin_is_exit_5(
         full.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full"])
         done = gpt("prepare", "-", stdin=b"some text")
     assert_refused(done, 5, "No usable temporary directory")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits, and folders that can go")
+def test_a_limit_of_open_files_and_a_folder_that_is_gone_are_named(corpus: Path) -> None:
+    def said(shell: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", "-c", shell.replace("gpt ", f"{sys.executable} -m gptcli ")],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    other = corpus.with_name("other.txt")
+    other.write_bytes(corpus.read_bytes())
+    glob = corpus.with_name("*.txt")
+    prepare = f"gpt prepare '{glob}' -s tokenizer.name=bytes --workers 2"
+    for limit in (6, 10):
+        code, err = said(f"ulimit -n {limit}; {prepare}")
+        assert code == 5 and err.startswith("error: too many open files\nhint: raise the limit")
+    for command in (prepare, "gpt runs list", "gpt train -c quickstart"):
+        code, err = said(f"mkdir gone; cd gone; rmdir ../gone; {command}")
+        assert code == 5 and "error: the current folder is gone\nhint: change to" in err, err
