@@ -1,5 +1,8 @@
 """The plan of a run as text: what `gpt train --dry-run` prints."""
 
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from gptcli import console
@@ -35,7 +38,13 @@ def show_time(plan: "Plan", rehearsal: "Rehearsal | None") -> None:
 
 
 def _show(label: str, text: str, style: str = "dim") -> None:
-    console.styled((f"{label:<{_LABEL}}", style), (text, ""))
+    """Print a line, at a terminal in several below one another; settings to copy stay whole."""
+    lines = [text]
+    if sys.stdout is not None and sys.stdout.isatty() and label:
+        width = max(40, shutil.get_terminal_size().columns - _LABEL)
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    for head, line in zip([label, *[""] * len(lines)], lines, strict=False):
+        console.styled((f"{head:<{_LABEL}}", style), (line, ""))
 
 
 def _lines(plan: "Plan") -> list[tuple[str, str]]:
