@@ -118,7 +118,7 @@ def test_a_damaged_line_is_told_and_left_out(
     path.write_bytes(path.read_bytes() + damage + (json.dumps(logged(3)) + "\n").encode())
     found = read_run(folder)
     assert [row.step for row in found.steps] == [1, 3]
-    assert any("line 2 cannot be read" in problem for problem in found.problems)
+    assert any("skipped line 2" in problem for problem in found.problems)
 
 
 def test_missing_and_damaged_files_leave_problems_and_no_error(make_run: MakeRun) -> None:
