@@ -126,8 +126,7 @@ def evaluate(
     rows = _rows_per_batch(model, context, compute)
     length = span_length(len(tokens))
     tally, paired = Tally(), Tally() if span_of is not None else None
-    done = 0
-    was_training = model.training
+    done, was_training = 0, model.training
     model.eval()
     try:
         found = _batches((window(i * total // chosen) for i in range(chosen)), rows)
@@ -137,11 +136,6 @@ def evaluate(
             raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
             scored = _scored(batch)  # (B, T), as are positions
             positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
-            if (raw[:, 1:][scored] >= model.n_tokens).any():
-                raise DataError(
-                    "the text has tokens that the model does not have, such as end-of-text",
-                    "score a text without them: --text FILE",
-                )
             nats = _token_losses(model, raw, scored, compute)
             if not counts:
                 continue
@@ -170,7 +164,16 @@ def _rows_per_batch(model: GPT, context: int, compute: Compute) -> int:
 def _token_losses(
     model: GPT, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_], compute: Compute
 ) -> npt.NDArray[np.float32]:
-    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored."""
+    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored.
+
+    Raises:
+        DataError: A token that counts is none of the model's.
+    """
+    if (raw[:, 1:][scored] >= model.n_tokens).any():
+        raise DataError(
+            "the text has tokens that the model does not have, such as end-of-text",
+            "score a text without them: --text FILE",
+        )
     rows = torch.from_numpy(raw)
     targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
     with compute.autocast():

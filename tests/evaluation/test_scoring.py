@@ -13,6 +13,7 @@ import gptcli.evaluation.scoring
 from gptcli.config import Config, ModelConfig
 from gptcli.config.windows import scoring_windows
 from gptcli.device import compute
+from gptcli.errors import DataError
 from gptcli.evaluation import TokenArray, evaluate, windows
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
@@ -122,3 +123,10 @@ def test_mode_and_random_numbers_stay_as_they_were() -> None:
 
 def test_a_stop_ends_it_without_a_result() -> None:
     assert evaluate(make_model(), TokenArray(TOKENS), CPU, context=16, stopped=lambda: True) is None
+
+
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    model = make_model()
+    model.n_tokens = 30  # the row of the last one is there, for reading it
+    with pytest.raises(DataError, match="tokens that the model does not have"):
+        evaluate(model, TokenArray(TOKENS), CPU, context=16)
