@@ -36,7 +36,8 @@ def test_prepare_returns_the_object_of_the_contract(gpt: Any, corpus: Path) -> N
 def test_prepare_names_the_next_command(gpt: Any, corpus: Path) -> None:
     done = gpt("prepare", str(corpus))
     assert "next: gpt train -s data.dir=data/corpus" in done.err
-    Path("run.yaml").write_text(f"data: {{source: {corpus}, dir: data/other}}\n")
+    settings = f"data: {{source: {corpus}, dir: data/other}}\nmodel: {{block_size: 64}}\n"
+    Path("run.yaml").write_text(settings)
     assert "next: gpt train -c run.yaml" in gpt("prepare", "-c", "run.yaml").err
 
 
