@@ -86,8 +86,9 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
             raise typer.Exit(status["exit_code"])
         raise PeerError(status.get("error", ended.message), status["exit_code"], ended.hint)
     if ended.is_stopped:  # before there was anything to save
-        console.message(f"{ended.message} before training began; nothing has changed")
-        raise typer.Exit(ended.exit_code or 0)
+        message = f"{ended.message} before training began; nothing has changed"
+        console.message(message)
+        raise PeerError(message, ended.exit_code or 0)
     if ended.exit_code:  # before there was a run, or after it
         raise PeerError(ended.message, ended.exit_code, ended.hint)
     if status:

@@ -154,3 +154,61 @@ def test_the_code_of_a_run_that_is_held_comes_through(
     assert launched.returncode == 6, err
     assert json.loads(out)["exit_code"] == 6
     assert err.count("is training in this folder") == 1
+
+
+@pytest.mark.slow
+def test_what_all_processes_find_is_said_once_and_json_has_its_hint(
+    start: Callable[..., Started],
+) -> None:
+    launched = start("optim.lr=1e12", "optim.grad_clip=0", options=("--gpus", "2", "--json"))
+    out, err = launched.communicate(timeout=90)
+    said = json.loads(out)
+    assert launched.returncode == 7 == said["exit_code"], err
+    assert "not finite" in said["error"] and "optim.lr" in said["hint"]
+    assert err.count("error: ") == 1 == err.count("hint: ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_results_that_are_lost_are_exit_5_and_start_nothing_again(tiny_set: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", "train", *tiny_set, "--gpus", "2"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("error: stdout: No space left on device") == 1
+    assert done.stderr.count("finished at step 6") == 1 and status()["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_after_the_processes_start_is_130_with_one_object(
+    start: Callable[..., Started],
+) -> None:
+    launched = start(options=("--gpus", "2", "--json"))
+    end = time.monotonic() + 60
+    while time.monotonic() < end:  # until they are past the start of the interpreter itself
+        pids = workers(launched.pid)
+        if len(pids) == 2 and all("torch" in Path(f"/proc/{p}/maps").read_text() for p in pids):
+            break
+        time.sleep(0.02)
+    for _ in range(3):
+        launched.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    out, err = launched.communicate(timeout=60)
+    assert launched.returncode == 130, err
+    assert isinstance(json.loads(out), dict) and "Traceback" not in err
+
+
+def test_too_few_open_files_are_refused_before_anything_is_started(
+    gpt: Any, tiny_set: list[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (79, before[1]))
+    try:
+        done = gpt("train", *tiny_set, "--gpus", "2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert done.code == 5 and "only 79 files may be open" in done.err and "ulimit -n" in done.err
