@@ -40,17 +40,26 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(f"{named}: is a link, and links are not written through") from error
         if isinstance(error, FileExistsError | NotADirectoryError):
             raise StorageError(f"{named}: a file stands where a folder is needed") from error
+        if isinstance(error, IsADirectoryError):
+            raise StorageError(
+                f"{path}: is a folder, not a file", "move it away and run the same command again"
+            ) from error
         raise
 
 
 @contextlib.contextmanager
 def new_place(path: Path) -> Iterator[None]:
-    """As `storage_errors`, where something new is made: a place that takes nothing is said too."""
+    """As `storage_errors`, where something is written: a folder that is missing is said too."""
     try:
         with storage_errors(path):
             yield
     except FileNotFoundError as error:
-        raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
+        gone = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
+        if gone is None:
+            raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
+        raise StorageError(
+            f"{gone}: no such folder; nothing can be made there", "if it was moved, move it back"
+        ) from error
 
 
 def _free(path: Path) -> str:
@@ -96,7 +105,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         StorageError: The disk is full or the folder may not be written.
     """
     aside = aside_name(path)
-    with storage_errors(path):
+    with new_place(path):
         try:
             aside.unlink(missing_ok=True)
             with aside.open("xb") as file:  # never through a link that stands there
@@ -135,14 +144,14 @@ def append(path: Path, text: str) -> None:
         StorageError: The disk is full, or the name is a link, which may lead anywhere.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with storage_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+    with new_place(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
         file.write(text.encode())
 
 
 def link(source: Path, path: Path) -> None:
     """Make `path` another name of the file `source`, or a copy where links are not possible."""
     aside = aside_name(path)
-    with storage_errors(path):
+    with new_place(path):
         aside.unlink(missing_ok=True)
         try:
             os.link(source, aside)
@@ -209,7 +218,7 @@ def make_folder(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Flush a file's content and its name, which may be new, to the disk."""
-    with storage_errors(path):
+    with new_place(path):
         with path.open("r+b") as file:
             os.fsync(file.fileno())
         sync_folder(path.parent)

@@ -6,6 +6,7 @@ A message says where and what, a hint says how to mend it. A broken invariant of
 
 import re
 
+EXIT_DIFFERS = 1  # of --verify-resume alone: resuming is not exact here
 EXIT_DISTRIBUTED = 9
 EXIT_BUG = 70
 EXIT_PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: saved, start it again

@@ -195,7 +195,7 @@ def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:
     """Prove that resuming is exact here; exit 1 if it is not."""
-    from gptcli.errors import ConfigError
+    from gptcli.errors import EXIT_DIFFERS, ConfigError
     from gptcli.training.verify import verify_resume
 
     if steps < 2:
@@ -223,4 +223,4 @@ def _verify(config: "Config", steps: int, json_: bool) -> None:
         "bold red",
     )
     console.message("hint: on cuda try -s deterministic=true; on a CPU please report this")
-    raise typer.Exit(1)
+    raise typer.Exit(EXIT_DIFFERS)

@@ -21,6 +21,8 @@ from gptcli.history.reading import (
     SAMPLES,
     STATUS,
     flatten,
+    metrics_row,
+    read_rows,
     read_run,
 )
 
@@ -45,6 +47,8 @@ __all__ = [
     "find_run",
     "flatten",
     "list_runs",
+    "metrics_row",
     "next_commands",
+    "read_rows",
     "read_run",
 ]

@@ -58,6 +58,12 @@ class Epoch(_Row):
     train_loss: Float | None
 
 
+class Other(_Row):
+    """A line of a kind that a later version may add."""
+
+    step: Int = 0
+
+
 class TextSample(_Row):
     """A text the network drew while it was trained."""
 
@@ -111,9 +117,8 @@ class Status(_Row):
     pid: Int | None = None
     host: str | None = None
     time: str | None = None
-    seconds: Float = 0.0
-    """Wall time of a run that ended by itself, resumed parts added up."""
     error: str | None = None
+    seconds_by_work: dict[str, Float] = {}
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class RunHistory:
     Attributes:
         settings: Every value of config.yaml by its dotted key.
         steps: The logged steps, in order; so are evaluations, epochs and samples.
-        seconds_by_work: Where the time went, in the parts of the run that ended by themselves.
+        seconds_by_work: Where the time went, as far as the run told.
         problems: What could not be read, one line each.
     """
 
@@ -212,8 +217,8 @@ class RunHistory:
 
     @property
     def seconds(self) -> float:
-        """Wall time: up to the end if that was recorded, else to the last logged step."""
-        return max(self.status.seconds, self.seconds_at(self.step))
+        """Wall time of the run, resumed parts added up, as far as it told."""
+        return max(self.seconds_at(self.step), sum(self.seconds_by_work.values()))
 
     def tokens_at(self, step: int) -> float:
         """Return the tokens trained on after `step` steps."""

@@ -18,6 +18,7 @@ from gptcli.history.facts import (
     CheckpointFile,
     Epoch,
     Evaluation,
+    Other,
     RunFacts,
     RunHistory,
     Status,
@@ -43,19 +44,21 @@ Facts = TypeVar("Facts", bound=BaseModel)
 def read_run(folder: Path) -> RunHistory:
     """Read all that a run folder tells; what cannot be read is a problem to be told."""
     problems: list[str] = []
-    rows = [*_rows(folder / METRICS, _metrics_row, problems)]
+    rows = _rows(folder / METRICS, metrics_row, problems)
+    samples = _rows(folder / SAMPLES, TextSample.model_validate, problems)
+    status = _object(folder / STATUS, Status, problems)
     return RunHistory(
         folder=folder,
         name=folder.resolve().name,
         settings=_settings(folder / CONFIG, problems),
         facts=_object(folder / RUN, RunFacts, problems),
-        status=_object(folder / STATUS, Status, problems),
+        status=status,
         steps=tuple(row for row in rows if isinstance(row, Step)),
         evaluations=tuple(row for row in rows if isinstance(row, Evaluation)),
         epochs=tuple(row for row in rows if isinstance(row, Epoch)),
-        samples=tuple(_rows(folder / SAMPLES, TextSample.model_validate, problems)),
+        samples=tuple(samples),
         checkpoints=_checkpoints(folder),
-        seconds_by_work=_seconds_by_work(folder / LOG, problems),
+        seconds_by_work=status.seconds_by_work or _seconds_by_work(folder / LOG, problems),
         problems=tuple(problems),
     )
 
@@ -85,9 +88,14 @@ def _read(path: Path, problems: list[str], most: int = _MOST_OF_A_FILE) -> bytes
         return None
 
 
-def _rows(path: Path, parse: Callable[[Any], Row | None], problems: list[str]) -> Iterator[Row]:
-    """Yield the lines of a JSON lines file; the last may be one that is just being written."""
-    lines = (_read(path, problems) or b"").split(b"\n")
+def read_rows(
+    path: Path, content: bytes, parse: Callable[[Any], Row], problems: list[str]
+) -> Iterator[tuple[bytes, Row]]:
+    """Yield the lines of a JSON lines file's content, each with what it says.
+
+    The last line may be one that is just being written, or that a crash cut short: no problem.
+    """
+    lines = content.split(b"\n")
     damaged = []
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -97,23 +105,27 @@ def _rows(path: Path, parse: Callable[[Any], Row | None], problems: list[str]) -
         except (ValueError, TypeError, RecursionError):
             damaged.append(number)
             continue
-        if row is not None:
-            yield row
+        yield line + b"\n", row
     if damaged:
         what = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines"
         first = "" if len(damaged) == 1 else f", the first is line {damaged[0]}"
         problems.append(f"{path}: skipped {what} that cannot be read{first}")
 
 
-def _metrics_row(line: Any) -> Step | Evaluation | Epoch | None:
-    """Return what a line of metrics.jsonl is; None for a kind that a later version may add."""
+def _rows(path: Path, parse: Callable[[Any], Row], problems: list[str]) -> list[Row]:
+    content = _read(path, problems) or b""
+    return [row for _, row in read_rows(path, content, parse, problems)]
+
+
+def metrics_row(line: Any) -> Step | Evaluation | Epoch | Other:
+    """Return what a line of metrics.jsonl is."""
     if not isinstance(line, dict):
         raise TypeError(line)
     if "epoch" in line:
         return Epoch.model_validate(line)
     if "val_loss" in line:
         return Evaluation.model_validate(line)
-    return Step.model_validate(line) if "loss" in line else None
+    return (Step if "loss" in line else Other).model_validate(line)
 
 
 def _object(path: Path, kind: type[Facts], problems: list[str]) -> Facts:
@@ -154,7 +166,7 @@ def _checkpoints(folder: Path) -> tuple[CheckpointFile, ...]:
 
 
 def _seconds_by_work(log: Path, problems: list[str]) -> dict[str, float]:
-    """Add up the lines of log.txt that say where the time of a part of the run went."""
+    """Add up the lines of log.txt that say where the time went, for runs older than its record."""
     spent: dict[str, float] = {}
     is_ended = False
     for line in (_read(log, problems) or b"").decode("utf-8", "replace").split("\n"):

@@ -61,6 +61,9 @@ def say_next(event: Stopped | Finished, resume_command: str) -> None:
     if isinstance(event, Stopped):
         console.message(f"resume with: {resume_command}")
         return
+    if not event.spent:
+        more_steps = f"-s train.max_steps={2 * event.step}"
+        console.message(f"all steps are done; to train longer: {resume_command} {more_steps}")
     if event.summary.checkpoint:
         is_validated = event.summary.best_val_loss is not None
         first, *more = next_commands(event.summary.checkpoint, is_validated=is_validated)

@@ -1,14 +1,16 @@
 """What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
-from gptcli.formatting import loss, plural, scored, size
-from gptcli.training.outlook import Outlook
+from pydantic import TypeAdapter, ValidationError
 
-Spent = dict[str, float]  # seconds of this process, by what they were spent on
+from gptcli.formatting import loss, plural, scored, size
+from gptcli.training.clock import Spent
+from gptcli.training.outlook import Outlook
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,14 @@ class Finished:
 
 
 Event = Started | StepDone | Working | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
+
+
+def summary_of(status: Mapping[str, Any]) -> Summary | None:
+    """Return the summary in what status.json says, None where it holds none that is usable."""
+    try:
+        return TypeAdapter(Summary).validate_python(status.get("summary"))
+    except ValidationError:
+        return None
 
 
 def metrics_of(event: Event) -> dict[str, Any] | None:

@@ -5,16 +5,21 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Generator, Iterator
+from dataclasses import asdict, replace
+from typing import Any
 
-from gptcli.checkpoint import BEST, LAST
+from gptcli import durable
+from gptcli.checkpoint import BEST, Checkpoint
 from gptcli.config.schema import Config
 from gptcli.config.windows import MOST_EVAL_TOKENS
 from gptcli.device import memory_bytes
 from gptcli.distributed.world import joined
+from gptcli.errors import GptError, StorageError
 from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, Text, encode_prompt
+from gptcli.history import METRICS, SAMPLES, STATUS
+from gptcli.training.clock import Clock, Spent, spent_before
 from gptcli.training.estimate import outlook_of
 from gptcli.training.events import (
     EpochDone,
@@ -23,7 +28,6 @@ from gptcli.training.events import (
     Finished,
     Sampled,
     Saved,
-    Spent,
     Started,
     StepDone,
     Stopped,
@@ -32,12 +36,13 @@ from gptcli.training.events import (
     describe,
     metrics_of,
     sample_of,
+    summary_of,
 )
 from gptcli.training.parallel import in_parts
 from gptcli.training.run import Follower, Run, open_run
 from gptcli.training.saver import Saver
 from gptcli.training.session import Session, start
-from gptcli.training.step import Stepper
+from gptcli.training.step import LARGE, Stepper
 from gptcli.training.stop import Stop
 from gptcli.training.watch import failures_reported, failures_told, watch
 
@@ -79,42 +84,49 @@ def train(
 
 def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
     """Run a session and write down what it yields; one that was finished has nothing to do."""
-    run = session.run
-    ended = session.world.share(lambda: run.read_status())
-    summary = ended.get("summary")
-    if resume and summary and session.state.step >= session.max_steps:
-        step = session.state.step
-        yield Finished(step, Summary(**summary), best_step=ended.get("best_step"))
-        return
-    run.cut_metrics(session.state.step)
-    trainer = Trainer(session, stop)
+    run, step = session.run, session.state.step
+    ended = session.world.share(run.read_status)
+    if resume and step >= session.max_steps:
+        if (summary := summary_of(ended)) is not None and summary.step == step:
+            yield Finished(
+                step, replace(summary, **run.places()), best_step=session.state.best_step
+            )
+            return
+        session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
+    trainer = Trainer(session, stop, ended)
     with contextlib.closing(trainer):
-        for event in trainer.events():
-            if (line := metrics_of(event)) is not None:
-                run.add_metrics(line)
-            if (line := sample_of(event)) is not None:
-                run.add_sample(line)
-            if (text := describe(event)) is not None:
-                run.log(text)
-            yield event
+        try:
+            for event in trainer.events():
+                again = event.step == step  # a look at the step that was resumed
+                if (line := metrics_of(event)) is not None:
+                    run.add_metrics(line, again=again)
+                if (line := sample_of(event)) is not None:
+                    run.add_sample(line, again=again)
+                if (text := describe(event)) is not None:
+                    run.log(text)
+                yield event
+        except StorageError as error:
+            raise trainer.rescued(error) from error
 
 
 class Trainer:
     """The loop and its tallies."""
 
-    def __init__(self, session: Session, stop: Stop) -> None:
+    def __init__(self, session: Session, stop: Stop, status: dict[str, Any]) -> None:
         self.s = session
         self.stop = stop
-        self.began = time.perf_counter()
+        before = spent_before(status, session.state.step, session.state.seconds)
+        self.clock = Clock(before)
         self.stepper = Stepper(session)
-        self.saver = Saver(_saves_in_background(session))
-        self.resumed_seconds = session.state.seconds
+        self.clock.add("compiling", self.stepper.compile_seconds)
+        self.saver = Saver(session.saves_in_background)
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
-        self.spent: Spent = {"compiling": self.stepper.compile_seconds, "steps": 0.0}
         self.evaluated: Evaluated | None = None
+        self.best_epoch: Checkpoint | None = None  # still to be written
         self.saved_step = session.state.step if session.is_resumed else None
+        self.sampled_step: int | None = None
 
     def close(self) -> None:
         """End the threads that read ahead and save."""
@@ -123,57 +135,55 @@ class Trainer:
 
     def events(self) -> Iterator[Event]:
         """Run to the last step, or until asked to stop."""
-        state, train = self.s.state, self.s.config.train
+        s, state, train = self.s, self.s.state, self.s.config.train
+        looked, left_out = s.world.share(lambda: s.run.cut_history(state.step))
+        s.notes += left_out
         yield self._started()
-        self.s.run.write_config(self.s.config)
-        self.s.run.write_status("running", state.step, None)
+        s.run.write_config(s.config)
+        s.run.write_status("running", state.step, None, seconds_by_work=self.clock.spent())
         if self.saved_step is None:
             yield from self._save()  # also shows at once whether the disk takes a checkpoint
         else:
-            yield from self._link_resumed()
-            if self._due(train.eval_every):
-                yield from self._evaluate()
-            if train.sample_every and self._due(train.sample_every):
-                yield from self._sample()
-        while state.step < self.s.max_steps:
+            self.s.run.link_newest(state.step, state.best_step)  # the crash may have come before
+            yield from self._look(again=looked)
+        while state.step < s.max_steps:
             done = self._step()
             if done is None:
                 break
             yield done
             yield from self.saver.finished()
             is_best_epoch = yield from self._end_epoch()
-            if is_best_epoch or self._due(train.save_every) or self._due(train.eval_every):
+            if self._due(train.save_every) or self._due(train.eval_every):
                 yield from self._save()
-            if is_best_epoch:
-                yield from self._link_best()
-            if self._due(train.eval_every):
-                yield from self._evaluate()
-            if train.sample_every and self._due(train.sample_every):
-                yield from self._sample()
-        if self.stop.requested():
-            yield from self._stopped()
-            return
-        if not train.sample_every:
+            elif is_best_epoch:
+                yield from self._keep_best_epoch()
+            yield from self._look()
+        is_stopped = self.stop.requested()
+        if is_stopped and self.saved_step != state.step:
+            yield from self._save()
+        elif not is_stopped and self.sampled_step != state.step and not train.sample_every:
             yield from self._sample()
         yield from self.saver.finished(wait=True)
-        spent = self._spent()
-        summary = self._summary(spent)
-        more = {"summary": asdict(summary), "best_step": state.best_step,
-                "seconds": summary.seconds}  # fmt: skip
-        self.s.run.write_status("finished", state.step, 0, **more)
-        yield Finished(state.step, summary, spent, state.best_step)
+        yield self._end(is_stopped)
 
-    def _stopped(self) -> Iterator[Event]:
-        """Save what is not yet saved, and say so."""
-        step = self.s.state.step
-        if self.saved_step != step:
-            yield from self._save()
-        yield from self.saver.finished(wait=True)
-        spent = self._spent()
-        summary = self._summary(spent)
-        seconds = summary.seconds
-        self.s.run.write_status("stopped", step, self.stop.exit_code, seconds=seconds)
-        yield Stopped(step, summary, spent, self.s.state.best_step)
+    def _end(self, is_stopped: bool) -> Event:
+        """Write down how the run has ended."""
+        step, best_step, spent = self.s.state.step, self.s.state.best_step, self.clock.spent()
+        summary, write = self._summary(spent), self.s.run.write_status
+        if is_stopped:
+            write("stopped", step, self.stop.exit_code, seconds_by_work=spent)
+            return Stopped(step, summary, spent, best_step)
+        more = {"summary": asdict(summary), "best_step": best_step, "seconds_by_work": spent}
+        write("finished", step, 0, **more)
+        return Finished(step, summary, spent, best_step)
+
+    def _look(self, again: Collection[str] = ()) -> Iterator[Event]:
+        """Evaluate and sample, where it is due or, on resuming, was done `again` already."""
+        sample_every = self.s.config.train.sample_every
+        if self._due(self.s.config.train.eval_every) or METRICS in again:
+            yield from self._evaluate()
+        if (sample_every and self._due(sample_every)) or SAMPLES in again:
+            yield from self._sample()
 
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
@@ -183,7 +193,7 @@ class Trainer:
     def _step(self) -> StepDone | None:
         """Do one optimizer step and its bookkeeping; None if asked to stop before it was done."""
         state, config = self.s.state, self.s.config
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), self.stepper.feed.waited
         result = self.stepper.step(self.stop.requested)
         if result is None:
             return None
@@ -191,11 +201,13 @@ class Trainer:
         if not result.skipped:
             state.epoch_loss += result.loss
             state.epoch_tokens += config.tokens_per_step
-        now = time.perf_counter()
-        self.step_seconds += now - began
-        self.spent["steps"] += now - began
+        seconds = time.perf_counter() - began
+        waited = self.stepper.feed.waited - waited
+        self.clock.add("steps", seconds - waited)
+        self.clock.add("waiting for data", waited)
+        self.step_seconds += seconds
         self.steps_timed += 1
-        state.seconds = self.resumed_seconds + now - self.began
+        state.seconds = self.clock.seconds
         rate = self.steps_timed * config.tokens_per_step / self.step_seconds
         done = StepDone(
             step=state.step,
@@ -232,41 +244,57 @@ class Trainer:
         state.best_loss, state.best_step = loss, state.step
         return True
 
-    def _save(self) -> Iterator[Event]:
+    def _save(self, *, tell: bool = True) -> Iterator[Event]:
         """Write a checkpoint, or have it written while training goes on; let go of old ones."""
         s, step = self.s, self.s.state.step
-        yield Working(step, "saving")
-        with self._clock("saving"), s.world.busy():
+        if tell:
+            yield Working(step, "saving")
+        with self.clock.during("saving"), s.world.busy():
             yield from self.saver.finished(wait=True)
+            s.state.seconds, spent = self.clock.seconds, self.clock.spent()
             checkpoint = s.snapshot(copy=self.saver.in_background)
+            best_step, best_epoch, self.best_epoch = s.state.best_step, self.best_epoch, None
             s.run.sync_metrics()
 
-            def commit() -> Saved:
+            def commit() -> Saved | None:
+                if best_epoch is not None and best_epoch.state["step"] == best_step:
+                    s.write(best_epoch, s.run.folder / BEST)
                 path = s.write(checkpoint)
-                s.run.link(step, LAST)
+                s.run.write_status("running", step, None, seconds_by_work=spent)
+                s.run.link_newest(step, best_step)
                 s.run.retain(s.config.train.keep_last)
-                s.run.write_status("running", step, None)
-                return Saved(step, path)
+                return Saved(step, path) if tell else None
 
             if s.world.is_main:
                 self.saver.submit(commit)
             self.saved_step = step
         yield from self.saver.finished()
 
-    def _link_resumed(self) -> Iterator[Event]:
-        """Make the links that were still to be made to the checkpoint which the run resumes."""
-        s, state = self.s, self.s.state
-        s.run.link(state.step, LAST)
-        if s.val_tokens is None and state.step == state.best_step:
-            yield from self._link_best()
+    def _keep_best_epoch(self) -> Iterator[Event]:
+        """Keep the best so far for the next checkpoint to write; epochs may be short."""
+        if self.s.model.n_params() >= LARGE:  # too large to be kept twice
+            yield from self._save()
+        else:
+            self.best_epoch = self.s.snapshot(copy=True)
 
-    def _link_best(self) -> Iterator[Event]:
-        """Let best.pt be the checkpoint of this step."""
-        yield from self.saver.finished(wait=True)
-        self.s.run.link(self.s.state.step, BEST)
+    def rescued(self, error: StorageError) -> StorageError:
+        """Save the state if only files were taken away; return the error, which then says so."""
+        s, step, is_gone = self.s, self.s.state.step, FileNotFoundError | IsADirectoryError
+        if not isinstance(error.__cause__, is_gone) or not s.run.folder.is_dir():
+            return error  # a full disk takes no checkpoint that its history lacks
+        if s.world.size > 1:
+            return error  # the others know of none yet, and would not give their parts
+        with contextlib.suppress(GptError, OSError):
+            self.saver.close()
+            durable.make_folder(s.run.checkpoints)
+            s.state.seconds = self.clock.seconds
+            path = s.write(s.snapshot(copy=False))
+            self.s.run.link_newest(step, s.state.best_step)
+            return StorageError(f"{error.message}; step {step} is saved in {path}", error.hint)
+        return error
 
     def _evaluate(self) -> Iterator[Event]:
-        """Score fixed windows of both splits, and link the best so far."""
+        """Score fixed windows of both splits; the best so far is saved again, with its loss."""
         s, state = self.s, self.s.state
         yield Working(state.step, "evaluating")
         val_loss = None
@@ -277,18 +305,19 @@ class Trainer:
         train_loss = self._loss(s.train_tokens, n_tokens)
         if train_loss is None or (val_loss is None and s.val_tokens is not None):
             return  # asked to stop; resuming evaluates again
-        is_best = val_loss is not None and (state.best_loss is None or val_loss < state.best_loss)
-        if is_best:
-            state.best_loss, state.best_step = val_loss, state.step
-            yield from self._link_best()
-        self.evaluated = Evaluated(
-            state.step, val_loss, train_loss, is_best, (s.eval_tokens, s.n_val_tokens)
+        is_best = val_loss is not None and (
+            state.best_loss is None or val_loss < state.best_loss or state.best_step == state.step
         )
+        if is_best and (state.best_step, state.best_loss) != (state.step, val_loss):
+            state.best_step, state.best_loss = state.step, val_loss
+            yield from self._save(tell=False)
+        scored = (s.eval_tokens, s.n_val_tokens)
+        self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored)
         yield self.evaluated
 
     def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
         s = self.s
-        with self._clock("evaluating"):
+        with self.clock.during("evaluating"):
             result = evaluate(
                 s.model, tokens, s.compute,
                 context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
@@ -311,7 +340,7 @@ class Trainer:
             Decoding(s.model, ids, config, ends=ends, seed=s.config.seed, context=context)
         )
         text = Text(s.tokenizer, config)
-        with self._clock("sampling"), in_parts(s.model, s.compute):
+        with self.clock.during("sampling"), in_parts(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
                 if drawn is not None:
@@ -320,19 +349,8 @@ class Trainer:
                     break
             text.finish()
         s.model.train()
+        self.sampled_step = s.state.step
         yield Sampled(s.state.step, prompt or "", text.text)
-
-    @contextlib.contextmanager
-    def _clock(self, work: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.spent[work] = self.spent.get(work, 0.0) + time.perf_counter() - began
-
-    def _spent(self) -> Spent:
-        """Return the seconds since this process took the run up, by work."""
-        waited = self.stepper.feed.waited
-        spent = {**self.spent, "steps": self.spent["steps"] - waited, "waiting for data": waited}
-        return {**spent, "other": time.perf_counter() - self.began - sum(spent.values())}
 
     def _started(self) -> Started:
         s = self.s
@@ -364,24 +382,16 @@ class Trainer:
 
     def _summary(self, spent: Spent) -> Summary:
         s, state = self.s, self.s.state
-        paths = [s.run.folder / name for name in (BEST, LAST)]
-        checkpoint = next((path for path in paths if path.exists()), None)
         return Summary(
-            run_dir=str(s.run.folder),
+            **s.run.places(),
             step=state.step,
             tokens=state.step * s.config.tokens_per_step,
             train_loss=self.evaluated.train_loss if self.evaluated else None,
             val_loss=self.evaluated.val_loss if self.evaluated else None,
             best_val_loss=state.best_loss if s.val_tokens is not None else None,
             tokens_per_second=self.last_rate,
-            seconds=self.resumed_seconds + sum(spent.values()),
-            checkpoint=str(checkpoint) if checkpoint else None,
+            seconds=sum(spent.values()),
             val_tokens=s.eval_tokens if s.val_tokens is not None else None,
             val_split_tokens=s.n_val_tokens or None,
             best_epoch_loss=state.best_loss if s.val_tokens is None else None,
         )
-
-
-def _saves_in_background(session: Session) -> bool:
-    wanted = session.config.train.async_save
-    return session.compute.device.type == "cuda" if wanted == "auto" else wanted

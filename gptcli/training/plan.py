@@ -12,6 +12,7 @@ from gptcli.data.shards import read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
 from gptcli.distributed.world import World
 from gptcli.errors import ConfigError
+from gptcli.history import RUN
 from gptcli.training.estimate import look_ahead
 from gptcli.training.initial import adopt
 from gptcli.training.memory import count
@@ -27,7 +28,6 @@ from gptcli.training.resolve import (
     with_compile,
     with_train,
 )
-from gptcli.training.run import RUN
 from gptcli.training.work import Counts, work_of
 
 

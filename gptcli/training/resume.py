@@ -3,15 +3,19 @@
 What a resumed run may not change is refused here, what it may is told.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
+from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import Manifest
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.tokenizers import Tokenizer, tokenizer_from
+from gptcli.training.resolve import max_steps_of
 from gptcli.training.run import Run
+from gptcli.training.schedule import lr_at
 
 _FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")
 
@@ -49,6 +53,7 @@ def compare_settings(
     defaults = _flatten(Config().model_dump(mode="json"))
     old, new = defaults | _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
     changed = [key for key in new if old.get(key) != new[key]]
+    steps = "train.tokens_per_step"
     refused = [
         f"{key} ({old.get(key)} there, {new[key]} here)"
         for key in changed
@@ -60,11 +65,27 @@ def compare_settings(
         refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
     if refused:
         raise ConfigError(
-            f"{config.run_folder}: a resumed run keeps its model, data and seed;"
-            f" changed: {', '.join(refused)}",
-            "undo the change, or train a new run with another -s name=...",
+            f"{config.run_folder}: a resumed run keeps its model, tokenizer, data, seed, seq_len,"
+            f" stride and tokens_per_step; changed: {', '.join(refused)}",
+            f"to resume with other micro-batches, keep the steps: -s {steps}={old[steps]}"
+            if [key for key in changed if key in _FIXED_KEYS] == [steps] and len(refused) == 1
+            else "undo the change, or train a new run with another -s name=...",
         )
     return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
+
+
+def rate_change(
+    checkpoint: Checkpoint, config: Config, loader: TokenLoader, step: int
+) -> list[str]:
+    """Name a jump of the learning rate where a run resumes: it is a function of all the steps."""
+    old, steps = Config.model_validate(checkpoint.config), max_steps_of(config, loader)
+    before, after = lr_at(step, max_steps_of(old, loader), old), lr_at(step, steps, config)
+    if step >= steps or math.isclose(before, after, rel_tol=0.01):
+        return []
+    return [
+        f"the learning rate goes from {before:.2e} to {after:.2e} at step {step}:"
+        f" optim.schedule={config.optim.schedule} is laid over {steps:,} steps now"
+    ]
 
 
 def machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -20,10 +20,19 @@ from gptcli.config.schema import Config
 from gptcli.config.yaml12 import dump_yaml
 from gptcli.errors import ConfigError, GptError, StorageError
 from gptcli.formatting import moment
+from gptcli.history import (
+    CONFIG,
+    LOG,
+    METRICS,
+    RUN,
+    SAMPLES,
+    STATUS,
+    Evaluation,
+    TextSample,
+    metrics_row,
+    read_rows,
+)
 
-RUN, STATUS, METRICS, SAMPLES, CONFIG, LOG = (
-    "run.json", "status.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "log.txt"
-)  # fmt: skip
 _STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
 
 
@@ -49,11 +58,23 @@ class Run:
         """Let best.pt or last.pt be the checkpoint after `step` steps."""
         durable.link(self.step_file(step), self.folder / name)
 
+    def link_newest(self, step: int, best_step: int | None) -> None:
+        """Let last.pt, and best.pt if it is that, be the checkpoint after `step` steps."""
+        self.link(step, LAST)
+        if step == best_step:
+            self.link(step, BEST)
+
     def retain(self, keep_last: int) -> None:
         """Remove all but the newest checkpoints; best.pt is a file of its own and stays."""
         for path in self.step_files()[keep_last:]:
             with durable.storage_errors(path):
                 path.unlink(missing_ok=True)
+
+    def places(self) -> dict[str, Any]:
+        """Return what a summary says of where the run is, and its best checkpoint."""
+        paths = [self.folder / name for name in (BEST, LAST)]
+        checkpoint = next((str(path) for path in paths if path.exists()), None)
+        return {"run_dir": str(self.folder), "checkpoint": checkpoint}
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, every value settled."""
@@ -81,13 +102,22 @@ class Run:
         """Append lines to log.txt."""
         durable.append(self.folder / LOG, f"{moment()} {text}\n")
 
-    def add_metrics(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        durable.append(self.folder / METRICS, json.dumps(line) + "\n")
+    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None:
+        """Append a line to metrics.jsonl; `again`: in place of what looked at its step before."""
+        self._add(METRICS, line, again)
 
-    def add_sample(self, line: dict[str, Any]) -> None:
-        """Append a line to samples.jsonl."""
-        durable.append(self.folder / SAMPLES, json.dumps(line) + "\n")
+    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None:
+        """Append a line to samples.jsonl; `again`: in place of what looked at its step before."""
+        self._add(SAMPLES, line, again)
+
+    def _add(self, name: str, line: dict[str, Any], again: bool) -> None:
+        text = json.dumps(line) + "\n"
+        if again and (self.folder / name).exists():
+            rows = self._rows(name, [])
+            kept = [old for old, row in rows if row.step != line["step"] or not _looks(row)]
+            durable.write_bytes(self.folder / name, b"".join([*kept, text.encode()]))
+        else:
+            durable.append(self.folder / name, text)
 
     def sync_metrics(self) -> None:
         """Flush metrics and samples, so that no checkpoint is newer than its history."""
@@ -95,26 +125,32 @@ class Run:
             if path.exists():
                 durable.sync_file(path)
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop what a run resumed at `step` tells again: later lines, and looks at `step`."""
-        for path in (self.folder / METRICS, self.folder / SAMPLES):
-            if path.exists():
-                _cut(path, step)
+    def cut_history(self, step: int) -> tuple[list[str], list[str]]:
+        """Drop what a run resumed at `step` tells again, and what cannot be read.
+
+        Returns:
+            The files in which something looked at `step` itself, which stays until it comes again,
+            and what was left out.
+        """
+        looked: list[str] = []
+        problems: list[str] = []
+        for name in (METRICS, SAMPLES):
+            if (self.folder / name).exists():
+                kept = [(line, row) for line, row in self._rows(name, problems) if row.step <= step]
+                looked += [name for _, row in kept if row.step == step and _looks(row)]
+                durable.write_bytes(self.folder / name, b"".join(line for line, _ in kept))
+        return looked, problems
+
+    def _rows(self, name: str, problems: list[str]) -> Iterator[tuple[bytes, Any]]:
+        path, parse = self.folder / name, TextSample.model_validate
+        with durable.storage_errors(path):
+            content = durable.read_bytes(path)
+        return read_rows(path, content, metrics_row if name == METRICS else parse, problems)
 
 
-def _cut(path: Path, step: int) -> None:
-    kept: list[str] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            line = json.loads(text)
-            at, comes_again = line["step"], "val_loss" in line or "text" in line
-        except (ValueError, KeyError, TypeError):
-            break  # the line a crash cut short
-        if at > step or not text.endswith("\n"):
-            break
-        if not (at == step and comes_again):
-            kept.append(text)
-    durable.write_bytes(path, "".join(kept).encode())
+def _looks(row: object) -> bool:
+    """Tell whether a line of the history changes nothing but looks at the model as it is."""
+    return isinstance(row, Evaluation | TextSample)
 
 
 class Follower(Run):
@@ -130,13 +166,11 @@ class Follower(Run):
 
     def log(self, text: str) -> None: ...
 
-    def add_metrics(self, line: dict[str, Any]) -> None: ...
+    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None: ...
 
-    def add_sample(self, line: dict[str, Any]) -> None: ...
+    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None: ...
 
     def sync_metrics(self) -> None: ...
-
-    def cut_metrics(self, step: int) -> None: ...
 
 
 @contextlib.contextmanager
@@ -243,7 +277,7 @@ def _read_status(folder: Path) -> dict[str, Any]:
     try:
         status = json.loads((folder / STATUS).read_bytes())
         return status if isinstance(status, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

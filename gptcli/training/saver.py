@@ -15,20 +15,20 @@ class Saver:
     def __init__(self, in_background: bool) -> None:
         self.in_background = in_background
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._saving: Future[Saved] | None = None
+        self._saving: Future[Saved | None] | None = None
 
-    def submit(self, save: Callable[[], Saved]) -> None:
+    def submit(self, save: Callable[[], Saved | None]) -> None:
         """Save now, or begin to; whatever was begun before must have been waited for."""
         assert self._saving is None
         if self.in_background:
             self._saving = self._thread.submit(save)
         else:
-            done: Future[Saved] = Future()
+            done: Future[Saved | None] = Future()
             done.set_result(save())
             self._saving = done
 
     def finished(self, *, wait: bool = False) -> list[Saved]:
-        """Return what has been saved since this was last asked.
+        """Return what has been saved since this was last asked, if it is to be told.
 
         Args:
             wait: For what is being saved.
@@ -39,7 +39,8 @@ class Saver:
         if self._saving is None or not (wait or self._saving.done()):
             return []
         saving, self._saving = self._saving, None
-        return [saving.result()]
+        saved = saving.result()
+        return [] if saved is None else [saved]
 
     def close(self) -> None:
         """Let what was begun come to its end."""

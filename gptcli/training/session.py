@@ -38,7 +38,12 @@ from gptcli.training.resolve import (
     with_compile,
     with_train,
 )
-from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint
+from gptcli.training.resume import (
+    compare_settings,
+    machine_changes,
+    newest_checkpoint,
+    rate_change,
+)
 from gptcli.training.run import Follower, Run, describe_run
 
 
@@ -116,6 +121,12 @@ class Session:
         """Passes over the training windows that the whole run makes."""
         return self.loader.epochs(self.max_steps)
 
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether training goes on while a checkpoint is written."""
+        wanted = self.config.train.async_save
+        return self.compute.device.type == "cuda" if wanted == "auto" else wanted
+
     def close(self) -> None:
         """Close the data's files."""
         close_tokens(self.train_tokens, self.val_tokens)
@@ -143,9 +154,9 @@ class Session:
             state=asdict(self.state),
         )
 
-    def write(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint and return its file."""
-        path = self.run.step_file(checkpoint.state["step"])
+    def write(self, checkpoint: Checkpoint, path: Path | None = None) -> Path:
+        """Write a checkpoint, by default under its step's name, and return its file."""
+        path = path or self.run.step_file(checkpoint.state["step"])
         if self.config.model.lora is not None:
             checkpoint = self._adapters_of(checkpoint)
         save_checkpoint(path, checkpoint)
@@ -239,7 +250,8 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
     # A prompt that cannot be sampled from should not come to light at the run's end.
     encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
-    max_steps = max_steps_of(config, make_loader(config, train_tokens))
+    loader = make_loader(config, train_tokens)
+    max_steps = max_steps_of(config, loader)
     close_tokens(train_tokens, val_tokens)
     size = count(config)
     kind = settle_kind(config, world, size.parameters, torch.device(config.device))
@@ -255,6 +267,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
             )
     else:
         state = _restore_state(checkpoint)
+        notes += rate_change(checkpoint, config, loader, state.step)
         model = GPT(config.model)
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)

@@ -11,10 +11,10 @@ import torch
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
+from gptcli.history import METRICS
 from gptcli.training.loop import train
 from gptcli.training.plan import plan
 from gptcli.training.resolve import with_train
-from gptcli.training.run import METRICS
 from gptcli.training.stop import Stop
 
 _NEVER = 10**12
