@@ -57,9 +57,7 @@ def new_place(path: Path) -> Iterator[None]:
         gone = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
         if gone is None:
             raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
-        raise StorageError(
-            f"{gone}: no such folder; nothing can be made there", "if it was moved, move it back"
-        ) from error
+        raise StorageError(f"{gone}: no such folder; nothing can be made there") from error
 
 
 def _free(path: Path) -> str:

@@ -112,7 +112,7 @@ class Loggers:
         if logger is None:
             return
         self._open[name] = logger
-        for step, values in _history(started.run_dir, self._known, since):
+        for step, values in _history(started, self._known, since):
             logger.add(step, values)
 
     def _guard(self, name: LoggerName, action: Callable[[], None]) -> None:
@@ -285,14 +285,22 @@ def _paths(folder: Path) -> list[Path]:
     return [folder / name for name in _FILES]
 
 
-def _history(folder: Path, sizes: Sequence[int], since: int) -> Iterator[tuple[int, Values]]:
-    """Yield what a resumed run had told before, from step `since`, in the order of steps."""
+def _history(started: Started, sizes: Sequence[int], since: int) -> Iterator[tuple[int, Values]]:
+    """Yield what a resumed run had told before, from step `since`, in the order of steps.
+
+    Evaluations and samples of the step that it resumes come again by themselves.
+    """
     lines = []
-    for path, size in zip(_paths(folder), sizes, strict=True):
+    for path, size in zip(_paths(started.run_dir), sizes, strict=True):
         if size:
             with path.open("rb") as file:
                 lines += [json.loads(line) for line in file.read(size).splitlines()]
-    lines = [line for line in lines if line["step"] >= since]
+    lines = [
+        line
+        for line in lines
+        if line["step"] >= since
+        and not (line["step"] == started.step and line.keys() & {"val_loss", "text"})
+    ]
     return map(_point, sorted(lines, key=lambda line: int(line["step"])))
 
 
