@@ -19,12 +19,12 @@ from gptcli import __version__
 from gptcli.checkpoint import load_weights
 from gptcli.data.library import packages
 from gptcli.data.shards import TokenReader, read_manifest, read_tokenizer
-from gptcli.device import Compute
+from gptcli.device import Runtime
 from gptcli.evaluation import evaluate
-from gptcli.interop.opening import open_origin
+from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT as Network
 
-CPU = Compute(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
+CPU = Runtime(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
 RESULTS = Path(__file__).parent / "RESULTS.md"
 GPT = [sys.executable, "-m", "gptcli"]
 
@@ -75,7 +75,7 @@ def prepared(folder: Path, text: Path | None, tokenizer: str) -> Path:
 
 def loss_of(weights: Path, data: Path) -> float:
     """Return the loss of a checkpoint, nanoGPT's or ours, on all of the validation tokens."""
-    origin = open_origin(str(weights))
+    origin = open_pretrained(str(weights))
     model = Network(origin.model)
     load_weights(model, origin.weights(), weights)
     with TokenReader(data, read_manifest(data), "val") as tokens:

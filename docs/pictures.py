@@ -20,8 +20,8 @@ from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
 from gptcli import load_config, train
-from gptcli.screen.board import Board
-from gptcli.screen.frame import frame
+from gptcli.terminal.frame import frame
+from gptcli.terminal.run_state import RunState
 from gptcli.training.events import StepDone
 
 WIDTH = 98
@@ -82,7 +82,7 @@ def display_of(command: str, folder: Path) -> str:
     sets = [word for word, before in zip(words[1:], words, strict=False) if before == "-s"]
     os.chdir(folder)
     config = load_config(words[words.index("-c") + 1], sets)
-    board, shown = Board(time.monotonic()), ""
+    board, shown = RunState(time.monotonic()), ""
     for event in train(config):
         board.update(event, time.monotonic())
         if isinstance(event, StepDone) and event.step == SHOWN_STEP:

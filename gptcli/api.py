@@ -19,18 +19,18 @@ from gptcli.data import prepare as preparing
 from gptcli.data.adopt import adopt, fetch_ready_made, token_files
 from gptcli.data.shards import Manifest, Split
 from gptcli.data.sources import data_dir
-from gptcli.device import compute
+from gptcli.device import init_runtime
 from gptcli.distributed.environment import place
 from gptcli.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError
-from gptcli.evaluation import Evaluation, TextUnits
+from gptcli.evaluation import Evaluation, TokenStats
 from gptcli.evaluation import evaluate as score
 from gptcli.evaluation.texts import split_tokens, text_tokens
-from gptcli.generation import draw_samples, encode_prompt, exchange_weights
-from gptcli.interop.opening import open_model
-from gptcli.loggers import Loggers, require
+from gptcli.generation import draw_samples, encode_prompt, prepare_for_decoding
+from gptcli.interop.pretrained import open_model
+from gptcli.trackers import Trackers, require
 from gptcli.training.events import Event, Finished, Stopped, Summary
 from gptcli.training.loop import train as train_events
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 Checkpoint = str | os.PathLike[str] | TrainedModel | None
 
@@ -86,7 +86,7 @@ class Training:
 
     def __init__(self, config: Config, *, resume: bool, overwrite: bool) -> None:
         self.summary: Summary | None = None
-        self._stop = Stop()
+        self._stop = StopRequest()
         self._is_asked = False
         self._events = self._run(config, resume, overwrite)
 
@@ -124,7 +124,7 @@ class Training:
 
     def _run(self, config: Config, resume: bool, overwrite: bool) -> Generator[Event]:
         names = config.train.loggers if place().is_main else []
-        with Loggers(names, logging.getLogger("gptcli").info) as curves:
+        with Trackers(names, logging.getLogger("gptcli").info) as curves:
             for event in train_events(config, resume=resume, overwrite=overwrite, stop=self._stop):
                 curves.show(event)
                 if isinstance(event, Finished | Stopped):
@@ -178,7 +178,7 @@ def load(
     config = load_config(None, flags={"device": device})
     name = None if checkpoint is None else os.fspath(checkpoint)
     folder = None if data is None else Path(data)
-    return open_model(name, config, compute(config).device, folder)
+    return open_model(name, config, init_runtime(config).device, folder)
 
 
 def evaluate(
@@ -217,7 +217,7 @@ def evaluate(
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"{name}: expected 1 to {most}, got {value}")
     where = trained.model.wte.weight.device.type
-    machine = compute(load_config(None, flags={"device": where, "dtype": dtype}))
+    machine = init_runtime(load_config(None, flags={"device": where, "dtype": dtype}))
     if text is not None:
         tokens, _ = text_tokens(Path(text), trained, "strict")
     else:
@@ -226,7 +226,7 @@ def evaluate(
     with tokens:
         found = score(
             trained.model, tokens, machine, context=context, stride=stride, max_tokens=max_tokens,
-            units=TextUnits(trained.tokenizer),
+            units=TokenStats(trained.tokenizer),
         )  # fmt: skip
     assert found is not None
     if not math.isfinite(found.nats):
@@ -287,8 +287,8 @@ def generate(
     config = load_config(None, (), flags, base)
     ids = encode_prompt(trained.tokenizer, config.generate.prompt, trained.model.config.block_size)
     if not isinstance(checkpoint, TrainedModel):
-        machine = compute(config)
-        exchange_weights(trained.model, None if machine.device.type == "cpu" else machine.dtype)
+        machine = init_runtime(config)
+        prepare_for_decoding(trained.model, None if machine.device.type == "cpu" else machine.dtype)
     drawing = draw_samples(
         trained.model, trained.tokenizer, ids, config.generate, seed=config.seed, numbers=[0]
     )

@@ -17,17 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.config.model import ModelConfig
-from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, DataError, GptError, is_out_of_memory
-from gptcli.history import RUNS, list_runs
 from gptcli.model import GPT, merge_adapters
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 
 FORMAT = "gptcli-checkpoint"
 VERSION = 1
-BEST, LAST = "best.pt", "last.pt"
 BASE = "base.pt"  # the frozen weights of a run that learns adapters
 _KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
          "checksums"}  # fmt: skip
@@ -79,7 +76,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     }
     tensors = {name: _tensor_sum(tensor) for name, tensor in _tensors(content).items()}
     content["checksums"] = {"tensors": tensors, "rest": _rest_sum(content)}
-    with durable.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         torch.save(content, file)
     return _weights_sum(tensors)
 
@@ -114,11 +111,11 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
 
 def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
     """Read and verify one file; return the checksum of its weights too."""
-    if not durable.is_file(path):
+    if not atomic.is_file(path):
         what = "is not a file" if os.path.lexists(path) else "no such checkpoint"
         raise CheckpointError(f"{path}: {what}")
     try:
-        with durable.held(path) as name:  # torch opens it twice, for names and for numbers
+        with atomic.held(path) as name:  # torch opens it twice, for names and for numbers
             content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         # torch raises a dozen kinds of errors here, each for some way not to be its file.
@@ -324,58 +321,3 @@ def _matching(model: GPT, weights: Mapping[str, Tensor], path: Path) -> dict[str
     if differing:
         raise CheckpointError(f"{path}: weights of another network ({', '.join(differing[:3])})")
     return parameters
-
-
-def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
-    """Return the file that `--checkpoint` names.
-
-    Args:
-        wanted: A file, a run folder or a run name; `best.pt` or `last.pt` that is no file here is
-            the newest run's; None is the best of `config`'s run if there is one, else of the
-            newest run.
-        config: The configuration given beside it.
-
-    Raises:
-        CheckpointError: There is no such checkpoint, with the runs there are.
-    """
-    if wanted is None:
-        if config is not None and (config.name or config.run_dir):
-            own = config.run_folder / BEST
-            if own.is_file():
-                return own
-        return _newest_run() / BEST
-    path = Path(wanted)
-    run = run_named(wanted)
-    if durable.is_file(path) and (run is None or path.suffix == ".pt"):
-        return path
-    if wanted in (BEST, LAST):
-        return _newest_run(f"{wanted}: no such file here, and ") / wanted
-    for folder in (path, run):
-        if folder is not None and _holds_run(folder):
-            found = next(
-                (folder / name for name in (BEST, LAST) if (folder / name).is_file()), None
-            )
-            if found is None:
-                raise CheckpointError(f"{folder}: the run has no checkpoint yet")
-            return found
-    runs = ", ".join(folder.name for folder in list_runs()) or "none"
-    raise CheckpointError(f"{wanted}: no such checkpoint, run folder or run", f"runs here: {runs}")
-
-
-def run_named(name: str) -> Path | None:
-    """Return the folder of the run with this name, if there is one below `runs/`."""
-    return RUNS / name if name == Path(name).name and _holds_run(RUNS / name) else None
-
-
-def _holds_run(folder: Path) -> bool:
-    return durable.is_file(folder / "run.json") or durable.is_file(folder / BEST)
-
-
-def _newest_run(what: str = "") -> Path:
-    for folder in list_runs():
-        if (folder / BEST).is_file():
-            return folder
-    raise CheckpointError(
-        f"{what}no run with a checkpoint in runs/",
-        "train one first, or name the path of a checkpoint with --checkpoint",
-    )

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import __version__, console
-from gptcli.commands import complete, configure, data, distributed, options, runs
+from gptcli import __version__
+from gptcli.commands import complete, config, data, distributed, options, runs
 from gptcli.commands.doctor import doctor
-from gptcli.commands.evaluate import evaluate
+from gptcli.commands.eval import evaluate
 from gptcli.commands.export import export
 from gptcli.commands.generate import generate
 from gptcli.commands.plot import plot
@@ -32,6 +32,7 @@ from gptcli.errors import (
     StorageError,
     is_out_of_memory,
 )
+from gptcli.terminal import console
 
 _FILES = os.strerror(errno.EMFILE)
 _HELP = ["-h", "--help"]
@@ -60,7 +61,7 @@ app.command("export", rich_help_panel="Model")(export)
 app.add_typer(runs.app, name="runs", rich_help_panel="Look")
 app.command("plot", rich_help_panel="Look")(plot)
 app.command("report", rich_help_panel="Look")(report)
-app.add_typer(configure.app, name="config", rich_help_panel="Setup")
+app.add_typer(config.app, name="config", rich_help_panel="Setup")
 app.command("doctor", rich_help_panel="Setup")(doctor)
 
 

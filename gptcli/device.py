@@ -28,7 +28,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
-class Compute:
+class Runtime:
     """The machine's side of a run: device, precision of products, compiled or not."""
 
     device: torch.device
@@ -43,7 +43,7 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def settle(config: Config) -> Config:
+def resolve_auto(config: Config) -> Config:
     """Return `config` with device, dtype and deterministic as concrete values.
 
     Whether compiling pays is for those to say who know how much there is to do.
@@ -60,21 +60,21 @@ def settle(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def compute(config: Config) -> Compute:
+def init_runtime(config: Config) -> Runtime:
     """Prepare this process for the settled `config` and return what it says about the machine."""
-    settled = settle(config)
+    settled = resolve_auto(config)
     device = torch.device(_device(settled.device))
     deterministic = bool(settled.deterministic)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler
     if device.type == "cpu":
-        keep_freed_memory()
+        tune_malloc()
     if device.type == "cuda" and not deterministic:
         torch.set_float32_matmul_precision("high")
-    return Compute(device, _DTYPES[settled.dtype], settled.compile is True, deterministic)
+    return Runtime(device, _DTYPES[settled.dtype], settled.compile is True, deterministic)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Let glibc keep what is freed, for the next step asks for the same again.
 
     By default blocks go back to the system at once, and each time they come back every page of
@@ -87,7 +87,7 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def give_back_freed_memory() -> None:
+def trim_malloc() -> None:
     """Give freed memory back after all: for large networks, whose steps would add hole to hole."""
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:

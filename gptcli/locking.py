@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.errors import RunLockedError, StorageError
 
 LOCK = ".lock"
@@ -35,7 +35,7 @@ def hold(folder: Path, doing: str, hint: str, *, shared: bool = False) -> Iterat
     """
     path = folder / LOCK
     try:
-        with durable.storage_errors(path):
+        with atomic.storage_errors(path):
             lock = _acquire(path, shared)
     except (StorageError, OSError) as error:
         if shared:

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.checkpoint import (
     Checkpoint,
-    find_checkpoint,
     load_checkpoint,
     load_model,
     save_checkpoint,
 )
 from gptcli.config import Config, load_config
 from gptcli.errors import CheckpointError
-from gptcli.keyed import keyed_int
+from gptcli.runs import find_checkpoint
+from gptcli.seeding import derive_seed
 from gptcli.tokenizers import tokenizer_from
 
 KEYS = ["checksums", "config", "data", "format", "model", "optimizer", "state", "tokenizer",
@@ -78,14 +78,14 @@ def test_a_file_replaced_while_it_is_read_is_never_a_mixture(tmp_path: Path) -> 
     for value in (1.0, 2.0):
         versions.append(tmp_path / f"{value}.pt")
         save_checkpoint(versions[-1], replace(make(), model={"a": torch.full((9,), value)}))
-    durable.link(versions[0], best)
+    atomic.link(versions[0], best)
     is_over = threading.Event()
 
     def train() -> None:
         for path in itertools.cycle(versions):
             if is_over.is_set():
                 return
-            durable.link(path, best)
+            atomic.link(path, best)
 
     with ThreadPoolExecutor(1) as saver:
         saver.submit(train)
@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
     raw = path.read_bytes()
     found = 0
     for index in range(600):
-        bit = keyed_int("flip", index) % (8 * len(raw))
+        bit = derive_seed("flip", index) % (8 * len(raw))
         damaged = bytearray(raw)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -201,7 +201,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli import durable
+    from gptcli import atomic
     from gptcli.errors import StorageError
 
     path = tmp_path / "c.pt"
@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         self.error = OSError(errno.ENOSPC, "No space left on device")
         raise self.error
 
-    monkeypatch.setattr(durable._Remembering, "write", full)
+    monkeypatch.setattr(atomic._Remembering, "write", full)
     with pytest.raises(StorageError, match="No space left on device") as caught:
         save_checkpoint(path, make())
     assert caught.value.exit_code == 5

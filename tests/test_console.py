@@ -12,7 +12,7 @@ from typing import TextIO, cast
 import pytest
 
 from gptcli import cli
-from gptcli.console import Output
+from gptcli.terminal.console import Output
 
 if not Path("/dev/full").exists():
     pytest.skip("needs a device that is always full", allow_module_level=True)

@@ -52,15 +52,15 @@ def settings(incomplete: str) -> Iterable[Offer]:
 def _values(key: str, prefix: str) -> Iterable[Offer]:
     """Offer the values of a key, or its default and an example."""
     from gptcli.config.reference import keys
-    from gptcli.config.template import shown
+    from gptcli.config.template import to_yaml
 
     info = keys().get(key)
     if info is None:
         return []
-    words = list(info.choices) or [shown(info.default), shown(info.example)]
-    if info.choices and shown(info.default) not in words:
-        words.append(shown(info.default))
-    told = {shown(info.default): "default"}
+    words = list(info.choices) or [to_yaml(info.default), to_yaml(info.example)]
+    if info.choices and to_yaml(info.default) not in words:
+        words.append(to_yaml(info.default))
+    told = {to_yaml(info.default): "default"}
     offers = [(word, told.get(word, "")) for word in dict.fromkeys(words)]
     return [(prefix + word, about) for word, about in offers if not set(word) & set(" '\"[{\\")]
 
@@ -91,12 +91,12 @@ def keys_and_sections(incomplete: str) -> Iterable[Offer]:
 @_quietly
 def runs(incomplete: str) -> Iterable[Offer]:
     """Offer the runs in runs/, the newest first, and run folders elsewhere."""
-    from gptcli.history import list_runs
+    from gptcli.runs import RUN, list_runs
 
     names = [(folder.name, "run") for folder in list_runs()]
     if "/" not in incomplete:
         return names
-    return [(folder, "run") for folder in _folders(incomplete) if Path(folder, "run.json").exists()]
+    return [(folder, "run") for folder in _folders(incomplete) if Path(folder, RUN).exists()]
 
 
 @_quietly

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError, DataError
+from gptcli.terminal import console
 
 app = typer.Typer(help="Look into prepared data.", no_args_is_help=False)
 
@@ -66,7 +66,7 @@ def peek(
     options.require_positive(count=count, seq_len=seq_len)
     if split not in ("train", "val"):
         raise ConfigError(f"--split: expected train or val, got '{split}'")
-    from gptcli.data.inspect import windows_as_text
+    from gptcli.data.inspection import windows_as_text
     from gptcli.data.shards import read_manifest
 
     path = Path(folder)
@@ -91,7 +91,7 @@ def peek(
 @app.command()
 def verify(folder: Folder, json_: options.JsonOption = False) -> None:
     """Check every shard's size, header, hash and ids."""
-    from gptcli.data.inspect import damaged_shards
+    from gptcli.data.inspection import damaged_shards
     from gptcli.data.shards import SPLITS, read_manifest, read_tokenizer
 
     path = Path(folder)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from gptcli import console
 from gptcli.distributed.environment import ALONE, Place, place, report
 from gptcli.errors import ConfigError, GptError
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -64,15 +64,15 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
         GptError: The configuration, the data or the machine does not allow it.
         DistributedError: The processes ended without saying why.
     """
-    from gptcli.device import settle
+    from gptcli.device import resolve_auto
     from gptcli.distributed.launch import launch as start
     from gptcli.distributed.launch import require_devices, require_files
     from gptcli.errors import EXIT_DISTRIBUTED, DistributedError, PeerError
+    from gptcli.runs.folder import Run
     from gptcli.training.plan import plan
-    from gptcli.training.run import Run
 
     require_files(n_processes)
-    require_devices(n_processes, settle(config).device)
+    require_devices(n_processes, resolve_auto(config).device)
     if not resume:
         plan(config, n_processes)
     run = Run(config.run_folder)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gptcli import __version__, console
+from gptcli import __version__
 from gptcli.commands import options
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
-    from gptcli.health import Verdict
+    from gptcli.doctor import Check
 
 _STYLES = {"ok": "green", "note": "yellow", "error": "bold red"}
 _WIDTH = 80
@@ -19,12 +20,12 @@ _NAME, _STATUS = 12, 7  # columns
 
 def doctor(json_: options.JsonOption = False) -> None:
     """Check this machine, and say how to mend what is missing."""
-    from gptcli.health import checkup
+    from gptcli.doctor import run_checks
 
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, Check] = {}
     if not json_:
         console.result(f"gptcli {__version__}")
-    for name, verdict in checkup():
+    for name, verdict in run_checks():
         verdicts[name] = verdict
         if not json_:
             _print(name, verdict)
@@ -41,7 +42,7 @@ def doctor(json_: options.JsonOption = False) -> None:
     raise typer.Exit(exit_code)
 
 
-def _print(name: str, verdict: "Verdict") -> None:
+def _print(name: str, verdict: "Check") -> None:
     indent = " " * (_NAME + _STATUS)
     first, *rest = _wrapped(verdict.found)
     status = f"{verdict.status:<{_STATUS}}"

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gptcli import console
 from gptcli.commands import options
 from gptcli.formatting import size
+from gptcli.terminal import console
 
 
 class Target(StrEnum):
@@ -50,7 +50,7 @@ def export(
     import torch
 
     from gptcli.interop import export as exporting
-    from gptcli.interop.opening import open_model
+    from gptcli.interop.pretrained import open_model
 
     trained = open_model(checkpoint, options.load(None, None), torch.device("cpu"), whole=True)
     with console.bar(f"writing {out}"):

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli import console
 from gptcli.commands import examples, options
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.data.shards import Manifest
 
 
-def after_prepare(
+def next_command(
     folder: Path,
     manifest: "Manifest",
     loaded: "Config",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import console
 from gptcli.commands import options
 from gptcli.errors import ConfigError
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
@@ -121,10 +121,10 @@ def _load(
 ) -> "tuple[Config, TrainedModel]":
     """Return the configuration and the network; without a file, its own way of sampling holds."""
     loaded = options.load(config, set_, flags)
-    from gptcli.device import compute
-    from gptcli.interop.opening import open_model
+    from gptcli.device import init_runtime
+    from gptcli.interop.pretrained import open_model
 
-    trained = open_model(checkpoint, loaded, compute(loaded).device)
+    trained = open_model(checkpoint, loaded, init_runtime(loaded).device)
     if config is None:  # then the run's own settings lie below --set and the options
         stored = trained.checkpoint.config
         base = {"generate": dict(stored["generate"]), "seed": stored["seed"]}
@@ -149,16 +149,16 @@ def _given_prompt(argument: str | None, option: str | None, interactive: bool) -
 
 def _lighten(config: "Config", trained: "TrainedModel", n_samples: int, *, int8: bool) -> str:
     """Give the network the weights to decode with; return what they are."""
-    from gptcli.device import compute
-    from gptcli.generation import exchange_weights, rows_together
+    from gptcli.device import init_runtime
+    from gptcli.generation import prepare_for_decoding, rows_together
 
     model = trained.model
-    machine = compute(config)
+    machine = init_runtime(config)
     if machine.compile:
         console.message("note: compile is for train and eval; generate has kernels of its own")
     is_open = config.dtype == "auto" and machine.device.type == "cpu"  # then kernels are raced
     dtype = None if is_open else machine.dtype
-    return exchange_weights(model, dtype, rows=rows_together(model, n_samples), int8=int8)
+    return prepare_for_decoding(model, dtype, rows=rows_together(model, n_samples), int8=int8)
 
 
 def _draw(
@@ -171,11 +171,11 @@ def _draw(
     json_: bool,
 ) -> None:
     """Draw the samples of a prompt, as they come or as one JSON object."""
-    from gptcli.generation import Clock, Sample, draw_samples, encode_prompt
+    from gptcli.generation import DecodeTimings, Sample, draw_samples, encode_prompt
 
     wanted, tokenizer = config.generate, trained.tokenizer
     prompt = encode_prompt(tokenizer, wanted.prompt, trained.model.config.block_size)
-    clock, samples = Clock(), list[Sample]()
+    clock, samples = DecodeTimings(), list[Sample]()
     for sample, text in draw_samples(
         trained.model, tokenizer, prompt, wanted,
         seed=config.seed, numbers=range(wanted.num_samples), clock=clock, logprobs=logprobs,
@@ -217,7 +217,7 @@ def _converse(
     config: "Config", trained: "TrainedModel", clean: Callable[[str], str], line: str | None
 ) -> None:
     """Continue line after line of a person; all that was said before is in the context."""
-    from gptcli.generation import continued_prompt, draw_samples
+    from gptcli.generation import draw_samples, extend_context
 
     console.message("each line continues the text; Ctrl-C stops a text, Ctrl-D leaves", "dim")
     tokenizer, block_size = trained.tokenizer, trained.model.config.block_size
@@ -226,7 +226,7 @@ def _converse(
     while line is not None or (line := console.ask("> ")) is not None:
         text, line, sample = line, None, None
         try:
-            said = continued_prompt(tokenizer, said, text, block_size)
+            said = extend_context(tokenizer, said, text, block_size)
             drawing = draw_samples(
                 trained.model, tokenizer, said, config.generate, seed=config.seed, numbers=[turn]
             )

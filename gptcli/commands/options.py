@@ -85,7 +85,7 @@ def same_command(add: str, drop: str) -> str:
 
 def text_setting(key: str, value: str) -> str:
     """Return the KEY=VALUE that sets a text, quoted where YAML would read something else."""
-    from gptcli.config.yaml12 import read_value
+    from gptcli.config.yaml import read_value
 
     try:
         is_plain = read_value(value) == value

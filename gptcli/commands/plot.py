@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli import console
 from gptcli.commands import complete, options
-from gptcli.curves import Axis, Panel
 from gptcli.errors import ConfigError, DataError
+from gptcli.plotting.curves import Axis, Panel
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     pass
@@ -53,9 +53,9 @@ def plot(
         raise ConfigError("several runs in one picture need a file", "name it with -o FILE.png")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
-    from gptcli.history import find_run, read_run
-    from gptcli.history.comparing import figures
-    from gptcli.plots import Picture, draw, require_format
+    from gptcli.plotting.figure import Picture, draw_figure, require_format
+    from gptcli.runs import find_run, read_run
+    from gptcli.runs.compare import figures
 
     if out is not None:
         require_format(out)
@@ -70,7 +70,7 @@ def plot(
     for problem in (problem for run in found for problem in run.problems):
         console.message(f"note: {problem}")
     file = out or folders[0] / "loss.png"
-    draw(found, file, Picture(x, wanted, title, log_x, log_y))
+    draw_figure(found, file, Picture(x, wanted, title, log_x, log_y))
 
     if json_:
         console.result_json({"file": str(file), "runs": [asdict(figures(run)) for run in found]})

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import console
 from gptcli.commands import complete, examples, options
-from gptcli.commands.following import after_prepare
+from gptcli.commands.following import next_command
 from gptcli.errors import ConfigError
 from gptcli.formatting import duration, plural, size
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.data.estimate import Estimate
-    from gptcli.data.prepare import Plan
+    from gptcli.data.prepare import PreparePlan
     from gptcli.data.presets import Preset
     from gptcli.data.shards import Manifest
 
@@ -113,7 +113,7 @@ def _is_share(rank: int | None, world_size: int | None, finalize: bool, others: 
     return rank is not None
 
 
-def _announce(plan: "Plan", dry_run: bool, json_: bool) -> "Estimate":
+def _announce(plan: "PreparePlan", dry_run: bool, json_: bool) -> "Estimate":
     """Say what is going to be done, and refuse what there is no room for."""
     from gptcli.data.estimate import estimate, require_room
 
@@ -130,7 +130,7 @@ def _announce(plan: "Plan", dry_run: bool, json_: bool) -> "Estimate":
 
 
 def _prepare_share(
-    plan: "Plan", rank: int, world_size: int, workers: int | None, json_: bool
+    plan: "PreparePlan", rank: int, world_size: int, workers: int | None, json_: bool
 ) -> None:
     """Prepare a rank's share with progress bars, and say what remains to be done."""
     from gptcli.data.prepare import prepare_share
@@ -177,7 +177,7 @@ def _report(
     if json_:
         console.result_json(_facts(folder, manifest, seconds))
         return
-    from gptcli.data.inspect import windows_as_text
+    from gptcli.data.inspection import windows_as_text
 
     console.result(describe(folder, manifest, seconds))
     seq_len = min(24, manifest.tokens.train)
@@ -185,7 +185,7 @@ def _report(
         folder, manifest, "train", count=1, seq_len=seq_len, seed=loaded.seed
     )
     console.message(f"a sample: {' '.join(text.split())[:100]}")
-    if (command := after_prepare(folder, manifest, loaded, config, overrides)) is not None:
+    if (command := next_command(folder, manifest, loaded, config, overrides)) is not None:
         console.message(f"next: {command}")
 
 
@@ -199,12 +199,12 @@ def _adopt(loaded: "Config", folder: Path, preset: "Preset | None", part: str | 
         return adopt(folder, loaded, bar.advance)
 
 
-def _warn(plan: "Plan", manifest: "Manifest") -> None:
+def _warn(plan: "PreparePlan", manifest: "Manifest") -> None:
     _warn_of_counts(plan, manifest)
     _warn_of_size(plan, manifest)
 
 
-def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
+def _warn_of_counts(plan: "PreparePlan", manifest: "Manifest") -> None:
     """Say so, loudly, when a well-known data set does not have its well-known size."""
     expected = plan.source.expected
     if expected is None:
@@ -222,7 +222,7 @@ def _warn_of_counts(plan: "Plan", manifest: "Manifest") -> None:
             )
 
 
-def _warn_of_size(plan: "Plan", manifest: "Manifest") -> None:
+def _warn_of_size(plan: "PreparePlan", manifest: "Manifest") -> None:
     """Say so when a vocabulary or the validation split is not of the size that was asked for."""
     wanted, found = plan.tokenizer.vocab_size, manifest.tokenizer.vocab_size
     if plan.tokenizer.name == "bpe" and plan.tokenizer.path is None and wanted and found < wanted:
@@ -242,7 +242,7 @@ def _warn_of_size(plan: "Plan", manifest: "Manifest") -> None:
 
 
 def run(
-    plan: "Plan",
+    plan: "PreparePlan",
     workers: int | None = None,
     force: bool = False,
     found: "Estimate | None" = None,
@@ -269,7 +269,7 @@ def run(
     return manifest
 
 
-def _workers(plan: "Plan", wanted: int | None) -> int:
+def _workers(plan: "PreparePlan", wanted: int | None) -> int:
     """Return how many processes tokenize."""
     if wanted is not None:
         return wanted
@@ -302,7 +302,7 @@ def _facts(folder: Path, manifest: "Manifest", seconds: float) -> dict[str, Any]
     }
 
 
-def _plan_facts(plan: "Plan") -> dict[str, Any]:
+def _plan_facts(plan: "PreparePlan") -> dict[str, Any]:
     return {
         "dir": str(plan.folder),
         "source": plan.source.name,
@@ -315,7 +315,7 @@ def _plan_facts(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _describe_plan(plan: "Plan", found: "Estimate") -> str:
+def _describe_plan(plan: "PreparePlan", found: "Estimate") -> str:
     facts = _plan_facts(plan)
     revision = f" at {facts['revision'][:12]}" if facts["revision"] else ""
     time_ = "" if found.seconds is None else f", about {duration(found.seconds)} of work"

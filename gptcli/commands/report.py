@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.formatting import moment, size
+from gptcli.terminal import console
 
 
 def report(
@@ -27,9 +27,9 @@ def report(
     json_: options.JsonOption = False,
 ) -> None:
     """Write a page of a run: curves, settings, data, samples; it needs no other file."""
-    from gptcli.history import find_run, read_run
-    from gptcli.history.comparing import figures
-    from gptcli.report import require_page, write_report
+    from gptcli.plotting.report import require_page, write_report
+    from gptcli.runs import find_run, read_run
+    from gptcli.runs.compare import figures
 
     if out is not None:
         require_page(out)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli import console
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
 from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, size
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
-    from gptcli.history import RunHistory
-    from gptcli.history.comparing import EqualPoint, Figures
+    from gptcli.runs import RunHistory
+    from gptcli.runs.compare import EqualPoint, Figures
 
 app = typer.Typer(help="List, show and compare training runs.")
 
@@ -27,8 +27,8 @@ def list_(
     json_: options.JsonOption = False,
 ) -> None:
     """List the runs, the newest first."""
-    from gptcli.history import list_runs, read_run
-    from gptcli.history.comparing import figures
+    from gptcli.runs import list_runs, read_run
+    from gptcli.runs.compare import figures
 
     found = [figures(read_run(path)) for path in list_runs(Path(folder))]
     if json_:
@@ -66,14 +66,14 @@ def show(
     json_: options.JsonOption = False,
 ) -> None:
     """Show a run: how far it is, its settings, its files and the next command."""
-    from gptcli.config.derived import chosen
-    from gptcli.config.template import shown
-    from gptcli.history import find_run, read_run
-    from gptcli.history.comparing import figures
+    from gptcli.config.derived import explicit_settings
+    from gptcli.config.template import to_yaml
+    from gptcli.runs import find_run, read_run
+    from gptcli.runs.compare import figures
 
     read = read_run(find_run(run))
     found = figures(read)
-    changed = chosen(read.settings, read.facts.given)
+    changed = explicit_settings(read.settings, read.facts.given)
     next_ = _next_commands(read)
     if json_:
         console.result_json(
@@ -93,7 +93,7 @@ def show(
         console.result(f"{name:<11}{text}")
     if changed:
         console.result("\nsettings that are not the defaults")
-        console.table(("", ""), [(f"  {key}", shown(value)) for key, value in changed.items()])
+        console.table(("", ""), [(f"  {key}", to_yaml(value)) for key, value in changed.items()])
     if read.checkpoints:
         console.result("\nfiles")
         rows = [(f"  {file.name}", size(file.n_bytes)) for file in read.checkpoints]
@@ -117,9 +117,9 @@ def compare(
     """Compare runs: the settings that differ, the figures, losses at equal points."""
     if len(runs) < 2:
         raise ConfigError("comparing takes two runs or more", "`gpt runs list` names them")
-    from gptcli.config.template import shown
-    from gptcli.history import find_run, read_run
-    from gptcli.history.comparing import differing_settings, equal_points, figures
+    from gptcli.config.template import to_yaml
+    from gptcli.runs import find_run, read_run
+    from gptcli.runs.compare import differing_settings, equal_points, figures
 
     read = [read_run(find_run(name)) for name in runs]
     settings, points = differing_settings(read), equal_points(read)
@@ -140,7 +140,7 @@ def compare(
     names = [run.name for run in read]
     if len(set(names)) < len(names):
         names = [run.folder.as_posix() for run in read]
-    rows = [(key, *(shown(value) for value in values)) for key, values in settings.items()]
+    rows = [(key, *(to_yaml(value) for value in values)) for key, values in settings.items()]
     rows += [("", *[""] * len(read))] * bool(rows)
     rows += _figure_rows(found)
     for point in points:
@@ -204,10 +204,10 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
 
 def _next_commands(run: "RunHistory") -> list[str]:
     """Return what one would type next: resume the run, or use its model."""
-    from gptcli.history import next_commands
+    from gptcli.runs import BEST, next_commands
 
     folder = run.folder.as_posix()
-    usable = any(file.name == "best.pt" for file in run.checkpoints)
+    usable = any(file.name == BEST for file in run.checkpoints)
     name = run.name if run.folder == Path("runs") / run.name else folder
     if run.state in ("stopped", "failed", "died"):
         words = ["gpt", "train", "-c", f"{folder}/config.yaml", "-s", f"run_dir={folder}"]

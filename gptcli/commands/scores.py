@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from gptcli import console
 from gptcli.formatting import fixed
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel

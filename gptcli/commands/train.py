@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptcli import console
 from gptcli.commands import distributed, options
 from gptcli.distributed.environment import place
+from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -49,7 +49,7 @@ def train(
     json_: options.JsonOption = False,
 ) -> None:
     """Train a network; Ctrl-C saves and stops, --resume goes on."""
-    from gptcli import loggers
+    from gptcli import trackers
     from gptcli.errors import ConfigError
 
     if resume and overwrite:
@@ -58,7 +58,7 @@ def train(
     if gpus and verify_resume is not None:
         raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")
     loaded = options.load(config, set_)
-    loggers.require(loaded.train.loggers)
+    trackers.require(loaded.train.loggers)
     if resume:
         _require_place(config, loaded)
     if not loaded.run_dir and not loaded.name:
@@ -81,9 +81,10 @@ def train(
 def _require_place(file: str | None, config: "Config") -> None:
     """Refuse the configuration of a run whose paths begin in another folder than this one."""
     from gptcli.errors import ConfigError
+    from gptcli.runs import CONFIG, RUN
 
     folder = Path(file or "").resolve().parent
-    if file is None or not (Path(file).name == "config.yaml" and (folder / "run.json").is_file()):
+    if file is None or not (Path(file).name == CONFIG and (folder / RUN).is_file()):
         return
     parts = Path(config.run_dir or "").parts
     if folder != config.run_folder.resolve():
@@ -98,14 +99,15 @@ def _require_place(file: str | None, config: "Config") -> None:
 
 def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:
     """Train in this process, which may be one of several; only the first of them speaks."""
-    from gptcli.loggers import Loggers
-    from gptcli.screen import TrainScreen, say_next, summary_text
+    from gptcli.terminal.live import TrainScreen
+    from gptcli.terminal.summary import say_next, summary_text
+    from gptcli.trackers import Trackers
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
-    from gptcli.training.stop import Stop
+    from gptcli.training.signals import StopRequest
 
-    stop, speaks = Stop(), place().is_main
-    curves = Loggers(config.train.loggers if speaks else [], console.message)
+    stop, speaks = StopRequest(), place().is_main
+    curves = Trackers(config.train.loggers if speaks else [], console.message)
     with stop.on_signals(), TrainScreen() if speaks else nullcontext() as screen, curves:
         for event in train_model(config, resume=resume, overwrite=overwrite, stop=stop):
             curves.show(event)
@@ -127,7 +129,7 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
 
 
 def _leave_picture(folder: Path) -> None:
-    from gptcli.plots import leave_picture
+    from gptcli.plotting.figure import leave_picture
 
     if (why_not := leave_picture(folder)) is not None:
         console.message(f"note: {why_not}")
@@ -173,12 +175,12 @@ def _prepare_local(config: "Config", command: str) -> None:
 
 
 def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None:
-    from gptcli.device import settle
+    from gptcli.device import resolve_auto
     from gptcli.distributed.launch import require_devices
-    from gptcli.screen import show_plan, show_time
+    from gptcli.terminal.planned import show_plan, show_time
     from gptcli.training.plan import plan_with_steps
 
-    require_devices(n_processes, settle(config).device)
+    require_devices(n_processes, resolve_auto(config).device)
     with ExitStack() as stack:
 
         def show(found: "Plan") -> None:

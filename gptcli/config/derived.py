@@ -82,7 +82,9 @@ def _known(config: Config, data_dir: str | None) -> dict[str, Any]:
     return found
 
 
-def chosen(settings: Mapping[str, object], given: Collection[str] | None) -> dict[str, object]:
+def explicit_settings(
+    settings: Mapping[str, object], given: Collection[str] | None
+) -> dict[str, object]:
     """Return the settings of a run that neither are defaults nor follow from the others.
 
     Args:

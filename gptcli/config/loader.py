@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from gptcli.config.reference import bound, choices, keys, section_of, suggestion
 from gptcli.config.schema import Config
 from gptcli.config.section import clipped
-from gptcli.config.yaml12 import Document, Key, read_value, read_yaml, scalar
+from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import ConfigError
 
 _MAX_EXTENDS = 10
@@ -83,7 +83,9 @@ def load_config(
     return _load(path, overrides, flags, base)[0]
 
 
-def load_traced(path: str | None, overrides: Iterable[str] = ()) -> tuple[Config, dict[str, str]]:
+def load_with_sources(
+    path: str | None, overrides: Iterable[str] = ()
+) -> tuple[Config, dict[str, str]]:
     """Load as `load_config` does; return also where each key that was set comes from.
 
     Raises:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from gptcli.config import words
 from gptcli.config.schema import Config
-from gptcli.config.yaml12 import Key
+from gptcli.config.yaml import Key
 from gptcli.errors import ConfigError
 
 # The same bound, as JSON Schema calls it and as a person would.
@@ -91,7 +91,7 @@ def find_key(name: str) -> KeyInfo:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors."""
-    schema = _spoken(Config.model_json_schema())
+    schema = _in_words(Config.model_json_schema())
     properties = {"extends": {"type": "string", "description": EXTENDS}, **schema["properties"]}
     for name in sections():  # `train:` with nothing below it is allowed
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
@@ -208,20 +208,20 @@ def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     return [" ".join([_KINDS[kind], " and ".join(bounds)]).strip()]
 
 
-def _spoken(schema: Any) -> Any:
+def _in_words(schema: Any) -> Any:
     """Give bounds the names that JSON Schema has for them, and texts no line breaks."""
     match schema:
         case dict():
             return {
                 _BOUNDS[name][0] if name in _BOUNDS else name: (
                     _one_line(value) if name == "description" and isinstance(value, str)
-                    else _spoken(value)
+                    else _in_words(value)
                 )
                 for name, value in schema.items()
                 if not (name == "title" and isinstance(value, str))
             }  # fmt: skip
         case list():
-            return [_spoken(item) for item in schema]
+            return [_in_words(item) for item in schema]
     return schema
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.reference import EXTENDS, KeyInfo, keys, sections
-from gptcli.config.yaml12 import flow, scalar
+from gptcli.config.yaml import flow, scalar
 
 SCHEMA_FILE = "gptcli.schema.json"
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
@@ -81,7 +81,7 @@ def reference_page() -> str:
     return "".join(parts)
 
 
-def shown(value: Any) -> str:
+def to_yaml(value: Any) -> str:
     """Return a value as YAML that a person would write."""
     return flow(value, _needs_no_quotes)
 
@@ -107,9 +107,9 @@ def _settings(found: Iterable[KeyInfo], indent: str) -> list[str]:
         name = info.key.rpartition(".")[2]
         value = STARTER.get(info.key)
         lines.append(
-            f"{indent}#{name}: {shown(info.default)}"
+            f"{indent}#{name}: {to_yaml(info.default)}"
             if value is None
-            else f"{indent}{name}: {shown(value)}"
+            else f"{indent}{name}: {to_yaml(value)}"
         )
     return lines
 
@@ -121,6 +121,6 @@ def _comment(text: str, indent: str) -> list[str]:
 def _rows(found: Iterable[KeyInfo], first: str = "") -> str:
     lines = "| key | takes | default | meaning |\n|---|---|---|---|\n" + first
     for info in found:
-        cells = (f"`{info.key}`", info.takes, f"`{shown(info.default)}`", info.meaning)
+        cells = (f"`{info.key}`", info.takes, f"`{to_yaml(info.default)}`", info.meaning)
         lines += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return lines

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli import durable, locking
+from gptcli import atomic, locking
 from gptcli.config.schema import Config, DataConfig
 from gptcli.data import hub, shards
 from gptcli.data.presets import PRESETS, Preset
@@ -111,7 +111,7 @@ def adopt(
     if not manifest.tokens.train:
         raise DataError(f"{folder}: no training tokens (a file name with 'train' in it)")
     with locking.hold(folder, "is preparing this folder", "wait for it"):
-        durable.write_bytes(folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        atomic.write_bytes(folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         shards.write_manifest(folder, manifest)
     return manifest
 
@@ -200,8 +200,8 @@ def fetch_ready_made(
         wanted = int(part)
     names = ["fineweb_val_000000.bin"]
     names += [f"fineweb_train_{number:06d}.bin" for number in range(1, wanted + 1)]
-    durable.make_folder(folder)
+    atomic.make_folder(folder)
     for name in names:
         if not (folder / name).exists():
             file = hub.HubFile(preset.where, name, preset.revision)
-            durable.link(file.fetch(on_bytes).resolve(), folder / name)
+            atomic.link(file.fetch(on_bytes).resolve(), folder / name)

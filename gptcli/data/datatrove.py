@@ -10,7 +10,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from gptcli.data.prepare import Plan, finalize, prepare_share
+from gptcli.data.prepare import PreparePlan, finalize, prepare_share
 
 
 class PrepareShare(PipelineStep):  # type: ignore[misc]  # datatrove ships no types
@@ -26,7 +26,7 @@ class PrepareShare(PipelineStep):  # type: ignore[misc]  # datatrove ships no ty
     name = "gpt prepare --rank"
     type = "TOKENIZER"
 
-    def __init__(self, plan: Plan, workers: int = 1) -> None:
+    def __init__(self, plan: PreparePlan, workers: int = 1) -> None:
         super().__init__()
         self.plan = plan
         self.workers = workers
@@ -56,7 +56,7 @@ class Finalize(PipelineStep):  # type: ignore[misc]
     name = "gpt prepare --finalize"
     type = "TOKENIZER"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PreparePlan) -> None:
         super().__init__()
         self.plan = plan
 

@@ -20,13 +20,13 @@ from gptcli.data.units import Unit
 from gptcli.data.worker import Encoded
 from gptcli.errors import DataError, GptError, MemoryLimitError
 from gptcli.tokenizers import Tokenizer, UnknownCharacters
-from gptcli.tokenizers.fast import FastBpe, fast_bpe
+from gptcli.tokenizers.gigatoken import FastBpe, fast_bpe
 
 _COMPARED_CHARS = 1 << 20  # in which gigatoken has to prove itself
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Texts of one unit to encode together.
 
     Attributes:
@@ -57,7 +57,7 @@ class Encoder:
         self._to_compare = _COMPARED_CHARS if self._fast else 0
         self._pool: Executor | None = None
 
-    def encode(self, batches: Iterable[Batch | None]) -> Iterator[tuple[Batch, Encoded]]:
+    def encode(self, batches: Iterable[TextBatch | None]) -> Iterator[tuple[TextBatch, Encoded]]:
         """Yield each batch with what it became, in their order.
 
         Args:
@@ -68,7 +68,7 @@ class Encoder:
             DataError: The vocabulary has no token for part of a text.
             MemoryLimitError: A worker was killed.
         """
-        waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+        waiting: deque[tuple[TextBatch, Future[Encoded]]] = deque()
         failure: GptError | None = None
         try:
             for batch in _until_failure(batches):
@@ -105,7 +105,7 @@ class Encoder:
             self._workers,
             # Spawned, not forked: the same on every system, and safe beside threads.
             mp_context=get_context("spawn"),
-            initializer=worker.start,
+            initializer=worker.init_worker,
             initargs=(self._tokenizer.definition(), self._dtype),
         )
 
@@ -125,7 +125,7 @@ class Encoder:
         return future
 
     def _encode_fast(self, fast: FastBpe, texts: list[str]) -> Encoded:
-        return worker.packed(fast.encode(texts), self._dtype, texts)
+        return worker.pack(fast.encode(texts), self._dtype, texts)
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +140,7 @@ class Encoder:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _until_failure(batches: Iterable[Batch | None]) -> Iterator[Batch | GptError | None]:
+def _until_failure(batches: Iterable[TextBatch | None]) -> Iterator[TextBatch | GptError | None]:
     """Yield the batches, and the error they end in, if they do."""
     try:
         yield from batches
@@ -148,7 +148,7 @@ def _until_failure(batches: Iterable[Batch | None]) -> Iterator[Batch | GptError
         yield error
 
 
-def _result(batch: Batch, future: Future[Encoded]) -> tuple[Batch, Encoded]:
+def _result(batch: TextBatch, future: Future[Encoded]) -> tuple[TextBatch, Encoded]:
     try:
         return batch, future.result()
     except UnknownCharacters as error:

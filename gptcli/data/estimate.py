@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptcli.data.prepare import Plan
+from gptcli.data.prepare import PreparePlan
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
 from gptcli.formatting import size
 from gptcli.tokenizers import Tokenizer, UnknownCharacters, make_tokenizer
-from gptcli.tokenizers.fast import fast_bpe
+from gptcli.tokenizers.gigatoken import fast_bpe
 
 _SAMPLE_CHARS = 1 << 18
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
@@ -36,7 +36,7 @@ class Estimate:
     """Of tokenizing, by one process; None where no text is at hand to measure."""
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: PreparePlan) -> Estimate:
     """Measure how fast the source's first text is tokenized, and scale it to the whole."""
     remote = [path for unit in plan.source.units for path in unit.paths
               if not isinstance(path, Path) and not path.is_cached()]  # fmt: skip
@@ -62,7 +62,7 @@ def estimate(plan: Plan) -> Estimate:
     )
 
 
-def require_room(plan: Plan, found: Estimate) -> None:
+def require_room(plan: PreparePlan, found: Estimate) -> None:
     """Refuse what the disk cannot hold.
 
     Raises:
@@ -79,7 +79,7 @@ def require_room(plan: Plan, found: Estimate) -> None:
         )
 
 
-def _measure(plan: Plan, tokenizer: Tokenizer) -> tuple[float, float | None]:
+def _measure(plan: PreparePlan, tokenizer: Tokenizer) -> tuple[float, float | None]:
     """Return (bytes of text per token, bytes per second) of the first text at hand."""
     unit = next(iter(plan.source.units), None)
     learned = plan.tokenizer.name in ("char", "bpe") and plan.tokenizer.path is None
@@ -110,7 +110,7 @@ def _measure(plan: Plan, tokenizer: Tokenizer) -> tuple[float, float | None]:
     return n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)
 
 
-def _text_per_byte(plan: Plan) -> float:
+def _text_per_byte(plan: PreparePlan) -> float:
     """Return how much text there is for each byte of the source's files."""
     paths = [path for unit in plan.source.units for path in unit.paths]
     names = (path.name if isinstance(path, Path) else getattr(path, "path", "") for path in paths)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.data.presets import unknown_part
 from gptcli.errors import DataError, GptError
 
@@ -175,7 +175,7 @@ class WebFile:
             content = _insist(self.url, self._download)
             if len(content) != self.n_bytes:
                 raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
-            durable.write_bytes(path, content)
+            atomic.write_bytes(path, content)
             on_bytes(len(content))
         return path
 
@@ -236,7 +236,7 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
         raise
     with contextlib.suppress(OSError, GptError):  # a cache that may not be written
         content = json.dumps(dataclasses.asdict(found)).encode()
-        durable.write_bytes(_memory(repository, config, revision), content)
+        atomic.write_bytes(_memory(repository, config, revision), content)
     return found
 
 
@@ -317,7 +317,7 @@ def _insist(what: str, ask: Callable[[], T]) -> T:
     """
     for seconds in (*_WAITS, None):
         try:
-            with durable.storage_errors(Path(what)):
+            with atomic.storage_errors(Path(what)):
                 return ask()
         except GptError:
             raise

@@ -3,10 +3,13 @@
 With N tokens there are n windows of seq_len + 1 tokens, `stride` apart. Position p = step *
 windows_per_step + slot belongs to epoch p // n and takes window permutation(epoch)[p % n], where
 the permutation is a keyed Feistel network with cycle walking (Black and Rogaway 2002): random
-access costs O(1), nothing is stored, and resuming is adding. Knows nothing of devices or models.
+access costs O(1), nothing is stored, and resuming is adding. A thread reads
+ahead and copies to the device. Knows nothing of models.
 """
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +19,7 @@ from torch import Tensor
 from gptcli.config.windows import epochs, training_windows
 from gptcli.data.shards import TokenReader
 from gptcli.errors import DataError
-from gptcli.keyed import keyed_int
+from gptcli.seeding import derive_seed
 
 Indices = npt.NDArray[np.uint64]
 Batch = tuple[Tensor, Tensor]
@@ -34,7 +37,7 @@ def permuted(indices: Indices, n: int, *key: int | str) -> Indices:
     """
     half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    keys = np.array([keyed_int("round", i, *key) for i in range(_ROUNDS)], dtype=np.uint64)
+    keys = np.array([derive_seed("round", i, *key) for i in range(_ROUNDS)], dtype=np.uint64)
     result = indices.copy()
     outside = np.ones(result.shape, dtype=bool)
     while outside.any():  # cycle walking: the network permutes [0, 4**k), which is at most 4 n
@@ -93,7 +96,7 @@ class TokenLoader:
             count = min(self._windows_per_step - slot, self.n_windows - index)
             indices = np.arange(index, index + count, dtype=np.uint64)
             windows = permuted(indices, self.n_windows, "windows", self._seed, epoch)
-            offset = keyed_int("offset", self._seed, epoch) % self._n_offsets
+            offset = derive_seed("offset", self._seed, epoch) % self._n_offsets
             starts[slot : slot + count] = offset + windows.astype(np.int64) * self._stride
             slot += count
         return starts
@@ -133,3 +136,57 @@ def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: in
     windows = torch.from_numpy(rows)
     # Whole tensors, not views of one: compiled code is made for the strides it first sees.
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+class Prefetcher:
+    """The loader's micro-batches in order; the next is read while one is worked on.
+
+    Attributes:
+        waited: Seconds that were spent waiting for a batch.
+    """
+
+    def __init__(
+        self,
+        loader: TokenLoader,
+        size: int,
+        device: torch.device,
+        turn: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            loader: Where batches come from.
+            size: Rows of a micro-batch.
+            device: Where they are to be.
+            turn: Rank and number of those who take the micro-batches of a step in turn.
+        """
+        self._loader, self._size, self._device = loader, size, device
+        self._turn = turn
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+        self.waited = 0.0
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """Yield the micro-batches of a step, and have those of the next step read meanwhile."""
+        began = time.perf_counter()
+        if self._ahead is None or self._ahead[0] != step:
+            self._ahead = step, self._thread.submit(self._read, step)
+        batches = self._ahead[1].result()
+        self._ahead = step + 1, self._thread.submit(self._read, step + 1)
+        self.waited += time.perf_counter() - began
+        for tokens, targets in batches:
+            yield (
+                tokens.to(self._device, non_blocking=True),
+                targets.to(self._device, non_blocking=True),
+            )
+
+    def _read(self, step: int) -> list[Batch]:
+        batches = list(self._loader.micro_batches(step, self._size, self._turn))
+        if self._device.type != "cuda":
+            return batches
+        # Only from pinned memory does a copy run beside the computation.
+        return [(tokens.pin_memory(), targets.pin_memory()) for tokens, targets in batches]
+
+    def close(self) -> None:
+        """End the thread; what it still reads is dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

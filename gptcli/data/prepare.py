@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptcli import durable, locking
+from gptcli import atomic, locking
 from gptcli.config.schema import Config, DataConfig, TokenizerConfig
 from gptcli.data import shards
+from gptcli.data.download import Fetcher
 from gptcli.data.encode import Encoder
-from gptcli.data.fetch import Fetcher
 from gptcli.data.hub import NetworkError, OnBytes
-from gptcli.data.progress import Progress, remove_prepared
+from gptcli.data.journal import Journal, remove_prepared
 from gptcli.data.sample import alphabet_text, vocabulary_text
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
-from gptcli.data.tokenize import OnProgress, write_units
-from gptcli.data.units import Unit, fingerprint
+from gptcli.data.units import Unit, content_hash
+from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import (
@@ -34,7 +34,7 @@ from gptcli.tokenizers import (
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparePlan:
     """What a call of `prepare` is going to do."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Plan:
     val_fraction: float
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config) -> PreparePlan:
     """Find the source of `config` and settle what it leaves open.
 
     Raises:
@@ -57,16 +57,16 @@ def make_plan(config: Config) -> Plan:
     if source.text_field and not config.is_set("data.text_field"):
         data = data.model_copy(update={"text_field": source.text_field})
     fraction = source.val_fraction(data)
-    return Plan(data_dir(data), source, data, config.tokenizer, config.seed, fraction)
+    return PreparePlan(data_dir(data), source, data, config.tokenizer, config.seed, fraction)
 
 
-def is_finished(plan: Plan) -> bool:
+def is_finished(plan: PreparePlan) -> bool:
     """Tell whether the folder of a plan holds prepared data, of whatever recipe."""
     return (plan.folder / shards.MANIFEST).exists()
 
 
 def prepare(
-    plan: Plan,
+    plan: PreparePlan,
     *,
     workers: int = 1,
     force: bool = False,
@@ -101,13 +101,13 @@ def prepare(
         return _write(plan, workers, force, on_progress, on_download)
 
 
-def _complete(plan: Plan) -> Manifest | None:
+def _complete(plan: PreparePlan) -> Manifest | None:
     """Return the manifest of a folder that holds what the plan asks for, None if unfinished."""
     existing = _existing(plan)
     if existing is not None:
         _require_same(existing, plan)
-        Progress(plan.folder).end()  # in case a run was killed after its last word
-        durable.remove_leftovers(plan.folder)
+        Journal(plan.folder).end()  # in case a run was killed after its last word
+        atomic.remove_leftovers(plan.folder)
     return existing
 
 
@@ -115,7 +115,7 @@ def _complete(plan: Plan) -> Manifest | None:
 def _held(folder: Path, shared: bool = False) -> Iterator[None]:
     """Hold the folder, making it if it is not there; if nothing is put into it, it goes again."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    durable.make_folder(folder)
+    atomic.make_folder(folder)
     try:
         with (
             locking.hold(
@@ -124,7 +124,7 @@ def _held(folder: Path, shared: bool = False) -> Iterator[None]:
                 "wait for it, stop it, or choose another folder with --out",
                 shared=shared,
             ),
-            durable.storage_errors(folder),
+            atomic.storage_errors(folder),
         ):
             yield
     finally:
@@ -134,19 +134,19 @@ def _held(folder: Path, shared: bool = False) -> Iterator[None]:
 
 
 def _write(
-    plan: Plan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
+    plan: PreparePlan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
 ) -> Manifest:
     existing = _existing(plan)
-    progress = Progress(plan.folder)
+    progress = Journal(plan.folder)
     if force:
         progress.discard()
     tokenizer, recipe = _settle(plan, progress)
-    durable.remove_leftovers(plan.folder)
+    atomic.remove_leftovers(plan.folder)
     if existing is not None:
         remove_prepared(plan.folder, existing)
     try:
         progress.begin(recipe)
-        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         units = _run(
             plan, plan.source.units, tokenizer, progress, workers, on_progress, on_download
         )
@@ -161,7 +161,7 @@ def _write(
 
 
 def prepare_share(
-    plan: Plan,
+    plan: PreparePlan,
     rank: int,
     world_size: int,
     *,
@@ -184,14 +184,14 @@ def prepare_share(
         if existing is not None:
             _require_same(existing, plan)
             return existing.units[rank::world_size]
-        progress = Progress(plan.folder)
+        progress = Journal(plan.folder)
         tokenizer, recipe = _settle(plan, progress)
         progress.begin(recipe)
-        durable.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+        atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         return _run(plan, share, tokenizer, progress, workers, on_progress, on_download)
 
 
-def finalize(plan: Plan) -> Manifest:
+def finalize(plan: PreparePlan) -> Manifest:
     """Write the manifest over the units that ranks have prepared.
 
     Raises:
@@ -204,7 +204,7 @@ def finalize(plan: Plan) -> Manifest:
         if existing is not None:
             _require_same(existing, plan)
             return existing
-        progress = Progress(plan.folder)
+        progress = Journal(plan.folder)
         if progress.recipe() is None:
             raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
         tokenizer, recipe = _settle(plan, progress)
@@ -223,11 +223,11 @@ def finalize(plan: Plan) -> Manifest:
         _refuse_empty(plan, manifest)
         shards.write_manifest(plan.folder, manifest)
         progress.end()
-        durable.remove_leftovers(plan.folder)
+        atomic.remove_leftovers(plan.folder)
         return manifest
 
 
-def _settle(plan: Plan, progress: Progress) -> tuple[Tokenizer, Recipe]:
+def _settle(plan: PreparePlan, progress: Journal) -> tuple[Tokenizer, Recipe]:
     """Return the tokenizer, and what the shards' bytes will depend on."""
     tokenizer = _tokenizer(plan, progress)
     record = TokenizerRecord(
@@ -236,7 +236,7 @@ def _settle(plan: Plan, progress: Progress) -> tuple[Tokenizer, Recipe]:
     return tokenizer, _recipe(plan, record)
 
 
-def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
+def _tokenizer(plan: PreparePlan, progress: Journal) -> Tokenizer:
     """Return the unfinished preparation's tokenizer, or make one: nothing is learned twice."""
     recipe = progress.recipe()
     wanted = plan.tokenizer
@@ -249,7 +249,7 @@ def _tokenizer(plan: Plan, progress: Progress) -> Tokenizer:
     return make_tokenizer(wanted, lambda: _sample(plan))
 
 
-def _clean_up(plan: Plan, progress: Progress, error: BaseException) -> None:
+def _clean_up(plan: PreparePlan, progress: Journal, error: BaseException) -> None:
     """Remove what a preparation has written that finished no unit, or none worth keeping."""
     # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
     is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
@@ -265,7 +265,7 @@ def _clean_up(plan: Plan, progress: Progress, error: BaseException) -> None:
                 path.unlink()
 
 
-def _recipe(plan: Plan, tokenizer: TokenizerRecord) -> Recipe:
+def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
     return Recipe(
         source=plan.source.name,
         revision=plan.source.revision,
@@ -279,7 +279,7 @@ def _recipe(plan: Plan, tokenizer: TokenizerRecord) -> Recipe:
     )
 
 
-def _existing(plan: Plan) -> Manifest | None:
+def _existing(plan: PreparePlan) -> Manifest | None:
     """Return the manifest of a finished folder; refuse one that holds somebody else's files."""
     if (plan.folder / shards.MANIFEST).exists():
         return shards.read_manifest(plan.folder)
@@ -297,7 +297,7 @@ def _existing(plan: Plan) -> Manifest | None:
     return None
 
 
-def _require_same(existing: Manifest, plan: Plan) -> None:
+def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     """Refuse to take `existing` for what preparing again would write, if it is not; say why."""
     name = plan.tokenizer.name
     record = existing.tokenizer
@@ -312,7 +312,7 @@ def _require_same(existing: Manifest, plan: Plan) -> None:
     if not same_tokenizer:
         differing.insert(0, f"tokenizer ({record.name} there, {name} here)")
     if not differing:
-        units = [(unit.name, fingerprint(unit)) for unit in plan.source.units]
+        units = [(unit.name, content_hash(unit)) for unit in plan.source.units]
         if units != [(unit.name, unit.sha256) for unit in existing.units]:
             differing = ["the source's files"]
     if differing:
@@ -325,7 +325,7 @@ def _require_same(existing: Manifest, plan: Plan) -> None:
         shards.TokenReader(plan.folder, existing, split).close()
 
 
-def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
+def _refuse_empty(plan: PreparePlan, manifest: Manifest) -> None:
     if not manifest.bytes.train + manifest.bytes.val:
         raise DataError(
             f"{plan.source.name}: no text in it ({plural(manifest.documents, 'document')})"
@@ -344,21 +344,21 @@ def _refuse_empty(plan: Plan, manifest: Manifest) -> None:
         )
 
 
-def _sample(plan: Plan) -> Iterator[str]:
+def _sample(plan: PreparePlan) -> Iterator[str]:
     """Return the text to learn an alphabet or a vocabulary from."""
     if plan.tokenizer.name == "bpe":
         return vocabulary_text(plan.source.units, plan.data, plan.seed, plan.val_fraction)
     return alphabet_text(plan.source.units, plan.data)
 
 
-def _finished(units: Sequence[Unit], progress: Progress) -> dict[int, UnitRecord]:
+def _finished(units: Sequence[Unit], progress: Journal) -> dict[int, UnitRecord]:
     """Return the records of the units that are done; their sources must be as they were."""
     done: dict[int, UnitRecord] = {}
     for unit in units:
         record = progress.record(unit.index)
         if record is None:
             continue
-        if record.sha256 != fingerprint(unit):
+        if record.sha256 != content_hash(unit):
             raise ConfigError(
                 f"{unit.name} has changed since this preparation began", "begin anew with --force"
             )
@@ -367,10 +367,10 @@ def _finished(units: Sequence[Unit], progress: Progress) -> dict[int, UnitRecord
 
 
 def _run(
-    plan: Plan,
+    plan: PreparePlan,
     units: Sequence[Unit],
     tokenizer: Tokenizer,
-    progress: Progress,
+    progress: Journal,
     workers: int,
     on_progress: OnProgress,
     on_download: OnBytes,
@@ -396,7 +396,7 @@ def _run(
         ):
             unit = plan.source.units[local.index]
             if unit != local:  # the address of a file of the network, not its content
-                record = record.model_copy(update={"sha256": fingerprint(unit)})
+                record = record.model_copy(update={"sha256": content_hash(unit)})
             progress.commit(unit.index, record)
             fetcher.release(unit)
             done[unit.index] = record

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptcli.durable import storage_errors
+from gptcli.atomic import storage_errors
 from gptcli.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer, load_tokenizer
 
@@ -172,7 +172,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(durable.read_bytes(path))
+        content = json.loads(atomic.read_bytes(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         manifest = Manifest.model_validate_json(json.dumps(content))
         if checksum not in (None, _checksum(manifest)):  # None in folders of before there was one
@@ -204,7 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a data folder, with a checksum over it."""
     content = {**manifest.model_dump(), "checksum": _checksum(manifest)}
-    durable.write_bytes(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    atomic.write_bytes(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _checksum(manifest: Manifest) -> str:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.config.schema import DataConfig, SplitSource
 from gptcli.data import hub, library, readers
 from gptcli.data.presets import PRESETS, Expected, Preset, unknown_preset
 from gptcli.data.units import Split, Unit, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
-from gptcli.keyed import keyed_int
+from gptcli.seeding import derive_seed
 
 STDIN = "-"
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
@@ -177,7 +177,7 @@ def _spooled_stdin() -> Path:
     """Copy stdin, which can be read only once, into a file that is removed at exit."""
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
-    with durable.new_place(Path(os.environ.get("TMPDIR") or "/tmp")):
+    with atomic.create_errors(Path(os.environ.get("TMPDIR") or "/tmp")):
         with tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file:
             path = Path(file.name)
             atexit.register(path.unlink, missing_ok=True)
@@ -248,7 +248,7 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
     total = sum(sizes.values())
     room = total * (config.val_fraction if config.val_fraction is not None else 0.1)
     held_out = set()
-    for package in sorted(packages, key=lambda package: keyed_int("stdlib", seed, package)):
+    for package in sorted(packages, key=lambda package: derive_seed("stdlib", seed, package)):
         if 0 < sizes[package] <= room:
             room -= sizes[package]
             held_out.add(package)

@@ -15,11 +15,11 @@ from typing import Literal
 from gptcli.config.schema import DataConfig
 from gptcli.data import hub, library, readers
 from gptcli.errors import DataError
-from gptcli.keyed import keyed_float
+from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import SAFE_CUT
 
 Split = Literal["train", "val"]
-HeldOut = Literal["documents", "tail", "end", "train", "val"]
+SplitRule = Literal["documents", "tail", "end", "train", "val"]
 
 GROUP_BYTES = 32 << 20  # text files are grouped up to this size
 FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
@@ -43,7 +43,7 @@ class Unit:
     index: int
     name: str
     paths: tuple[Path | hub.RemoteFile, ...]
-    held_out: HeldOut
+    held_out: SplitRule
     joined: bool = False
 
     def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
@@ -52,7 +52,7 @@ class Unit:
             case "val":
                 return "val"
             case "documents":
-                drawn = keyed_float("split", seed, self.index, document)
+                drawn = derive_uniform("split", seed, self.index, document)
                 return "val" if drawn < val_fraction else "train"
         return "train"
 
@@ -61,7 +61,7 @@ def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     """Group text files, then make each rows file a unit, in the order of the files."""
     is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
     texts = [file for file, is_row in zip(files, is_rows, strict=True) if not is_row]
-    held_out: HeldOut = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
+    held_out: SplitRule = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
     units = [Unit(0, readers.shown(group[0]), group, held_out) for group in _groups(texts)]
     rows = [
         Unit(0, readers.shown(file), (file,), "documents")
@@ -134,7 +134,7 @@ def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Ite
         yield readers.read_text(path, config.encoding_errors, cut)
 
 
-def fingerprint(unit: Unit) -> str:
+def content_hash(unit: Unit) -> str:
     """Return a sha256 over the unit's files: their content, or their pinned address."""
     digest = hashlib.sha256()
     for entry in unit.paths:
@@ -146,7 +146,7 @@ def fingerprint(unit: Unit) -> str:
     return digest.hexdigest()
 
 
-def stamps(unit: Unit) -> list[tuple[int, int, int]]:
+def file_stats(unit: Unit) -> list[tuple[int, int, int]]:
     """Return what changes when a local file of the unit does: its inode, size and time, ns."""
     found = []
     for entry in unit.paths:

@@ -43,10 +43,10 @@ def encode_batch(tokenizer: Tokenizer, dtype: str, texts: list[str]) -> Encoded:
     Raises:
         UnknownCharacters: The vocabulary has no token for part of a text.
     """
-    return packed([tokenizer.encode(text) for text in texts], dtype, texts)
+    return pack([tokenizer.encode(text) for text in texts], dtype, texts)
 
 
-def packed(found: list[Ids], dtype: str, texts: list[str]) -> Encoded:
+def pack(found: list[Ids], dtype: str, texts: list[str]) -> Encoded:
     """Put the ids of each text together, as numpy's `dtype`."""
     counts = [len(ids) for ids in found]
     n_bytes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
@@ -58,7 +58,7 @@ _tokenizer: Tokenizer
 _dtype: str
 
 
-def start(definition: dict[str, Any], dtype: str) -> None:
+def init_worker(definition: dict[str, Any], dtype: str) -> None:
     """Set up this process: its tokenizer, and an end together with its parent's."""
     global _tokenizer, _dtype
     _tokenizer, _dtype = tokenizer_from(definition), dtype

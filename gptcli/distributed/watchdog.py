@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch._C._distributed_c10d import Store
 
-from gptcli.distributed.world import World, notes, who
+from gptcli.distributed.process_group import World, peer_pid, rendezvous_store
 from gptcli.errors import EXIT_DISTRIBUTED
 
 _PERIOD = 1.0  # seconds between two beats
@@ -81,7 +81,7 @@ class Watchdog:
     def _watch(self) -> None:
         world, parent = self._world, os.getppid()
         with contextlib.suppress(RuntimeError):  # the store has gone, and the run goes too
-            self._store = notes()
+            self._store = rendezvous_store()
             moved, moves, number = time.monotonic(), world.moves, 0
             while not self._ended.wait(_PERIOD):
                 number += 1
@@ -134,10 +134,10 @@ class Watchdog:
             if hanging
             else f"no rank got on for {self._seconds:.0f} s"
         )
-        world.leave_word(message, EXIT_DISTRIBUTED)
+        world.post_failure(message, EXIT_DISTRIBUTED)
         self._on_hang(Hang(message, self._all_stacks()))
         for rank in hanging:
-            found = who(self._store, world.name, rank)
+            found = peer_pid(self._store, world.name, rank)
             # torchrun would first ask it to end, and wait half a minute.
             if found is not None and found[0] == socket.gethostname() and rank != world.rank:
                 with contextlib.suppress(OSError):

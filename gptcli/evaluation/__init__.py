@@ -1,8 +1,8 @@
 """The loss of a network on text, its units, and the difference between two networks."""
 
 from gptcli.evaluation.compare import Difference, paired_difference, spans_of_bytes
-from gptcli.evaluation.result import Evaluation, TextUnits
-from gptcli.evaluation.scoring import (
+from gptcli.evaluation.metrics import Evaluation, TokenStats
+from gptcli.evaluation.score import (
     SpanOf,
     TokenArray,
     TokenSequence,
@@ -14,9 +14,9 @@ __all__ = [
     "Difference",
     "Evaluation",
     "SpanOf",
-    "TextUnits",
     "TokenArray",
     "TokenSequence",
+    "TokenStats",
     "evaluate",
     "paired_difference",
     "spans_of_bytes",

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from gptcli.evaluation.result import MOST_SPANS, Evaluation, standard_error_of_sum
+from gptcli.evaluation.metrics import MOST_SPANS, Evaluation, standard_error_of_sum
 
 CONFIDENCE = 0.95
 _SMALLEST_SPAN = 512  # bytes

@@ -12,7 +12,7 @@ from gptcli.data.readers import read_text
 from gptcli.data.shards import Split, TokenReader, read_manifest
 from gptcli.errors import DataError
 from gptcli.evaluation.compare import spans_of_bytes
-from gptcli.evaluation.scoring import SpanOf, TokenArray, TokenSequence
+from gptcli.evaluation.score import SpanOf, TokenArray, TokenSequence
 from gptcli.tokenizers import UnknownCharacters
 
 

@@ -1,19 +1,19 @@
 """Sampling: a prompt's ids to new ids, and the text around them."""
 
-from gptcli.generation.decoding import Decoding, Drawn
-from gptcli.generation.samples import Clock, Sample, draw_samples, rows_together
-from gptcli.generation.text import Text, continued_prompt, encode_prompt
-from gptcli.generation.weights import exchange_weights
+from gptcli.generation.decode import Decoding, SampledToken
+from gptcli.generation.samples import DecodeTimings, Sample, draw_samples, rows_together
+from gptcli.generation.text import TextStream, encode_prompt, extend_context
+from gptcli.generation.weights import prepare_for_decoding
 
 __all__ = [
-    "Clock",
+    "DecodeTimings",
     "Decoding",
-    "Drawn",
     "Sample",
-    "Text",
-    "continued_prompt",
+    "SampledToken",
+    "TextStream",
     "draw_samples",
     "encode_prompt",
-    "exchange_weights",
+    "extend_context",
+    "prepare_for_decoding",
     "rows_together",
 ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
-from gptcli.generation.decoding import Decoding, Drawn
-from gptcli.generation.text import Text
+from gptcli.generation.decode import Decoding, SampledToken
+from gptcli.generation.text import TextStream
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer
 
@@ -27,12 +27,12 @@ class Sample:
     """
 
     number: int
-    text: Text
-    drawn: list[Drawn] = field(default_factory=list)
+    text: TextStream
+    drawn: list[SampledToken] = field(default_factory=list)
 
 
 @dataclass
-class Clock:
+class DecodeTimings:
     """How long drawing took.
 
     Attributes:
@@ -67,7 +67,7 @@ def draw_samples(
     *,
     seed: int,
     numbers: Sequence[int],
-    clock: Clock | None = None,
+    clock: DecodeTimings | None = None,
     logprobs: bool = False,
 ) -> Iterator[tuple[Sample, str]]:
     """Yield text as it becomes certain, a sample after the other, with the sample it belongs to.
@@ -91,9 +91,9 @@ def draw_samples(
     if any(token >= model.n_tokens for token in prompt):
         raise ConfigError("the model has no token that a text starts with", "give it a prompt")
     together = rows_together(model, len(numbers))
-    clock = clock or Clock()
+    clock = clock or DecodeTimings()
     for first in range(0, len(numbers), together):
-        growing = {number: Sample(number, Text(tokenizer, config))
+        growing = {number: Sample(number, TextStream(tokenizer, config))
                    for number in numbers[first : first + together]}  # fmt: skip
         decoding = Decoding(
             model, prompt, config, ends=tokenizer.ends, seed=seed,
@@ -111,7 +111,7 @@ def rows_together(model: GPT, n_samples: int) -> int:
 
 
 def _in_order(
-    decoding: Decoding, growing: dict[int, Sample], clock: Clock
+    decoding: Decoding, growing: dict[int, Sample], clock: DecodeTimings
 ) -> Iterator[tuple[Sample, str]]:
     held = dict.fromkeys(growing, "")
     waiting, ended = deque(growing), set[int]()

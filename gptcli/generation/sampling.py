@@ -15,7 +15,7 @@ from gptcli.config.schema import GenerateConfig
 _LIKELIEST = 512
 
 
-def candidates(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None, Tensor]:
+def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None, Tensor]:
     """Return the tokens that may be drawn, (B, K), and their probabilities, (B, K).
 
     Top-p is Holtzman et al. 2020, min-p Nguyen et al. 2024; both judge what top-k leaves. What may
@@ -49,7 +49,7 @@ def _likeliest(probs: Tensor, reached: float) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def draw(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> list[int]:
+def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> list[int]:
     """Return one token for each row of logits (B, V).
 
     A row's distribution is inverted at its number in [0, 1), so that the draw depends on nothing
@@ -58,7 +58,7 @@ def draw(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> l
     if config.temperature == 0:
         likeliest: list[int] = logits.argmax(-1).tolist()
         return likeliest
-    ids, probs = candidates(logits, config)
+    ids, probs = filter_logits(logits, config)
     ends = probs.cumsum(-1, dtype=torch.float64)  # (B, K)
     wanted = torch.tensor(uniforms, dtype=torch.float64)[:, None] * ends[:, -1:]
     at = torch.searchsorted(ends, wanted, right=True).clamp(max=ends.shape[-1] - 1)  # (B, 1)
@@ -69,7 +69,7 @@ def draw(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> l
     return tokens
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make tokens that were there already less likely (Keskar et al. 2019, CTRL).
 
     Args:

@@ -33,7 +33,7 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def continued_prompt(
+def extend_context(
     tokenizer: Tokenizer, said: Sequence[int], text: str, block_size: int
 ) -> list[int]:
     """Return what was said with `text` behind it, or its later part where the context is too short.
@@ -46,7 +46,7 @@ def continued_prompt(
     return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
 
 
-class Text:
+class TextStream:
     """The text of drawn ids, cut before the first stop string.
 
     Bytes of an unfinished character and what may become a stop string are held back until it is

@@ -25,7 +25,7 @@ _MARGIN = 1.25  # as much faster than those before it a kernel has to be: a race
 
 _INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not look
 
-Product = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
+MatmulFn = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
 
 
 class Kernel(NamedTuple):
@@ -39,11 +39,11 @@ class Kernel(NamedTuple):
 
     name: str
     dtype: torch.dtype
-    prepare: Callable[[Tensor, Tensor | None], Product]
+    prepare: Callable[[Tensor, Tensor | None], MatmulFn]
 
 
 @torch.no_grad()
-def exchange_weights(
+def prepare_for_decoding(
     model: GPT, dtype: torch.dtype | None = None, *, rows: int = 1, int8: bool = False
 ) -> str:
     """Give `model` the weights that it decodes best with, in place; it cannot be trained then.
@@ -94,7 +94,7 @@ def _exchange(
     model: GPT, layers: dict[str, nn.Linear], candidates: list[Kernel], rows: int
 ) -> Kernel:
     """Exchange some layers for the fastest of the candidates."""
-    kernel = _fastest(candidates, list(layers.values()), rows, model.wte.weight)
+    kernel = _autotune(candidates, list(layers.values()), rows, model.wte.weight)
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
         module = model.get_submodule(parent)
@@ -103,7 +103,9 @@ def _exchange(
     return kernel
 
 
-def _fastest(candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor) -> Kernel:
+def _autotune(
+    candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor
+) -> Kernel:
     """Race kernels on the largest matrices; one that fails or errs here does not finish.
 
     Before each lap a large tensor, `other`, is read: between two uses of a weight in decoding all
@@ -125,13 +127,13 @@ def _fastest(candidates: list[Kernel], layers: list[nn.Linear], rows: int, other
             continue  # this torch or this processor does not have it
         if not error < 0.05:
             continue
-        seconds = min(_lap(products, x, other) for _ in range(_LAPS))
+        seconds = min(_time(products, x, other) for _ in range(_LAPS))
         if seconds * _MARGIN < best_seconds:
             best, best_seconds = kernel, seconds
     return best
 
 
-def _lap(products: list[Product], x: Tensor, other: Tensor) -> float:
+def _time(products: list[MatmulFn], x: Tensor, other: Tensor) -> float:
     other.sum()
     synchronize(x.device)
     began = time.perf_counter()
@@ -161,14 +163,14 @@ def _int8_candidates(layers: dict[str, nn.Linear]) -> list[Kernel]:
     return [INT8, INT8_PLAIN] if fits else [INT8_PLAIN]
 
 
-def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
     W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
     if dtype == torch.float16:  # whose range is narrow: what leaves a product may be large
         return lambda x: F.linear(x.to(dtype), W, b).float()
     return lambda x: F.linear(x.to(dtype), W, b)
 
 
-def _packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+def _packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
     """Order the weight as oneDNN wants it (as torch's own compiler does), once."""
     W, b = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 1), bias
     b = None if bias is None else bias.to(dtype)
@@ -188,7 +190,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8), scales
 
 
-def _int8(weight: Tensor, bias: Tensor | None) -> Product:
+def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
     W, scales = quantize(weight.float())
     b = None if bias is None else bias.bfloat16()
 
@@ -201,7 +203,7 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Product:
     return product
 
 
-def _int8_plain(weight: Tensor, bias: Tensor | None) -> Product:
+def _int8_plain(weight: Tensor, bias: Tensor | None) -> MatmulFn:
     W, scales = quantize(weight.float())
 
     def product(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gptcli import __version__
 from gptcli.checkpoint import TrainedModel
+from gptcli.runs import METRICS
 
 
 def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str) -> str:
@@ -89,7 +90,7 @@ def _losses(trained: TrainedModel) -> list[str]:
 def _metrics(checkpoint: Path) -> list[dict[str, Any]]:
     for folder in checkpoint.resolve().parents[:2]:
         try:
-            text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+            text = (folder / METRICS).read_text(encoding="utf-8")
             return [line for line in map(json.loads, text.splitlines()) if isinstance(line, dict)]
         except (OSError, ValueError):
             continue

@@ -18,18 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.checkpoint import TrainedModel, load_weights
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError, StorageError
-from gptcli.interop.architecture import Family, family_of, table_of, to_hugging_face
 from gptcli.interop.card import model_card
-from gptcli.interop.gguf_file import FileDtype, read_gguf, require_gguf, write_gguf
-from gptcli.interop.hugging_face import CONFIG, WEIGHTS, open_folder
-from gptcli.interop.mapping import to_theirs
+from gptcli.interop.gguf import FileDtype, read_gguf, require_gguf, write_gguf
+from gptcli.interop.hf_config import Family, family_of, table_of, to_hugging_face
+from gptcli.interop.hf_tokenizer import tokenizer_config, tokenizer_json, vocabulary_of
+from gptcli.interop.hf_weights import CONFIG, WEIGHTS, open_folder
+from gptcli.interop.names import to_format
 from gptcli.interop.nanogpt import from_nanogpt, nanogpt_content, require_nanogpt
-from gptcli.interop.origin import our_shapes, trim
-from gptcli.interop.vocabulary import tokenizer_config, tokenizer_json, vocabulary_of
+from gptcli.interop.weights import our_shapes, unpad_vocab
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.simple import CharTokenizer
@@ -91,11 +91,11 @@ def export(
         _require_free(characters, force, is_folder=False)
     model = trained.model.config.model_copy(update={"vocab_size": trained.tokenizer.vocab_size})
     weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
-    weights = trim(weights, trained.tokenizer.vocab_size)
+    weights = unpad_vocab(weights, trained.tokenizer.vocab_size)
     if to != "nanogpt":
         weights = _with_biases(weights, model, family)
     n_parameters = sum(weight.numel() for weight in weights.values())
-    durable.make_folder(out.parent)
+    atomic.make_folder(out.parent)
     with _aside(out) as aside:
         match to:
             case "hf":
@@ -170,7 +170,7 @@ def _require_free(out: Path, force: bool, is_folder: bool) -> None:
 @contextlib.contextmanager
 def _aside(out: Path) -> Iterator[Path]:
     """Give a name beside `out` to write under; remove what is there if the block raises."""
-    aside = durable.aside_name(out)
+    aside = atomic.aside_name(out)
     try:
         yield aside
     except BaseException:
@@ -184,9 +184,9 @@ def _place(aside: Path, out: Path) -> int:
     """Flush what was written, give it its name, and return its bytes."""
     files = sorted(aside.iterdir()) if aside.is_dir() else [aside]
     for file in files:
-        durable.sync_file(file)
+        atomic.sync_file(file)
     size = sum(file.stat().st_size for file in files)
-    with durable.new_place(out):
+    with atomic.create_errors(out):
         if out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         elif out.exists():
@@ -195,14 +195,14 @@ def _place(aside: Path, out: Path) -> int:
                 number += 1
             out.rename(old)
         os.replace(aside, out)
-    durable.sync_folder(out.parent)
+    atomic.sync_folder(out.parent)
     return size
 
 
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     """Turn what torch, safetensors and the system say of a failed write into our error."""
-    with durable.new_place(path):
+    with atomic.create_errors(path):
         try:
             yield
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -235,7 +235,7 @@ def _write_folder(
 ) -> None:  # fmt: skip
     """Write all files of a Hugging Face model."""
     tokenizer = trained.tokenizer
-    theirs = to_theirs(weights, table_of(family), model)
+    theirs = to_format(weights, table_of(family), model)
     config = trained.checkpoint.config
     context = model.trained_context(config["data"].get("seq_len"))
     files = {

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
-from gptcli.interop.hugging_face import assumed_vocabulary
-from gptcli.interop.mapping import NANOGPT, to_theirs
-from gptcli.interop.origin import Origin, ours_from, require_shapes
+from gptcli.interop.hf_weights import assumed_vocabulary
+from gptcli.interop.names import NANOGPT, to_format
+from gptcli.interop.weights import Pretrained, ours_from, require_shapes
 
 _ARGS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
 _COMPILED = "_orig_mod."
@@ -25,7 +25,7 @@ def is_nanogpt(content: Any) -> bool:
     return isinstance(content, dict) and {"model", "model_args"} <= content.keys()
 
 
-def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Origin:
+def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Pretrained:
     """Open the content of a `ckpt.pt`.
 
     Raises:
@@ -56,7 +56,7 @@ def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Origin:
     step = content.get("iter_num")
     revision = f"step {step}" if isinstance(step, int) else None
     vocabulary, tokenizer = assumed_vocabulary(model.vocab_size)
-    return Origin(name, str(path), revision, model, vocabulary, tokenizer, weights)
+    return Pretrained(name, str(path), revision, model, vocabulary, tokenizer, weights)
 
 
 def _is_repeated(name: str) -> bool:
@@ -104,7 +104,7 @@ def nanogpt_content(
         best_loss: Becomes `best_val_loss`.
     """
     args = {key: getattr(model, key) for key in sorted(_ARGS)}
-    theirs = to_theirs(ours, NANOGPT, model)
+    theirs = to_format(ours, NANOGPT, model)
     theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
     # nanoGPT's groups: matrices, which decay, then vectors; resuming asks for as many of each.
     parameters = [torch.nn.Parameter(weight) for weight in ours.values()]

@@ -102,19 +102,19 @@ class Attention(nn.Module):
             )  # (H + G, 1, D)
             qk = F.rms_norm(qk, (self.head_size,), None, self.q_norm.eps) * weight.to(qk.dtype)
         if rotation is not None:
-            qk = rotate(qk, rotation)
+            qk = apply_rope(qk, rotation)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-            y = attend_cached(q.to(cache.dtype), k, v)
+            y = cached_attention(q.to(cache.dtype), k, v)
         else:
-            y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+            y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * D)
         y = self.c_proj(y)  # (B, T, C)
         return F.dropout(y, self.dropout) if self.training else y
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Attend causally: queries (B, H, T, D) to keys and values (B, G, T, D)."""
     autocast: AbstractContextManager[Any] = contextlib.nullcontext()
     if q.device.type == "cpu" and k.shape[2] <= SHORT_CONTEXT:
@@ -128,7 +128,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return y
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D)."""
     n_new, n_seen = q.shape[2], k.shape[2]
     mask = None  # a single token sees all, and the kernel has its own mask for T = S
@@ -140,7 +140,7 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return y
 
 
-def rotation_table(
+def rope_cache(
     start: int, n_tokens: int, head_size: int, theta: float, device: torch.device
 ) -> Tensor:
     """Return cosine and sine of rotary positions (Su et al. 2021) from `start` on, (2, T, D)."""
@@ -150,7 +150,7 @@ def rotation_table(
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn queries or keys (B, H, T, D) by their positions, halves as pairs (as Llama does)."""
     cos, sin = rotation.to(x.dtype).unbind(0)  # (T, D) each
     first, second = x.chunk(2, dim=-1)
@@ -275,7 +275,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(torch.arange(start, start + T, device=tokens.device))
         else:
-            rotation = rotation_table(
+            rotation = rope_cache(
                 start, T, self.config.head_size, self.config.rope_theta, tokens.device
             )
         x = F.dropout(x, self.config.dropout, self.training)

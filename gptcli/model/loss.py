@@ -42,7 +42,7 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, n_tokens: int) -> T
     rows, aims, W = x.flatten(0, 1), targets.flatten(), weight.to(_products_dtype(x))
     n_rows = ceil(len(rows) / _n_tables(rows, W))
     losses = [
-        _losses_of(_logits(rows[span].to(W.dtype), W, n_tokens), aims[span], learns=False)
+        _cross_entropy_chunk(_logits(rows[span].to(W.dtype), W, n_tokens), aims[span], learns=False)
         for first in range(0, len(rows), n_rows)
         for span in [slice(first, first + n_rows)]
     ]
@@ -88,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
             rows = x[span].to(dtype)
             # (N, V) logits, then their gradient
             table = _logits(rows, W, n_tokens, room[: len(rows)])
-            total += _losses_of(table, targets[span], learns).sum()
+            total += _cross_entropy_chunk(table, targets[span], learns).sum()
             if grad_x is None:
                 continue
             grad_x[span] = table @ W
@@ -107,7 +107,7 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_x.mul_(grads[0]), grad_weight, None, None, None
 
 
-def _losses_of(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
+def _cross_entropy_chunk(table: Tensor, targets: Tensor, learns: bool) -> Tensor:
     """Return the losses (N,) of logits (N, V); with `learns`, put the gradient in their place."""
     losses = []
     some_ignored = learns and bool((targets == IGNORED).any())

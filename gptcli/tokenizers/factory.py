@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import bpe
 from gptcli.tokenizers.base import Alphabet, Tokenizer
@@ -112,7 +112,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        content = json.loads(durable.read_bytes(file))
+        content = json.loads(atomic.read_bytes(file))
         if content.pop("format") != "gptcli-tokenizer" or content.pop("version") != FORMAT_VERSION:
             raise ValueError("another format or version")
     except OSError as error:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from gptcli.config.schema import Config
 from gptcli.training.optim import LR_SCALE
-from gptcli.training.outlook import Advice
-from gptcli.training.work import Counts, epochs_of, work_of
+from gptcli.training.requirements import Advice
+from gptcli.training.work import RunCounts, epochs_of, estimate_work
 
 _LR_FACTOR = 5.0  # from the rule, either way, from where on it is far off
 _MANY_EPOCHS = 4
@@ -21,7 +21,7 @@ _SMALL_SHARE = 0.1  # of its steps, that is suggested instead
 _WORTH_SAYING = 500_000  # tokens' worth of training, which are most of a minute on a laptop
 
 
-def advice(config: Config, counts: Counts) -> tuple[Advice, ...]:
+def advise(config: Config, counts: RunCounts) -> tuple[Advice, ...]:
     """Return what there is to say about a settled configuration, most telling first."""
     rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation, _shares, _vocabulary,
              _documents)  # fmt: skip
@@ -37,7 +37,7 @@ def usual_lr(n_params: int) -> float:
     return max(6e-5, 0.003239 - 0.0001395 * math.log(max(1, n_params)))
 
 
-def _learning_rate(config: Config, counts: Counts) -> Iterator[Advice]:
+def _learning_rate(config: Config, counts: RunCounts) -> Iterator[Advice]:
     lr = config.optim.lr
     adapters = config.model.lora is not None  # whose few parameters take larger steps
     usual = (
@@ -54,7 +54,7 @@ def _learning_rate(config: Config, counts: Counts) -> Iterator[Advice]:
         )
 
 
-def _warmup(config: Config, counts: Counts) -> Iterator[Advice]:
+def _warmup(config: Config, counts: RunCounts) -> Iterator[Advice]:
     warmup, steps = config.optim.warmup_steps, counts.max_steps
     if warmup >= steps and warmup:
         why = "the learning rate never reaches its peak"
@@ -69,7 +69,7 @@ def _warmup(config: Config, counts: Counts) -> Iterator[Advice]:
     )
 
 
-def _batch(config: Config, counts: Counts) -> Iterator[Advice]:
+def _batch(config: Config, counts: RunCounts) -> Iterator[Advice]:
     def words(rows: int, tokens: int) -> str:
         rows *= counts.processes
         unit = rows * config.seq_len
@@ -92,7 +92,7 @@ def _batch(config: Config, counts: Counts) -> Iterator[Advice]:
         )
 
 
-def _epochs(config: Config, counts: Counts) -> Iterator[Advice]:
+def _epochs(config: Config, counts: RunCounts) -> Iterator[Advice]:
     """Muennighoff et al. 2023: up to four passes are worth about as much as new text.
 
     Who names the epochs, holds nothing out, or takes dropout against it, means to repeat the text.
@@ -112,7 +112,7 @@ def _epochs(config: Config, counts: Counts) -> Iterator[Advice]:
     )
 
 
-def _context(config: Config, counts: Counts) -> Iterator[Advice]:
+def _context(config: Config, counts: RunCounts) -> Iterator[Advice]:
     if config.trained_context == config.model.block_size:
         return
     rotary = " or -s model.position=rope" if config.model.head_size % 2 == 0 else ""
@@ -125,7 +125,7 @@ def _context(config: Config, counts: Counts) -> Iterator[Advice]:
     )
 
 
-def _evaluation(config: Config, counts: Counts) -> Iterator[Advice]:
+def _evaluation(config: Config, counts: RunCounts) -> Iterator[Advice]:
     train = config.train
     wanted = train.eval_tokens
     if wanted and 0 < counts.val_tokens < wanted:
@@ -150,9 +150,9 @@ def _evaluation(config: Config, counts: Counts) -> Iterator[Advice]:
         )
 
 
-def _shares(config: Config, counts: Counts) -> Iterator[Advice]:
+def _shares(config: Config, counts: RunCounts) -> Iterator[Advice]:
     """What takes more than a third of a run that is not training."""
-    work, train, steps = work_of(config, counts), config.train, counts.max_steps
+    work, train, steps = estimate_work(config, counts), config.train, counts.max_steps
 
     def every(times: int, cost: float) -> int:
         """Return the steps after which to do what is done so often, for a tenth of the cost."""
@@ -187,7 +187,7 @@ def _often(times: int) -> str:
     return "once" if times == 1 else f"{times:,} times"
 
 
-def _vocabulary(config: Config, counts: Counts) -> Iterator[Advice]:
+def _vocabulary(config: Config, counts: RunCounts) -> Iterator[Advice]:
     size, own = config.model.vocab_size or counts.tokenizer_size, counts.tokenizer_size
     padded = -(-own // 64) * 64
     if counts.asked_size is not None and own < counts.asked_size:
@@ -207,7 +207,7 @@ def _vocabulary(config: Config, counts: Counts) -> Iterator[Advice]:
         )
 
 
-def _documents(config: Config, counts: Counts) -> Iterator[Advice]:
+def _documents(config: Config, counts: RunCounts) -> Iterator[Advice]:
     """Many short texts in a long window: attention crosses from one to the next."""
     total = counts.train_tokens + counts.val_tokens
     mean = total / max(1, counts.documents)

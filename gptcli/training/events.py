@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gptcli.formatting import loss, plural, scored, size
 from gptcli.training.clock import Spent
-from gptcli.training.outlook import Outlook
+from gptcli.training.requirements import Requirements
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Started:
     """Ids of the tokenizer."""
     model_vocab_size: int
     """Rows of the model's embedding."""
-    outlook: Outlook
+    outlook: Requirements
     best_loss: float | None = None
     """The lowest validation loss of a resumed run (epoch loss without validation)."""
     best_step: int | None = None
@@ -276,7 +276,7 @@ def vocabulary(tokenizer: str, n_ids: int, n_rows: int) -> str:
     return f"{tokenizer} of {n_ids:,} ids{padded}"
 
 
-def _describe_needs(outlook: Outlook) -> list[str]:
+def _describe_needs(outlook: Requirements) -> list[str]:
     """Say what a run needs of memory and disk, and what there is."""
     memory, disk = outlook.memory, outlook.disk
     each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""

@@ -9,18 +9,19 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
-from gptcli import durable
-from gptcli.checkpoint import BEST, Checkpoint
+from gptcli import atomic
+from gptcli.checkpoint import Checkpoint
 from gptcli.config.schema import Config
 from gptcli.config.windows import MOST_EVAL_TOKENS
 from gptcli.device import memory_bytes
-from gptcli.distributed.world import joined
+from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
 from gptcli.evaluation import TokenSequence, evaluate
-from gptcli.generation import Decoding, Text, encode_prompt
-from gptcli.history import METRICS, SAMPLES, STATUS
+from gptcli.generation import Decoding, TextStream, encode_prompt
+from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
+from gptcli.runs.folder import ReadOnlyRun, Run, open_run
 from gptcli.training.clock import Clock, Spent, spent_before
-from gptcli.training.estimate import outlook_of
+from gptcli.training.estimate import requirements_of
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -38,13 +39,12 @@ from gptcli.training.events import (
     sample_of,
     summary_of,
 )
-from gptcli.training.parallel import in_parts
-from gptcli.training.run import Follower, Run, open_run
-from gptcli.training.saver import Saver
-from gptcli.training.session import Session, start
+from gptcli.training.failures import propagate_to_peers, report_to_torchrun, start_watchdog
+from gptcli.training.parallel import unsharded_inference
+from gptcli.training.saver import AsyncCheckpointWriter
+from gptcli.training.setup import Session, set_up
+from gptcli.training.signals import StopRequest
 from gptcli.training.step import LARGE, Stepper
-from gptcli.training.stop import Stop
-from gptcli.training.watch import failures_reported, failures_told, watch
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
 ) -> Iterator[Event]:
     """Train a network, yielding what happens.
 
@@ -65,27 +65,27 @@ def train(
     Raises:
         GptError: Every kind that a user can cause; what is saved stays usable.
     """
-    stop = stop or Stop()
+    stop = stop or StopRequest()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(failures_reported())
-        world = stack.enter_context(joined(config.device))
-        stack.enter_context(failures_told(world))
+        stack.enter_context(report_to_torchrun())
+        world = stack.enter_context(process_group(config.device))
+        stack.enter_context(propagate_to_peers(world))
         resume = resume or world.restarts > 0  # torchrun repeats the command as it was
         stop.world = world
-        run: Run = Follower(config.run_folder)
+        run: Run = ReadOnlyRun(config.run_folder)
         if world.is_main:
             run = stack.enter_context(open_run(config, resume=resume, overwrite=overwrite))
-        stack.enter_context(contextlib.closing(watch(world, config, stop)))
-        session = stack.enter_context(contextlib.closing(start(run, config, world, resume=resume)))
+        stack.enter_context(contextlib.closing(start_watchdog(world, config, stop)))
+        session = stack.enter_context(contextlib.closing(set_up(run, config, world, resume=resume)))
         yield from _events(session, resume, stop)
         if stop.exit_code is not None:
-            world.leave_word("stopped, and saved", stop.exit_code)
+            world.post_failure("stopped, and saved", stop.exit_code)
 
 
-def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
+def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event]:
     """Run a session and write down what it yields; one that was finished has nothing to do."""
     run, step = session.run, session.state.step
-    ended = session.world.share(run.read_status)
+    ended = session.world.broadcast_object(run.read_status)
     if resume and step >= session.max_steps:
         if (summary := summary_of(ended)) is not None and summary.step == step:
             yield Finished(
@@ -112,14 +112,14 @@ def _events(session: Session, resume: bool, stop: Stop) -> Iterator[Event]:
 class Trainer:
     """The loop and its tallies."""
 
-    def __init__(self, session: Session, stop: Stop, status: dict[str, Any]) -> None:
+    def __init__(self, session: Session, stop: StopRequest, status: dict[str, Any]) -> None:
         self.s = session
         self.stop = stop
         before = spent_before(status, session.state.step, session.state.seconds)
         self.clock = Clock(before)
         self.stepper = Stepper(session)
         self.clock.add("compiling", self.stepper.compile_seconds)
-        self.saver = Saver(session.saves_in_background)
+        self.saver = AsyncCheckpointWriter(session.saves_in_background)
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
@@ -136,7 +136,7 @@ class Trainer:
     def events(self) -> Iterator[Event]:
         """Run to the last step, or until asked to stop."""
         s, state, train = self.s, self.s.state, self.s.config.train
-        looked, left_out = s.world.share(lambda: s.run.cut_history(state.step))
+        looked, left_out = s.world.broadcast_object(lambda: s.run.cut_history(state.step))
         s.notes += left_out
         yield self._started()
         s.run.write_config(s.config)
@@ -286,7 +286,7 @@ class Trainer:
             return error  # the others know of none yet, and would not give their parts
         with contextlib.suppress(GptError, OSError):
             self.saver.close()
-            durable.make_folder(s.run.checkpoints)
+            atomic.make_folder(s.run.checkpoints)
             s.state.seconds = self.clock.seconds
             path = s.write(s.snapshot(copy=False))
             self.s.run.link_newest(step, s.state.best_step)
@@ -325,7 +325,7 @@ class Trainer:
             )  # fmt: skip
         if result is None:
             return None
-        nats, n_scored = s.world.total(result.nats, result.tokens)
+        nats, n_scored = s.world.all_reduce_sum(result.nats, result.tokens)
         return nats / n_scored
 
     def _sample(self) -> Iterator[Event]:
@@ -339,13 +339,16 @@ class Trainer:
         decoding = iter(
             Decoding(s.model, ids, config, ends=ends, seed=s.config.seed, context=context)
         )
-        text = Text(s.tokenizer, config)
-        with self.clock.during("sampling"), in_parts(s.model, s.compute):
+        text = TextStream(s.tokenizer, config)
+        with self.clock.during("sampling"), unsharded_inference(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
                 if drawn is not None:
                     text.push(drawn.token)
-                if s.world.most(drawn is None or text.is_stopped) or self.stop.requested():
+                if (
+                    s.world.all_reduce_max(drawn is None or text.is_stopped)
+                    or self.stop.requested()
+                ):
                     break
             text.finish()
         s.model.train()
@@ -374,7 +377,7 @@ class Trainer:
             tokenizer=s.tokenizer.name,
             vocab_size=s.tokenizer.vocab_size,
             model_vocab_size=s.model.wte.num_embeddings,
-            outlook=outlook_of(s),
+            outlook=requirements_of(s),
             best_loss=s.state.best_loss,
             best_step=s.state.best_step,
             notes=tuple(s.notes),

@@ -19,10 +19,10 @@ from gptcli.device import available_memory, machine_memory, memory_bytes
 from gptcli.errors import MemoryLimitError, StorageError
 from gptcli.formatting import size as bytes_text
 from gptcli.model import GPT
-from gptcli.training.initial import freeze
 from gptcli.training.optim import Optimizer
-from gptcli.training.outlook import Disk, Memory
-from gptcli.training.parallel import Kind
+from gptcli.training.parallel import Parallelism
+from gptcli.training.requirements import Disk, Memory
+from gptcli.training.weights import freeze
 
 _KERNELS = 30_000_000  # bytes of code and buffers that the first steps load on a CPU, as measured
 _PROBED = (8, 16, 32)  # tokens of the rows that are tried
@@ -52,7 +52,7 @@ class Size:
     optimizer_bytes: int
 
 
-def count(config: Config) -> Size:
+def size_of(config: Config) -> Size:
     """Count what a settled configuration's network comes to.
 
     Raises:
@@ -76,7 +76,9 @@ def count(config: Config) -> Size:
     return Size(parameters, learning, block, saved, state_bytes)
 
 
-def memory_of(config: Config, size: Size, rows: int, kind: Kind, n_processes: int) -> Memory:
+def estimate_memory(
+    config: Config, size: Size, rows: int, kind: Parallelism, n_processes: int
+) -> Memory:
     """Estimate the memory of one process.
 
     Args:
@@ -122,7 +124,7 @@ def require_memory(config: Config, memory: Memory) -> None:
     )
 
 
-def disk_of(config: Config, size: Size) -> Disk:
+def estimate_disk(config: Config, size: Size) -> Disk:
     """Return what the run's checkpoints need of the disk that its folder is, or will be, on."""
     checkpoint = 4 * size.saved + size.optimizer_bytes + (1 << 20)  # and the small rest
     # What is kept, the best, the one that is being written while these are there, and the base.
@@ -145,7 +147,7 @@ def require_disk(config: Config, size: Size) -> None:
     checkpoints = config.run_folder / "checkpoints"
     if not checkpoints.is_dir():
         return
-    disk = disk_of(config, size)
+    disk = estimate_disk(config, size)
     if disk.needed - disk.held > disk.free:
         raise StorageError(
             f"{checkpoints}: checkpoints of {bytes_text(disk.checkpoint)} need"

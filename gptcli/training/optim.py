@@ -8,11 +8,19 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from gptcli.config.schema import OptimConfig
-from gptcli.distributed.world import ALONE, World
+from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
 from gptcli.training.muon import muon, stacks
-from gptcli.training.parallel import all_local, hand_out, is_shard, like, local, share_of, whole
+from gptcli.training.parallel import (
+    all_local,
+    as_dtensor,
+    full_tensor,
+    is_dtensor,
+    local_shard,
+    scatter_from_rank0,
+    to_local,
+)
 
 # Usual learning rates, as many times that of AdamW; 1 where nothing is said.
 LR_SCALE = {"muon": 4.0}
@@ -94,17 +102,17 @@ class Optimizer:
             lr=lr,
             momentum=self._config.momentum,
             weight_decay=self._config.weight_decay,
-            whole=lambda index, share: whole(like(share, parameters[index])),
-            share=lambda index, full: share_of(full, parameters[index]),
+            whole=lambda index, share: full_tensor(as_dtensor(share, parameters[index])),
+            share=lambda index, full: local_shard(full, parameters[index]),
         )
 
     def _gradients(self, names: Collection[str]) -> list[Tensor]:
         found = [self._parameters[name].grad for name in names]
-        return [local(gradient) for gradient in found if gradient is not None]
+        return [to_local(gradient) for gradient in found if gradient is not None]
 
     def _fresh(self, name: str, is_muon: bool) -> dict[str, Tensor]:
         """Return the state of a parameter before its first step."""
-        parameter = local(self._parameters[name])
+        parameter = to_local(self._parameters[name])
         if is_muon:
             return {"momentum_buffer": torch.zeros_like(parameter)}
         # The count of steps stays on the CPU unless the update is fused.
@@ -132,14 +140,16 @@ class Optimizer:
         """
         if not self._has_stepped:
             return {}
-        return {name: {key: like(tensor, self._parameters[name]) for key, tensor in state.items()}
-                for name, state in self._state.items()}  # fmt: skip
+        return {
+            name: {key: as_dtensor(value, self._parameters[name]) for key, value in state.items()}
+            for name, state in self._state.items()
+        }
 
     def load_state(
         self,
         states: Mapping[str, Mapping[str, Tensor]],
         were_frozen: Collection[str] = (),
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         """Take up the state of a checkpoint, bit for bit.
 
@@ -162,12 +172,12 @@ class Optimizer:
             return [name for name, fresh in self._state.items()
                     if states.get(name, {}).keys() == fresh.keys()]  # fmt: skip
 
-        names = world.share(named)
+        names = world.broadcast_object(named)
         self._has_stepped = bool(names)
         for name in names:
             parameter = self._parameters[name]
-            mine = {key: like(tensor, parameter) for key, tensor in self._state[name].items()}
-            hand_out(world, mine, states.get(name, {}))
+            mine = {key: as_dtensor(tensor, parameter) for key, tensor in self._state[name].items()}
+            scatter_from_rank0(world, mine, states.get(name, {}))
 
 
 class _Scaled:
@@ -186,7 +196,9 @@ class _Scaled:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float, world: World = ALONE) -> float:
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float, world: World = SINGLE_PROCESS
+) -> float:
     """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm.
 
     Squares are added up in float64, and the norm rounded to float32: so it has the same bits
@@ -204,8 +216,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float, world: World =
     dtype = torch.float32 if mine[0].device.type == "mps" else torch.float64  # it has no other
     norms = torch.stack(torch._foreach_norm(mine, 2, dtype=dtype))
     squared = float((norms * norms).sum())
-    if is_shard(gradients[0]):
-        (squared,) = world.total(squared)
+    if is_dtensor(gradients[0]):
+        (squared,) = world.all_reduce_sum(squared)
     norm = torch.tensor(squared).sqrt().float()
     if max_norm and not norm <= max_norm:
         torch._foreach_mul_(mine, float(max_norm / (norm + 1e-6)))

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
 from gptcli.config.schema import Config
-from gptcli.device import Compute, available_memory
-from gptcli.distributed.world import World
+from gptcli.device import Runtime, available_memory
+from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
 from gptcli.model import GPT
 
-Kind = Literal["none", "ddp", "fsdp"]
+Parallelism = Literal["none", "ddp", "fsdp"]
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two averages, in float32
 _SHARE = 0.6  # of the memory there is, to be had by them; activations want some too
 
 
-def settle_kind(config: Config, world: World, n_params: int, device: torch.device) -> Kind:
+def choose_parallelism(
+    config: Config, world: World, n_params: int, device: torch.device
+) -> Parallelism:
     """Say how the processes share a network: whole while it fits, else in shards.
 
     Raises:
@@ -46,7 +48,7 @@ def settle_kind(config: Config, world: World, n_params: int, device: torch.devic
     return kind
 
 
-def shard(model: GPT, compute: Compute) -> None:
+def apply_fsdp(model: GPT, compute: Runtime) -> None:
     """Leave each process a share of every parameter (FSDP2; Zhao et al. 2023).
 
     Whole parameters exist only while their block computes. With a 16-bit dtype they are gathered
@@ -80,7 +82,7 @@ def shard(model: GPT, compute: Compute) -> None:
     register_fsdp_forward_method(model, "token_losses")
 
 
-def replicated(network: GPT, compute: Compute, tokens: Tensor) -> nn.Module:
+def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor) -> nn.Module:
     """Return `network` with its gradients summed over the ranks in the backward pass (DDP).
 
     Args:
@@ -109,7 +111,7 @@ def replicated(network: GPT, compute: Compute, tokens: Tensor) -> nn.Module:
 
 
 @contextlib.contextmanager
-def syncing(network: nn.Module, sync: bool) -> Iterator[None]:
+def gradient_sync(network: nn.Module, sync: bool) -> Iterator[None]:
     """Let the backward pass in the block sum gradients over the ranks, or only add up its own."""
     if hasattr(network, "set_requires_gradient_sync"):
         cast(Any, network).set_requires_gradient_sync(sync)
@@ -122,7 +124,7 @@ def syncing(network: nn.Module, sync: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_parts(model: GPT, compute: Compute) -> Iterator[None]:
+def unsharded_inference(model: GPT, compute: Runtime) -> Iterator[None]:
     """Let parts of a network in shards be called, not only the network: by whoever decodes."""
     if not hasattr(model, "unshard"):
         yield
@@ -134,20 +136,20 @@ def in_parts(model: GPT, compute: Compute) -> Iterator[None]:
     sharded.reshard()
 
 
-def is_shard(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Tell whether a tensor is one whose elements are spread over the ranks."""
     return hasattr(tensor, "full_tensor")
 
 
 @torch.no_grad()
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """Return what this process has of a tensor, in the same memory."""
-    return cast(Any, tensor).to_local() if is_shard(tensor) else tensor
+    return cast(Any, tensor).to_local() if is_dtensor(tensor) else tensor
 
 
-def like(share: Tensor, parameter: Tensor) -> Tensor:
+def as_dtensor(share: Tensor, parameter: Tensor) -> Tensor:
     """Return a share as what it is a share of: a tensor spread as `parameter` is."""
-    if not is_shard(parameter) or not share.dim():
+    if not is_dtensor(parameter) or not share.dim():
         return share
     from torch.distributed.tensor import DTensor
 
@@ -158,21 +160,21 @@ def like(share: Tensor, parameter: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor; every rank must ask."""
-    return cast(Any, tensor).full_tensor() if is_shard(tensor) else tensor
+    return cast(Any, tensor).full_tensor() if is_dtensor(tensor) else tensor
 
 
-def share_of(full: Tensor, parameter: Tensor) -> Tensor:
+def local_shard(full: Tensor, parameter: Tensor) -> Tensor:
     """Return what belongs to this process of a tensor that is spread as `parameter` is."""
-    if not is_shard(parameter) or not full.dim():
+    if not is_dtensor(parameter) or not full.dim():
         return full
     size, rank = dist.get_world_size(), dist.get_rank()
     parts = full.chunk(size)  # there may be fewer than ranks
     return parts[rank] if rank < len(parts) else full[:0]
 
 
-def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Return whole tensors, on the CPU unless they were whole already.
 
     Args:
@@ -181,14 +183,16 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if keep:
-            found[name] = full.cpu() if is_shard(tensor) else full
+            found[name] = full.cpu() if is_dtensor(tensor) else full
     return found
 
 
 @torch.no_grad()
-def hand_out(world: World, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def scatter_from_rank0(
+    world: World, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> None:
     """Give every rank the values of rank 0, or its share of them.
 
     Args:
@@ -197,7 +201,7 @@ def hand_out(world: World, parameters: Mapping[str, Tensor], values: Mapping[str
         values: On rank 0 as many whole tensors; not looked at elsewhere.
     """
     for name, parameter in parameters.items():
-        mine = local(parameter)
+        mine = to_local(parameter)
         if world.size == 1:
             mine.copy_(values[name])
             continue
@@ -205,7 +209,7 @@ def hand_out(world: World, parameters: Mapping[str, Tensor], values: Mapping[str
         if world.is_main:
             full.copy_(values[name])
         world.broadcast(full)
-        mine.copy_(share_of(full, parameter))
+        mine.copy_(local_shard(full, parameter))
 
 
 def rows_of(config: Config, n_processes: int) -> int:
@@ -229,4 +233,4 @@ def rows_of(config: Config, n_processes: int) -> int:
 
 def all_local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return what this process has of each tensor."""
-    return [local(tensor) for tensor in tensors]
+    return [to_local(tensor) for tensor in tensors]

@@ -10,15 +10,13 @@ import torch
 from gptcli.config.schema import Config
 from gptcli.data.shards import read_manifest, read_tokenizer
 from gptcli.data.sources import data_dir
-from gptcli.distributed.world import World
+from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
-from gptcli.history import RUN
-from gptcli.training.estimate import look_ahead
-from gptcli.training.initial import adopt
-from gptcli.training.memory import count
-from gptcli.training.outlook import Outlook
-from gptcli.training.parallel import Kind, rows_of, settle_kind
-from gptcli.training.rehearsal import Rehearsal, rehearse
+from gptcli.runs import RUN
+from gptcli.training.estimate import estimate_requirements
+from gptcli.training.memory import size_of
+from gptcli.training.parallel import Parallelism, choose_parallelism, rows_of
+from gptcli.training.requirements import Requirements
 from gptcli.training.resolve import (
     close_tokens,
     make_loader,
@@ -28,7 +26,9 @@ from gptcli.training.resolve import (
     with_compile,
     with_train,
 )
-from gptcli.training.work import Counts, work_of
+from gptcli.training.timing import TimedSteps, time_steps
+from gptcli.training.weights import apply_pretrained_shape
+from gptcli.training.work import RunCounts, estimate_work
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ class Plan:
     evaluations: int
     eval_tokens: int
     processes: int
-    parallel: Kind
+    parallel: Parallelism
     holds_run: bool
-    outlook: Outlook
+    outlook: Requirements
     config: Config
-    counts: Counts
+    counts: RunCounts
 
-    def seconds_left(self, rehearsal: Rehearsal) -> dict[str, float]:
+    def seconds_left(self, rehearsal: TimedSteps) -> dict[str, float]:
         """Return the time that the rest of the run is expected to take, by what it goes into."""
         per_token = rehearsal.seconds_per_step / self.tokens_per_step
-        work = work_of(self.config, self.counts, rehearsal.step)
+        work = estimate_work(self.config, self.counts, rehearsal.step)
         return {
             "setting up": rehearsal.setup_seconds,
             **{name: cost * per_token for name, cost in work.costs.items()},
         }
 
-    def json(self, rehearsal: Rehearsal | None = None) -> dict[str, Any]:
+    def json(self, rehearsal: TimedSteps | None = None) -> dict[str, Any]:
         """Return the JSON result of `gpt train --dry-run`."""
         facts = asdict(self)
         outlook = facts.pop("outlook")
@@ -121,7 +121,7 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
     """
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
-    config, origin = adopt(config, read_tokenizer(folder, manifest), None)
+    config, origin = apply_pretrained_shape(config, read_tokenizer(folder, manifest), None)
     config = resolve(config, folder, manifest, None, [])
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
     n_train, n_val = len(train_tokens), len(val_tokens) if val_tokens is not None else 0
@@ -129,11 +129,11 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
     close_tokens(train_tokens, val_tokens)
     max_steps = max_steps_of(config, loader)
     config = with_compile(config, max_steps)
-    size, rows = count(config), rows_of(config, n_processes)
-    kind = settle_kind(
+    size, rows = size_of(config), rows_of(config, n_processes)
+    kind = choose_parallelism(
         config, World(size=n_processes), size.parameters, torch.device(config.device)
     )
-    counts = Counts(
+    counts = RunCounts(
         n_params=size.parameters,
         train_tokens=n_train,
         val_tokens=n_val,
@@ -145,7 +145,7 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
         rows=rows,
         processes=n_processes,
     )
-    work = work_of(config, counts)
+    work = estimate_work(config, counts)
     return Plan(
         run_dir=str(config.run_folder),
         data_dir=str(folder),
@@ -171,7 +171,7 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
         processes=n_processes,
         parallel=kind,
         holds_run=(Path(config.run_folder) / RUN).is_file(),
-        outlook=look_ahead(config, size, counts, kind),
+        outlook=estimate_requirements(config, size, counts, kind),
         config=config,
         counts=counts,
     )
@@ -183,7 +183,7 @@ def plan_with_steps(
     *,
     resume: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
-) -> tuple[Plan, Rehearsal | None]:
+) -> tuple[Plan, TimedSteps | None]:
     """Plan a run and time a little of it, where this process alone can.
 
     Of several processes with a GPU each, one does its share of a step; on a CPU, whose cores they
@@ -216,7 +216,7 @@ def plan_with_steps(
     return found, rehearsal
 
 
-def _measure(config: Config, found: Plan, resume: bool) -> Rehearsal | None:
+def _measure(config: Config, found: Plan, resume: bool) -> TimedSteps | None:
     share = config
     if found.processes > 1 and found.device != "cpu":
         share = with_train(
@@ -225,7 +225,7 @@ def _measure(config: Config, found: Plan, resume: bool) -> Rehearsal | None:
             tokens_per_step=found.tokens_per_step // found.processes,
         )
     try:
-        return rehearse(share, resume=resume)
+        return time_steps(share, resume=resume)
     except ConfigError:
         if found.processes > 1 and resume:  # its own share is another step than the run's
             return None

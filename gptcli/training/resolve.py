@@ -13,10 +13,10 @@ from gptcli.data.loader import TokenLoader, require_window
 from gptcli.data.presets import PRESETS
 from gptcli.data.shards import Manifest, TokenReader
 from gptcli.data.sources import data_dir, is_local
-from gptcli.device import available_devices, settle
+from gptcli.device import available_devices, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import make_tokenizer
-from gptcli.training.fit import compiling_pays
+from gptcli.training.batch_size import compiling_pays
 
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 
@@ -39,7 +39,7 @@ def resolve(
         if config.train.micro_batch_size == "auto":
             rows = checkpoint.config["train"]["micro_batch_size"]
             config = with_train(config, micro_batch_size=rows)
-    config = settle(config)
+    config = resolve_auto(config)
     _require_same_data_settings(config, manifest)
     notes += _other_source(config, folder, manifest)
     vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size

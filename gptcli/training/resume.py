@@ -12,9 +12,9 @@ from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import Manifest
 from gptcli.errors import CheckpointError, ConfigError
+from gptcli.runs.folder import Run
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 from gptcli.training.resolve import max_steps_of
-from gptcli.training.run import Run
 from gptcli.training.schedule import lr_at
 
 _FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from gptcli.training.events import Saved
 
 
-class Saver:
+class AsyncCheckpointWriter:
     """One checkpoint at a time; what goes wrong is raised where it is next looked for."""
 
     def __init__(self, in_background: bool) -> None:

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptcli.device import give_back_freed_memory
+from gptcli.data.loader import Prefetcher
+from gptcli.device import trim_malloc
 from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
-from gptcli.keyed import keyed_int
 from gptcli.model import GPT
-from gptcli.training.feed import Feed
+from gptcli.seeding import derive_seed
 from gptcli.training.optim import clip_gradients
-from gptcli.training.parallel import replicated, syncing
+from gptcli.training.parallel import gradient_sync, wrap_ddp
 from gptcli.training.schedule import lr_at
-from gptcli.training.session import Session
+from gptcli.training.setup import Session
 
-MOST_SKIPPED = 3  # steps in a row
+MAX_SKIPPED = 3  # steps in a row
 LARGE = 50_000_000  # parameters from which a step's holes in memory are worth giving back
 
 
@@ -53,7 +53,7 @@ class Stepper:
         self.s = session
         session.model.recompute = session.config.train.activation_checkpointing
         turn = (session.world.rank, session.world.size)
-        self.feed = Feed(session.loader, session.rows, session.compute.device, turn)
+        self.feed = Prefetcher(session.loader, session.rows, session.compute.device, turn)
         began = time.perf_counter()
         network, failure = _network(session)
         self.compiled = network is not session.model or (
@@ -62,7 +62,7 @@ class Stepper:
         self.compile_seconds = time.perf_counter() - began
         self._network: nn.Module = network
         if session.kind == "ddp":
-            self._network = replicated(network, session.compute, _zeros(session))
+            self._network = wrap_ddp(network, session.compute, _zeros(session))
         if failure is not None:
             session.notes.append(failure)
             # Stored with the run: eager and compiled dropout draw different bits.
@@ -94,14 +94,14 @@ class Stepper:
                 return None
             s.optimizer.unscale(self._scaler)
             norm = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
-            (loss,) = s.world.total(float(total))
+            (loss,) = s.world.all_reduce_sum(float(total))
             if not self._is_sound(loss, norm):
                 s.optimizer.zero_grad()
                 return StepResult(loss, lr, norm, skipped=True)
             s.optimizer.step(lr, self._scaler)
             s.optimizer.zero_grad()
             if self._is_large:
-                give_back_freed_memory()
+                trim_malloc()
         if self._scaler.is_enabled():
             s.state.scaler = dict(self._scaler.state_dict())
         return StepResult(loss, lr, norm)
@@ -119,12 +119,12 @@ class Stepper:
                 return None
             if s.config.model.dropout:
                 index = turn * world.size + world.rank
-                torch.manual_seed(keyed_int("dropout", s.config.seed, step, index))
-            with syncing(self._network, turn == n_micro_batches - 1):
+                torch.manual_seed(derive_seed("dropout", s.config.seed, step, index))
+            with gradient_sync(self._network, turn == n_micro_batches - 1):
                 with s.compute.autocast():
                     loss = self._network(tokens, targets).loss
                 assert loss is not None
-                world.mark()
+                world.heartbeat()
                 torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
             total += loss.detach()
         return total
@@ -141,7 +141,7 @@ class Stepper:
             state.skipped = 0
             return True
         state.skipped += 1
-        if skip and state.skipped <= MOST_SKIPPED:
+        if skip and state.skipped <= MAX_SKIPPED:
             return False
         good = state.step + 1 - state.skipped
         files = self.s.run.step_files()
@@ -179,7 +179,7 @@ def _network(session: Session) -> tuple[GPT, str | None]:
         failure = f"not compiled: {reason}"
     finally:
         model.zero_grad(set_to_none=True)
-    if session.world.most(failure is not None):  # on one rank is enough: all do the same
+    if session.world.all_reduce_max(failure is not None):  # on one rank is enough: all do the same
         return model, failure or "not compiled: it failed on another rank"
     return compiled, None
 

@@ -11,18 +11,18 @@ import torch
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
-from gptcli.history import METRICS
+from gptcli.runs import METRICS
 from gptcli.training.loop import train
 from gptcli.training.plan import plan
 from gptcli.training.resolve import with_train
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 _NEVER = 10**12
 _TIMES = ("tokens_per_second", "memory_bytes", "seconds")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ResumeCheck:
     """What became of training some steps with and without a stop in between.
 
     Attributes:
@@ -40,7 +40,7 @@ class Verdict:
     largest: float
 
 
-def verify_resume(config: Config, steps: int, folder: Path) -> Verdict:
+def verify_resume(config: Config, steps: int, folder: Path) -> ResumeCheck:
     """Train `steps` steps in one go, and again with a stop in the middle; compare all there is.
 
     Each part runs in a process of its own, as a run that is resumed does.
@@ -81,7 +81,7 @@ def verify_resume(config: Config, steps: int, folder: Path) -> Verdict:
         differing.append("state")
     if _metrics(whole) != _metrics(cut):
         differing.append(METRICS)
-    return Verdict(steps, middle, len(here), sorted(differing), max(gaps, default=0.0))
+    return ResumeCheck(steps, middle, len(here), sorted(differing), max(gaps, default=0.0))
 
 
 def _in(config: Config, folder: Path) -> Config:
@@ -96,7 +96,7 @@ def _train_apart(config: Config, step: int, *, resume: bool) -> None:
 
 
 def _train_to(config: Config, step: int, resume: bool) -> None:
-    stop = Stop()
+    stop = StopRequest()
     for event in train(config, resume=resume, stop=stop):
         if getattr(event, "step", 0) >= step:
             stop.request()

@@ -19,7 +19,7 @@ _SAMPLED_ELSEWHERE = 1_200
 
 
 @dataclass(frozen=True)
-class Counts:
+class RunCounts:
     """What the data and the network came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkEstimate:
     """What is left to do, with the tokens' worth of each kind of it in `costs`."""
 
     evaluations: int
@@ -58,12 +58,12 @@ class Work:
     costs: dict[str, float]
 
 
-def epochs_of(config: Config, counts: Counts, steps: int) -> float:
+def epochs_of(config: Config, counts: RunCounts, steps: int) -> float:
     """Return the passes over the training windows that some steps make."""
     return epochs(steps, config.tokens_per_step // config.seq_len, counts.n_windows)
 
 
-def work_of(config: Config, counts: Counts, done: int = 0) -> Work:
+def estimate_work(config: Config, counts: RunCounts, done: int = 0) -> WorkEstimate:
     """Return what is left of a run.
 
     Args:
@@ -97,4 +97,4 @@ def work_of(config: Config, counts: Counts, done: int = 0) -> Work:
         "saving": float(saves * saved),
         "sampling": float(samples * sampled),
     }
-    return Work(evaluations, scored, saves, samples, costs)
+    return WorkEstimate(evaluations, scored, saves, samples, costs)

@@ -13,12 +13,12 @@ import torch
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
-from gptcli.data.inspect import damaged_shards
+from gptcli.data.inspection import damaged_shards
 from gptcli.data.shards import read_manifest
 from gptcli.errors import CheckpointError, DataError
 from gptcli.training.events import StepDone
 from gptcli.training.loop import train
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 from .conftest import LONG, THOROUGH, finish, flip, put, result_of
 
@@ -143,7 +143,7 @@ def test_a_spoiled_checkpoint_is_refused_and_resuming_falls_back(
 ) -> None:
     straight, broken = tiny(*SMALL, name="straight"), tiny(*SMALL, name="broken")
     finish(straight)
-    stop = Stop()
+    stop = StopRequest()
     for event in train(broken, stop=stop):
         if isinstance(event, StepDone) and event.step == 16:
             stop.request()

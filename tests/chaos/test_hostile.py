@@ -16,7 +16,7 @@ import torch
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import StorageError
-from gptcli.training import session
+from gptcli.training import setup
 
 from .conftest import THOROUGH, finish, forked, result_of, wait
 
@@ -52,20 +52,20 @@ def test_a_full_disk_ends_a_run_and_room_takes_it_up(
         full.run_folder.mkdir(parents=True)
         padding = b"x" * (limit - 600)
 
-        def pad(real: Callable[..., Any] = session.describe_run) -> None:
+        def pad(real: Callable[..., Any] = setup.describe_run) -> None:
             def padded(run: Any, facts: dict[str, Any]) -> None:
                 real(run, facts)
                 (run.folder / what).write_bytes(padding)
 
-            session.describe_run = padded
+            setup.describe_run = padded
 
     def work() -> None:
         if what == "log.txt":
             pad()
         if what == "metrics.jsonl":
-            real = session.Session.write
+            real = setup.Session.write
 
-            def write(self: session.Session, checkpoint: Checkpoint) -> Path:
+            def write(self: setup.Session, checkpoint: Checkpoint) -> Path:
                 path = real(self, checkpoint)
                 metrics = self.run.folder / what
                 if self.state.step == 3:  # as long as if there had been many steps
@@ -73,7 +73,7 @@ def test_a_full_disk_ends_a_run_and_room_takes_it_up(
                         limit - metrics.stat().st_size - 300) + b"}\n")  # fmt: skip
                 return path
 
-            session.Session.write = write  # type: ignore[method-assign]
+            setup.Session.write = write  # type: ignore[method-assign]
         finish(full)
 
     assert limited(limit, work) == 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.config import Config
 
 from .conftest import LONG, THOROUGH, die, finish, forked, result_of, wait
@@ -26,7 +26,7 @@ class DyingAt:
 
     def spoil(self) -> None:
         """Wrap what `durable` calls."""
-        file = durable._Remembering
+        file = atomic._Remembering
         names = ((os, "fsync"), (os, "replace"), (os, "link"), (os, "unlink"), (file, "write"))
         for owner, name in names:
             setattr(owner, name, self._counting(getattr(owner, name)))

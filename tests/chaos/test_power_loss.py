@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from gptcli import durable
+from gptcli import atomic
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config, load_config
-from gptcli.data.inspect import damaged_shards
+from gptcli.data.inspection import damaged_shards
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.shards import read_manifest
 from gptcli.errors import GptError
@@ -28,7 +28,7 @@ from gptcli.training.loop import train
 from .conftest import THOROUGH
 
 Figures = Callable[[str], None]
-SITES = ("replacing", "sync_folder of replacing", "sync_folder of link",
+SITES = ("atomic_write", "sync_folder of atomic_write", "sync_folder of link",
          "sync_folder of make_folder", "sync_file", "sync_folder of sync_file")  # fmt: skip
 
 
@@ -59,7 +59,7 @@ class Recording:
         names = []
         frame = sys._getframe(2)
         while frame is not None and len(names) < 6:
-            if frame.f_code.co_filename == durable.__file__:
+            if frame.f_code.co_filename == atomic.__file__:
                 names.append(frame.f_code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
         site = " of ".join(names[:2]) if names[:1] == ["sync_folder"] else "".join(names[:1])
@@ -337,7 +337,7 @@ def test_a_preparation_survives_a_cut_at_any_moment(
             f" {count} states, every finished folder whole")  # fmt: skip
 
 
-@pytest.mark.parametrize("site", ["replacing", "sync_folder of replacing",
+@pytest.mark.parametrize("site", ["atomic_write", "sync_folder of atomic_write",
                                   "sync_folder of make_folder"])  # fmt: skip
 def test_each_fsync_of_a_preparation_is_needed(
     recorded_preparation: Recording, tmp_path: Path, site: str

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import gptcli.training.loop as loop
-from gptcli import cli, plots
+from gptcli import cli
 from gptcli.config import Config
-from gptcli.training.session import Session
+from gptcli.plotting import figure
+from gptcli.training.setup import Session
 
 from .conftest import LONG, THOROUGH, finish, forked, result_of, wait
 
@@ -97,7 +98,7 @@ def test_a_signal_while_the_finished_run_is_drawn_ends_nothing(
     config = tiny(name="drawn")
 
     def work() -> None:
-        with signalling(plots, "draw", signal.SIGTERM, 1):
+        with signalling(figure, "draw_figure", signal.SIGTERM, 1):
             raise SystemExit(cli.run(command(config)))
 
     assert wait(forked(work)) == 0
@@ -144,7 +145,7 @@ def test_sigterm_at_random_moments(
 
 def _train_and_say(words: list[str], config: Config, writer: int) -> None:
     """Train, telling the parent once signals are caught and a run is there to save."""
-    from gptcli.training.run import Run
+    from gptcli.runs.folder import Run
 
     write_config = Run.write_config
 
@@ -180,14 +181,14 @@ def test_a_second_signal_leaves_at_once(
 def test_stopped_after_every_step(tiny: Callable[..., Config], figures: Figures) -> None:
     from gptcli.training.events import StepDone
     from gptcli.training.loop import train
-    from gptcli.training.stop import Stop
+    from gptcli.training.signals import StopRequest
 
     straight = tiny(*THOROUGH, name="straight")
     finish(straight)
     wanted = result_of(straight)
     for step in range(1, 21):
         broken = tiny(*THOROUGH, name=f"after-{step}")
-        stop = Stop()
+        stop = StopRequest()
         for event in train(broken, stop=stop):
             if isinstance(event, StepDone) and event.step == step:
                 stop.request()

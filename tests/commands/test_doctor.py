@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gptcli import health
+from gptcli import doctor
 
 NAMES = ["python", "torch", "device", "dtype", "compiler", "memory", "shm", "open files", "disk",
          "caches", "tokenizer", "examples", "network", "extras"]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_disk_that_takes_nothing_ends_with_its_code() -> None:
 
 
 def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
-    package = Path(health.__file__).parents[1]
+    package = Path(doctor.__file__).parents[1]
     copy = tmp_path / "copy" / "gptcli"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(package.parent / "examples", copy / "examples")
@@ -112,6 +112,6 @@ def test_without_a_compiler_there_is_a_note(gpt_process: Any, tmp_path: Path) ->
 
 
 def test_a_check_that_breaks_is_an_error_and_not_the_end(gpt: Any) -> None:
-    verdicts = dict(health.checkup())
+    verdicts = dict(doctor.run_checks())
     assert list(verdicts) == NAMES
     assert all(verdict.remedy for verdict in verdicts.values() if verdict.status != "ok")

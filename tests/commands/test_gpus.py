@@ -146,7 +146,7 @@ def test_gpus_must_be_there_and_fit_the_other_options(gpt: Any, tiny_set: list[s
 def test_the_code_of_a_run_that_is_held_comes_through(
     start: Callable[..., Started], tiny: Callable[..., Any]
 ) -> None:
-    from gptcli.training.run import open_run
+    from gptcli.runs.folder import open_run
 
     with open_run(tiny(), resume=False, overwrite=False):
         launched = start(options=("--gpus", "2", "--json"))

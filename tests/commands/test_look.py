@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gptcli.curves import Axis, loss_curves
-from gptcli.history import read_run
-from gptcli.report.page import render
+from gptcli.plotting.curves import Axis, loss_curves
+from gptcli.plotting.report.page import render
+from gptcli.runs import read_run
 
 MakeRun = Callable[..., Path]
 Logged = Callable[..., dict[str, Any]]

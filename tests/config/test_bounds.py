@@ -9,7 +9,7 @@ import pytest
 
 from gptcli.config import Config, load_config
 from gptcli.config.reference import json_schema, keys
-from gptcli.config.yaml12 import MAX_BYTES
+from gptcli.config.yaml import MAX_BYTES
 from gptcli.errors import ConfigError
 
 Write = Callable[..., Path]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptcli.config import load_config
-from gptcli.config.derived import chosen, derived
-from gptcli.config.loader import load_traced
+from gptcli.config.derived import derived, explicit_settings
+from gptcli.config.loader import load_with_sources
 
 Write = Callable[..., Path]
 
@@ -13,7 +13,7 @@ Write = Callable[..., Path]
 def test_every_value_knows_where_it_comes_from(write: Write) -> None:
     write("seed: 5\nmodel: {n_layer: 3}\n", "base.yaml")
     write("extends: base.yaml\nmodel:\n  n_head: 4\n", "run.yaml")
-    config, origins = load_traced("run.yaml", ["optim.lr=1e-3", "generate={top_k: 5}"])
+    config, origins = load_with_sources("run.yaml", ["optim.lr=1e-3", "generate={top_k: 5}"])
     assert origins == {
         "name": "file name",
         "seed": "base.yaml:1",
@@ -26,9 +26,9 @@ def test_every_value_knows_where_it_comes_from(write: Write) -> None:
 
 
 def test_values_of_a_shipped_example_name_its_file_without_the_folder() -> None:
-    _, origins = load_traced("quickstart")
+    _, origins = load_with_sources("quickstart")
     assert origins["model.n_layer"].startswith("quickstart.yaml:")
-    assert load_traced(None)[1] == {}
+    assert load_with_sources(None)[1] == {}
 
 
 def test_nulls_become_what_training_makes_of_them() -> None:
@@ -59,8 +59,8 @@ def test_settled_values_that_follow_from_others_were_not_chosen() -> None:
         "data.seq_len": 1024, "data.stride": 512, "optim.lr": 1e-3, "optim.min_lr": 1e-4,
         "model.n_layer": 2, "train.tokens_per_step": 8192, "of.another.version": 1,
     }  # fmt: skip
-    assert chosen(settings) == {
+    assert explicit_settings(settings) == {
         "name": "a", "device": "cpu", "data.stride": 512, "optim.lr": 1e-3, "model.n_layer": 2,
         "of.another.version": 1,
     }  # fmt: skip
-    assert chosen({"optim.lr": -1}) == {"optim.lr": -1}
+    assert explicit_settings({"optim.lr": -1}) == {"optim.lr": -1}

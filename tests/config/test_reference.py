@@ -10,8 +10,8 @@ import yaml
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import choices, find_key, json_schema, keys, sections
-from gptcli.config.template import shown
-from gptcli.config.yaml12 import dump_yaml, read_value, read_yaml
+from gptcli.config.template import to_yaml
+from gptcli.config.yaml import dump_yaml, read_value, read_yaml
 from gptcli.errors import ConfigError
 
 # What else must be set for an example to be allowed.
@@ -38,7 +38,7 @@ def check() -> Any:
 def test_every_example_is_another_value_that_is_allowed(key: str, check: Any) -> None:
     info = keys()[key]
     assert info.example != info.default, f"{key}: give its field examples=[...]"
-    config = load_config(None, [*NEEDED.get(key, []), f"{key}={shown(info.example)}"])
+    config = load_config(None, [*NEEDED.get(key, []), f"{key}={to_yaml(info.example)}"])
     found = config.get(key)
     assert (found.model_dump()["rank"] == 16) if key == "model.lora" else found == info.example
     nested: Any = info.example

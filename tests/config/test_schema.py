@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from gptcli.config import Config, load_config
-from gptcli.config.yaml12 import dump_yaml
+from gptcli.config.yaml import dump_yaml
 from gptcli.errors import ConfigError
 
 Write = Callable[..., Path]

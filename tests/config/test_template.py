@@ -10,8 +10,8 @@ import yaml
 
 from gptcli.config import load_config, load_defaults
 from gptcli.config.reference import keys
-from gptcli.config.template import STARTER, commented_file, reference_page, shown
-from gptcli.config.yaml12 import read_value
+from gptcli.config.template import STARTER, commented_file, reference_page, to_yaml
+from gptcli.config.yaml import read_value
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_the_reference_page_is_current() -> None:
     ids=repr,
 )  # fmt: skip
 def test_shown_values_are_read_back(value: Any) -> None:
-    assert read_value(shown(value)) == yaml.safe_load(shown(value)) == value
+    assert read_value(to_yaml(value)) == yaml.safe_load(to_yaml(value)) == value
 
 
 def test_defaults_are_what_nobody_changed() -> None:

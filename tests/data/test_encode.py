@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from gptcli.config import load_config
-from gptcli.data.encode import Batch, Encoder
+from gptcli.data.encode import Encoder, TextBatch
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.units import Unit
 from gptcli.errors import DataError
-from gptcli.tokenizers import bpe, fast
+from gptcli.tokenizers import bpe, gigatoken
 from gptcli.tokenizers.simple import CharTokenizer
 
 UNIT = Unit(0, "some.txt", (), "documents")
 
 
-def batches(count: int, words: int = 50) -> list[Batch]:
+def batches(count: int, words: int = 50) -> list[TextBatch]:
     """Return batches that differ."""
-    return [Batch(UNIT, [f"batch {i} \u00e9 " * words, ""], [i, i + 1]) for i in range(count)]
+    return [TextBatch(UNIT, [f"batch {i} \u00e9 " * words, ""], [i, i + 1]) for i in range(count)]
 
 
-def ids_of(workers: int, given: list[Batch | None]) -> list[list[int]]:
+def ids_of(workers: int, given: list[TextBatch | None]) -> list[list[int]]:
     """Return the ids of each batch, and see to it that they come with their own batch."""
     with Encoder(bpe.gpt2(), workers) as encoder:
         found = list(encoder.encode(given))
@@ -44,11 +44,11 @@ def test_gigatoken_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("GPTCLI_FAST")
     asked: list[int] = []
 
-    def wrong(self: fast.FastBpe, texts: list[str]) -> list[np.ndarray]:
+    def wrong(self: gigatoken.FastBpe, texts: list[str]) -> list[np.ndarray]:
         asked.append(len(texts))
         return [np.array([1], dtype=np.uint32) for _ in texts]
 
-    monkeypatch.setattr(fast.FastBpe, "encode", wrong)
+    monkeypatch.setattr(gigatoken.FastBpe, "encode", wrong)
     given = list(batches(10))
     found = ids_of(1, given)
     assert len(asked) == 1
@@ -58,7 +58,7 @@ def test_gigatoken_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_comes_after_what_came_before_it(workers: int) -> None:
-    def failing() -> Iterator[Batch]:
+    def failing() -> Iterator[TextBatch]:
         yield from batches(3)
         raise DataError("the next file is damaged")
 
@@ -72,7 +72,7 @@ def test_an_error_comes_after_what_came_before_it(workers: int) -> None:
 def test_a_long_wait_is_not_spent_with_work_unfinished() -> None:
     taken: list[int] = []
 
-    def waiting() -> Iterator[Batch | None]:
+    def waiting() -> Iterator[TextBatch | None]:
         for number, batch in enumerate(batches(4)):
             taken.append(number)
             yield batch
@@ -80,7 +80,7 @@ def test_a_long_wait_is_not_spent_with_work_unfinished() -> None:
         assert len(done) == 4
         yield from batches(1)
 
-    done: list[Batch] = []
+    done: list[TextBatch] = []
     with Encoder(bpe.gpt2(), 2) as encoder:
         for batch, _ in encoder.encode(waiting()):
             done.append(batch)
@@ -93,7 +93,7 @@ def test_an_unknown_character_names_the_unit(workers: int) -> None:
         Encoder(CharTokenizer("ab"), workers) as encoder,
         pytest.raises(DataError, match=r"some\.txt: .*'c'"),
     ):
-        list(encoder.encode([Batch(UNIT, ["abc"], [0])]))
+        list(encoder.encode([TextBatch(UNIT, ["abc"], [0])]))
 
 
 def test_shards_are_the_same_by_gigatoken(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gptcli.data import readers, shards, tokenize
+from gptcli.data import readers, shards, writer
 from gptcli.data.shards import Manifest
 from gptcli.errors import GptError
-from gptcli.keyed import keyed_float
+from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import dump_tokenizer, load_tokenizer, tokenizer_from
 
 Write = Callable[..., Path]
@@ -52,7 +52,7 @@ def test_train_and_validation_are_the_text(
 ) -> None:
     """In whatever pieces a file is read, its tokens are those of the whole text."""
     monkeypatch.setattr(readers, "_BLOCK_BYTES", 64)
-    monkeypatch.setattr(tokenize, "_SPOOL_BYTES", 100)
+    monkeypatch.setattr(writer, "_SPOOL_BYTES", 100)
     write("a" + suffix, TEXT)
     sets = ["tokenizer.vocab_size=300"] if name == "bpe" else []
     manifest = prepared("a" + suffix, f"tokenizer.name={name}", *sets, "data.shard_tokens=150")
@@ -118,7 +118,7 @@ def test_from_a_hundred_files_whole_files_are_held_out(
     for i, text in enumerate(texts):
         write(f"folder/{i:03d}.txt", text)
     manifest = prepared("folder")
-    split = ["val" if keyed_float("split", 1337, 0, i) < 0.1 else "train" for i in range(120)]
+    split = ["val" if derive_uniform("split", 1337, 0, i) < 0.1 else "train" for i in range(120)]
     for name in shards.SPLITS:
         chosen = [text for text, drawn in zip(texts, split, strict=True) if drawn == name]
         assert tokens_of(manifest, name) == encoded(BYTES, *chosen)
@@ -130,7 +130,7 @@ def test_rows_are_held_out_whole_and_empty_ones_count(
     rows = [f"row {i}" * (i % 3) for i in range(300)]
     write("rows.jsonl", as_jsonl(rows))
     manifest = prepared("rows.jsonl", "seed=5", "data.val_fraction=0.2")
-    split = ["val" if keyed_float("split", 5, 0, i) < 0.2 else "train" for i in range(300)]
+    split = ["val" if derive_uniform("split", 5, 0, i) < 0.2 else "train" for i in range(300)]
     for name in shards.SPLITS:
         chosen = [row for row, drawn in zip(rows, split, strict=True) if drawn == name]
         assert tokens_of(manifest, name) == encoded(BYTES, *chosen)
@@ -277,7 +277,7 @@ def test_a_vocabulary_is_learned_without_the_held_out_rows(
     write: Write, prepared: Prepared
 ) -> None:
     rows = [f"row {i}" for i in range(300)]
-    held_out = [i for i in range(300) if keyed_float("split", 1337, 0, i) < 0.1]
+    held_out = [i for i in range(300) if derive_uniform("split", 1337, 0, i) < 0.1]
     for i in held_out:
         rows[i] = "zzzzzzzz qqqqqqqq " * 20
     write("a.jsonl", as_jsonl(rows))

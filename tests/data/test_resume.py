@@ -90,7 +90,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
 
 
 def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gptcli.data.tokenize as module
+    import gptcli.data.writer as module
 
     read: list[str] = []
     documents = module.documents
@@ -119,7 +119,7 @@ def test_finished_units_are_not_done_again(rows: str, monkeypatch: pytest.Monkey
 @pytest.fixture
 def cut(rows: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A preparation that stopped after three units."""
-    import gptcli.data.tokenize as module
+    import gptcli.data.writer as module
 
     documents = module.documents
 

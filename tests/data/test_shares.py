@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gptcli.config import load_config
-from gptcli.data import tokenize
+from gptcli.data import writer
 from gptcli.data.prepare import _sample, make_plan, prepare
 from gptcli.data.shards import Manifest
-from gptcli.keyed import keyed_float
+from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import tokenizer_from
 
 Write = Callable[..., Path]
@@ -54,7 +54,7 @@ def test_from_a_hundred_rows_on_rows_are_drawn(
         text
         for unit, first, last in ((0, 0, 60), (1, 60, 100))
         for i, text in enumerate(texts[first:last])
-        if keyed_float("split", 1337, unit, i) < 0.1
+        if derive_uniform("split", 1337, unit, i) < 0.1
     ]
     assert 0 < len(drawn) < 30
     assert tokens_of(manifest, "val") == encoded(BYTES, *drawn)
@@ -67,7 +67,7 @@ def test_the_end_does_not_depend_on_batches_and_files(
     write("rows/a.jsonl", content)
     write("rows/b.csv", "text\none,\ntwo\n")
     whole = prepared("rows", "data.val_fraction=0.2")
-    monkeypatch.setattr(tokenize, "_BATCH_TEXTS", 4)
+    monkeypatch.setattr(writer, "_BATCH_TEXTS", 4)
     again = prepared("rows", "data.val_fraction=0.2", out=Path("data/again"), workers=2)
     assert again.model_dump() == whole.model_dump()
     assert all(unit.tokens.val for unit in whole.units)

@@ -14,7 +14,7 @@ from gptcli.data.presets import PRESETS, unknown_part
 from gptcli.data.sources import Source, find_source, source_name
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError, GptError, StorageError
-from gptcli.keyed import keyed_float
+from gptcli.seeding import derive_uniform
 
 Write = Callable[..., Path]
 
@@ -209,7 +209,7 @@ def test_rows_are_held_out_by_their_hash(write: Write) -> None:
         splits = [unit.split_of(i, 1337, 0.1) for i in range(1000)]
         assert 60 < splits.count("val") < 140
         assert splits == [
-            "val" if keyed_float("split", 1337, unit.index, i) < 0.1 else "train"
+            "val" if derive_uniform("split", 1337, unit.index, i) < 0.1 else "train"
             for i in range(1000)
         ]
     same = [first.split_of(i, 1337, 0.1) == second.split_of(i, 1337, 0.1) for i in range(1000)]
@@ -262,11 +262,11 @@ def test_a_fingerprint_follows_the_content(write: Write) -> None:
     write("folder/a.txt", "first")
     write("folder/b.txt", "second")
     [unit] = source_of("folder").units
-    before = units.fingerprint(unit)
-    assert units.fingerprint(unit) == before
+    before = units.content_hash(unit)
+    assert units.content_hash(unit) == before
     write("folder/a.txt", "firs")
     write("folder/b.txt", "tsecond")
-    assert units.fingerprint(unit) != before
+    assert units.content_hash(unit) != before
 
 
 def test_a_file_that_is_gone_is_named(write: Write) -> None:
@@ -274,7 +274,7 @@ def test_a_file_that_is_gone_is_named(write: Write) -> None:
     [unit] = source_of("folder").units
     path.unlink()
     with pytest.raises(DataError, match=r"folder/a\.txt: No such file"):
-        units.fingerprint(unit)
+        units.content_hash(unit)
 
 
 def test_a_file_without_permission_is_named(
@@ -284,7 +284,7 @@ def test_a_file_without_permission_is_named(
     [unit] = source_of("a.txt").units
     path.chmod(0)
     with without_privileges(), pytest.raises(StorageError, match=r"a\.txt: Permission denied"):
-        units.fingerprint(unit)
+        units.content_hash(unit)
 
 
 def test_a_folder_without_permission_is_named(

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from gptcli.config import Config
+from gptcli.distributed.process_group import process_group
 from gptcli.distributed.watchdog import Watchdog
-from gptcli.distributed.world import joined
 from gptcli.errors import DataError
 from gptcli.training import loop
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 from .conftest import Start
 from .test_training import MODERN, end_of, finish, gap
@@ -104,12 +104,12 @@ def test_a_stopped_process_is_found_too(tiny: Callable[..., Config], start: Star
 
 def test_a_rank_that_is_busy_is_waited_for(start: Start) -> None:
     def work(rank: int) -> None:
-        with joined("cpu") as world:
+        with process_group("cpu") as world:
             with closing(Watchdog(world, 1.0, lambda hang: None, lambda: None)):
                 if rank == 0:
                     with world.busy():
                         time.sleep(7)
-                world.most(rank)
+                world.all_reduce_max(rank)
 
     assert start(2, work).wait() == [0, 0]
 
@@ -162,7 +162,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     straight, stopped = tiny(*how, name="straight"), tiny(*how, name="stopped")
 
     def work(rank: int) -> None:
-        stop = Stop()
+        stop = StopRequest()
         with stop.on_signals():
             for _ in loop.train(stopped, resume=True, stop=stop):
                 pass

@@ -7,12 +7,12 @@ import pytest
 
 from gptcli.evaluation import Evaluation, paired_difference, spans_of_bytes
 from gptcli.evaluation.compare import student_t
-from gptcli.evaluation.result import Tally
+from gptcli.evaluation.metrics import SpanSums
 
 
 def scored(nats: np.ndarray, spans: np.ndarray, n_bytes: np.ndarray) -> Evaluation:
     """Return an evaluation of tokens with these losses, spans and bytes."""
-    tally = Tally()
+    tally = SpanSums()
     tally.add(spans, nats.astype(np.float32), n_bytes, np.ones_like(n_bytes))
     return Evaluation(16, 16, tally)
 

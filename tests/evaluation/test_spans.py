@@ -8,12 +8,12 @@ import numpy as np
 
 from gptcli.config import Config, ModelConfig, load_config
 from gptcli.data.shards import TokenReader, read_manifest
-from gptcli.device import compute
+from gptcli.device import init_runtime
 from gptcli.evaluation import TokenArray, evaluate
-from gptcli.evaluation.result import span_length
+from gptcli.evaluation.metrics import span_length
 from gptcli.model import GPT
 
-CPU = compute(load_config(None, flags={"device": "cpu", "dtype": "float32"}))
+CPU = init_runtime(load_config(None, flags={"device": "cpu", "dtype": "float32"}))
 
 
 def test_a_split_and_the_same_text_have_one_standard_error(

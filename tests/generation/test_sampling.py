@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.config import GenerateConfig
-from gptcli.generation.sampling import candidates, draw, penalize
+from gptcli.generation.sampling import apply_repetition_penalty, filter_logits, sample_tokens
 
 LOGITS = torch.tensor([[2.0, 0.5, 3.0, -1.0, 1.0]])
 
 
 def kept(config: GenerateConfig, logits: torch.Tensor = LOGITS) -> dict[int, float]:
     """Return the tokens of the first row that may be drawn, with their probabilities."""
-    ids, probs = candidates(logits, config)
+    ids, probs = filter_logits(logits, config)
     row = torch.arange(logits.shape[1]) if ids is None else ids[0]
     found = zip(row.tolist(), probs[0].tolist(), strict=True)
     return {token: p for token, p in found if p > 0}
@@ -60,17 +60,17 @@ def test_temperature_sharpens_and_flattens() -> None:
 @pytest.mark.parametrize("temperature", [1e-40, 1e-6])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     for config in (GenerateConfig(temperature=temperature, top_k=k) for k in (None, 3)):
-        assert draw(LOGITS * 100, config, [0.7]) == [2]
+        assert sample_tokens(LOGITS * 100, config, [0.7]) == [2]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert draw(LOGITS, GenerateConfig(temperature=0), [0.999]) == [2]
+    assert sample_tokens(LOGITS, GenerateConfig(temperature=0), [0.999]) == [2]
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
 def test_draws_follow_the_distribution(top_k: int | None) -> None:
     config, n = GenerateConfig(temperature=1, top_k=top_k), 4000
-    drawn = draw(LOGITS.expand(n, -1), config, [(i + 0.5) / n for i in range(n)])
+    drawn = sample_tokens(LOGITS.expand(n, -1), config, [(i + 0.5) / n for i in range(n)])
     counts = torch.bincount(torch.tensor(drawn), minlength=5) / n
     found = kept(config)
     expected = torch.tensor([found.get(token, 0.0) for token in range(5)])
@@ -83,19 +83,19 @@ def test_every_uniform_number_draws_a_candidate(uniform: float) -> None:
         GenerateConfig(temperature=1, top_k=3, top_p=0.9),
         GenerateConfig(temperature=1, min_p=0.2),
     ):
-        assert draw(LOGITS, config, [uniform])[0] in kept(config)
+        assert sample_tokens(LOGITS, config, [uniform])[0] in kept(config)
 
 
 def test_rows_are_drawn_as_if_alone() -> None:
     torch.manual_seed(1)
     logits, uniforms = torch.randn(6, 900), torch.rand(6).tolist()
     for config in (GenerateConfig(top_p=0.9), GenerateConfig(), GenerateConfig(top_k=20)):
-        together = draw(logits, config, uniforms)
-        alone = [draw(logits[i : i + 1], config, uniforms[i : i + 1])[0] for i in range(6)]
+        together = sample_tokens(logits, config, uniforms)
+        alone = [sample_tokens(logits[i : i + 1], config, uniforms[i : i + 1])[0] for i in range(6)]
         assert together == alone
 
 
 def test_a_penalty_makes_seen_tokens_less_likely_on_both_sides_of_zero() -> None:
     seen = torch.tensor([[True, False, False, True, False]])
-    found = penalize(LOGITS, seen, 2.0)
+    found = apply_repetition_penalty(LOGITS, seen, 2.0)
     assert found.tolist() == [[1.0, 0.5, 3.0, -2.0, 1.0]]

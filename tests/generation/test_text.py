@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gptcli.config import GenerateConfig, TokenizerConfig
 from gptcli.errors import ConfigError
-from gptcli.generation import Text, continued_prompt, encode_prompt
+from gptcli.generation import TextStream, encode_prompt, extend_context
 from gptcli.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -22,9 +22,11 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
     assert encode_prompt(byte_tokenizer(), "", 16) == [256]
 
 
-def texts(ids: bytes, limit: int = 1000, stop: tuple[str, ...] = ()) -> tuple[list[str], Text]:
+def texts(
+    ids: bytes, limit: int = 1000, stop: tuple[str, ...] = ()
+) -> tuple[list[str], TextStream]:
     """Return the pieces that a stream of bytes gives, and the text after it ended."""
-    found = Text(byte_tokenizer(), GenerateConfig(max_new_tokens=limit, stop=list(stop)))
+    found = TextStream(byte_tokenizer(), GenerateConfig(max_new_tokens=limit, stop=list(stop)))
     pieces = []
     for token in ids:
         pieces.append(found.push(token))
@@ -83,13 +85,13 @@ def test_stop_strings_cut_where_searching_the_whole_text_would(text: str, stop: 
 def test_half_a_surrogate_pair_is_no_prompt() -> None:
     for text in ("caf\udce9", "x" * 20 + "\udce9"):
         with pytest.raises(ConfigError, match="surrogate"):
-            continued_prompt(byte_tokenizer(), [], text, 16)
+            extend_context(byte_tokenizer(), [], text, 16)
 
 
 def test_what_was_said_is_continued_and_shortened_from_its_beginning() -> None:
     tokenizer = byte_tokenizer()
-    assert continued_prompt(tokenizer, [], "", 16) == [256]
-    assert continued_prompt(tokenizer, [1, 2], "ab", 16) == [1, 2, 97, 98]
-    assert continued_prompt(tokenizer, [1, 2], "", 16) == [1, 2]
-    assert continued_prompt(tokenizer, list(range(14)), "ab", 16) == [*range(8, 14), 97, 98]
-    assert continued_prompt(tokenizer, [], "x" * 50, 16) == [120] * 8
+    assert extend_context(tokenizer, [], "", 16) == [256]
+    assert extend_context(tokenizer, [1, 2], "ab", 16) == [1, 2, 97, 98]
+    assert extend_context(tokenizer, [1, 2], "", 16) == [1, 2]
+    assert extend_context(tokenizer, list(range(14)), "ab", 16) == [*range(8, 14), 97, 98]
+    assert extend_context(tokenizer, [], "x" * 50, 16) == [120] * 8

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import GenerateConfig, ModelConfig
-from gptcli.generation import Decoding, exchange_weights
+from gptcli.generation import Decoding, prepare_for_decoding
 from gptcli.generation import weights as module
 from gptcli.model import GPT
 
@@ -42,7 +42,7 @@ def test_logits_stay_within_the_rounding(
 ) -> None:
     monkeypatch.setattr(module, "LARGE", 0)
     expected, model = logits(make_model()), make_model()
-    said = exchange_weights(model, dtype, rows=rows, int8=int8)
+    said = prepare_for_decoding(model, dtype, rows=rows, int8=int8)
     found = logits(model)
     assert float((found - expected).norm() / expected.norm()) < error
     assert ("int8" in said) == int8
@@ -71,7 +71,7 @@ def test_every_kernel_that_this_torch_has_multiplies_alike() -> None:
 
 
 def test_a_kernel_that_fails_or_errs_loses_the_race() -> None:
-    def failing(weight: Tensor, bias: Tensor | None) -> module.Product:
+    def failing(weight: Tensor, bias: Tensor | None) -> module.MatmulFn:
         raise RuntimeError("not on this processor")
 
     plain = module._candidates(torch.float32)[0]
@@ -79,7 +79,7 @@ def test_a_kernel_that_fails_or_errs_loses_the_race() -> None:
     layers = [torch.nn.Linear(64, 64) for _ in range(4)]
     for order in ([plain, wrong], [wrong, plain]):
         candidates = [module.Kernel("fails", torch.float32, failing), *order]
-        assert module._fastest(candidates, layers, 1, torch.zeros(9)) is plain
+        assert module._autotune(candidates, layers, 1, torch.zeros(9)) is plain
 
 
 @pytest.mark.parametrize("shape", [{"n_embd": 36}, {"n_embd": 32, "n_inner": 43}])
@@ -88,7 +88,7 @@ def test_int8_of_widths_that_torch_s_kernel_reads_past(shape: dict[str, int]) ->
     model = GPT(ModelConfig(**sizes)).eval()
     model.init_weights(2)
     expected = logits(model)
-    assert "widened" in exchange_weights(model, torch.float32, rows=3, int8=True)
+    assert "widened" in prepare_for_decoding(model, torch.float32, rows=3, int8=True)
     assert float((logits(model) - expected).norm() / expected.norm()) < 5e-2
 
 
@@ -104,7 +104,7 @@ def test_quantizing_errs_by_half_a_step_at_most() -> None:
 
 def test_small_networks_decode_in_float32() -> None:
     model = make_model()
-    assert exchange_weights(model) == "float32"
+    assert prepare_for_decoding(model) == "float32"
     assert torch.equal(logits(model), logits(make_model()))
 
 
@@ -119,7 +119,7 @@ def test_half_precision_stays_what_it_is_between_int8_products() -> None:
 
 def test_decoding_with_other_weights_agrees_with_itself() -> None:
     model = make_model()
-    exchange_weights(model, torch.float16)
+    prepare_for_decoding(model, torch.float16)
     config = GenerateConfig(max_new_tokens=40, temperature=0)
     found = [drawn.token for drawn in Decoding(model, [3], config, ends=(), seed=1)]
     assert len(found) == 40

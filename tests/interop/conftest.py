@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from gptcli.checkpoint import load_weights
-from gptcli.interop.opening import open_origin
+from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT
 
 IDS = {"bos_token_id": 0, "eos_token_id": 0}
@@ -69,7 +69,7 @@ def shaken(model: PreTrainedModel) -> PreTrainedModel:
 
 def ours_of(name: str | Path) -> GPT:
     """Return our network with the weights that `name` names."""
-    origin = open_origin(str(name))
+    origin = open_pretrained(str(name))
     weights = origin.weights()
     model = GPT(origin.model)
     load_weights(model, weights, Path(origin.place))

@@ -14,9 +14,9 @@ from transformers import pipeline
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.errors import CheckpointError, ConfigError, StorageError
-from gptcli.interop.architecture import family_of
 from gptcli.interop.card import model_card
 from gptcli.interop.export import export
+from gptcli.interop.hf_config import family_of
 from gptcli.tokenizers.bpe import train_bpe
 
 from .conftest import difference, ours_of

@@ -9,7 +9,7 @@ import pytest
 
 from gptcli.errors import ConfigError
 from gptcli.interop.export import export
-from gptcli.interop.gguf_file import read_gguf
+from gptcli.interop.gguf import read_gguf
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import gpt2, train_bpe
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptcli.checkpoint import find_checkpoint
 from gptcli.config import ModelConfig
 from gptcli.errors import CheckpointError
-from gptcli.interop.hugging_face import GPT2_REVISIONS
-from gptcli.interop.mapping import GPT2, to_ours, to_theirs
-from gptcli.interop.opening import open_origin
+from gptcli.interop.hf_weights import GPT2_REVISIONS
+from gptcli.interop.names import GPT2, from_format, to_format
+from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT
+from gptcli.runs import find_checkpoint
 
 from .conftest import KINDS, difference, edit_json, gpt2, ours_of, shaken
 
@@ -44,13 +44,13 @@ def test_the_true_shape_of_gpt2_both_ways() -> None:
         ours = GPT(config)
     names = [name for name, _ in ours.named_parameters()]
     assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters() == 124_439_808
-    weights = to_ours(theirs.state_dict(), names, GPT2)
+    weights = from_format(theirs.state_dict(), names, GPT2)
     ours.load_state_dict(weights, strict=False, assign=True)
     ours.lm_head.weight = ours.wte.weight
     assert difference(theirs, ours.eval(), 50257, 64) < 1e-4
     with torch.device("meta"):
         again = gpt2(**shape, n_positions=1024).eval()
-    back = to_theirs(weights, GPT2, config)
+    back = to_format(weights, GPT2, config)
     missing, unexpected = again.load_state_dict(back, strict=False, assign=True)
     assert missing == ["lm_head.weight"] and unexpected == []
     again.tie_weights()
@@ -209,7 +209,7 @@ def test_settings_that_the_network_does_not_have_are_refused(
     _, folder = saved(kind)
     edit_json(folder / "config.json", **changes)
     with pytest.raises(CheckpointError) as caught:
-        open_origin(str(folder))
+        open_pretrained(str(folder))
     assert says in caught.value.message
 
 
@@ -234,7 +234,7 @@ def test_names_that_name_nothing(name: str, says: str) -> None:
     Path("broken.pt").write_bytes(b"PK\x03\x04 not really")
     Path("some.safetensors").write_bytes(b"\0" * 16)
     with pytest.raises(CheckpointError) as caught:
-        open_origin(name)
+        open_pretrained(name)
     assert says in caught.value.message
 
 
@@ -243,25 +243,25 @@ def test_a_run_wins_over_a_folder_or_file_of_its_name_that_is_no_model(
 ) -> None:
     best = str(run / "best.pt")
     Path("tiny").write_text("the text it was trained on")
-    assert open_origin("tiny").place == best
+    assert open_pretrained("tiny").place == best
     assert find_checkpoint("tiny") == run / "best.pt"
     Path("tiny").unlink()
     Path("tiny").mkdir()
-    assert open_origin("tiny").place == best
+    assert open_pretrained("tiny").place == best
     _, folder = saved("gpt2")
     Path("tiny").rmdir()
     folder.rename("tiny")
     with pytest.raises(CheckpointError, match="is a run and the folder of a Hugging") as caught:
-        open_origin("tiny")
+        open_pretrained("tiny")
     assert caught.value.hint == "for the run: runs/tiny; for the folder: ./tiny"
-    assert open_origin("runs/tiny").place == best
-    assert open_origin("./tiny").place == "tiny"
+    assert open_pretrained("runs/tiny").place == best
+    assert open_pretrained("./tiny").place == "tiny"
 
 
 def test_a_name_of_the_hub_without_hf_is_understood() -> None:
     with pytest.raises(CheckpointError) as caught:
-        open_origin("openai-community/gpt2")
+        open_pretrained("openai-community/gpt2")
     assert caught.value.hint == "from the Hugging Face Hub: hf:openai-community/gpt2"
     with pytest.raises(CheckpointError) as caught:
-        open_origin("runs/none.pt")
+        open_pretrained("runs/none.pt")
     assert "hf:org/name" in str(caught.value.hint)

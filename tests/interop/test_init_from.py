@@ -20,9 +20,9 @@ from gptcli.config import Config, ModelConfig
 from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import CheckpointError
-from gptcli.interop.hugging_face import GPT2_REVISIONS
-from gptcli.interop.opening import open_origin
-from gptcli.interop.origin import fit
+from gptcli.interop.hf_weights import GPT2_REVISIONS
+from gptcli.interop.pretrained import open_pretrained
+from gptcli.interop.weights import resize_vocab
 from gptcli.training.events import StepDone
 from gptcli.training.loop import train
 
@@ -161,7 +161,7 @@ def test_a_shorter_context_and_more_rows(gpt: Any, words: Any, theirs: Any) -> N
 
 def test_padding_is_the_mean_row() -> None:
     weights = {"wte.weight": torch.tensor([[1.0, 2.0], [3.0, 6.0]]), "ln_f.weight": torch.ones(2)}
-    fitted = fit(weights, ModelConfig(n_head=1, n_embd=2, vocab_size=4))
+    fitted = resize_vocab(weights, ModelConfig(n_head=1, n_embd=2, vocab_size=4))
     assert fitted["wte.weight"].tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
     assert fitted["ln_f.weight"] is weights["ln_f.weight"]
 
@@ -239,7 +239,7 @@ def test_a_nanogpt_checkpoint_goes_on_with_its_own_first_loss(
 def test_a_fork_of_nanogpt_with_other_parts_is_refused() -> None:
     save_nanogpt(Path("ckpt.pt"), bias=False, use_rmsnorm=True)
     with pytest.raises(CheckpointError, match="model_args has 'use_rmsnorm'"):
-        open_origin("ckpt.pt")
+        open_pretrained("ckpt.pt")
 
 
 # Frozen modules.

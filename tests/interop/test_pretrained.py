@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gptcli import evaluate, generate, load
 from gptcli.errors import ConfigError
-from gptcli.interop.vocabulary import tokenizer_json
+from gptcli.interop.hf_tokenizer import tokenizer_json
 from gptcli.tokenizers import load_tokenizer
 from gptcli.tokenizers.bpe import gpt2 as gpt2_tokenizer
 

@@ -10,13 +10,13 @@ from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.schema import Config
 from gptcli.data.presets import PRESETS
-from gptcli.training.advice import advice, usual_lr
-from gptcli.training.memory import count
-from gptcli.training.outlook import Advice
+from gptcli.training.advice import advise, usual_lr
+from gptcli.training.memory import size_of
+from gptcli.training.requirements import Advice
 from gptcli.training.resolve import with_train
-from gptcli.training.work import Counts
+from gptcli.training.work import RunCounts
 
-USUAL = Counts(
+USUAL = RunCounts(
     n_params=124_000_000, train_tokens=10**9, val_tokens=10**7, documents=10**6,
     tokenizer_size=50257, asked_size=None, max_steps=1000, n_windows=10**6, rows=8,
 )  # fmt: skip
@@ -29,11 +29,11 @@ def settled(*overrides: str) -> Config:
     return load_config(None, [*usual, *overrides])
 
 
-def about(config: Config, counts: Counts) -> tuple[Advice, ...]:
+def about(config: Config, counts: RunCounts) -> tuple[Advice, ...]:
     """Return the advice on a configuration as a run settles it."""
     optim = config.optim.model_copy(update={"min_lr": config.min_lr})
     config = config.model_copy(update={"optim": optim})
-    return advice(with_train(config, tokens_per_step=config.tokens_per_step), counts)
+    return advise(with_train(config, tokens_per_step=config.tokens_per_step), counts)
 
 
 def test_there_is_nothing_to_say_about_what_is_usual() -> None:
@@ -181,8 +181,8 @@ def on_its_data(name: str, device: str) -> Iterator[Advice]:
     n_windows = max(1, (train - 1 - config.seq_len) // config.stride)
     per_step = config.tokens_per_step // config.seq_len
     epochs = int((config.train.max_epochs or 1) * n_windows / per_step)
-    counts = Counts(
-        n_params=count(config).parameters, train_tokens=train, val_tokens=val,
+    counts = RunCounts(
+        n_params=size_of(config).parameters, train_tokens=train, val_tokens=val,
         documents=documents, tokenizer_size=size,
         asked_size=config.tokenizer.vocab_size, max_steps=config.train.max_steps or epochs,
         n_windows=n_windows, rows=config.rows,

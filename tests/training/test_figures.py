@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.history import read_run
-from gptcli.report.page import render
-from gptcli.screen.board import Board
-from gptcli.screen.frame import frame
-from gptcli.screen.summary import summary_text
+from gptcli.plotting.report.page import render
+from gptcli.runs import read_run
+from gptcli.terminal.frame import frame
+from gptcli.terminal.run_state import RunState
+from gptcli.terminal.summary import summary_text
 from gptcli.training.events import Evaluated, Finished, Started, describe
 from gptcli.training.loop import train
 from gptcli.training.plan import plan
@@ -28,7 +28,7 @@ def test_three_epochs_are_three_everywhere_when_windows_overlap(tiny: Tiny) -> N
     assert abs(planned.epochs - started.epochs) < 1e-3
     told = f"{started.epochs:.3g} epochs"
     assert told in (describe(started) or "") and told in Path("runs/tiny/log.txt").read_text()
-    board = Board(0.0)
+    board = RunState(0.0)
     for event in events:
         board.update(event, 1.0)
     shown = "\n".join(line.plain for line in frame(board, 80, 24, 2.0))

@@ -10,15 +10,15 @@ import torch
 
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config, load_config
-from gptcli.device import available_memory, compute
-from gptcli.distributed.world import World
+from gptcli.device import available_memory, init_runtime
+from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
 from gptcli.model import GPT
-from gptcli.training import fit, memory, session, step
+from gptcli.training import batch_size, memory, setup, step
 from gptcli.training.events import Event, Started, StepDone, Stopped
 from gptcli.training.loop import train
 from gptcli.training.optim import Optimizer, clip_gradients
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 Tiny = Callable[..., Config]
 
@@ -53,7 +53,7 @@ current = [0]
 
 def events_of(config: Config, resume: bool = False, until: int = 100) -> Iterator[Event]:
     """Train, keeping count of the step that is being done."""
-    stop = Stop()
+    stop = StopRequest()
     for event in train(config, resume=resume, stop=stop):
         if isinstance(event, Started):
             current[0] = event.step + 1
@@ -134,37 +134,37 @@ def test_auto_needs_to_know_a_step() -> None:
 
 def test_the_most_rows_that_fit_divide_a_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=192")  # 12 rows of 16
-    machine = compute(config)
+    machine = init_runtime(config)
     model = fresh(config)
-    row = fit._bytes_of_row(config, model, machine)
+    row = batch_size._bytes_of_row(config, model, machine)
     found = []
     for rows in (1, 2, 3, 5, 6, 11, 12, 1000):
-        free = int(row * (rows + 0.5) / fit._SHARE)
-        monkeypatch.setattr(fit, "available_memory", lambda device, free=free: free)
-        found.append(fit.fitting_rows(config, model, machine))
+        free = int(row * (rows + 0.5) / batch_size._SHARE)
+        monkeypatch.setattr(batch_size, "available_memory", lambda device, free=free: free)
+        found.append(batch_size.fitting_rows(config, model, machine))
     assert found == [1, 2, 3, 4, 6, 6, 12, 12]
-    monkeypatch.setattr(fit, "available_memory", lambda device: row // 2)
+    monkeypatch.setattr(batch_size, "available_memory", lambda device: row // 2)
     with pytest.raises(MemoryLimitError) as caught:
-        fit.fitting_rows(config, model, machine)
+        batch_size.fitting_rows(config, model, machine)
     assert caught.value.exit_code == 8
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_what_a_row_keeps_grows_with_the_network(tiny: Tiny) -> None:
     small, deep = tiny(), tiny("model.n_layer=4")
-    one, other = (fit._bytes_of_row(c, fresh(c), compute(c)) for c in (small, deep))
+    one, other = (batch_size._bytes_of_row(c, fresh(c), init_runtime(c)) for c in (small, deep))
     logits = 4 * small.seq_len * 257
     assert logits < one < other < 4 * one
 
 
 def test_the_rows_are_settled_once_and_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     how = ("train.micro_batch_size=auto", "train.tokens_per_step=96", "train.max_steps=6")
-    monkeypatch.setattr(session, "fitting_rows", lambda *args: 2)
+    monkeypatch.setattr(setup, "fitting_rows", lambda *args: 2)
     events = list(events_of(tiny(*how), until=3))
     started = events[0]
     assert isinstance(started, Started) and started.grad_accum_steps == 3
     assert any("micro_batch_size is 2" in note for note in started.notes)
-    monkeypatch.setattr(session, "fitting_rows", lambda *args: 6)
+    monkeypatch.setattr(setup, "fitting_rows", lambda *args: 6)
     resumed = next(events_of(tiny(*how), resume=True))
     assert isinstance(resumed, Started) and resumed.grad_accum_steps == 3
     straight = list(events_of(tiny(*how[1:], "train.micro_batch_size=2", name="straight"), until=3))
@@ -206,7 +206,7 @@ def test_another_machine_is_named_when_a_run_is_resumed(
 ) -> None:
     list(events_of(tiny(), until=2))
     facts = {"torch": "9.9.9", "device": "abacus", "threads": 77}
-    monkeypatch.setattr(session, "machine_facts", lambda device: facts)
+    monkeypatch.setattr(setup, "machine_facts", lambda device: facts)
     started = next(events_of(tiny(), resume=True))
     assert isinstance(started, Started)
     [note] = [note for note in started.notes if "exact no more" in note]

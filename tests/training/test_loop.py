@@ -13,7 +13,8 @@ import torch
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import ConfigError, NonFiniteError, RunLockedError
-from gptcli.training import run as module
+from gptcli.runs import folder as module
+from gptcli.runs.folder import open_run
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -27,8 +28,7 @@ from gptcli.training.events import (
     Working,
 )
 from gptcli.training.loop import train
-from gptcli.training.run import open_run
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 Tiny = Callable[..., Config]
 TIMES = ("seconds", "tokens_per_second", "memory_bytes")
@@ -41,7 +41,7 @@ THOROUGH = (
 
 def run_until(config: Config, step: int, *, resume: bool = False) -> list[Event]:
     """Train, asking to stop once `step` steps are done."""
-    stop, events = Stop(), []
+    stop, events = StopRequest(), []
     for event in train(config, resume=resume, stop=stop):
         events.append(event)
         if isinstance(event, StepDone) and event.step == step:
@@ -403,7 +403,7 @@ def test_a_stop_at_any_moment_of_a_step_changes_no_bit(tiny: Tiny, reads: int, s
     straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
     finish(straight)
 
-    class AtRead(Stop):
+    class AtRead(StopRequest):
         """Asks at the given look of the loop, or just after it."""
 
         looks = 0

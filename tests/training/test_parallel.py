@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gptcli.config import Config
-from gptcli.distributed.world import World
+from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
 from gptcli.training import parallel
-from gptcli.training.parallel import rows_of, settle_kind
+from gptcli.training.parallel import choose_parallelism, rows_of
 
 CPU = torch.device("cpu")
 
@@ -33,10 +33,10 @@ def test_whole_while_it_fits_and_in_shards_beyond(
 ) -> None:
     monkeypatch.setattr(parallel, "available_memory", lambda device: 1000)
     two = World(0, 2)
-    assert settle_kind(tiny(), World(), 10**9, CPU) == "none"
-    assert settle_kind(tiny(), two, 37, CPU) == "ddp"
-    assert settle_kind(tiny(), two, 38, CPU) == "fsdp"
-    assert settle_kind(tiny("train.parallel=ddp"), two, 10**9, CPU) == "ddp"
-    assert settle_kind(tiny("train.parallel=fsdp"), two, 1, CPU) == "fsdp"
+    assert choose_parallelism(tiny(), World(), 10**9, CPU) == "none"
+    assert choose_parallelism(tiny(), two, 37, CPU) == "ddp"
+    assert choose_parallelism(tiny(), two, 38, CPU) == "fsdp"
+    assert choose_parallelism(tiny("train.parallel=ddp"), two, 10**9, CPU) == "ddp"
+    assert choose_parallelism(tiny("train.parallel=fsdp"), two, 1, CPU) == "fsdp"
     with pytest.raises(ConfigError, match="float16"):
-        settle_kind(tiny("train.parallel=fsdp", "dtype=float16"), two, 1, CPU)
+        choose_parallelism(tiny("train.parallel=fsdp", "dtype=float16"), two, 1, CPU)

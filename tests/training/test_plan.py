@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from gptcli.config import Config
-from gptcli.device import settle
+from gptcli.device import resolve_auto
 from gptcli.errors import ConfigError
 from gptcli.model import GPT
-from gptcli.training import memory, rehearsal
+from gptcli.training import memory, timing
 from gptcli.training.events import Started
 from gptcli.training.flops import flops_per_token, peak_flops
-from gptcli.training.initial import freeze
 from gptcli.training.loop import train
-from gptcli.training.memory import count, memory_of
+from gptcli.training.memory import estimate_memory, size_of
 from gptcli.training.optim import Optimizer
 from gptcli.training.plan import plan, plan_with_steps
-from gptcli.training.rehearsal import Rehearsal, rehearse
+from gptcli.training.timing import TimedSteps, time_steps
+from gptcli.training.weights import freeze
 
 Tiny = Callable[..., Config]
 OLD_KEYS = {
@@ -65,13 +65,13 @@ def test_activations_are_those_that_the_network_keeps(tiny: Tiny) -> None:
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def size_of(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     tokens = torch.zeros(4, 128, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(size_of, lambda tensor: tensor):
         loss = model(tokens, tokens).loss
     assert loss is not None
     # The estimate adds what one block's backward pass takes, and the loss.
@@ -108,16 +108,16 @@ def test_the_disk_is_that_of_the_checkpoints(tiny: Tiny) -> None:
 def test_a_little_is_timed_and_nothing_is_written(tiny: Tiny) -> None:
     config = tiny()
     before = sorted(Path.cwd().rglob("*"))
-    found, rehearsal = plan_with_steps(config)
+    found, timing = plan_with_steps(config)
     assert sorted(Path.cwd().rglob("*")) == before
-    assert rehearsal is not None and rehearsal.seconds_per_step > 0 and rehearsal.step == 0
-    spent = found.seconds_left(rehearsal)
-    assert spent["steps"] == pytest.approx(6 * rehearsal.seconds_per_step)
+    assert timing is not None and timing.seconds_per_step > 0 and timing.step == 0
+    spent = found.seconds_left(timing)
+    assert spent["steps"] == pytest.approx(6 * timing.seconds_per_step)
 
 
 def test_the_time_left_counts_all_that_a_run_does(tiny: Tiny) -> None:
     found = plan(tiny("train.max_steps=100", "train.eval_every=10", "train.eval_tokens=64"))
-    spent = found.seconds_left(Rehearsal(50, 4, 2.0, 64, 1.0, 0))
+    spent = found.seconds_left(TimedSteps(50, 4, 2.0, 64, 1.0, 0))
     assert spent["setting up"] == 1.0 and spent["steps"] == 100.0
     assert found.evaluations == 10 and found.eval_tokens == 128
     assert spent["evaluating"] == pytest.approx(5 * 128 * 2.0 / 64 / 3)
@@ -136,8 +136,8 @@ def test_a_rehearsal_goes_on_from_a_run_and_leaves_it_as_it_was(gpt: Any, tiny_s
 
 def test_automatic_rows_are_found_out(tiny: Tiny) -> None:
     config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=64")
-    found, rehearsal = plan_with_steps(config)
-    assert rehearsal is not None and found.rows == rehearsal.rows == 4
+    found, timing = plan_with_steps(config)
+    assert timing is not None and found.rows == timing.rows == 4
 
 
 def test_the_json_result_keeps_its_keys(gpt: Any, tiny_set: list[str]) -> None:
@@ -228,10 +228,10 @@ def test_what_no_memory_holds_is_planned_in_seconds_and_not_measured(
 
 def test_a_batch_grows_while_there_is_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("model.block_size=128", "train.micro_batch_size=8")
-    whole = rehearse(config)
+    whole = time_steps(config)
     assert whole.measured_tokens == 8 * 128 and whole.seconds_per_step > 0
-    monkeypatch.setattr(rehearsal, "SECONDS", 0.0)
-    assert rehearse(config).measured_tokens == 64  # the least, when there is none
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    assert time_steps(config).measured_tokens == 64  # the least, when there is none
 
 
 def test_the_plan_is_said_before_anything_is_timed(tiny: Tiny) -> None:
@@ -251,7 +251,7 @@ def test_what_is_counted_of_one_block_is_that_of_all(tiny: Tiny, variant: tuple[
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"vocab_size": 257})}
     )
-    model, size = GPT(config.model), count(config)
+    model, size = GPT(config.model), size_of(config)
     freeze(model, config.train.freeze)
     state = Optimizer(model, config.optim, torch.device("cpu")).bytes_by_name()
     assert size.parameters == model.n_params()
@@ -260,11 +260,11 @@ def test_what_is_counted_of_one_block_is_that_of_all(tiny: Tiny, variant: tuple[
 
 
 def test_a_large_block_is_looked_at_without_its_weights(tiny: Tiny) -> None:
-    config = settle(tiny("model.n_embd=64", "model.block_size=32"))
+    config = resolve_auto(tiny("model.n_embd=64", "model.block_size=32"))
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"vocab_size": 257})}
     )
-    real = memory_of(config, count(config), 4, "none", 1).activations
+    real = estimate_memory(config, size_of(config), 4, "none", 1).activations
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "_LARGE_BLOCK", 0)
-        assert memory_of(config, count(config), 4, "none", 1).activations == real
+        assert estimate_memory(config, size_of(config), 4, "none", 1).activations == real

@@ -10,10 +10,10 @@ import pytest
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import ConfigError
-from gptcli.history import read_run
+from gptcli.runs import read_run
 from gptcli.training.events import Evaluated, Event, Started, StepDone
 from gptcli.training.loop import train
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 Tiny = Callable[..., Config]
 WORSE = ("train.max_steps=9", "optim.lr=30", "optim.schedule=constant")
@@ -65,7 +65,7 @@ def test_a_best_checkpoint_names_itself_and_its_own_loss(tiny: Tiny) -> None:
 def test_what_was_looked_at_last_stays_in_the_history_of_a_longer_run(tiny: Tiny) -> None:
     finish(tiny("train.max_steps=4"))
     before = read_run(tiny().run_folder)
-    stop = Stop()
+    stop = StopRequest()
     stop.request()  # even if it is stopped before it looks again
     list(train(tiny("train.max_steps=9"), resume=True, stop=stop))
     assert read_run(tiny().run_folder).evaluations == before.evaluations
@@ -91,7 +91,7 @@ def test_short_epochs_are_not_saved_one_by_one_and_the_best_is_still_the_best(
     losses = {row.step: row.train_loss or 0.0 for row in read_run(config.run_folder).epochs}
     best = min(losses, key=losses.__getitem__)
     assert best_of(config) == (best, best, losses[best]) and best not in saved
-    stop = Stop()
+    stop = StopRequest()
     for event in train(broken, stop=stop):
         if isinstance(event, StepDone) and event.step == best + 1:
             stop.request()

@@ -10,7 +10,7 @@ import pytest
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.errors import StorageError
-from gptcli.history import read_run
+from gptcli.runs import read_run
 from gptcli.training.events import Event, Finished, Started, StepDone
 from gptcli.training.loop import train
 

@@ -11,8 +11,8 @@ from gptcli.config import Config
 from gptcli.errors import StorageError
 from gptcli.training.events import Saved, StepDone
 from gptcli.training.loop import train
-from gptcli.training.saver import Saver
-from gptcli.training.session import Session
+from gptcli.training.saver import AsyncCheckpointWriter
+from gptcli.training.setup import Session
 
 
 def test_in_the_background_training_goes_on_and_ends_with_the_same_bits(
@@ -70,7 +70,7 @@ def test_what_fails_in_the_background_ends_the_run_at_the_next_step(
 
 
 def test_at_once_it_raises_at_once() -> None:
-    saver = Saver(in_background=False)
+    saver = AsyncCheckpointWriter(in_background=False)
 
     def fail() -> Saved:
         raise StorageError("full")

@@ -11,10 +11,10 @@ import torch
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.model import GPT
+from gptcli.training.batch_size import compiling_pays
 from gptcli.training.events import Finished, Started, StepDone, describe
-from gptcli.training.fit import compiling_pays
 from gptcli.training.loop import train
-from gptcli.training.stop import Stop
+from gptcli.training.signals import StopRequest
 
 Tiny = Callable[..., Config]
 EVERY_OPTION = (
@@ -34,7 +34,7 @@ def test_resuming_is_exact_compiled_and_with_every_option(tiny: Tiny) -> None:
     whole, cut = (tiny(*EVERY_OPTION, f"name={name}") for name in ("whole", "cut"))
     events = list(train(whole))
     assert isinstance(events[0], Started) and events[0].compiled, events[0].notes
-    stop = Stop()
+    stop = StopRequest()
     for event in train(cut, stop=stop):
         if isinstance(event, StepDone) and event.step == 2:
             stop.exit_code = 130

@@ -1,0 +1,240 @@
+"""The one writer of files that must survive a crash or a power cut.
+
+A file is written aside, flushed to the disk, renamed over its name, and the folder is flushed:
+a reader sees the old content or the new, never a part. Knows nothing of what is in the files.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from gptcli.errors import StorageError
+from gptcli.formatting import size
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+_ASIDE = re.compile(r"\.tmp-\d+-")
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a missing permission or a limit into a `StorageError`, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if error.filename else path
+        if error.errno in _FULL:
+            hint = f"free space on that disk and run the same command again{_free(path)}"
+            raise StorageError(f"{named}: {error.strerror}", hint) from error
+        if error.errno in _DENIED:
+            raise StorageError(f"{named}: {error.strerror}") from error
+        if error.errno in _TOO_MANY_FILES:
+            raise StorageError("too many open files", "raise the limit: ulimit -n 4096") from error
+        if error.errno == errno.ELOOP:
+            raise StorageError(f"{named}: is a link, and links are not written through") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise StorageError(f"{named}: a file stands where a folder is needed") from error
+        if isinstance(error, IsADirectoryError):
+            raise StorageError(
+                f"{path}: is a folder, not a file", "move it away and run the same command again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def create_errors(path: Path) -> Iterator[None]:
+    """As `storage_errors`, where something is written: a folder that is missing is said too."""
+    try:
+        with storage_errors(path):
+            yield
+    except FileNotFoundError as error:
+        gone = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
+        if gone is None:
+            raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
+        raise StorageError(f"{gone}: no such folder; nothing can be made there") from error
+
+
+def _free(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return f" ({size(shutil.disk_usage(path.parent).free)} free)"
+    return ""
+
+
+class _Remembering:
+    """A file that keeps the first error of a write.
+
+    torch.save reports a failed write as "unexpected pos 576 vs 534"; the cause is kept here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes `path`'s place, whole and on the disk, when the block ends.
+
+    If the block raises, `path` keeps what it had and nothing is left behind.
+
+    Raises:
+        StorageError: The disk is full or the folder may not be written.
+    """
+    aside = aside_name(path)
+    with create_errors(path):
+        try:
+            aside.unlink(missing_ok=True)
+            with aside.open("xb") as file:  # never through a link that stands there
+                target = _Remembering(file)
+                try:
+                    yield cast(BinaryIO, target)
+                except Exception:
+                    if target.error is not None:
+                        raise target.error from None
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def aside_name(path: Path) -> Path:
+    """Return the name a file is written under before it is complete."""
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path`, all of it or not at all."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def append(path: Path, text: str) -> None:
+    """Add a line to a file; it is on the disk after `sync_file`, not before.
+
+    Raises:
+        StorageError: The disk is full, or the name is a link, which may lead anywhere.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with create_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(text.encode())
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` another name of the file `source`, or a copy where links are not possible."""
+    aside = aside_name(path)
+    with create_errors(path):
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(source, aside)
+        except OSError:
+            with source.open("rb") as content, atomic_write(path) as copy:
+                shutil.copyfileobj(content, copy, 1 << 20)
+            return
+        os.replace(aside, path)
+        # Replacing a name by another name of the same file does nothing and leaves both.
+        aside.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file; a name that no file can have names none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder; a name that no folder can have names none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; a pipe or a device, which may have no end, is no file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Path]:
+    """Yield a name that stays this file's, for readers that open a name more than once.
+
+    `path` itself may become another file between two opens; where files have no second name
+    (Windows) one that is open cannot be replaced.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as file:
+        name = Path(f"/dev/fd/{file.fileno()}")
+        yield name if name.exists() else path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, so that they are there after a power cut."""
+    with create_errors(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content and its name, which may be new, to the disk."""
+    with create_errors(path):
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk; a no-op where folders cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted `replacing` or `link` left in `folder`."""
+    for path in folder.iterdir():
+        if _ASIDE.match(path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)

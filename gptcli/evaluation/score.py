@@ -1,0 +1,211 @@
+"""The loss of a network on text: every token scored once, in nats, with its bytes counted.
+
+Sums run over tokens and are divided once, so batches never weigh differently. Knows nothing of
+files or terminals.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gptcli.config.windows import scoring_windows
+from gptcli.device import Runtime
+from gptcli.errors import DataError
+from gptcli.evaluation.metrics import Evaluation, SpanSums, TokenStats, span_length
+from gptcli.model import GPT
+from gptcli.model.loss import IGNORED
+
+# Tokens of one batch on a CPU: what they need stays near the processor's caches.
+_TOKENS_PER_BATCH = 4096
+# Logits of one batch, in elements: bounds memory at any vocabulary and context (256 MB float32).
+_LOGITS_PER_BATCH = 1 << 26
+
+
+SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+
+
+class TokenSequence(Protocol):
+    """Tokens that can be read anywhere: a split of a data folder, or a text in memory."""
+
+    def __len__(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
+        """Return `count` tokens from `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """Tokens in memory, (n,)."""
+
+    tokens: npt.NDArray[np.unsignedinteger]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
+        """Return `count` tokens from `start` on."""
+        return self.tokens[start : start + count]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inputs [start, start + length) whose last `n_scored` targets count."""
+
+    start: int
+    length: int
+    n_scored: int
+
+
+def windows(n_tokens: int, context: int, stride: int) -> Callable[[int], Window]:
+    """Return the function from index to window of a sliding evaluation.
+
+    The first window scores all its targets, each later one the `stride` it adds, so that every
+    token but the text's first is scored exactly once.
+    """
+    n_targets = n_tokens - 1
+
+    def window(index: int) -> Window:
+        start = index * stride
+        end = min(start + context, n_targets)
+        scored_before = min(start - stride + context, n_targets) if index else 0
+        return Window(start, end - start, end - scored_before)
+
+    return window
+
+
+def evaluate(
+    model: GPT,
+    tokens: TokenSequence,
+    compute: Runtime,
+    *,
+    context: int,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    units: TokenStats | None = None,
+    span_of: SpanOf | None = None,
+    turn: tuple[int, int] = (0, 1),
+    stopped: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation | None:
+    """Score tokens.
+
+    Args:
+        model: The network; its mode is restored afterwards.
+        tokens: At least two.
+        compute: Where the network lives, and its precision.
+        context: Window length.
+        stride: Tokens between window starts; `context` if None.
+        max_tokens: Score about this many, in evenly spaced windows; all if None.
+        units: Counts bytes and words of the scored tokens; neither is counted if None.
+        span_of: From positions (n,) of tokens to the part of the text that each is in, for a
+            comparison with a network of another tokenizer; parts of as many tokens if None.
+        turn: Which of how many shares to score; each takes as many forward passes.
+        stopped: Asked between batches; if true, None is returned.
+        on_progress: Called with (windows done, windows in all).
+    """
+    assert len(tokens) >= 2 and 1 <= (stride or context) <= context
+    stride = stride or context
+    chosen, total = scoring_windows(len(tokens), context, stride, max_tokens)
+    window = windows(len(tokens), context, stride)
+    rows = _rows_per_batch(model, context, compute)
+    length = span_length(len(tokens))
+    tally, paired = SpanSums(), SpanSums() if span_of is not None else None
+    done, was_training = 0, model.training
+    model.eval()
+    try:
+        found = _batches((window(i * total // chosen) for i in range(chosen)), rows)
+        for batch, counts in _dealt(found, turn):
+            if stopped():
+                return None
+            raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
+            scored = _scored(batch)  # (B, T), as are positions
+            positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
+            nats = _token_losses(model, raw, scored, compute)
+            if not counts:
+                continue
+            before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
+            sums = (nats[scored], *(units.count(before, targets) if units else ()))
+            tally.add((places - 1) // length, *sums)
+            if paired is not None and span_of is not None:
+                paired.add(span_of(places), *sums)
+            done += len(batch)
+            on_progress(done, chosen)
+    finally:
+        model.train(was_training)
+    return Evaluation(context, stride, tally, paired)
+
+
+def _rows_per_batch(model: GPT, context: int, compute: Runtime) -> int:
+    """Return the windows that are scored together."""
+    assert model.config.vocab_size is not None
+    n_tokens = _LOGITS_PER_BATCH // model.config.vocab_size
+    if compute.device.type == "cpu":
+        n_tokens = min(n_tokens, _TOKENS_PER_BATCH)
+    return max(1, n_tokens // context)
+
+
+@torch.no_grad()
+def _token_losses(
+    model: GPT, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_], compute: Runtime
+) -> npt.NDArray[np.float32]:
+    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored.
+
+    Raises:
+        DataError: A token that counts is none of the model's.
+    """
+    if (raw[:, 1:][scored] >= model.n_tokens).any():
+        raise DataError(
+            "the text has tokens that the model does not have, such as end-of-text",
+            "score a text without them: --text FILE",
+        )
+    rows = torch.from_numpy(raw)
+    targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
+    with compute.autocast():
+        losses = model.token_losses(rows[:, :-1].to(compute.device), targets.to(compute.device))
+    found: npt.NDArray[np.float32] = losses.cpu().numpy()
+    return found
+
+
+def _batches(found: Iterator[Window], rows: int) -> Iterator[list[Window]]:
+    """Group consecutive windows of equal length, up to `rows` of them."""
+    batch: list[Window] = []
+    for window in found:
+        if batch and (len(batch) == rows or batch[0].length != window.length):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _dealt(
+    batches: Iterable[list[Window]], turn: tuple[int, int]
+) -> Iterator[tuple[list[Window], bool]]:
+    """Yield the batches of a share; where there are too few, one that does not count."""
+    mine, shares = turn
+    found = iter(batches)
+    while dealt := list(itertools.islice(found, shares)):
+        yield (dealt[mine], True) if mine < len(dealt) else (dealt[0], False)
+
+
+def _scored(batch: list[Window]) -> npt.NDArray[np.bool_]:
+    """Return which targets (B, T) of windows of one length count."""
+    first = np.array([w.length - w.n_scored for w in batch])
+    found: npt.NDArray[np.bool_] = np.arange(batch[0].length) >= first[:, None]
+    return found

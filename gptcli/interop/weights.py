@@ -1,0 +1,147 @@
+"""Weights to start from, whatever program wrote them: the shape first, the tensors when asked.
+
+Nothing is allocated before the file's own list of names and shapes is what the shape demands.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.config.model import ModelConfig
+from gptcli.errors import CheckpointError, ConfigError
+from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
+from gptcli.interop.names import Table, from_format, to_format
+from gptcli.model import GPT
+from gptcli.tokenizers import Tokenizer
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network of another program, or of an earlier run.
+
+    Attributes:
+        name: What `model.init_from` calls it.
+        place: Where its files are, for errors.
+        revision: Commit on the Hub, or the step of one of our runs; None for other files.
+        model: Its shape.
+        vocabulary: Its tokens and their ids; None where its files do not say.
+        tokenizer: Makes its tokenizer; None where its files do not say which it is.
+        weights: Reads the tensors, by our names.
+    """
+
+    name: str
+    place: str
+    revision: str | None
+    model: ModelConfig
+    vocabulary: Vocabulary | None
+    tokenizer: Callable[[], Tokenizer] | None
+    weights: Callable[[], dict[str, Tensor]]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run records about where it started."""
+        return {"init_from": self.name, "revision": self.revision}
+
+    def shape_for(self, tokenizer: Tokenizer) -> ModelConfig:
+        """Return its shape, with a row for end-of-text where only that one is missing."""
+        n_rows = self.model.vocab_size or 0
+        if tokenizer.eot == n_rows and tokenizer.vocab_size == n_rows + 1:
+            return self.model.model_copy(update={"vocab_size": n_rows + 1})
+        return self.model
+
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer whose ids mean other tokens than those it was trained on.
+
+        Raises:
+            ConfigError: With the number of ids that mean something else.
+        """
+        if self.vocabulary is None:
+            return
+        ours = vocabulary_of(tokenizer)
+        differing = [token for token, id in ours.items() if self.vocabulary.get(token) != id]
+        if differing:
+            is_gpt2 = self.vocabulary.get("<|endoftext|>") == 50256
+            raise ConfigError(
+                f"{self.name} was trained on other tokens than those of the '{tokenizer.name}'"
+                f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
+                "prepare the data again with "
+                + ("-s tokenizer.name=gpt2" if is_gpt2 else "the tokenizer of these weights"),
+            )
+
+
+def our_shapes(model: ModelConfig) -> dict[str, Tensor]:
+    """Return a network's parameters without memory behind them."""
+    with torch.device("meta"):
+        return dict(GPT(model).named_parameters())
+
+
+def require_shapes(
+    found: Shapes, model: ModelConfig, table: Table, place: str, ignored: Callable[[str], bool]
+) -> list[str]:
+    """Compare the tensors a file has with those a network needs; return our parameters' names.
+
+    Args:
+        found: Names and shapes in the file.
+        model: The network.
+        table: The names of the file's format.
+        place: Names the file in errors.
+        ignored: Tells names that are no weights (masks, a tied head said again).
+
+    Raises:
+        CheckpointError: A tensor is missing, of another shape, or not known.
+    """
+    ours = our_shapes(model)
+    try:
+        wanted = {name: tuple(t.shape) for name, t in to_format(ours, table, model).items()}
+    except KeyError as error:
+        raise CheckpointError(f"{place}: the format has no place for {error}") from error
+    for name, shape in wanted.items():
+        if name not in found:
+            raise CheckpointError(f"{place}: tensor {name} is missing")
+        if tuple(found[name]) != shape:
+            raise CheckpointError(
+                f"{place}: tensor {name} is {list(found[name])}, the network needs {list(shape)}"
+            )
+    unknown = [name for name in found if name not in wanted and not ignored(name)]
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:3])
+        raise CheckpointError(f"{place}: {len(unknown)} tensors that are not known here ({shown})")
+    return list(ours)
+
+
+def ours_from(theirs: Mapping[str, Tensor], names: list[str], table: Table) -> dict[str, Tensor]:
+    """Return checked weights by our names, in float32 where they are floating point."""
+    return from_format(theirs, names, table)
+
+
+def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Cut learned positions to a smaller context, and pad the vocabulary to more rows.
+
+    A padded row is the mean of the others: its logit is then the mean logit, so that k padded
+    rows add at most the share k / V to the partition function (Jensen). A row of zeros has the
+    logit 0, far above those of GPT-2, and would take nearly all the probability.
+
+    Args:
+        weights: By our names.
+        model: The network they are to fit.
+    """
+    fitted = dict(weights)
+    if "wpe.weight" in fitted:
+        fitted["wpe.weight"] = fitted["wpe.weight"][: model.block_size]
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in fitted:
+            table, n_rows = fitted[name], model.vocab_size or 0
+            if len(table) < n_rows:
+                mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+                fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
+    return fitted
+
+
+def unpad_vocab(weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
+    """Return weights without the vocabulary's padding: the first `n_rows` rows."""
+    tables = ("wte.weight", "lm_head.weight")
+    return {name: w[:n_rows].clone() if name in tables else w for name, w in weights.items()}

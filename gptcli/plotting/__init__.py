@@ -1,0 +1,1 @@
+"""Pictures of runs: one source of curves, figures for files, the report page."""

@@ -1,0 +1,275 @@
+"""The folder of a run: who may write in it, and the small files that describe it.
+
+runs/<name>/{config.yaml, run.json, status.json, metrics.jsonl, samples.jsonl, log.txt,
+checkpoints/step-*.pt, best.pt, last.pt}. Knows nothing of networks.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptcli import atomic, locking
+from gptcli.config.schema import Config
+from gptcli.config.yaml import dump_yaml
+from gptcli.errors import ConfigError, GptError, StorageError
+from gptcli.formatting import moment
+from gptcli.runs.files import BEST, CONFIG, LAST, LOG, METRICS, RUN, SAMPLES, STATUS
+from gptcli.runs.read import metrics_row, read_rows
+from gptcli.runs.record import Evaluation, TextSample
+
+_STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
+
+
+class Run:
+    """An open run folder, held by this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+
+    def step_file(self, step: int) -> Path:
+        """Return the name of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:08d}.pt"
+
+    def step_files(self) -> list[Path]:
+        """Return the checkpoints there are, newest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        files = [path for path in self.checkpoints.iterdir() if _STEP_FILE.match(path.name)]
+        return sorted(files, reverse=True)
+
+    def link(self, step: int, name: str) -> None:
+        """Let best.pt or last.pt be the checkpoint after `step` steps."""
+        atomic.link(self.step_file(step), self.folder / name)
+
+    def link_newest(self, step: int, best_step: int | None) -> None:
+        """Let last.pt, and best.pt if it is that, be the checkpoint after `step` steps."""
+        self.link(step, LAST)
+        if step == best_step:
+            self.link(step, BEST)
+
+    def retain(self, keep_last: int) -> None:
+        """Remove all but the newest checkpoints; best.pt is a file of its own and stays."""
+        for path in self.step_files()[keep_last:]:
+            with atomic.storage_errors(path):
+                path.unlink(missing_ok=True)
+
+    def places(self) -> dict[str, Any]:
+        """Return what a summary says of where the run is, and its best checkpoint."""
+        paths = [self.folder / name for name in (BEST, LAST)]
+        checkpoint = next((str(path) for path in paths if path.exists()), None)
+        return {"run_dir": str(self.folder), "checkpoint": checkpoint}
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, every value settled."""
+        text = dump_yaml(config.model_dump(mode="json"))
+        atomic.write_bytes(self.folder / CONFIG, text.encode())
+
+    def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None:
+        """Write status.json, which repeats the exit code (torchrun hides it)."""
+        status = {
+            "state": state,
+            "step": step,
+            "exit_code": exit_code,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": moment(),
+            **more,
+        }
+        _write_json(self.folder / STATUS, status)
+
+    def read_status(self) -> dict[str, Any]:
+        """Return status.json, empty if it cannot be read."""
+        return _read_status(self.folder)
+
+    def log(self, text: str) -> None:
+        """Append lines to log.txt."""
+        atomic.append(self.folder / LOG, f"{moment()} {text}\n")
+
+    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None:
+        """Append a line to metrics.jsonl; `again`: in place of what looked at its step before."""
+        self._add(METRICS, line, again)
+
+    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None:
+        """Append a line to samples.jsonl; `again`: in place of what looked at its step before."""
+        self._add(SAMPLES, line, again)
+
+    def _add(self, name: str, line: dict[str, Any], again: bool) -> None:
+        text = json.dumps(line) + "\n"
+        if again and (self.folder / name).exists():
+            rows = self._rows(name, [])
+            kept = [old for old, row in rows if row.step != line["step"] or not _looks(row)]
+            atomic.write_bytes(self.folder / name, b"".join([*kept, text.encode()]))
+        else:
+            atomic.append(self.folder / name, text)
+
+    def sync_metrics(self) -> None:
+        """Flush metrics and samples, so that no checkpoint is newer than its history."""
+        for path in (self.folder / METRICS, self.folder / SAMPLES):
+            if path.exists():
+                atomic.sync_file(path)
+
+    def cut_history(self, step: int) -> tuple[list[str], list[str]]:
+        """Drop what a run resumed at `step` tells again, and what cannot be read.
+
+        Returns:
+            The files in which something looked at `step` itself, which stays until it comes again,
+            and what was left out.
+        """
+        looked: list[str] = []
+        problems: list[str] = []
+        for name in (METRICS, SAMPLES):
+            if (self.folder / name).exists():
+                kept = [(line, row) for line, row in self._rows(name, problems) if row.step <= step]
+                looked += [name for _, row in kept if row.step == step and _looks(row)]
+                atomic.write_bytes(self.folder / name, b"".join(line for line, _ in kept))
+        return looked, problems
+
+    def _rows(self, name: str, problems: list[str]) -> Iterator[tuple[bytes, Any]]:
+        path, parse = self.folder / name, TextSample.model_validate
+        with atomic.storage_errors(path):
+            content = atomic.read_bytes(path)
+        return read_rows(path, content, metrics_row if name == METRICS else parse, problems)
+
+
+def _looks(row: object) -> bool:
+    """Tell whether a line of the history changes nothing but looks at the model as it is."""
+    return isinstance(row, Evaluation | TextSample)
+
+
+class ReadOnlyRun(Run):
+    """The run folder as ranks other than 0 see it: they write nothing."""
+
+    def link(self, step: int, name: str) -> None: ...
+
+    def retain(self, keep_last: int) -> None: ...
+
+    def write_config(self, config: Config) -> None: ...
+
+    def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None: ...
+
+    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None: ...
+
+    def sync_metrics(self) -> None: ...
+
+
+@contextlib.contextmanager
+def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """Hold the run folder of `config`, making it if it is not there.
+
+    Args:
+        config: Names the folder.
+        resume: Go on in a folder that holds a run.
+        overwrite: Rename such a folder to `<name>~N` and begin anew.
+
+    Raises:
+        ConfigError: The folder holds a run, or something else, that must not be overwritten.
+        RunLockedError: Another process trains in it.
+        StorageError: It may not be written.
+    """
+    folder = config.run_folder
+    holds_run = (folder / RUN).is_file()
+    if holds_run and not resume:
+        with _lock(folder):  # whoever trains there is the better reason
+            pass
+    if holds_run and not resume and not overwrite:
+        raise _taken(folder)
+    if holds_run and not resume:
+        _set_aside(folder)
+    elif not holds_run:
+        _refuse_foreign(folder)
+    atomic.make_folder(folder / "checkpoints")
+    if (folder / "checkpoints").is_symlink():  # old checkpoints are removed there
+        raise StorageError(
+            f"{folder / 'checkpoints'}: is a link, and links are not written through",
+            "link the run folder as a whole, or name another with -s run_dir=...",
+        )
+    with _lock(folder):
+        if not resume and (folder / RUN).is_file():  # begun by another since we looked
+            raise _taken(folder)
+        atomic.remove_leftovers(folder)
+        atomic.remove_leftovers(folder / "checkpoints")
+        run = Run(folder)
+        try:
+            yield run
+        except GptError as error:
+            _record_failure(run, error.exit_code, error.message)
+            raise
+        except Exception as error:
+            _record_failure(run, 70, repr(error))
+            raise
+
+
+def describe_run(run: Run, facts: dict[str, Any]) -> None:
+    """Write run.json once: when, by which command and versions, on what, with which data."""
+    if not (run.folder / RUN).exists():
+        _write_json(run.folder / RUN, {"created": moment(), "command": sys.argv[1:], **facts})
+
+
+def _record_failure(run: Run, exit_code: int, message: str) -> None:
+    """Note the failure, as far as a broken disk lets us; the failure itself matters more.
+
+    What failed before there was a run is not one, and the next try finds the folder free.
+    """
+    if not (run.folder / RUN).is_file():
+        return
+    with contextlib.suppress(GptError, OSError):
+        run.write_status("failed", run.read_status().get("step", 0), exit_code, error=message)
+
+
+def _taken(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"{folder} already holds a run",
+        "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
+    )
+
+
+def _set_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
+        number += 1
+    with atomic.storage_errors(folder):
+        folder.rename(aside)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose files a run would overwrite though no run made them."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a run folder", "choose another -s name=...")
+    ours = (CONFIG, METRICS, SAMPLES, STATUS, LOG, BEST, LAST)
+    found = [name for name in ours if (folder / name).exists()]
+    if found and not (folder / RUN).is_file():  # else another process has just begun one
+        raise ConfigError(
+            f"{folder} holds {found[0]} but no run ({RUN} is missing)",
+            "choose another folder with -s name=... or -s run_dir=...",
+        )
+
+
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return locking.hold(
+        folder,
+        "is training in this folder",
+        "wait for it, stop it, or choose another -s name=...",
+    )
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((folder / STATUS).read_bytes())
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    atomic.write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

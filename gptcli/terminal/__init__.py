@@ -1,0 +1,1 @@
+"""The terminal: console, plan, live display, summary; with commands the only room that prints."""

@@ -1,0 +1,59 @@
+"""Being asked to stop: a flag that signals set and the loop reads between micro-batches."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from gptcli.distributed.environment import place
+from gptcli.distributed.process_group import World
+from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+
+class StopRequest:
+    """Whether, and with which exit code, somebody asked the run to end.
+
+    Attributes:
+        exit_code: None as long as nobody did.
+        world: The processes that stop together.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self.world = World()
+        self._asked: int | None = None  # this process; a signal may come while the others answer
+
+    def requested(self) -> bool:
+        """Tell whether somebody asked any of the processes; each of them must look."""
+        if self.exit_code is None:
+            self.exit_code = self.world.all_reduce_max(self._asked or 0) or None
+        return self.exit_code is not None
+
+    def request(self, exit_code: int = EXIT_INTERRUPTED) -> None:
+        """Ask, by default as Ctrl-C does."""
+        self._asked = self._asked or exit_code
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once.
+
+        Not so where there are several processes: there one signal may come both from a scheduler
+        and from torchrun.
+        """
+        codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
+        if hasattr(signal, "SIGUSR1"):  # not on Windows
+            codes[signal.SIGUSR1] = EXIT_PREEMPTED
+
+        alone = place().size == 1
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._asked is not None and alone:
+                raise KeyboardInterrupt
+            self.request(codes[signal.Signals(number)])
+
+        before = {number: signal.signal(number, ask) for number in codes}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

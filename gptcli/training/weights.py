@@ -1,0 +1,181 @@
+"""A run's first weights: drawn, or taken from another network whose shape then holds.
+
+What is not to learn is frozen here too. Knows no file format.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gptcli.checkpoint import Checkpoint, load_weights
+from gptcli.config.model import ModelConfig
+from gptcli.config.schema import Config
+from gptcli.errors import CheckpointError, ConfigError
+from gptcli.interop.pretrained import open_pretrained
+from gptcli.interop.weights import Pretrained, resize_vocab
+from gptcli.model import GPT, init_adapters, is_adapter
+from gptcli.seeding import derive_seed
+from gptcli.tokenizers import Tokenizer
+
+_OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides itself
+_BLOCKS = re.compile(r"h\.(\d{1,9})-(\d{1,9})((?:\..+)?)\Z")
+
+
+def apply_pretrained_shape(
+    config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint | None
+) -> tuple[Config, Pretrained | None]:
+    """Give `config` the shape of the weights it starts from.
+
+    Args:
+        config: As it was given: what is set there must not contradict the shape.
+        tokenizer: That of the data.
+        checkpoint: What a resumed run goes on from, which has the shape; its origin may be gone.
+
+    Returns:
+        The configuration, and where to take the weights from; None to draw them.
+
+    Raises:
+        ConfigError: A key contradicts the shape, or the tokenizer is not that of the weights.
+        CheckpointError: The weights are missing or cannot be used.
+    """
+    name = config.model.init_from
+    if name == "scratch":
+        return config, None
+    if checkpoint is not None:
+        try:
+            shape = ModelConfig(
+                **{**checkpoint.config["model"], "init_from": "scratch", "lora": None}
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
+        return _with_shape(config, shape, "the run"), None
+    origin = open_pretrained(name)
+    config = _with_shape(config, origin.shape_for(tokenizer), name)
+    origin.require_tokenizer(tokenizer)
+    return config, origin
+
+
+def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
+    """Return `config` with an imported shape; a smaller context and more rows may be asked for."""
+    values = shape.model_dump() | {key: getattr(config.model, key) for key in _OWN}
+    there = values | {
+        "n_kv_head": shape.n_kv_head or shape.n_head,
+        "n_inner": shape.mlp_width,
+        "head_dim": shape.head_size,
+        "qkv_bias": shape.bias if shape.qkv_bias is None else shape.qkv_bias,
+    }
+    for key in sorted(config.model.model_fields_set - _OWN):
+        value = getattr(config.model, key)
+        fits = {"block_size": "smaller", "vocab_size": "larger"}.get(key)
+        if value is None or value == there[key]:
+            continue
+        if (fits == "smaller" and value < there[key]) or (fits == "larger" and value > there[key]):
+            values[key] = value
+            continue
+        raise ConfigError(
+            f"model.{key}: {str(value).lower()} is set, but {whose} has {str(there[key]).lower()}"
+            + (f"; it can only be made {fits}" if fits else ""),
+            "drop the setting: the shape comes with the weights",
+        )
+    try:
+        Config.model_validate({**config.model_dump(), "model": values})
+        model = ModelConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = (first.get("ctx") or {}).get("key", "model")
+        raise ConfigError(f"{key}: {first['msg']} (the shape is that of {whose})") from error
+    return config.model_copy(update={"model": model})
+
+
+def build_model(config: Config, origin: Pretrained | None) -> GPT:
+    """Make a fresh run's network with its weights.
+
+    Raises:
+        CheckpointError: The weights are damaged or of another network.
+    """
+    if origin is None:
+        model = GPT(config.model)
+        model.init_weights(derive_seed("weights", config.seed))
+        return model
+    # Read first: no memory is asked for before the file has shown that it is of such a size.
+    weights = resize_vocab(origin.weights(), config.model)
+    model = GPT(config.model)
+    if config.model.lora is not None:
+        init_adapters(model, derive_seed("adapters", config.seed))
+        weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}
+    load_weights(model, weights, Path(origin.place))
+    return model
+
+
+def freeze(model: GPT, names: list[str]) -> None:
+    """Keep the parameters that `names` name from learning, and all beside adapters.
+
+    Args:
+        model: The network.
+        names: Modules or parameters, `h.0-5` for blocks 0 to 5.
+
+    Raises:
+        ConfigError: Nothing has such a name, or nothing is left to learn.
+    """
+    frozen = frozen_names(model, names)
+    parameters = dict(model.named_parameters())
+    if model.config.lora is not None:
+        frozen |= {name for name in parameters if not is_adapter(name)}
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    if len(frozen) == len(parameters):
+        raise ConfigError("train.freeze: everything is frozen, nothing is left to train")
+
+
+def n_trainable(model: GPT) -> int:
+    """Return the number of parameters that are not frozen."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def frozen_names(model: GPT, names: Iterable[str]) -> set[str]:
+    """Return the parameters that the names of `train.freeze` stand for.
+
+    Raises:
+        ConfigError: Nothing has such a name.
+    """
+    parameters = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    for name in names:
+        for prefix in _expand(name):
+            found = [p for p in parameters if p == prefix or p.startswith(f"{prefix}.")]
+            if not found:
+                raise ConfigError(f"train.freeze: {_no_such(name, prefix, model)}")
+            frozen.update(found)
+    return frozen
+
+
+def _expand(name: str) -> Iterator[str]:
+    match = _BLOCKS.match(name)
+    if match is None:
+        yield name
+        return
+    first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise ConfigError(f"train.freeze: {name}: the range ends before it begins")
+    # The first missing block ends it: no need to count to a typed-in million.
+    yield from (f"h.{block}{match[3]}" for block in range(first, last + 1))
+
+
+def _no_such(name: str, prefix: str, model: GPT) -> str:
+    if prefix.startswith("lm_head") and model.config.tie_embeddings:
+        return f"{name} is wte itself (model.tie_embeddings); freeze wte"
+    top = [child for child, _ in model.named_children() if child != "h"]
+    if model.config.tie_embeddings:
+        top.remove("lm_head")
+    last = model.config.n_layer - 1
+    inner = dict.fromkeys(p.split(".", 2)[2].rsplit(".", 1)[0] for p in _block_names(model))
+    return (
+        f"nothing is named {prefix!r}; there are {', '.join(top)}, h.0 to h.{last},"
+        f" and in each of these {', '.join(inner)}"
+    )
+
+
+def _block_names(model: GPT) -> list[str]:
+    return [name for name, _ in model.named_parameters() if name.startswith("h.0.")]
