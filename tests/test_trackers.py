@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from gptcli.commands import train as command
+from gptcli.distributed.environment import Place
 from gptcli.trackers import Trackers
 from gptcli.training.loop import train
 
@@ -187,7 +188,7 @@ def test_a_missing_package_is_said_before_anything_is_done(
 def test_only_the_first_process_logs(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command.distributed, "speaks", lambda: False)
+    monkeypatch.setattr(command, "place", lambda: Place(rank=1, size=2))
     config = tiny("train.loggers=[tensorboard]")
     with pytest.raises(typer.Exit):
         command._train(config, False, False, False)

@@ -25,12 +25,7 @@ from gptcli.data.units import Unit, content_hash
 from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
-from gptcli.tokenizers import (
-    Tokenizer,
-    dump_tokenizer,
-    load_tokenizer,
-    make_tokenizer,
-)
+from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer, make_tokenizer
 
 
 @dataclass(frozen=True)
@@ -150,9 +145,7 @@ def _write(
         units = _run(
             plan, plan.source.units, tokenizer, progress, workers, on_progress, on_download
         )
-        manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
-        _refuse_empty(plan, manifest)
-        shards.write_manifest(plan.folder, manifest)
+        manifest = _write_manifest(plan, tokenizer, recipe, units)
     except BaseException as error:
         _clean_up(plan, progress, error)
         raise
@@ -219,9 +212,7 @@ def finalize(plan: PreparePlan) -> Manifest:
                 "run their ranks again: unit U is rank U modulo --world-size",
             )
         units = [done[unit.index] for unit in plan.source.units]
-        manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
-        _refuse_empty(plan, manifest)
-        shards.write_manifest(plan.folder, manifest)
+        manifest = _write_manifest(plan, tokenizer, recipe, units)
         progress.end()
         atomic.remove_leftovers(plan.folder)
         return manifest
@@ -325,7 +316,11 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
         shards.TokenReader(plan.folder, existing, split).close()
 
 
-def _refuse_empty(plan: PreparePlan, manifest: Manifest) -> None:
+def _write_manifest(
+    plan: PreparePlan, tokenizer: Tokenizer, recipe: Recipe, units: list[UnitRecord]
+) -> Manifest:
+    """Write the manifest over all units; refuse a split without text."""
+    manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
     if not manifest.bytes.train + manifest.bytes.val:
         raise DataError(
             f"{plan.source.name}: no text in it ({plural(manifest.documents, 'document')})"
@@ -342,6 +337,8 @@ def _refuse_empty(plan: PreparePlan, manifest: Manifest) -> None:
             f" assigned to validation (val_fraction {plan.val_fraction:g})",
             "choose a larger -s data.val_fraction, or 0 for no validation",
         )
+    shards.write_manifest(plan.folder, manifest)
+    return manifest
 
 
 def _sample(plan: PreparePlan) -> Iterator[str]:

@@ -45,13 +45,11 @@ def estimate_requirements(
 def requirements_of(session: Session) -> Requirements:
     """Return the outlook of a run that is set up, whose memory is partly taken by now."""
     config, size = session.config, size_of(session.config)
-    counts = RunCounts(
+    counts = RunCounts.of(
+        session.manifest,
         n_params=size.parameters,
         train_tokens=len(session.train_tokens),
         val_tokens=session.n_val_tokens,
-        documents=session.manifest.documents,
-        tokenizer_size=session.tokenizer.vocab_size,
-        asked_size=session.manifest.recipe.max_vocab_size,
         max_steps=session.max_steps,
         n_windows=session.loader.n_windows,
         rows=session.rows,

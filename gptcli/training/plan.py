@@ -133,18 +133,10 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
     kind = choose_parallelism(
         config, World(size=n_processes), size.parameters, torch.device(config.device)
     )
-    counts = RunCounts(
-        n_params=size.parameters,
-        train_tokens=n_train,
-        val_tokens=n_val,
-        documents=manifest.documents,
-        tokenizer_size=manifest.tokenizer.vocab_size,
-        asked_size=manifest.recipe.max_vocab_size,
-        max_steps=max_steps,
-        n_windows=loader.n_windows,
-        rows=rows,
-        processes=n_processes,
-    )
+    counts = RunCounts.of(
+        manifest, n_params=size.parameters, train_tokens=n_train, val_tokens=n_val,
+        max_steps=max_steps, n_windows=loader.n_windows, rows=rows, processes=n_processes,
+    )  # fmt: skip
     work = estimate_work(config, counts)
     return Plan(
         run_dir=str(config.run_folder),

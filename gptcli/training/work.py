@@ -9,6 +9,7 @@ from math import lcm
 
 from gptcli.config.schema import Config
 from gptcli.config.windows import epochs, eval_tokens
+from gptcli.data.shards import Manifest
 
 _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic, which an evaluation does too
 # As measured on two cores, at 6 million parameters; a GPU is faster at training only.
@@ -45,6 +46,16 @@ class RunCounts:
     n_windows: int
     rows: int
     processes: int = 1
+
+    @classmethod
+    def of(cls, manifest: Manifest, **counted: int) -> "RunCounts":
+        """Return the counts of a run on prepared data."""
+        return cls(
+            documents=manifest.documents,
+            tokenizer_size=manifest.tokenizer.vocab_size,
+            asked_size=manifest.recipe.max_vocab_size,
+            **counted,
+        )
 
 
 @dataclass(frozen=True)

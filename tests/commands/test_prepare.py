@@ -61,7 +61,7 @@ def test_the_next_command_trains_on_what_was_prepared(
     assert planned.code == 0, planned.err
     config = command[2] if command[1] == "-c" else None
     sets = [word for option, word in itertools.pairwise(command) if option == "-s"]
-    folder = done.out.partition(": 1 documents")[0]
+    folder = done.out.partition(": 1 document,")[0]
     assert data_dir(load_config(config, sets).data) == Path(folder)
     assert "was prepared from" not in planned.err
 

@@ -5,8 +5,9 @@ import pytest
 from gptcli.commands.scores import describe
 
 FACTS = {
-    "checkpoint": "best.pt", "step": 9, "split": "val", "tokens": 100, "bytes": 400, "context": 8,
-    "stride": 8, "loss": 4.0, "standard_error": 0.1, "perplexity": 54.6, "word_perplexity": 99.0,
+    "checkpoint": "best.pt", "step": 9, "data": "data/t", "split": "val", "tokens": 100,
+    "bytes": 400, "context": 8, "stride": 8, "loss": 4.0, "standard_error": 0.1,
+    "perplexity": 54.6, "word_perplexity": 99.0,
     "yardsticks": {"gzip": 3.0, "xz": 2.5, "xz_after_training_text": 2.0},
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import TokenizerConfig
@@ -18,6 +18,7 @@ def gpt2() -> Tokenizer:
     return make_tokenizer(TokenizerConfig(name="gpt2"), lambda: [])
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab é\n\t.\u2028\u00a0日", max_size=40))
 def test_words_and_bytes_of_the_tokens_are_those_of_the_text(gpt2: Tokenizer, text: str) -> None:
     ids = np.concatenate([[gpt2.eot], gpt2.encode(text)]).astype(np.int64)
