@@ -9,6 +9,8 @@ import errno
 import os
 import re
 import shutil
+import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -29,6 +31,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = Path(os.fsdecode(error.filename)) if error.filename else path
+        if _ASIDE.match(named.name):
+            named = path  # the name that was asked for
         if error.errno in _FULL:
             hint = f"free space on that disk and run the same command again{_free(path)}"
             raise StorageError(f"{named}: {error.strerror}", hint) from error
@@ -49,15 +53,19 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def create_errors(path: Path) -> Iterator[None]:
-    """As `storage_errors`, where something is written: a folder that is missing is said too."""
+    """As `storage_errors`, where something is written: whatever the system says is told."""
     try:
         with storage_errors(path):
             yield
     except FileNotFoundError as error:
-        gone = next((folder for folder in reversed(path.parents) if not folder.exists()), None)
+        gone = next((folder for folder in reversed(path.parents) if not is_folder(folder)), None)
         if gone is None:
             raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
         raise StorageError(f"{gone}: no such folder; nothing can be made there") from error
+    except OSError as error:
+        if error.errno is None:  # a library's, not the system's
+            raise
+        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def _free(path: Path) -> str:
@@ -125,8 +133,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def aside_name(path: Path) -> Path:
-    """Return the name a file is written under before it is complete."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    """Return the name a file is written under before it is complete.
+
+    It is short and plain whatever `path` is called: a name of 255 bytes has room for no more, and
+    not every library takes one that is not text, or has no suffix (torch).
+    """
+    mark = zlib.crc32(os.fsencode(path.name))
+    return path.parent / f".tmp-{os.getpid()}-{mark:08x}.part"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -139,10 +152,12 @@ def append(path: Path, text: str) -> None:
     """Add a line to a file; it is on the disk after `sync_file`, not before.
 
     Raises:
-        StorageError: The disk is full, or the name is a link, which may lead anywhere.
+        StorageError: The disk is full, or the name is a link, which may lead anywhere, or a pipe.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
     with create_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        _require_file(path, os.fstat(file.fileno()).st_mode)
         file.write(text.encode())
 
 
@@ -185,9 +200,14 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    _require_file(path, path.stat().st_mode)
     return path.read_bytes()
+
+
+def _require_file(path: Path, mode: int) -> None:
+    """Refuse what is neither a file nor a folder, which fails by itself."""
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextlib.contextmanager

@@ -186,6 +186,8 @@ def _limit_error(error: BaseException | None) -> StorageError | None:
     while error is not None:
         if _FILES in str(error):
             return StorageError(_FILES.lower(), "raise the limit: ulimit -n 1024")
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return StorageError(f"{error.filename}: {error.strerror}", "choose a shorter name")
         error = error.__cause__ or error.__context__
     return None
 

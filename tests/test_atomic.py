@@ -100,12 +100,12 @@ def test_content_is_flushed_before_it_gets_its_name(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from gptcli import durable
+from gptcli import atomic
 from gptcli.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 path, how = Path(sys.argv[1]), sys.argv[2]
 try:
-    with durable.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         try:
             for size in {"at once": [1000] * 1000, "late": [5000], "hidden": [10**6]}[how]:
                 file.write(bytes(size))
@@ -171,8 +171,8 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
     code = (
-        "import os, sys; from pathlib import Path; from gptcli import durable\n"
-        "with durable.replacing(Path(sys.argv[1])) as file: file.write(bytes(10**6)); os._exit(9)"
+        "import os, sys; from pathlib import Path; from gptcli import atomic\n"
+        "with atomic.atomic_write(Path(sys.argv[1])) as file: file.write(bytes(10**6)); os._exit(9)"
     )
     assert run_python(code, path).returncode == 9
     assert path.read_bytes() == b"old"
@@ -257,3 +257,45 @@ def test_a_file_can_be_flushed_by_name(tmp_path: Path) -> None:
 def test_a_place_that_takes_nothing_is_said() -> None:
     with pytest.raises(StorageError, match="/proc/new: nothing can be made there"):
         atomic.make_folder(Path("/proc/new"))
+
+
+@posix_only
+@pytest.mark.parametrize("name", [b"x" * 255, b"\xff", "\u00e9".encode() * 127])
+def test_every_name_that_a_file_can_have_is_written(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    if name == b"\xff" and sys.platform == "darwin":
+        pytest.skip("names are text there")
+    atomic.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    with atomic.atomic_write(path) as file:
+        [aside] = set(names(tmp_path)) - {path.name}
+        assert aside.isascii() and Path(aside).suffix
+        file.write(b"newer")
+    assert names(tmp_path) == [path.name]
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["x" * 256, "", ".", "..", "file/x", "\u00e9" * 128])
+def test_a_name_that_no_file_can_have_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"^/"):
+        atomic.write_bytes(tmp_path / "folder" / ".." / name, b"new")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError) as caught:
+        atomic.write_bytes(tmp_path / "folder" / ".." / name, b"new")
+    assert ".tmp-" not in caught.value.message
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@posix_only
+def test_nobody_waits_for_whoever_reads_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match="pipe: "):
+        atomic.append(pipe, "line\n")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(StorageError, match="pipe: not a regular file"):
+        atomic.append(pipe, "line\n")
+    os.close(reader)
+    with pytest.raises(OSError, match="not a regular file"):
+        atomic.read_bytes(pipe)

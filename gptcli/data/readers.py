@@ -114,32 +114,14 @@ def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
             yield from _read_parquet(path, field, errors)
 
 
-def _open(path: Path) -> BinaryIO:
-    with readable(path):
-        file: BinaryIO = path.open("rb")
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, unzipped where it is zipped; what fails while it is open names it."""
+    with readable(path), path.open("rb") as file:
         if path.name.lower().endswith(".gz"):
-            return _Unzipped(path, file)  # type: ignore[return-value]
-        return file
-
-
-class _Unzipped(gzip.GzipFile):
-    """A gzip reader whose errors name the file."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        super().__init__(fileobj=file)
-        self._path, self._file = path, file
-
-    def read(self, size: int | None = -1) -> bytes:
-        with readable(self._path):
-            return super().read(size)
-
-    def readline(self, size: int | None = -1) -> bytes:
-        with readable(self._path):
-            return super().readline(size)
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
+            yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
+        else:
+            yield file
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor
 from gptcli import atomic
 from gptcli.checkpoint import TrainedModel, load_weights
 from gptcli.config.model import ModelConfig
+from gptcli.data.readers import shown
 from gptcli.errors import CheckpointError, ConfigError, StorageError
 from gptcli.interop.card import model_card
 from gptcli.interop.gguf import FileDtype, read_gguf, require_gguf, write_gguf
@@ -99,22 +100,22 @@ def export(
     with _aside(out) as aside:
         match to:
             case "hf":
-                card = model_card(trained, family, n_parameters, out.name)
+                card = model_card(trained, family, n_parameters, shown(out.name))
                 _write_folder(aside, trained, weights, model, family, card)
                 require_same_ids(aside, trained.tokenizer)
                 read = _read_folder(aside)
             case "gguf":
                 tokenizer = require_gguf(model, trained.tokenizer)
                 with _write_errors(aside):
-                    write_gguf(aside, weights, model, tokenizer, family, dtype, out.stem)
+                    write_gguf(aside, weights, model, tokenizer, family, dtype, shown(out.stem))
                 read = _network(*read_gguf(aside), aside)
             case "nanogpt":
                 best_loss = trained.checkpoint.state.get("best_loss")
                 content = nanogpt_content(weights, model, trained.step, best_loss)
                 if characters is not None:  # sample.py looks for data/<dataset>/meta.pkl
                     content["config"] = {"dataset": f"../{characters.parent.name}"}
-                with _write_errors(aside):
-                    torch.save(content, aside)
+                with _write_errors(aside), aside.open("wb") as file:
+                    torch.save(content, file)  # into an open file: no name troubles it
                 read = _read_nanogpt(aside)
             case unreachable:
                 assert_never(unreachable)
@@ -157,9 +158,13 @@ def _require_same_logits(trained: TrainedModel, read: GPT, out: Path, is_exact: 
 
 
 def _require_free(out: Path, force: bool, is_folder: bool) -> None:
+    if out.name in ("", ".."):
+        raise ConfigError(f"OUT: '{out}' is no name to write under", "name a new folder or file")
+    with atomic.create_errors(out):
+        is_there = out.exists()
     if not is_folder and out.is_dir():
         raise ConfigError(f"{out} is a folder; name the file to write in it")
-    if not out.exists() or force or (is_folder and out.is_dir() and not any(out.iterdir())):
+    if not is_there or force or (is_folder and out.is_dir() and not any(out.iterdir())):
         return
     what = "is not empty" if out.is_dir() else "exists"
     raise ConfigError(

@@ -16,8 +16,8 @@ from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_config import Family
 from gptcli.interop.hf_tokenizer import merges_of, vocabulary_of
-from gptcli.interop.names import GGUF_GPT2, GGUF_LLAMA, Table, to_format
-from gptcli.interop.weights import Shapes, ours_from, require_shapes
+from gptcli.interop.names import GGUF_GPT2, GGUF_LLAMA, Table, from_format, to_format
+from gptcli.interop.weights import Shapes, require_shapes
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer
 
@@ -185,7 +185,7 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         }
     shapes: Shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     names = require_shapes(shapes, model, _table(family), str(path), lambda name: False)
-    return model, ours_from(theirs, names, _table(family))
+    return model, from_format(theirs, names, _table(family))
 
 
 def _network(reader: Any, family: str) -> ModelConfig:

@@ -16,8 +16,8 @@ from gptcli.data.hub import HubFile, MissingFileError
 from gptcli.errors import CheckpointError, DataError
 from gptcli.interop.hf_config import Family, from_hugging_face, table_of
 from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
-from gptcli.interop.names import to_format
-from gptcli.interop.weights import Pretrained, our_shapes, ours_from, require_shapes
+from gptcli.interop.names import from_format, to_format
+from gptcli.interop.weights import Pretrained, our_shapes, require_shapes
 from gptcli.tokenizers import Tokenizer, bpe
 from gptcli.tokenizers.foreign import ForeignTokenizer
 
@@ -226,7 +226,7 @@ def _read(
             for name, (where, written) in spelled.items():
                 if where == path and not _is_mask(name):
                     theirs[name] = file.get_tensor(written)
-    return ours_from(theirs, names, table)
+    return from_format(theirs, names, table)
 
 
 def _opened(path: Path, place: str) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_weights import assumed_vocabulary
-from gptcli.interop.names import NANOGPT, to_format
-from gptcli.interop.weights import Pretrained, ours_from, require_shapes
+from gptcli.interop.names import NANOGPT, from_format, to_format
+from gptcli.interop.weights import Pretrained, require_shapes
 
 _ARGS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
 _COMPILED = "_orig_mod."
@@ -45,18 +45,25 @@ def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Pretrained:
     except ValidationError as error:
         raise CheckpointError(f"{path}: model_args: {error.errors()[0]['msg']}") from error
     theirs = {str(name).removeprefix(_COMPILED): tensor for name, tensor in tensors.items()}
-    if not all(isinstance(tensor, Tensor) for tensor in theirs.values()):
-        raise CheckpointError(f"{path}: model holds other things than tensors")
+    for key, tensor in theirs.items():
+        if not _is_repeated(key) and not _is_plain(tensor):
+            raise CheckpointError(f"{path}: {key} is not a dense tensor of floating-point numbers")
 
     def weights() -> dict[str, Tensor]:
         shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
         names = require_shapes(shapes, model, NANOGPT, str(path), _is_repeated)
-        return ours_from(theirs, names, NANOGPT)
+        return from_format(theirs, names, NANOGPT)
 
     step = content.get("iter_num")
     revision = f"step {step}" if isinstance(step, int) else None
     vocabulary, tokenizer = assumed_vocabulary(model.vocab_size)
     return Pretrained(name, str(path), revision, model, vocabulary, tokenizer, weights)
+
+
+def _is_plain(tensor: Any) -> bool:
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        return False
+    return tensor.layout == torch.strided and tensor.is_floating_point()
 
 
 def _is_repeated(name: str) -> bool:

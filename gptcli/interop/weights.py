@@ -13,7 +13,7 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
-from gptcli.interop.names import Table, from_format, to_format
+from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer
 
@@ -111,11 +111,6 @@ def require_shapes(
         shown = ", ".join(sorted(unknown)[:3])
         raise CheckpointError(f"{place}: {len(unknown)} tensors that are not known here ({shown})")
     return list(ours)
-
-
-def ours_from(theirs: Mapping[str, Tensor], names: list[str], table: Table) -> dict[str, Tensor]:
-    """Return checked weights by our names, in float32 where they are floating point."""
-    return from_format(theirs, names, table)
 
 
 def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:

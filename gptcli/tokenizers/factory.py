@@ -70,7 +70,7 @@ def _char_tokenizer(config: "TokenizerConfig") -> CharTokenizer:
         )
     alphabet = Alphabet()
     try:
-        alphabet.add(Path(config.path or "").read_bytes().decode("utf-8-sig"))
+        alphabet.add(atomic.read_bytes(Path(config.path or "")).decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{config.path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -196,12 +196,17 @@ def test_a_text_to_score_that_is_missing_or_too_short(gpt: Any, run: Path) -> No
 def test_a_failure_with_json_is_one_object_too(gpt: Any) -> None:
     done = gpt("generate", "--checkpoint", "none.pt", "--json")
     assert done.code == 4
-    assert done.json == {
-        "error": "none.pt: no such checkpoint, run folder or run",
-        "hint": "runs here: none",
-        "exit_code": 4,
-    }
+    assert list(done.json) == ["error", "hint", "exit_code"] and done.json["exit_code"] == 4
+    assert done.json["error"] == "none.pt: no such checkpoint, run folder or run"
+    assert done.json["hint"].startswith("runs here: none; or name gpt2")
     assert gpt("generate", "--unknown", "--json").json["exit_code"] == 2
+
+
+@pytest.mark.parametrize("words", [("runs", "list"), ("plot", "-o")])
+def test_a_name_too_long_is_no_bug_whoever_finds_it(gpt: Any, words: tuple[str, ...]) -> None:
+    done = gpt(*words, "x" * 300 + ".png")
+    assert done.code == 5 and "x.png: File name too long" in done.err_lines[0], done.err
+    assert "Traceback" not in done.err
 
 
 def test_a_bug_keeps_its_traceback_and_exits_with_70(

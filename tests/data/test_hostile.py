@@ -212,3 +212,19 @@ def test_a_token_of_ten_megabytes_is_a_token(write: Write) -> None:
 
 def test_more_ids_than_memory_can_hold_are_not_made_room_for() -> None:
     assert bpe.train_bpe(["some words " * 20], 10**15).vocab_size < 300
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that fails")
+def test_a_text_that_cannot_be_read_to_its_end_is_named(gpt: Any) -> None:
+    """The first page of a process is nobody's: the system calls that an input/output error."""
+    for words in (("prepare", "/proc/self/mem"), ("train", "-s", "data.source=/proc/self/mem")):
+        done = gpt(*words, "-s", "tokenizer.name=bytes", "-s", "data.dir=out")
+        assert done.code == 3 and "/proc/self/mem: Input/output error" in done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe")
+def test_nobody_waits_for_a_pipe_that_should_be_a_vocabulary(gpt: Any) -> None:
+    Path("a.txt").write_text("some words\n" * 9)
+    os.mkfifo("pipe.txt")
+    done = gpt("prepare", "a.txt", "-s", "tokenizer.name=char", "-s", "tokenizer.path=pipe.txt")
+    assert done.code == 3 and "pipe.txt: not a regular file" in done.err

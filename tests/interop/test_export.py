@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,28 @@ def test_what_is_in_the_way_is_kept() -> None:
             export(made, to, Path("file"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="out is a folder"):
         export(made, "nanogpt", Path("out"), force=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+@pytest.mark.parametrize("to", ["hf", "gguf", "nanogpt"])
+def test_every_name_can_be_exported_to_that_a_file_can_have(to: Any) -> None:
+    made = trained(train_bpe([TEXT], 300))
+    for name in (b"plain", b"\xff\xfe", b"x" * 255):
+        out = Path(os.fsdecode(name))
+        export(made, to, out)
+        assert out.exists() and set(Path().iterdir()) == {out, Path("made.pt")}
+        shutil.rmtree(out) if to == "hf" else out.unlink()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("to", ["hf", "gguf", "nanogpt"])
+@pytest.mark.parametrize("name", ["", ".", "..", "x" * 300])
+def test_a_name_that_nothing_can_have_is_refused(to: Any, name: str, force: bool) -> None:
+    made = trained(train_bpe([TEXT], 300))
+    with pytest.raises((ConfigError, StorageError)) as caught:
+        export(made, to, Path(name), force=force)
+    assert "--force" not in (caught.value.hint or "")
+    assert list(Path().iterdir()) == [Path("made.pt")]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")

@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from gptcli import evaluate, generate, load
-from gptcli.errors import ConfigError
+from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_tokenizer import tokenizer_json
+from gptcli.interop.pretrained import open_pretrained
 from gptcli.tokenizers import load_tokenizer
 from gptcli.tokenizers.bpe import gpt2 as gpt2_tokenizer
 
@@ -188,6 +189,24 @@ def test_weights_without_tokens_ask_for_a_tokenizer(gpt: Any, corpus: Path) -> N
     assert done.code == 2 and "too few for the 50,257 tokens" in done.err
     with pytest.raises(ConfigError, match="do not say what its"):
         load("ckpt.pt", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex", "int"])
+def test_weights_of_nanogpt_that_are_no_plain_numbers_are_refused(
+    gpt: Any, corpus: Path, kind: str
+) -> None:
+    save_characters("".join(sorted(set(corpus.read_text()))))
+    content, name = torch.load("ckpt.pt"), "transformer.h.0.mlp.c_fc.weight"
+    weight = content["model"][name]
+    odd = {"sparse": weight.to_sparse(), "meta": weight.to("meta"),
+           "complex": weight.to(torch.complex64), "int": weight.to(torch.int32)}  # fmt: skip
+    content["model"][name] = odd[kind]
+    torch.save(content, "ckpt.pt")
+    chars = ("-s", "tokenizer.name=char", "-s", "tokenizer.path=corpus.txt")
+    done = gpt("eval", "ckpt.pt", "--text", str(corpus), *chars)
+    assert done.code == 4 and f"ckpt.pt: {name} is not a dense tensor" in done.err
+    with pytest.raises(CheckpointError, match="is not a dense tensor"):
+        open_pretrained("ckpt.pt")
 
 
 def test_no_pickle_beside_a_checkpoint_is_opened(gpt: Any, corpus: Path) -> None:
