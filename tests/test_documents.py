@@ -37,7 +37,7 @@ TINY = (
     "tokenizer.vocab_size=300", "generate.max_new_tokens=4", "device=cpu", "compile=false",
 )  # fmt: skip
 CODES = {
-    "": {0, errors.EXIT_BUG, errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED},
+    "": {0, errors.EXIT_DIFFERS, errors.EXIT_BUG, errors.EXIT_PREEMPTED, errors.EXIT_INTERRUPTED},
     **{f"`{kind.__name__}`": {kind.exit_code} for kind in errors.GptError.__subclasses__()},
 }
 

@@ -1,7 +1,7 @@
-"""Texts that grow together from one prompt: ids in, ids out, each draw a function of its key.
+"""Batched decoding with a key/value cache: ids in, ids out.
 
-Sample k of a seed is the same text whether it is drawn alone or among others. Knows nothing of
-checkpoints, text or terminals. Letters as in gpt.py.
+Each draw is a function of its key, so sample k of a seed is the same text alone or in a batch.
+Letters as in gpt.py.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -87,9 +87,7 @@ class Decoding:
         """Return the next token of every sample that grows; end-of-text ends one unreturned."""
         logits = self._next_logits()
         position, config = self._n_drawn, self._config
-        uniforms = [
-            derive_uniform("sample_tokens", self._seed, sample, position) for sample in self.alive
-        ]
+        uniforms = [derive_uniform("draw", self._seed, sample, position) for sample in self.alive]
         scores = logits
         if config.repetition_penalty != 1:
             scores = apply_repetition_penalty(logits, self._seen, config.repetition_penalty)
