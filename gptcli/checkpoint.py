@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, written whole or not at all, verified when read.
+"""Checkpoints: one file each, written atomically and verified when read.
 
 A file holds tensors and plain types only, loads with `weights_only=True`, and is enough to
 evaluate, generate and resume. A sha256 of every tensor and one over the rest are compared with

@@ -72,7 +72,7 @@ def description() -> str:
 def test_no_link_of_the_description_leads_to_a_file() -> None:
     text = description()
     assert not [link for link in LINK.findall(text) if not link.startswith("https://")]
-    assert "![" not in text and "All figures, with the machine" in text
+    assert "![" not in text and "All figures name the machine" in text
     changed = len((ROOT / "README.md").read_text().splitlines()) - len(text.splitlines())
     assert 0 < changed < 8, "a picture is a line or two, and all else stays"
 

@@ -1,7 +1,7 @@
-"""Texts to ids, in this process or in several, in the order they came.
+"""Encode texts to ids, in one process or several, in order.
 
-Workers get batches of texts and send back ids, so one large file keeps every core busy, and what
-is written cannot depend on how many there are. Knows nothing of files.
+Workers receive batches of texts and return ids, so one large file keeps every core busy, and the
+result does not depend on their number.
 """
 
 from collections import deque

@@ -3,8 +3,8 @@
 With N tokens there are n windows of seq_len + 1 tokens, `stride` apart. Position p = step *
 windows_per_step + slot belongs to epoch p // n and takes window permutation(epoch)[p % n], where
 the permutation is a keyed Feistel network with cycle walking (Black and Rogaway 2002): random
-access costs O(1), nothing is stored, and resuming is adding. A thread reads
-ahead and copies to the device. Knows nothing of models.
+access costs O(1), nothing is stored, and resuming is an addition. A thread reads ahead and copies
+to the device.
 """
 
 import time

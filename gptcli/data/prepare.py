@@ -1,7 +1,6 @@
-"""Text to shards: units are tokenized, in this process or several, and the manifest comes last.
+"""Prepare a source: tokenize its units, in one process or several, and write the manifest last.
 
-The bytes written depend on the source, the recipe and nothing else, such as the number of
-workers. Knows no terminal.
+The bytes depend only on the source and the recipe, not on the number of workers.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""Files to documents: plain text, jsonl, csv and Parquet, gzipped or not.
+"""Read documents from files: plain text, jsonl, csv and Parquet, gzipped or not.
 
-A document comes in one or more pieces, cut where no tokenizer minds, so that memory stays bounded
-whatever a file's size. Knows nothing of tokens or splits.
+A document is read in pieces, cut only where every tokenizer would split, so memory stays bounded
+for any file size.
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""Token shards on disk: llm.c's file format, and the manifest that makes a folder of them whole.
+"""Token shards on disk: llm.c's file format, and the manifest that completes a data folder.
 
 A shard is a header of 256 int32 (magic, version, token count, zeros) and the tokens: uint16 under
 magic 20240520 version 1, uint32 under magic 20240801 version 7. llm.c and modded-nanogpt read

@@ -1,7 +1,6 @@
-"""From the name of a source to its units of work.
+"""Resolve the name of a source into units of work.
 
-A name is a preset, a path or glob, `-` for stdin, or a data set on the Hub. Knows nothing of
-tokens.
+A name is a preset, a path or glob, `-` for stdin, or a Hub data set.
 """
 
 import atexit

@@ -1,7 +1,7 @@
-"""A unit of text to its shards: encode, divide into splits, count.
+"""Write one unit of text to its shards: encode, split, count.
 
-Memory stays bounded: documents come in pieces, and text whose tail is held out is kept aside on
-the disk until its length is known.
+Memory stays bounded: documents arrive in pieces, and text whose tail is held out is spooled to
+disk until its length is known.
 """
 
 import contextlib

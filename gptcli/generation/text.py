@@ -1,7 +1,4 @@
-"""Text around tokens: from a prompt to ids, and from drawn ids to text that is certain.
-
-Knows nothing of networks or terminals.
-"""
+"""Encode prompts, and decode sampled ids into text that is whole UTF-8."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,6 @@
-"""The GPT-2 network on one page, with the parts that today's networks exchange.
+"""GPT-2 on one page, with modern variants.
 
-Every module carries GPT-2's name, so weights keep their names in and out of Hugging Face.
-Knows nothing of data, optimizers or devices.
+Every module has GPT-2's name, so weights keep their names in and out of Hugging Face.
 
 Shapes: B batch, T tokens, S tokens seen (cache included), C n_embd, H heads, G key/value heads,
 D head size, V vocabulary, L layers.

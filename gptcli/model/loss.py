@@ -1,9 +1,9 @@
-"""The loss without float32 tables of logits: the gradient takes the logits' own place.
+"""Chunked linear cross-entropy: the gradient overwrites the logits.
 
-Plain cross entropy keeps four tables of N x V numbers, in float32: at 50,257 tokens and a batch of
-2,048 that is 1.6 GB. Here there is one, in the precision of the products. It is worked on in pieces
-that stay in the processor's caches, while the logits are at hand, so that no product is done twice
-(as in Liger Kernel, Hsu et al. 2024). Letters as in gpt.py; N = B T.
+Plain cross-entropy keeps four float32 buffers of N x V: with 50,257 tokens and a batch of 2,048
+that is 1.6 GB. Here there is one, in the precision of the matmuls, processed in chunks that stay in
+the processor's caches while the logits are there, so no product is computed twice (as in Liger
+Kernel, Hsu et al. 2024). Letters as in gpt.py; N = B T.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""The training loop, on one page: train, log, save, evaluate, link the best.
+"""The training loop on one page: train, log, save, evaluate, link the best.
 
-`train` yields events; whoever reads them draws, prints or waits. Knows no terminal.
+`train` yields events; their reader draws, prints or ignores them.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""One optimizer step: forward, backward, clip, update; nothing that is not finite gets through.
+"""One optimizer step: forward, backward, clip, update; a non-finite update is never applied.
 
-A step reads its position and changes weights and optimizer state, and nothing else.
+A step reads its position and changes only weights and optimizer state.
 """
 
 import contextlib
