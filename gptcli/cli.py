@@ -5,6 +5,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -141,7 +142,7 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "gpt"
-    text = str(format_message()).splitlines()[0]
+    text = " ".join(str(format_message()).split()).replace("Value error, ", "")
     wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     typed, hint = _foreign_option(arguments)
     if hint is not None:
@@ -149,27 +150,48 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
     if isinstance(wrong, str) and known:
         [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
         text = f"No such option: {wrong}. Did you mean {nearest}?"
+    if file := re.search(r"unexpected extra argument\S* \((\S+\.ya?ml)\)", text):
+        return ConfigError(text, f"use `{path} -c {shlex.quote(file[1])}`")
     return ConfigError(text, f"see `{path} --help`")
 
 
 def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
-    """Return the first option that is another program's, and what to write here."""
-    command, path, rest = _command(), _program(), list(arguments)
+    """Return the first option that is another program's, and the command to write here."""
+    command, path, rest = _command(), [_program()], list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):
-        command, path = command.commands[rest[0]], f"{path} {rest.pop(0)}"
+        command, path = command.commands[rest[0]], [*path, rest.pop(0)]
     params = [param for param in command.params if param.param_type_name == "option"]
-    known = {name: bool(param.is_flag) for param in params for name in param.opts}
-    for place, word in enumerate(rest):
+    known = {
+        name: bool(param.is_flag) for param in params for name in param.opts + param.secondary_opts
+    }
+    words, is_whole, found = [*path], True, []
+    while rest:
+        word = rest.pop(0)
         typed, equals, value = word.partition("=")
         if word == "--":
+            words += [word, *rest]
             break
         if typed in known or not re.fullmatch(r"--?[A-Za-z][\w-]+", typed):
+            takes_next = not equals and not known.get(typed, True)
+            words += [word, *rest[:takes_next]]
+            rest[:takes_next] = []
             continue
-        after = rest[place + 1 : place + 2]
-        behind = value if equals else after[0] if after and after[0][:1] != "-" else None
-        if hint := options.meant(typed, behind, path, known):
-            return typed, hint
-    return "", None
+        behind = value if equals else rest[0] if rest and rest[0][:1] != "-" else None
+        if (advice := options.meant(typed, behind, path[-1], known)) is None:
+            is_whole = False  # and the parser says which option that is, once these are mended
+            continue
+        found.append((typed, *advice))
+        words += advice[0]
+        rest[: behind is not None and not equals] = []
+    if not found:
+        return "", None
+    if not is_whole:
+        found = found[:1]
+        words = path + found[0][1]
+    notes = "; ".join(note for _, _, note in found if note)
+    if not any(instead for _, instead, _ in found):
+        return found[0][0], notes
+    return found[0][0], f"use `{shlex.join(words)}`" + (f" ({notes})" if notes else "")
 
 
 def _require_folder() -> None:

@@ -104,44 +104,63 @@ def command_for(name: str, config: str | None, overrides: list[str] | None) -> s
     return shlex.join(words)
 
 
-_SECTIONS = {"prepare": "data", "train": "train", "eval": "train", "generate": "generate"}
+# Where a key of several sections is looked for, the likeliest first.
+_SECTIONS = {
+    "prepare": ("data", "tokenizer"),
+    "train": ("train", "model", "optim"),
+    "eval": ("train",),
+    "generate": ("generate",),
+}
 
 
-def meant(typed: str, value: str | None, command: str, known: dict[str, bool]) -> str | None:
+def meant(
+    typed: str, value: str | None, name: str, known: dict[str, bool]
+) -> tuple[list[str], str] | None:
     """Return what to write for an option of another program, or one with a dash too few.
 
     Args:
         typed: The option, such as `--learning_rate` or `-batch_size`.
         value: What was typed behind it.
-        command: The command line up to its options, such as `gpt train`.
+        name: The command, such as `train`.
         known: The command's options, and whether each is a flag.
+
+    Returns:
+        The words to type, and what to know of the value; None if nothing is known of the option.
     """
     from gptcli.config import words
-    from gptcli.config.reference import find_key, keys
+    from gptcli.config.reference import keys
 
     word = typed.strip("-").lower().replace("-", "_")
-    name = command.rpartition(" ")[2]
     if why := words.needless(word) if word not in words.OPTIONS["--workers"] else None:
-        return f"leave it out: {why}"
-    key = words.key_for(word, _SECTIONS.get(name, ""))
-    if key is None:
-        with suppress(ConfigError):
-            key = find_key(word).key
+        return [], f"leave {typed} out: {why}"
+    key = _key_of(word, _SECTIONS.get(name, ("",)))
     own = [option for option, others in words.OPTIONS.items() if word in others.split()]
     candidates = [f"--{word.replace('_', '-')}", *own]
     if key is not None:
         candidates.append(f"--{key.rpartition('.')[2].replace('_', '-')}")
     if word == "init_from" and value == "resume":
         candidates.insert(0, "--resume")
-    note = words.note_for(word)
-    value = "VALUE" if value is None or note else value
+    note, fixed = words.note_for(word) or "", words.VALUES.get(word)
+    value = fixed or ("VALUE" if value is None or note else value)
+    note = "" if note == fixed else note
     for option in candidates:
         if option in known:
-            return f"use `{command} {option}{'' if known[option] else ' ' + shlex.quote(value)}`"
+            return [option, *([] if known[option] else [value])], note
     if key == "data.source" and name == "prepare":
-        return f"use `{command} {shlex.quote(value)}`"
+        return [value], note
     if key is None or "--set" not in known:
         return None
     value = f"[{value}]" if isinstance(keys()[key].default, list) else value
-    setting = shlex.quote(f"{key}={value}")
-    return f"use `{command} -s {setting}`" + (f" ({note})" if note else "")
+    return ["-s", f"{key}={value}"], note
+
+
+def _key_of(word: str, sections: tuple[str, ...]) -> str | None:
+    """Return the key that a word means, of several the one in the first of `sections`."""
+    from gptcli.config import words
+    from gptcli.config.reference import find_key, keys
+
+    if (key := words.key_for(word, sections[0])) is not None:
+        return key
+    with suppress(ConfigError):
+        return find_key(word).key
+    return next((f"{part}.{word}" for part in sections if f"{part}.{word}" in keys()), None)

@@ -208,7 +208,8 @@ def _next_commands(run: "RunHistory") -> list[str]:
 
     folder = run.folder.as_posix()
     usable = any(file.name == BEST for file in run.checkpoints)
-    name = run.name if run.folder == Path("runs") / run.name else folder
+    is_plain = run.folder == Path("runs") / run.name and not run.name.startswith("-")
+    name = run.name if is_plain else folder
     if run.state in ("stopped", "failed", "died"):
         words = ["gpt", "train", "-c", f"{folder}/config.yaml", "-s", f"run_dir={folder}"]
         return [shlex.join([*words, "--resume"])]

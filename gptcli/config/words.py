@@ -18,7 +18,7 @@ _WORDS = {
     "data.text_field": "text_column text_key content_field",
     "data.val_fraction": "val_split validation_split val_ratio val_size test_size eval_fraction"
     " train_ratio train_split train_frac train_fraction",
-    "tokenizer.name": "encoding encoding_name tokenizer_type",
+    "tokenizer.name": "tokenizer encoding encoding_name tokenizer_type",
     "tokenizer.path": "vocab_file vocab_path tokenizer_path tokenizer_file",
     "model.n_layer": "n_layers num_layers num_hidden_layers n_blocks num_blocks depth layers",
     "model.n_head": "n_heads num_heads num_attention_heads nhead heads",
@@ -53,7 +53,7 @@ _WORDS = {
     "train.log_every": "log_interval log_freq logging_steps print_every",
     "train.sample_every": "sample_interval generate_every",
     "train.keep_last": "save_total_limit",
-    "train.loggers": "wandb_log use_wandb wandb_project report_to logger",
+    "train.loggers": "wandb wandb_log use_wandb wandb_project report_to logger",
     "train.activation_checkpointing": "gradient_checkpointing",
     "optim.lr": "learning_rate max_lr max_learning_rate peak_lr base_lr",
     "optim.min_lr": "eta_min min_learning_rate lr_min final_lr",
@@ -80,6 +80,7 @@ OPTIONS = {
     "--workers": "num_workers num_proc n_jobs",
     "--data": "data_dir dataset",
     "--text": "input input_file text_file file",
+    "--to": "format export_format output_format file_format",
     "--max-tokens": "max_eval_tokens",
 }
 # What the value becomes where it is counted in another way.
@@ -91,12 +92,17 @@ _CONVERTED = {
     "global_batch_size total_batch_size": "in tokens: rows * block_size",
     "warmup_ratio": "in steps: {} * max_steps",
     "always_save_checkpoint": "each evaluation saves already",
-    "wandb_project wandb_log use_wandb": "[wandb]; the project is in the variable WANDB_PROJECT",
-    "fp16": "float16",
-    "bf16": "bfloat16",
+    "wandb wandb_project wandb_log use_wandb":
+        "[wandb]; the project is in the variable WANDB_PROJECT",
     "decay_lr": "constant where it is false",
     "attention_bias": "without that of the projection after attention",
 }  # fmt: skip
+# Words that say the value too.
+VALUES = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    **dict.fromkeys(("wandb", "wandb_project", "wandb_log", "use_wandb"), "wandb"),
+}
 _NEEDLESS = {
     "shuffle": "training windows are always drawn in a random order",
     "drop_last": "there is no incomplete batch",
@@ -118,7 +124,7 @@ def key_for(word: str, section: str = "") -> str | None:
 
 def note_for(word: str) -> str | None:
     """Return how the value of `word` becomes our key's, if it is not the same."""
-    note = _NOTES.get(_plain(word))
+    note = _NOTES.get(_plain(word), VALUES.get(_plain(word)))
     return None if note is None else note.format(_plain(word))
 
 

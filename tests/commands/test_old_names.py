@@ -29,7 +29,8 @@ from gptcli.config.words import KEYS, OPTIONS, note_for
         ("train -resume", "use `gpt train --resume`"),
         ("train --nproc_per_node 2", "use `gpt train --gpus 2`"),
         ("train --report_to wandb", "use `gpt train -s 'train.loggers=[wandb]'`"),
-        ("train --shuffle", "leave it out: training windows are always drawn in a random order"),
+        ("train --shuffle",
+         "leave --shuffle out: training windows are always drawn in a random order"),
         ("train --gradient_accumulation_steps 8",
          "use `gpt train -s train.tokens_per_step=VALUE`"
          " (in tokens: gradient_accumulation_steps * batch_size * block_size)"),
@@ -50,6 +51,21 @@ from gptcli.config.words import KEYS, OPTIONS, note_for
         ("generate --out_dir=out", "use `gpt generate --checkpoint out`"),
         ("eval --dataset data/x", "use `gpt eval --data data/x`"),
         ("eval --input x.txt", "use `gpt eval --text x.txt`"),
+        ("prepare --tokenizer char", "use `gpt prepare -s tokenizer.name=char`"),
+        ("prepare --vocab_size 300 -s tokenizer.name=bpe a.txt",
+         "use `gpt prepare -s tokenizer.vocab_size=300 -s tokenizer.name=bpe a.txt`"),
+        ("export --format hf out", "use `gpt export --to hf out`"),
+        ("train --wandb", "use `gpt train -s 'train.loggers=[wandb]'`"
+         " ([wandb]; the project is in the variable WANDB_PROJECT)"),
+        ("train --fp16", "use `gpt train -s dtype=float16`"),
+        ("train run.yaml", "use `gpt train -c run.yaml`"),
+        ("generate --model gpt2 'Hi there'", "use `gpt generate --checkpoint gpt2 'Hi there'`"),
+        ("generate --top-k 5 --model gpt2 -p hi --max_length=5 -s seed=2",
+         "use `gpt generate --top-k 5 --checkpoint gpt2 -p hi --max-new-tokens 5 -s seed=2`"),
+        ("train --shuffle --lr 1e-3",
+         "use `gpt train -s optim.lr=1e-3` (leave --shuffle out: training windows are always"
+         " drawn in a random order)"),
+        ("train --unheard 3 --lr 1e-3", "use `gpt train -s optim.lr=1e-3`"),
     ],
 )  # fmt: skip
 def test_an_option_of_another_program_is_translated(gpt: Any, typed: str, hint: str) -> None:

@@ -66,6 +66,9 @@ def test_show_tells_a_run_and_the_commands_that_follow(gpt: Any, run: Path) -> N
     for command in commands:
         assert gpt(*shlex.split(command), "-s", "device=cpu").code == 0
     assert gpt("runs", "show", "tiny", "--json").json["next"] == [f"gpt {c}" for c in commands]
+    run.rename("runs/-dash")
+    for command in gpt("runs", "show", "--json").json["next"]:  # a name that is no option
+        assert " runs/-dash" in command
 
 
 def test_show_of_a_failed_run_says_why_and_how_to_go_on(gpt: Any, run: Path) -> None:

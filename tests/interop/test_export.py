@@ -220,7 +220,8 @@ def test_the_command(gpt: Any, run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--to", "onnx", "out"), 2, "onnx"),
+        (("--to", "onnx", "out"), 2, "'--to': 'onnx' is not one of 'hf', 'gguf', 'nanogpt'"),
+        (("out",), 2, "Missing option '--to'. Choose from: hf, gguf, nanogpt"),
         (("--to", "hf", "out", "--dtype", "float16"), 2, "--dtype: only --to gguf has a choice"),
         (("--to", "gguf", "out"), 2, "tokenizer.name=bytes"),
         (("--to", "hf", "out", "--checkpoint", "nowhere"), 4, "nowhere"),
