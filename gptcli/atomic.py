@@ -68,9 +68,14 @@ def create_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: {error.strerror}") from error
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the folder that `path` is, or would be in; the nearest one that is there."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
 def _free(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return f" ({size(shutil.disk_usage(path.parent).free)} free)"
+        return f" ({size(shutil.disk_usage(existing_folder(path)).free)} free)"
     return ""
 
 

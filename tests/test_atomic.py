@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +155,17 @@ def test_a_full_disk_says_how_much_is_free(tmp_path: Path, number: int) -> None:
     ):
         raise OSError(number, os.strerror(number))
     assert (caught.value.hint or "").endswith("B free)")
+
+
+def test_the_free_space_is_that_of_the_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = {tmp_path: 7_000, tmp_path.parent: 9_000}
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
+    for path in (tmp_path / "x", tmp_path, tmp_path / "none" / "x"):
+        with pytest.raises(StorageError) as caught, atomic.storage_errors(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert (caught.value.hint or "").endswith("(7 kB free)")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])

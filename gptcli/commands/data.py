@@ -7,6 +7,7 @@ import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError, DataError
+from gptcli.formatting import plural
 from gptcli.terminal import console
 
 app = typer.Typer(help="Look into prepared data.", no_args_is_help=False)
@@ -108,4 +109,4 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
     if json_:
         console.result_json({"dir": folder, "shards": n_shards, "damaged": 0})
     else:
-        console.result(f"{folder}: {n_shards} shards are what the manifest says")
+        console.result(f"{folder}: {plural(n_shards, 'shard')} match the manifest")

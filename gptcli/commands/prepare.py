@@ -11,7 +11,7 @@ import typer
 from gptcli.commands import complete, examples, options
 from gptcli.commands.following import next_command
 from gptcli.errors import ConfigError
-from gptcli.formatting import duration, plural, size
+from gptcli.formatting import count, decimal, duration, plural, size
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gptcli.data.shards import Manifest
 
 _SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
+_PREPARED = "{} is prepared already; --force prepares it again"
 
 
 Dataset = Annotated[
@@ -92,10 +93,10 @@ def prepare(
         manifest = preparing.finalize(plan)
         _warn(plan, manifest)
     else:
-        is_there = preparing.is_finished(plan) and not dry_run
-        found = None if is_there else _announce(plan, dry_run, json_)
         if dry_run:
+            _show_plan(plan, force, json_)
             return
+        found = None if preparing.is_finished(plan) else _announce(plan)
         manifest = run(plan, workers, force, found)
     _report(plan.folder, manifest, began, loaded, config, set_, json_)
 
@@ -113,17 +114,27 @@ def _is_share(rank: int | None, world_size: int | None, finalize: bool, others: 
     return rank is not None
 
 
-def _announce(plan: "PreparePlan", dry_run: bool, json_: bool) -> "Estimate":
-    """Say what is going to be done, and refuse what there is no room for."""
+def _show_plan(plan: "PreparePlan", force: bool, json_: bool) -> None:
+    """Print what would be done; refuse what would be refused."""
+    from gptcli.data.estimate import estimate, require_room
+    from gptcli.data.prepare import find_existing
+
+    if find_existing(plan, force) is not None and not force:
+        console.message(_PREPARED.format(plan.folder))
+    found = estimate(plan)
+    if json_:
+        console.result_json({**_plan_facts(plan), **asdict(found)})
+        return
+    console.result(_describe_plan(plan, found))
+    require_room(plan, found)
+
+
+def _announce(plan: "PreparePlan") -> "Estimate":
+    """Say what is going to be done if it is much, and refuse what there is no room for."""
     from gptcli.data.estimate import estimate, require_room
 
     found = estimate(plan)
-    if dry_run and json_:
-        console.result_json({**_plan_facts(plan), **asdict(found)})
-        return found
-    if dry_run:
-        console.result(_describe_plan(plan, found))
-    elif console.is_live() or plan.source.n_bytes > _SMALL_BYTES:
+    if console.is_live() or plan.source.n_bytes > _SMALL_BYTES:
         console.message(_describe_plan(plan, found))
     require_room(plan, found)
     return found
@@ -263,7 +274,7 @@ def run(
             on_download=lambda n_bytes: advance("downloading", n_bytes),
         )
     if is_there:
-        console.message(f"{plan.folder} is prepared already; --force prepares it again")
+        console.message(_PREPARED.format(plan.folder))
     else:
         _warn(plan, manifest)
     return manifest
@@ -318,14 +329,20 @@ def _plan_facts(plan: "PreparePlan") -> dict[str, Any]:
 def _describe_plan(plan: "PreparePlan", found: "Estimate") -> str:
     facts = _plan_facts(plan)
     revision = f" at {facts['revision'][:12]}" if facts["revision"] else ""
-    time_ = "" if found.seconds is None else f", about {duration(found.seconds)} of work"
+    time_ = ""
+    if found.seconds is not None:
+        time_ = f"about {duration(found.seconds)}" if found.seconds >= 1 else "less than a second"
+        time_ = f", {time_} of work"
+    val = f"{decimal(100 * plan.val_fraction)}%" if plan.val_fraction else "none"
+    if plan.source.has_val:
+        val = "its own split"
     to_fetch = size(found.download_bytes) if found.download_bytes else ""
     download = f", {to_fetch} to download" if to_fetch else ""
     return (
-        f"plan: {facts['source']}{revision}, {facts['files']} files,"
+        f"plan: {facts['source']}{revision}, {plural(facts['files'], 'file')},"
         f" {size(facts['source_bytes'])}{download}"
-        f"\nto {facts['dir']} with {facts['tokenizer']}: about {found.tokens:,} tokens,"
-        f" {facts['val_fraction']:g} for validation{time_}"
+        f"\nto {facts['dir']} with {facts['tokenizer']}: about {count(found.tokens)} tokens,"
+        f" {val} for validation{time_}"
         f"\ndisk: {size(found.disk_bytes)} needed, {size(found.free_bytes)} free"
     )
 

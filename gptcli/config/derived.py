@@ -121,5 +121,5 @@ def explicit_settings(
 
 
 def _is_settled(key: str, default: object) -> bool:
-    """Tell whether a run itself chooses the value, from its machine or its data."""
-    return default == "auto" or key in ("data.dir", "model.vocab_size")
+    """Tell whether a run itself chooses the value, from its machine, its file or its data."""
+    return default == "auto" or key in ("name", "data.dir", "model.vocab_size")

@@ -137,8 +137,8 @@ def _unit(
             highest = int(ids.max())
             if highest >= tokenizer.vocab_size:
                 raise DataError(
-                    f"{path}: holds id {highest}, but {tokenizer.name} has"
-                    f" {tokenizer.vocab_size} ids",
+                    f"{path}: holds id {highest:,}, but {tokenizer.name} has"
+                    f" {tokenizer.vocab_size:,} ids",
                     "name the tokenizer that wrote it with -s tokenizer.name=... or .path=...",
                 )
             n_bytes += int(lengths[ids].sum())

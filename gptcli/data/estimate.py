@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptcli import atomic
 from gptcli.data.prepare import PreparePlan
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.units import documents
@@ -57,7 +58,7 @@ def estimate(plan: PreparePlan) -> Estimate:
         shard_bytes=tokens * item,
         download_bytes=sum(sizes),
         disk_bytes=tokens * item + kept,
-        free_bytes=shutil.disk_usage(_existing_parent(plan.folder)).free,
+        free_bytes=shutil.disk_usage(atomic.existing_folder(plan.folder)).free,
         seconds=text_bytes / rate if rate else None,
     )
 
@@ -122,7 +123,3 @@ def _text_per_byte(plan: PreparePlan) -> float:
     if not known:
         return _TEXT_PER_PARQUET_BYTE
     return sum(text for text, _ in known) / sum(size for _, size in known)
-
-
-def _existing_parent(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -19,6 +19,7 @@ from torch import Tensor
 from gptcli.config.windows import epochs, training_windows
 from gptcli.data.shards import TokenReader
 from gptcli.errors import DataError
+from gptcli.formatting import plural
 from gptcli.seeding import derive_seed
 
 Indices = npt.NDArray[np.uint64]
@@ -122,7 +123,7 @@ def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
     if len(tokens) < seq_len + 1:
         longest = len(tokens) - 1
         raise DataError(
-            f"the {split} split has {len(tokens)} tokens, but one window takes"
+            f"the {split} split has {plural(len(tokens), 'token')}, but one window takes"
             f" seq_len + 1 = {seq_len + 1}",
             f"use more text, or -s data.seq_len={longest} or less" if longest > 0 else None,
         )

@@ -97,9 +97,7 @@ def prepare(
 
 def _complete(plan: PreparePlan) -> Manifest | None:
     """Return the manifest of a folder that holds what the plan asks for, None if unfinished."""
-    existing = _existing(plan)
-    if existing is not None:
-        _require_same(existing, plan)
+    if (existing := find_existing(plan)) is not None:
         Journal(plan.folder).end()  # in case a run was killed after its last word
         atomic.remove_leftovers(plan.folder)
     return existing
@@ -130,7 +128,7 @@ def _held(folder: Path, shared: bool = False) -> Iterator[None]:
 def _write(
     plan: PreparePlan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
 ) -> Manifest:
-    existing = _existing(plan)
+    existing = find_existing(plan, force=True)
     progress = Journal(plan.folder)
     if force:
         progress.discard()
@@ -172,9 +170,7 @@ def prepare_share(
     """
     share = plan.source.units[rank::world_size]
     with _held(plan.folder, shared=True):
-        existing = _existing(plan)
-        if existing is not None:
-            _require_same(existing, plan)
+        if (existing := find_existing(plan)) is not None:
             return existing.units[rank::world_size]
         progress = Journal(plan.folder)
         tokenizer, recipe = _settle(plan, progress)
@@ -192,9 +188,7 @@ def finalize(plan: PreparePlan) -> Manifest:
         RunLockedError: A rank is still at work.
     """
     with _held(plan.folder, shared=is_finished(plan)):
-        existing = _existing(plan)
-        if existing is not None:
-            _require_same(existing, plan)
+        if (existing := find_existing(plan)) is not None:
             return existing
         progress = Journal(plan.folder)
         if progress.recipe() is None:
@@ -269,10 +263,18 @@ def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
     )
 
 
-def _existing(plan: PreparePlan) -> Manifest | None:
-    """Return the manifest of a finished folder; refuse one that holds somebody else's files."""
+def find_existing(plan: PreparePlan, force: bool = False) -> Manifest | None:
+    """Return the manifest of a finished folder, None if it is not; change nothing.
+
+    Raises:
+        ConfigError: It holds files of another program or, without `force`, other data.
+        DataError: What it holds is damaged.
+    """
     if (plan.folder / shards.MANIFEST).exists():
-        return shards.read_manifest(plan.folder)
+        existing = shards.read_manifest(plan.folder)
+        if not force:
+            _require_same(existing, plan)
+        return existing
     tokenizer = plan.folder / shards.TOKENIZER
     if tokenizer.exists():  # ours from a run that was cut off, or a model's of another program
         try:
@@ -292,12 +294,10 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
-        known = make_tokenizer(plan.tokenizer, list)
-        same_tokenizer = known.fingerprint == record.sha256
+        same_tokenizer = make_tokenizer(plan.tokenizer, list).fingerprint == record.sha256
     else:
         same_tokenizer = name == record.name
-    wanted = _recipe(plan, record).model_dump()
-    found = existing.recipe.model_dump()
+    wanted, found = _recipe(plan, record).model_dump(), existing.recipe.model_dump()
     differing = [key for key in wanted if wanted[key] != found[key]]
     if not same_tokenizer:
         differing.insert(0, f"tokenizer ({record.name} there, {name} here)")

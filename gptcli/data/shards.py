@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from gptcli import atomic
 from gptcli.errors import DataError
+from gptcli.formatting import plural
 from gptcli.tokenizers import Tokenizer, load_tokenizer
 
 Split = Literal["train", "val"]
@@ -42,7 +43,7 @@ def _file_in_folder(name: str) -> str:
         or "\0" in name
         or len(os.fsencode(name)) > 255
     ):
-        raise ValueError("a list of its files names one outside the folder")
+        raise ValueError(f"{name[:80]!r} is not the name of a file in this folder")
     return name
 
 
@@ -194,7 +195,7 @@ def read_manifest(folder: Path) -> Manifest:
         if isinstance(error, ValidationError):
             detail = error.errors()[0]
             where = ".".join(map(str, detail["loc"]))
-            reason = f"{where or 'file'}: {detail['msg'].lower()}"
+            reason = f"{where or 'file'}: {detail['msg'].removeprefix('Value error, ')}"
         raise DataError(
             f"{path}: damaged manifest ({reason})",
             "move the folder away and run `gpt prepare` again, or choose another with --out",
@@ -324,8 +325,8 @@ def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
         raise DataError(f"{path}: {error.strerror}") from error
     if size != header_bytes + shard.tokens * itemsize:
         raise DataError(
-            f"{path}: {size} bytes, but {shard.tokens} tokens take"
-            f" {header_bytes + shard.tokens * itemsize}",
+            f"{path}: {size:,} bytes, but {plural(shard.tokens, 'token')} take"
+            f" {header_bytes + shard.tokens * itemsize:,}",
             hint,
         )
     if header_bytes:

@@ -177,10 +177,14 @@ def _spooled_stdin() -> Path:
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
     with atomic.create_errors(Path(os.environ.get("TMPDIR") or "/tmp")):
-        with tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file:
-            path = Path(file.name)
-            atexit.register(path.unlink, missing_ok=True)
-            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        folder = Path(tempfile.gettempdir())  # another than TMPDIR names, where that is full
+    with (
+        atomic.create_errors(folder),
+        tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file,
+    ):
+        path = Path(file.name)
+        atexit.register(path.unlink, missing_ok=True)
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
     return path
 
 
@@ -202,6 +206,8 @@ def _local(source: str, config: DataConfig) -> Source:
         files = [path]
     elif path.exists():
         raise DataError(f"{source}: neither a file nor a folder")
+    elif path.is_symlink():
+        raise DataError(f"{source}: a link that leads to no file or folder")
     elif re.fullmatch(r"[\w-]+", source):
         raise unknown_preset(source)
     else:

@@ -86,7 +86,7 @@ def tokenizer() -> Check:
     text = "Hello, wörld"
     if vocabulary.decode(vocabulary.encode(text).tolist()) != text:
         return fail("gpt2 does not give back what it encoded", "install gptcli again")
-    return ok(f"gpt2 in the package, {vocabulary.vocab_size} ids, its hash is right")
+    return ok(f"gpt2 in the package, {vocabulary.vocab_size:,} ids, its hash is right")
 
 
 def examples() -> Check:

@@ -13,6 +13,7 @@ from gptcli.data.shards import Split, TokenReader, read_manifest
 from gptcli.errors import DataError
 from gptcli.evaluation.compare import spans_of_bytes
 from gptcli.evaluation.score import SpanOf, TokenArray, TokenSequence
+from gptcli.formatting import plural
 from gptcli.tokenizers import UnknownCharacters
 
 
@@ -30,7 +31,7 @@ def text_tokens(path: Path, trained: TrainedModel, errors: str) -> tuple[TokenSe
         raise DataError(f"{path}: {error.message}", hint) from error
     tokens = np.concatenate(pieces)
     if len(tokens) < 2:
-        raise DataError(f"{path}: {len(tokens)} tokens; scoring takes at least 2")
+        raise DataError(f"{path}: {plural(len(tokens), 'token')}; scoring takes at least 2")
     return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
 
 
@@ -44,8 +45,8 @@ def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequ
     if manifest.tokenizer.sha256 != trained.tokenizer.fingerprint:
         raise DataError(
             f"{folder} was written by another tokenizer ({manifest.tokenizer.name},"
-            f" {manifest.tokenizer.vocab_size} ids) than the checkpoint's"
-            f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size} ids)",
+            f" {manifest.tokenizer.vocab_size:,} ids) than the checkpoint's"
+            f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size:,} ids)",
             "name the data it was trained on with --data, or score a file with --text",
         )
     tokens = TokenReader(folder, manifest, split)

@@ -66,7 +66,7 @@ def _lines(plan: "Plan") -> list[tuple[str, str]]:
         ("machine", f"{where}{shared}, {plan.dtype}{compiled}"),
         ("data", f"{plan.data_dir}: {plan.train_tokens:,} + {plan.val_tokens:,} tokens,"
                  f" {vocabulary(plan.tokenizer, plan.vocab_size, plan.model_vocab_size)}"),
-        ("steps", f"{plan.max_steps:,} of {plan.tokens_per_step:,} tokens"
+        ("steps", f"{plan.max_steps:,} of {plural(plan.tokens_per_step, 'token')}"
                   f" (rows: {micro}), {plural(plan.epochs, 'epoch')}"),
         ("evaluation", f"{plural(plan.evaluations, 'time')}, {plural(plan.eval_tokens, 'token')}"),
         ("memory", _memory(plan.outlook.memory)),

@@ -1,11 +1,15 @@
 """What a user can get wrong: one to three lines on stderr, the contract's exit code, no trace."""
 
+import errno
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -268,6 +272,22 @@ def test_no_room_for_what_comes_on_stdin_is_exit_5(
         full.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full"])
         done = gpt("prepare", "-", stdin=b"some text")
     assert_refused(done, 5, "No usable temporary directory")
+
+
+def test_a_full_disk_for_stdin_is_named_with_what_is_free_on_it(
+    gpt: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))  # as TMPDIR, were it not read once
+    free = {place: 7_000, place.parent: 9_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[path]))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    assert_refused(gpt("prepare", "-", stdin=b"some text"), 5, f"{place}: No space", "7 kB free")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits, and folders that can go")

@@ -90,6 +90,9 @@ def test_train_dry_run_trains_nothing(gpt: Any, tiny_set: list[str]) -> None:
     found = gpt("train", *tiny_set, "--dry-run", "--json").json
     assert found["max_steps"] == 6 and found["tokens_per_step"] == 64
     assert not Path("runs").exists()
+    least = [f"-s{key}=1" for key in ("model.block_size", "train.micro_batch_size")]
+    said = gpt("train", *tiny_set, *least, "-s", "train.tokens_per_step=1", "--dry-run").out
+    assert "6 of 1 token (rows:" in said
 
 
 def test_the_run_folder_is_complete(run: Path) -> None:

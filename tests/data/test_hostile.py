@@ -150,6 +150,10 @@ def test_a_loop_of_links_is_no_source(gpt: Any) -> None:
     done = gpt("prepare", "loop.txt")
     assert done.code == 3 and "loop.txt" in done.err and "written" not in done.err
     assert gpt("prepare", "texts").code == 0
+    for name, where in (("loop", "loop"), ("broken", "nowhere")):
+        Path(name).symlink_to(where)
+        done = gpt("prepare", name)
+        assert done.code == 3 and f"{name}: a link that leads to no file or folder" in done.err
 
 
 @pytest.mark.parametrize("command", ["prepare", "train"])

@@ -80,6 +80,31 @@ def test_the_plan_is_close_to_what_comes_out(gpt: Any, corpus: Path) -> None:
     assert planned["free_bytes"] > planned["disk_bytes"]
 
 
+def test_the_plan_is_in_plain_words_and_numbers(gpt: Any) -> None:
+    Path("t.txt").write_text("the cat sat on the mat\n" * 900)
+    said = gpt("prepare", "t.txt", *BYTES, "--dry-run").out
+    assert "t.txt, 1 file, 20.7 kB\n" in said
+    assert "about 20.7k tokens, 10% for validation, less than a second of work\n" in said
+    none = gpt("prepare", "t.txt", *BYTES, "-s", "data.val_fraction=0", "--dry-run").out
+    assert "tokens, none for validation," in none
+    split = "data.source={train: t.txt, val: t.txt}"
+    assert "its own split for validation" in gpt("prepare", *BYTES, "-s", split, "--dry-run").out
+
+
+def test_the_plan_knows_what_is_in_the_folder(gpt: Any) -> None:
+    Path("t.txt").write_text("the cat sat on the mat\n" * 20)
+    assert gpt("prepare", "t.txt", *BYTES).code == 0
+    before = sorted(Path("data/t").iterdir())
+    other = ("prepare", "t.txt", "-s", "tokenizer.name=char")
+    for json_ in ([], ["--json"]):
+        planned, done = gpt(*other, "--dry-run", *json_), gpt(*other, *json_)
+        assert planned.code == done.code == 2 and planned.err == done.err != ""
+    assert gpt(*other, "--force", "--dry-run").code == 0
+    again = gpt("prepare", "t.txt", *BYTES, "--dry-run")
+    assert again.code == 0 and "is prepared already" in again.err
+    assert sorted(Path("data/t").iterdir()) == before
+
+
 class Usage(NamedTuple):
     """What shutil.disk_usage returns."""
 

@@ -114,17 +114,18 @@ def test_force_on_an_empty_or_new_folder_just_prepares(
     assert prepared("a.txt", out=tmp_path / "empty", force=True) == new
 
 
+@pytest.mark.parametrize("name", ["../victim.txt", "..", "", "a\0b", "a" * 300])
 def test_force_removes_nothing_outside_the_folder(
-    write: Write, prepared: Prepared, refusal: Refusal
+    write: Write, prepared: Prepared, refusal: Refusal, name: str
 ) -> None:
     write("a.txt", TEXT)
     prepared("a.txt")
     victim = write("data/victim.txt", "mine")
     manifest = json.loads((OUT / "manifest.json").read_text())
-    manifest["units"][0]["shards"][0]["file"] = "../victim.txt"
+    manifest["units"][0]["shards"][0]["file"] = name
     del manifest["checksum"]
     (OUT / "manifest.json").write_text(json.dumps(manifest))
-    assert "names one outside the folder" in refusal("a.txt", force=True).message
+    assert "not the name of a file in this folder" in refusal("a.txt", force=True).message
     assert victim.read_text() == "mine"
 
 
