@@ -231,10 +231,9 @@ class Config(Section):
         """Tokens of one optimizer step."""
         return self.train.tokens_per_step or self.micro_batch_tokens
 
-    @property
-    def grad_accum_steps(self) -> int:
-        """Forward and backward passes of one optimizer step."""
-        return self.tokens_per_step // self.micro_batch_tokens
+    def grad_accum_steps(self, rows: int, n_processes: int = 1) -> int:
+        """Return the passes of so many rows that each process makes in one optimizer step."""
+        return self.tokens_per_step // (rows * self.seq_len * n_processes)
 
     @property
     def min_lr(self) -> float:

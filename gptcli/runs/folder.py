@@ -60,6 +60,14 @@ class Run:
             with atomic.storage_errors(path):
                 path.unlink(missing_ok=True)
 
+    def set_aside(self, files: list[Path]) -> None:
+        """Rename checkpoints that no run can resume from, so that none counts as the newest."""
+        for path in files:
+            with atomic.storage_errors(path):
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        if files and (kept := self.step_files()):
+            atomic.link(kept[0], self.folder / LAST)
+
     def places(self) -> dict[str, Any]:
         """Return what a summary says of where the run is, and its best checkpoint."""
         paths = [self.folder / name for name in (BEST, LAST)]
@@ -149,6 +157,8 @@ class ReadOnlyRun(Run):
     def link(self, step: int, name: str) -> None: ...
 
     def retain(self, keep_last: int) -> None: ...
+
+    def set_aside(self, files: list[Path]) -> None: ...
 
     def write_config(self, config: Config) -> None: ...
 

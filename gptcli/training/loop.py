@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import asdict, replace
@@ -44,7 +45,7 @@ from gptcli.training.parallel import unsharded_inference
 from gptcli.training.saver import AsyncCheckpointWriter
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import StopRequest
-from gptcli.training.step import LARGE, Stepper
+from gptcli.training.step import LARGE, Stepper, not_finite
 
 
 def train(
@@ -88,9 +89,8 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
     ended = session.world.broadcast_object(run.read_status)
     if resume and step >= session.max_steps:
         if (summary := summary_of(ended)) is not None and summary.step == step:
-            yield Finished(
-                step, replace(summary, **run.places()), best_step=session.state.best_step
-            )
+            summary = replace(summary, **run.places())
+            yield Finished(step, summary, best_step=session.state.best_step)
             return
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
     trainer = Trainer(session, stop, ended)
@@ -233,13 +233,13 @@ class Trainer:
         s, state = self.s, self.s.state
         epoch = s.loader.epoch_of(state.step)
         completed = epoch > s.loader.epoch_of(state.step - 1)
-        loss = state.epoch_loss / max(1, state.epoch_tokens)  # all of it may have been skipped
+        loss = state.epoch_loss / state.epoch_tokens if state.epoch_tokens else math.nan  # skipped
         if completed:
             state.epoch_loss, state.epoch_tokens = 0.0, 0
             yield EpochDone(state.step, epoch, loss)
         elif state.step < s.max_steps or state.best_loss is not None:
             return False
-        if s.val_tokens is not None or (state.best_loss is not None and loss >= state.best_loss):
+        if s.val_tokens is not None or not state.is_better(loss):
             return False
         state.best_loss, state.best_step = loss, state.step
         return True
@@ -280,10 +280,10 @@ class Trainer:
     def rescued(self, error: StorageError) -> StorageError:
         """Save the state if only files were taken away; return the error, which then says so."""
         s, step, is_gone = self.s, self.s.state.step, FileNotFoundError | IsADirectoryError
-        if not isinstance(error.__cause__, is_gone) or not s.run.folder.is_dir():
-            return error  # a full disk takes no checkpoint that its history lacks
-        if s.world.size > 1:
-            return error  # the others know of none yet, and would not give their parts
+        # A full disk takes no checkpoint that its history lacks; other ranks would not give theirs.
+        alone = s.world.size == 1 and s.run.folder.is_dir()
+        if not alone or not isinstance(error.__cause__, is_gone):
+            return error
         with contextlib.suppress(GptError, OSError):
             self.saver.close()
             atomic.make_folder(s.run.checkpoints)
@@ -305,9 +305,7 @@ class Trainer:
         train_loss = self._loss(s.train_tokens, n_tokens)
         if train_loss is None or (val_loss is None and s.val_tokens is not None):
             return  # asked to stop; resuming evaluates again
-        is_best = val_loss is not None and (
-            state.best_loss is None or val_loss < state.best_loss or state.best_step == state.step
-        )
+        s.sound_step, is_best = state.step, state.is_better(val_loss)
         if is_best and (state.best_step, state.best_loss) != (state.step, val_loss):
             state.best_step, state.best_loss = state.step, val_loss
             yield from self._save(tell=False)
@@ -326,6 +324,10 @@ class Trainer:
         if result is None:
             return None
         nats, n_scored = s.world.all_reduce_sum(result.nats, result.tokens)
+        if not math.isfinite(nats):
+            self.saver.close()  # first, the checkpoint that is still being written
+            split = "validation" if tokens is s.val_tokens else "training"
+            raise not_finite(s, f"{split} loss", s.sound_step)
         return nats / n_scored
 
     def _sample(self) -> Iterator[Event]:
@@ -333,12 +335,10 @@ class Trainer:
         s = self.s
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
-        ids = encode_prompt(s.tokenizer, prompt, s.config.trained_context)
+        context, ends, seed = s.config.trained_context, s.tokenizer.ends, s.config.seed
+        ids = encode_prompt(s.tokenizer, prompt, context)
         s.model.eval()
-        context, ends = s.config.trained_context, s.tokenizer.ends
-        decoding = iter(
-            Decoding(s.model, ids, config, ends=ends, seed=s.config.seed, context=context)
-        )
+        decoding = iter(Decoding(s.model, ids, config, ends=ends, seed=seed, context=context))
         text = TextStream(s.tokenizer, config)
         with self.clock.during("sampling"), unsharded_inference(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together
@@ -365,7 +365,7 @@ class Trainer:
             n_windows=s.loader.n_windows,
             epochs=s.epochs,
             tokens_per_step=s.config.tokens_per_step,
-            grad_accum_steps=s.config.tokens_per_step // (s.rows * s.config.seq_len * s.world.size),
+            grad_accum_steps=s.grad_accum_steps,
             train_tokens=len(s.train_tokens),
             val_tokens=s.n_val_tokens,
             eval_tokens=s.eval_tokens,

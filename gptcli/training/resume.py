@@ -29,8 +29,7 @@ def newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
         except CheckpointError as error:
             notes.append(f"passed over {error.message}")
             continue
-        for damaged in files[:index]:  # else they would count as the newest to keep
-            damaged.rename(damaged.with_name(f"{damaged.name}.damaged"))
+        run.set_aside(files[:index])
         return checkpoint
     if files:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 Rank 0 looks, reads and decides; the others are told, and given their part.
 """
 
+import math
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -84,6 +85,12 @@ class TrainState:
     origin: dict[str, Any] = field(default_factory=dict)
     base: str = ""
 
+    def is_better(self, loss: float | None) -> bool:
+        """Tell whether a loss of this step is the best so far; NaN or infinity never is."""
+        if loss is None or not math.isfinite(loss):
+            return False
+        return self.best_loss is None or not self.best_loss <= loss or self.best_step == self.step
+
 
 @dataclass
 class Session:
@@ -106,11 +113,17 @@ class Session:
     is_resumed: bool
     kind: Parallelism
     notes: list[str]
+    sound_step: int | None = None  # the last one whose weights are known to give a finite loss
 
     @property
     def rows(self) -> int:
         """Rows of a micro-batch on this rank, as on every other."""
         return rows_of(self.config, self.world.size)
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches of a step on this rank, as on every other."""
+        return self.config.grad_accum_steps(self.rows, self.world.size)
 
     @property
     def n_val_tokens(self) -> int:

@@ -17,6 +17,7 @@ from gptcli.data.loader import Prefetcher
 from gptcli.device import trim_malloc
 from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
 from gptcli.model import GPT
+from gptcli.runs import BEST
 from gptcli.seeding import derive_seed
 from gptcli.training.optim import clip_gradients
 from gptcli.training.parallel import gradient_sync, wrap_ddp
@@ -113,14 +114,14 @@ class Stepper:
         """
         s, step, world = self.s, self.s.state.step, self.s.world
         total = torch.zeros((), device=s.compute.device)
-        n_micro_batches = s.config.tokens_per_step // (s.rows * s.config.seq_len * world.size)
+        last = s.grad_accum_steps - 1
         for turn, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
             if stopped():
                 return None
             if s.config.model.dropout:
                 index = turn * world.size + world.rank
                 torch.manual_seed(derive_seed("dropout", s.config.seed, step, index))
-            with gradient_sync(self._network, turn == n_micro_batches - 1):
+            with gradient_sync(self._network, turn == last):
                 with s.compute.autocast():
                     loss = self._network(tokens, targets).loss
                 assert loss is not None
@@ -138,20 +139,45 @@ class Stepper:
         state, skip = self.s.state, self.s.config.train.on_nonfinite == "skip"
         adapting = self._scaler.is_enabled() and math.isfinite(loss)  # the scaler skips by itself
         if math.isfinite(loss) and (math.isfinite(norm) or adapting):
-            state.skipped = 0
+            state.skipped, self.s.sound_step = 0, state.step
             return True
         state.skipped += 1
         if skip and state.skipped <= MAX_SKIPPED:
             return False
-        good = state.step + 1 - state.skipped
-        files = self.s.run.step_files()
-        raise NonFiniteError(
-            f"step {state.step + 1}: the {'gradient' if math.isfinite(loss) else 'loss'} is not"
-            f" finite; step {good} was the last good one"
-            + (f", saved: {files[0]}" if files else ""),
-            "try a lower optim.lr, more optim.warmup_steps, or dtype=float32"
-            + ("" if skip else "; train.on_nonfinite=skip passes over up to three in a row"),
-        )
+        hint = "" if skip else "; train.on_nonfinite=skip skips up to three steps in a row"
+        if math.isfinite(loss):
+            good = state.step + 1 - state.skipped
+            raise not_finite(self.s, "gradient", good, step=state.step + 1, hint=hint)
+        raise not_finite(self.s, "loss", self.s.sound_step, step=state.step + 1, hint=hint)
+
+
+def not_finite(
+    s: Session, what: str, good: int | None, *, step: int | None = None, hint: str = ""
+) -> NonFiniteError:
+    """Return the error of a loss or gradient, having set aside what gave a loss that is not finite.
+
+    Args:
+        s: The session.
+        what: Is not finite.
+        good: The last step known to be good; None if none is since the run was resumed.
+        step: At which it came to light; None for an evaluation of the present one.
+        hint: More to try.
+    """
+    last = s.state.step - (s.state.skipped if what == "loss" else 1) if good is None else good
+    files = s.run.step_files()
+    kept = [path for path in files if path <= s.run.step_file(max(0, last))]
+    if what != "gradient" and kept:  # resuming from these would end as this does
+        s.run.set_aside(files[: len(files) - len(kept)])
+    best = s.run.folder / BEST
+    file = kept[0] if kept and last >= 0 else best if best.exists() else None
+    message = f"step {s.state.step if step is None else step}: the {what} is not finite"
+    if good is not None:
+        message += f"; step {good} was the last good one"
+        if file == s.run.step_file(good):
+            message, file = f"{message}, saved: {file}", None
+    message += f"; the last good checkpoint is {file}" if file is not None else ""
+    advice = "try a lower optim.lr, more optim.warmup_steps, or dtype=float32"
+    return NonFiniteError(message, advice + hint)
 
 
 def _network(session: Session) -> tuple[GPT, str | None]:

@@ -15,7 +15,7 @@ from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
 from gptcli.model import GPT
 from gptcli.training import batch_size, memory, setup, step
-from gptcli.training.events import Event, Started, StepDone, Stopped
+from gptcli.training.events import Event, Finished, Started, StepDone, Stopped
 from gptcli.training.loop import train
 from gptcli.training.optim import Optimizer, clip_gradients
 from gptcli.training.signals import StopRequest
@@ -116,6 +116,64 @@ def test_an_epoch_that_was_skipped_whole_has_no_loss_of_zero_steps(
     poisoned({1})
     config = tiny("train.max_steps=1", "train.on_nonfinite=skip", "train.eval_every=1")
     assert list(events_of(config))
+
+
+def test_an_epoch_of_nothing_but_skipped_steps_is_never_the_best(
+    tiny: Tiny, poisoned: Any, gpt: Any, corpus: Path
+) -> None:
+    sets = ("data.val_fraction=0", "tokenizer.name=bytes", "data.dir=data/all")
+    assert gpt("prepare", str(corpus), *(w for key in sets for w in ("-s", key))).code == 0
+    poisoned({1})
+    config = tiny("train.max_steps=1", "train.on_nonfinite=skip", "data.dir=data/all")
+    finished = list(events_of(config))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.best_step is None and finished.summary.best_epoch_loss is None
+    assert not (config.run_folder / "best.pt").exists()
+
+
+@pytest.fixture
+def wrecked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make a step (counted from 1) leave weights that give no finite loss."""
+
+    def wreck(wanted: int) -> None:
+        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> float:
+            first, *others = parameters
+            if current[0] == wanted:
+                first.data.fill_(1e30)
+            return clip_gradients([first, *others], max_norm, world)
+
+        monkeypatch.setattr(step, "clip_gradients", clip)
+
+    return wreck
+
+
+@pytest.mark.parametrize(("eval_every", "saved"), [(3, 3), (6, 0)])
+def test_an_evaluation_that_is_not_finite_ends_the_run_and_is_never_the_best(
+    tiny: Tiny, wrecked: Any, eval_every: int, saved: int
+) -> None:
+    wrecked(6)
+    config = tiny(f"train.eval_every={eval_every}")
+    events: list[Event] = []
+    with pytest.raises(NonFiniteError, match=r"step 6: the validation loss is not finite") as one:
+        events.extend(events_of(config))
+    assert one.value.exit_code == 7 and "step 5 was the last good one" in one.value.message
+    assert f"the last good checkpoint is {config.run_folder}" in one.value.message
+    assert json.loads((config.run_folder / "status.json").read_text())["exit_code"] == 7
+    # What gave no finite loss is set aside, so that milder settings can resume from before it.
+    assert load_checkpoint(config.run_folder / "last.pt").state["step"] == saved
+    assert (config.run_folder / "best.pt").exists() == (saved > 0)
+    wrecked(0)
+    finished = list(events_of(config, resume=True))[-1]
+    assert isinstance(finished, Finished) and finished.best_step == 6
+
+
+def test_the_last_good_step_is_one_that_gave_a_finite_loss(tiny: Tiny, wrecked: Any) -> None:
+    """Step 4 wrecks the weights, and step 5 finds out: those of step 3 gave step 4 its loss."""
+    wrecked(4)
+    config = tiny(*STEPS)
+    with pytest.raises(NonFiniteError, match=r"step 5: the loss .* step 3 was .*step-00000003"):
+        list(events_of(config))
+    assert load_checkpoint(config.run_folder / "last.pt").state["step"] == 3
 
 
 # Rows of a micro-batch
