@@ -222,7 +222,8 @@ class RunHistory:
 
     def tokens_at(self, step: int) -> float:
         """Return the tokens trained on after `step` steps."""
-        return self._at(step, self._tokens)
+        each = self._count("train.tokens_per_step")
+        return step * each if each else self._at(step, self._tokens)
 
     def seconds_at(self, step: int) -> float:
         """Return the wall time of the run after `step` steps, between logged ones in proportion."""

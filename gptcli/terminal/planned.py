@@ -5,10 +5,10 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from gptcli.formatting import count, duration, plural, size
+from gptcli.formatting import count, duration, plural, scored, size
 from gptcli.terminal import console
 from gptcli.training.events import vocabulary
-from gptcli.training.requirements import Disk, Memory
+from gptcli.training.requirements import Advice, Disk, Memory
 
 if TYPE_CHECKING:
     from gptcli.training.plan import Plan
@@ -26,15 +26,20 @@ def show_plan(plan: "Plan") -> None:
         _show("memory", "exceeds the available memory", "bold red")
     if outlook.disk.needed - outlook.disk.held > outlook.disk.free:
         _show("disk", "exceeds the free disk space", "bold red")
-    for one in outlook.advice:
-        _show("advice", f"{one.what}: {one.why}", "yellow")
-        if one.set:
-            _show("", f"try: {one.set}")
+    _show_advice(outlook.advice)
 
 
 def show_time(plan: "Plan", rehearsal: "TimedSteps | None") -> None:
     """Print to stdout how long a run takes, as far as that was measured."""
     _show("time", _time(plan, rehearsal))
+    _show_advice(plan.measured_advice(rehearsal))
+
+
+def _show_advice(advice: tuple[Advice, ...]) -> None:
+    for one in advice:
+        _show("advice", f"{one.what}: {one.why}", "yellow")
+        if one.set:
+            _show("", f"try: {one.set}")
 
 
 def _show(label: str, text: str, style: str = "dim") -> None:
@@ -68,10 +73,20 @@ def _lines(plan: "Plan") -> list[tuple[str, str]]:
                  f" {vocabulary(plan.tokenizer, plan.vocab_size, plan.model_vocab_size)}"),
         ("steps", f"{plan.max_steps:,} of {plural(plan.tokens_per_step, 'token')}"
                   f" (rows: {micro}), {plural(plan.epochs, 'epoch')}"),
-        ("evaluation", f"{plural(plan.evaluations, 'time')}, {plural(plan.eval_tokens, 'token')}"),
+        ("evaluation", f"{plural(plan.evaluations, 'time')}, {_scored(plan)}"),
         ("memory", _memory(plan.outlook.memory)),
         ("disk", _disk(plan.outlook.disk)),
     ]  # fmt: skip
+
+
+def _scored(plan: "Plan") -> str:
+    """Say on how much of each split an evaluation measures the losses."""
+    splits = ((plan.eval_tokens, plan.val_tokens, "validation"),
+              (plan.eval_train_tokens, plan.train_tokens, "training"))  # fmt: skip
+    return " and ".join(
+        f"{scored(n, of).strip(' ()') or f'{n:,} tokens'} of the {split} split"
+        for n, of, split in splits if n
+    )  # fmt: skip
 
 
 def _memory(memory: Memory) -> str:

@@ -6,8 +6,10 @@ be tried is accepted by the configuration, in the situation that it is said in.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from gptcli.config.schema import Config
+from gptcli.formatting import decimal, plural
 from gptcli.training.optim import LR_SCALE
 from gptcli.training.requirements import Advice
 from gptcli.training.work import RunCounts, epochs_of, estimate_work
@@ -18,12 +20,22 @@ _TOKENS_PER_PARAMETER = 20  # from which on memorizing is not the danger (Hoffma
 _LARGE_VOCABULARY = 4096  # below it, padding the head saves nothing
 _LARGE_SHARE = 1 / 3  # of a run, that is not spent on its steps
 _SMALL_SHARE = 0.1  # of its steps, that is suggested instead
-_WORTH_SAYING = 500_000  # tokens' worth of training, which are most of a minute on a laptop
+_WORTH_SAYING = 50.0  # seconds that are not spent on steps
+_USUAL_SECONDS = 1e-4  # of training on a token, on a laptop
 
 
-def advise(config: Config, counts: RunCounts) -> tuple[Advice, ...]:
-    """Return what there is to say about a settled configuration, most telling first."""
-    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation, _shares, _vocabulary,
+def advise(
+    config: Config, counts: RunCounts, seconds_per_token: float = _USUAL_SECONDS
+) -> tuple[Advice, ...]:
+    """Return what there is to say about a settled configuration, most telling first.
+
+    Args:
+        config: Settled.
+        counts: Of its data and network.
+        seconds_per_token: Of training, where that was measured.
+    """
+    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation,
+             partial(_shares, worth_saying=_WORTH_SAYING / seconds_per_token), _vocabulary,
              _documents)  # fmt: skip
     return tuple(found for rule in rules for found in rule(config, counts))
 
@@ -47,7 +59,7 @@ def _learning_rate(config: Config, counts: RunCounts) -> Iterator[Advice]:
     if lr > usual * _LR_FACTOR or is_low:
         least = f" -s optim.min_lr={usual / 10:.1g}" if config.min_lr > usual else ""
         yield Advice(
-            f"optim.lr {lr:.2g} is {'high' if lr > usual else 'low'}",
+            f"optim.lr {decimal(lr)} is {'high' if lr > usual else 'low'}",
             f"models of {counts.n_params:,} parameters usually learn at about {usual:.1g}"
             " (Kaplan et al. 2020, D.6)",
             f"-s optim.lr={usual:.1g}{least}",
@@ -105,7 +117,7 @@ def _epochs(config: Config, counts: RunCounts) -> Iterator[Advice]:
     steps = max(1, int(counts.max_steps * _MANY_EPOCHS / epochs))
     dropout = "-s model.dropout=0.1 or " if config.model.init_from == "scratch" else ""
     yield Advice(
-        f"{epochs:.3g} epochs over {counts.train_tokens:,} tokens without dropout",
+        f"{plural(epochs, 'epoch')} over {counts.train_tokens:,} tokens without dropout",
         "after about 4, the model memorizes the text and learns little from it (Muennighoff et al."
         " 2023); more text is better",
         f"{dropout}-s train.max_steps={steps}",
@@ -150,7 +162,7 @@ def _evaluation(config: Config, counts: RunCounts) -> Iterator[Advice]:
         )
 
 
-def _shares(config: Config, counts: RunCounts) -> Iterator[Advice]:
+def _shares(config: Config, counts: RunCounts, worth_saying: float) -> Iterator[Advice]:
     """What takes more than a third of a run that is not training."""
     work, train, steps = estimate_work(config, counts), config.train, counts.max_steps
 
@@ -175,7 +187,7 @@ def _shares(config: Config, counts: RunCounts) -> Iterator[Advice]:
     times = {"evaluating": work.evaluations, "saving": work.saves, "sampling": work.samples}
     total = sum(work.costs.values())
     for name, cost in work.costs.items():
-        if name != "steps" and cost > max(_LARGE_SHARE * total, _WORTH_SAYING):
+        if name != "steps" and cost > max(_LARGE_SHARE * total, worth_saying):
             yield Advice(
                 f"{name} {_often(times[name])} takes about {cost / total:.0%} of the run",
                 "less often leaves more of it to training",

@@ -27,6 +27,9 @@ from gptcli.training.weights import freeze
 _KERNELS = 30_000_000  # bytes of code and buffers that the first steps load on a CPU, as measured
 _PROBED = (8, 16, 32)  # tokens of the rows that are tried
 _LARGE_BLOCK = 5_000_000  # parameters from which a block is passed through without its weights
+_TENSOR = 400  # bytes that a checkpoint takes to name a tensor, as measured
+_PER_TENSOR = 4  # tensors in it of a parameter that learns: three are the optimizer's
+_PER_ID = 16  # bytes of a token in it; only the tokenizer of GPT-2 is not in it
 _FAR_TOO_MUCH = 1.5  # times what there is; estimates were within 1.4 of the truth
 _TABLE = {"cpu": 1 << 26}  # bytes of the loss's table of logits at most, see model/loss.py
 _TABLE_ELSEWHERE = 1 << 29
@@ -43,6 +46,7 @@ class Size:
         block: Those of one block.
         saved: Those that every checkpoint holds: all, or the adapters.
         optimizer_bytes: State that the optimizer keeps.
+        tensors: Those that every checkpoint holds.
     """
 
     parameters: int
@@ -50,6 +54,7 @@ class Size:
     block: int
     saved: int
     optimizer_bytes: int
+    tensors: int
 
 
 def size_of(config: Config) -> Size:
@@ -65,15 +70,17 @@ def size_of(config: Config) -> Size:
         model = GPT(shape)
     freeze(model, config.train.freeze)
     state = Optimizer(model, config.optim, torch.device(config.device)).bytes_by_name()
-    parameters = learning = state_bytes = 0
+    parameters = learning = state_bytes = tensors = 0
     for name, parameter in model.named_parameters():
         many = times if name.startswith("h.") else 1
         parameters += many * parameter.numel()
         learning += many * parameter.numel() * parameter.requires_grad
         state_bytes += many * state.get(name, 0)
+        if parameter.requires_grad or config.model.lora is None:
+            tensors += many * (_PER_TENSOR if parameter.requires_grad else 1)
     block = sum(parameter.numel() for parameter in model.h[0].parameters())
     saved = parameters if config.model.lora is None else learning
-    return Size(parameters, learning, block, saved, state_bytes)
+    return Size(parameters, learning, block, saved, state_bytes, tensors)
 
 
 def estimate_memory(
@@ -126,7 +133,9 @@ def require_memory(config: Config, memory: Memory) -> None:
 
 def estimate_disk(config: Config, size: Size) -> Disk:
     """Return what the run's checkpoints need of the disk that its folder is, or will be, on."""
-    checkpoint = 4 * size.saved + size.optimizer_bytes + (1 << 20)  # and the small rest
+    n_ids = 0 if config.tokenizer.name == "gpt2" else config.model.vocab_size or 0
+    rest = _TENSOR * size.tensors + _PER_ID * n_ids + (1 << 13)
+    checkpoint = 4 * size.saved + size.optimizer_bytes + rest
     # What is kept, the best, the one that is being written while these are there, and the base.
     needed = (config.train.keep_last + 2) * checkpoint + 4 * (size.parameters - size.saved)
     checkpoints = config.run_folder / "checkpoints"

@@ -13,10 +13,11 @@ from gptcli.data.sources import data_dir
 from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
 from gptcli.runs import RUN
+from gptcli.training.advice import advise
 from gptcli.training.estimate import estimate_requirements
 from gptcli.training.memory import size_of
 from gptcli.training.parallel import Parallelism, choose_parallelism, rows_of
-from gptcli.training.requirements import Requirements
+from gptcli.training.requirements import Advice, Requirements
 from gptcli.training.resolve import (
     close_tokens,
     make_loader,
@@ -28,7 +29,7 @@ from gptcli.training.resolve import (
 )
 from gptcli.training.timing import TimedSteps, time_steps
 from gptcli.training.weights import apply_pretrained_shape
-from gptcli.training.work import RunCounts, estimate_work
+from gptcli.training.work import RunCounts, cost_of_step, estimate_work
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Plan:
     Attributes:
         rows: Of a micro-batch in each process.
         evaluations: In the whole run.
-        eval_tokens: Of one evaluation, both splits together.
+        eval_tokens: Of the validation split that each evaluation scores.
+        eval_train_tokens: Of the training split, likewise.
         processes: That are to do it.
         parallel: How they share the network: none, ddp or fsdp.
         holds_run: Whether the run folder has a run in it already.
@@ -65,6 +67,7 @@ class Plan:
     rows: int
     evaluations: int
     eval_tokens: int
+    eval_train_tokens: int
     processes: int
     parallel: Parallelism
     holds_run: bool
@@ -74,12 +77,20 @@ class Plan:
 
     def seconds_left(self, rehearsal: TimedSteps) -> dict[str, float]:
         """Return the time that the rest of the run is expected to take, by what it goes into."""
-        per_token = rehearsal.seconds_per_step / self.tokens_per_step
+        per_token = rehearsal.seconds_per_step / cost_of_step(self.config)
         work = estimate_work(self.config, self.counts, rehearsal.step)
         return {
             "setting up": rehearsal.setup_seconds,
             **{name: cost * per_token for name, cost in work.costs.items()},
         }
+
+    def measured_advice(self, rehearsal: TimedSteps | None) -> tuple[Advice, ...]:
+        """Return what there is to say besides, now that it is known how long a token takes."""
+        if rehearsal is None or not rehearsal.seconds_per_step:
+            return ()
+        per_token = rehearsal.seconds_per_step / cost_of_step(self.config)
+        found = advise(self.config, self.counts, per_token)
+        return tuple(one for one in found if one not in self.outlook.advice)
 
     def json(self, rehearsal: TimedSteps | None = None) -> dict[str, Any]:
         """Return the JSON result of `gpt train --dry-run`."""
@@ -89,7 +100,9 @@ class Plan:
         memory = self.outlook.memory
         facts["memory_bytes"] = outlook.pop("memory") | {"total": memory.total}
         facts["disk_bytes"] = outlook.pop("disk")
-        facts["advice"] = outlook.pop("advice")
+        facts["advice"] = [
+            *outlook.pop("advice"), *(asdict(one) for one in self.measured_advice(rehearsal))
+        ]  # fmt: skip
         measured = dict.fromkeys(_MEASURED)
         if rehearsal is not None and rehearsal.seconds_per_step:
             measured = {
@@ -159,7 +172,8 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
         model_vocab_size=config.model.vocab_size or manifest.tokenizer.vocab_size,
         rows=rows,
         evaluations=work.evaluations,
-        eval_tokens=work.eval_tokens,
+        eval_tokens=work.eval_tokens[1],
+        eval_train_tokens=work.eval_tokens[0],
         processes=n_processes,
         parallel=kind,
         holds_run=(Path(config.run_folder) / RUN).is_file(),

@@ -11,6 +11,7 @@ from gptcli.config.schema import Config
 from gptcli.config.windows import epochs, eval_tokens
 from gptcli.data.shards import Manifest
 
+_LEAST_STEP = 64  # tokens' worth of a step of fewer, as measured
 _FORWARD_SHARE = 1 / 3  # of a training step's arithmetic, which an evaluation does too
 # As measured on two cores, at 6 million parameters; a GPU is faster at training only.
 _SAVED = {"cpu": 2_000}  # tokens' worth of a checkpoint that training waits for
@@ -60,13 +61,22 @@ class RunCounts:
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """What is left to do, with the tokens' worth of each kind of it in `costs`."""
+    """What is left to do, with the tokens' worth of each kind of it in `costs`.
+
+    Attributes:
+        eval_tokens: That one evaluation scores, of the training and of the validation split.
+    """
 
     evaluations: int
-    eval_tokens: int
+    eval_tokens: tuple[int, int]
     saves: int
     samples: int
     costs: dict[str, float]
+
+
+def cost_of_step(config: Config) -> int:
+    """Return the tokens' worth of a step, which takes its time however few tokens it has."""
+    return max(config.tokens_per_step, _LEAST_STEP)
 
 
 def epochs_of(config: Config, counts: RunCounts, steps: int) -> float:
@@ -99,12 +109,10 @@ def estimate_work(config: Config, counts: RunCounts, done: int = 0) -> WorkEstim
     )
     saved = 0 if in_background else _SAVED.get(config.device, _SAVED_ELSEWHERE)
     sampled = _SAMPLED.get(config.device, _SAMPLED_ELSEWHERE) * config.generate.max_new_tokens
-    scored = sum(
-        eval_tokens(counts.train_tokens, counts.val_tokens, config.seq_len, train.eval_tokens)
-    )
+    scored = eval_tokens(counts.train_tokens, counts.val_tokens, config.seq_len, train.eval_tokens)
     costs = {
-        "steps": float((last - done) * config.tokens_per_step),
-        "evaluating": evaluations * scored * _FORWARD_SHARE,
+        "steps": float((last - done) * cost_of_step(config)),
+        "evaluating": evaluations * sum(scored) * _FORWARD_SHARE,
         "saving": float(saves * saved),
         "sampling": float(samples * sampled),
     }

@@ -54,8 +54,11 @@ def test_prepare_lists_the_presets(gpt: Any) -> None:
 
 def test_train_returns_the_object_of_the_contract(gpt: Any, tiny_set: list[str]) -> None:
     found = gpt("train", *tiny_set, "--json").json
-    assert list(found) == ["run_dir", "step", "tokens", "train_loss", "val_loss", "best_val_loss",
-                           "tokens_per_second", "seconds", "checkpoint"]  # fmt: skip
+    contract = ["run_dir", "step", "tokens", "train_loss", "val_loss", "best_val_loss",
+                "tokens_per_second", "seconds", "checkpoint"]  # fmt: skip
+    assert list(found) == [*contract, "val_tokens", "val_split_tokens", "best_epoch_loss"]
+    assert found["val_tokens"] == 64 < found["val_split_tokens"]
+    assert found["best_epoch_loss"] is None
     assert found["step"] == 6 and found["tokens"] == 6 * 64
     assert found["run_dir"] == str(Path("runs/tiny"))
     assert found["checkpoint"] == str(Path("runs/tiny/best.pt"))

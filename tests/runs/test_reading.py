@@ -42,6 +42,16 @@ def test_a_trained_run_is_read_whole(run: Path) -> None:
     assert [sample.step for sample in found.samples] == [6] and found.samples[0].text
 
 
+def test_the_tokens_of_steps_that_were_not_logged_yet_count(gpt: Any, tiny_set: list[str]) -> None:
+    sets = ("train.log_every=100", "train.max_steps=2")
+    assert gpt("train", *tiny_set, *(w for key in sets for w in ("-s", key))).code == 0
+    metrics = Path("runs/tiny/metrics.jsonl")
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if "tokens_per_second" not in line))
+    [listed] = gpt("runs", "list", "--json").json["runs"]
+    assert (listed["step"], listed["tokens"]) == (2, 2 * 64)
+
+
 def test_only_what_somebody_set_counts_as_changed(run: Path, gpt: Any) -> None:
     found = read_run(run)
     changed = explicit_settings(found.settings, found.facts.given)

@@ -50,6 +50,7 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
     (["optim.warmup_steps=9", "train.max_steps=9"], {"max_steps": 9}, "never", "warmup_steps=0"),
     ([], {"n_windows": 160}, "50 epochs over 1,000,000,000 tokens without dropout",
      "-s model.dropout=0.1 or -s train.max_steps=80"),
+    ([], {"n_windows": 5}, "1,600 epochs over 1,000,000,000 tokens", "-s train.max_steps=2"),
     ([CUDA, "train.micro_batch_size=1"], {"rows": 1}, "one row",
      "-s train.micro_batch_size=8 -s train.tokens_per_step=8192"),
     ([CUDA, "train.micro_batch_size=3", "train.tokens_per_step=15360"],

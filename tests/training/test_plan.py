@@ -100,7 +100,7 @@ def test_the_disk_is_that_of_the_checkpoints(tiny: Tiny) -> None:
     disk = plan(config).outlook.disk
     list(train(config))
     written = (config.run_folder / "last.pt").stat().st_size
-    assert written * 0.9 < disk.checkpoint < written + 2_000_000
+    assert written * 0.9 < disk.checkpoint < written * 1.2
     assert disk.needed == 4 * disk.checkpoint and disk.held == 0
     assert plan(config).outlook.disk.held > 0 and plan(config).holds_run
 
@@ -119,9 +119,46 @@ def test_the_time_left_counts_all_that_a_run_does(tiny: Tiny) -> None:
     found = plan(tiny("train.max_steps=100", "train.eval_every=10", "train.eval_tokens=64"))
     spent = found.seconds_left(TimedSteps(50, 4, 2.0, 64, 1.0, 0))
     assert spent["setting up"] == 1.0 and spent["steps"] == 100.0
-    assert found.evaluations == 10 and found.eval_tokens == 128
+    assert found.evaluations == 10 and found.eval_tokens == found.eval_train_tokens == 64
     assert spent["evaluating"] == pytest.approx(5 * 128 * 2.0 / 64 / 3)
     assert spent["saving"] > 0 and spent["sampling"] > 0
+
+
+@pytest.mark.parametrize(
+    ("eval_tokens", "said"),
+    [
+        ("64", "2 times, 64 of 457 tokens of the validation split and 64 of 4,107 tokens of"),
+        ("null", "2 times, 456 tokens of the validation split and 448 of 4,107 tokens of the"),
+    ],
+)
+def test_the_plan_evaluates_on_as_many_tokens_as_the_run(
+    gpt: Any, tiny_set: list[str], eval_tokens: str, said: str
+) -> None:
+    words = [*tiny_set, "-s", f"train.eval_tokens={eval_tokens}"]
+    planned = gpt("train", *words, "--dry-run", "--json").json
+    assert said in gpt("train", *words, "--dry-run").out
+    assert planned["eval_tokens"] == gpt("train", *words, "--json").json["val_tokens"]
+
+
+def test_steps_of_a_few_tokens_do_not_make_the_rest_of_a_run_look_dear(tiny: Tiny) -> None:
+    few = plan(tiny("train.micro_batch_size=1", "model.block_size=1", "train.max_steps=1000"))
+    spent = few.seconds_left(TimedSteps(0, 1, 0.002, 1, 0.0, 0))
+    assert spent["steps"] == pytest.approx(2.0)
+    # As measured, an evaluation of all 20,000 tokens of a text took 0.6 s with such a step.
+    assert spent["evaluating"] + spent["saving"] + spent["sampling"] < 50
+
+
+def test_what_a_measured_plan_shows_is_advised_about(tiny: Tiny) -> None:
+    found = plan(tiny("train.max_steps=100", "train.save_every=1"))
+    assert not [one for one in found.outlook.advice if "saving" in one.what]
+    assert found.measured_advice(None) == ()
+    assert found.measured_advice(TimedSteps(0, 4, 0.001, 64, 0.0, 0)) == ()
+    slow = TimedSteps(0, 4, 1.0, 64, 0.0, 0)
+    spent = found.seconds_left(slow)
+    assert spent["saving"] > sum(spent.values()) / 3
+    [one] = found.measured_advice(slow)
+    assert "saving 101 times takes about" in one.what
+    assert any("saving" in told["what"] for told in found.json(slow)["advice"])
 
 
 def test_a_rehearsal_goes_on_from_a_run_and_leaves_it_as_it_was(gpt: Any, tiny_set: Any) -> None:
@@ -223,7 +260,7 @@ def test_what_no_memory_holds_is_planned_in_seconds_and_not_measured(
     assert what in done.out and "exceeds the available memory" in done.out
     assert "not measured: too little memory" in done.out
     started = gpt("train", *tiny_set, *words)
-    assert started.code == 8 and "GB of memory" in started.err and "use a smaller" in started.err
+    assert started.code == 8 and "TB of memory" in started.err and "use a smaller" in started.err
 
 
 def test_a_batch_grows_while_there_is_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
