@@ -129,8 +129,7 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
 
     Raises:
         ConfigError: The configuration does not fit the data.
-        DataError: The data cannot be used.
-        CheckpointError: The weights to start from cannot be used.
+        DataError, CheckpointError: The data, or the weights to start from, cannot be used.
     """
     folder = data_dir(config.data)
     manifest = read_manifest(folder)
