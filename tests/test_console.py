@@ -131,7 +131,8 @@ def test_a_process_ends_with_the_code_of_the_rule(command: str, code: int) -> No
 
 
 def test_no_file_is_opened_under_the_number_of_a_closed_output() -> None:
-    code = "from gptcli import console; console.take_output(); print(open('x', 'w').fileno() > 2)"
+    code = "from gptcli.terminal.console import take_output; take_output();"
+    code += "print(open('x', 'w').fileno() > 2)"
     shell = f"""{sys.executable} -c "{code}" 2>&- <&-"""
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n"

@@ -105,7 +105,7 @@ def test_a_folder_that_may_not_be_written_is_shared_but_never_held(
 @posix_only
 def test_a_lock_that_is_no_file_is_an_error_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(StorageError, match="cannot be locked: Is a directory"):
+    with pytest.raises(StorageError, match=f"{LOCK}: is a folder, not a file"):
         holding(tmp_path).__enter__()
     (tmp_path / LOCK).rmdir()
     (tmp_path / LOCK).symlink_to(tmp_path / "elsewhere")

@@ -25,7 +25,7 @@ def test_the_values_are_fixed_forever(key: tuple[int | str, ...], value: int) ->
 
 
 def test_the_values_are_the_same_in_another_process() -> None:
-    code = "from gptcli.seeding import keyed_int; print(keyed_int('split', 1337, 0, 0))"
+    code = "from gptcli.seeding import derive_seed; print(derive_seed('split', 1337, 0, 0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert int(done.stdout) == derive_seed("split", 1337, 0, 0)
 
