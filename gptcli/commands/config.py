@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.config.reference import KeyInfo
 
-app = typer.Typer(help="Start a configuration, see what is in force, look keys up.")
+app = typer.Typer(help="Create, inspect and explain configurations.")
 
 From = Annotated[
     str | None,
@@ -40,12 +40,12 @@ KeyArgument = Annotated[
 
 @app.command()
 def init(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="What to write.")] = "run.yaml",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Output file.")] = "run.yaml",
     from_: From = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Write a commented configuration to start from."""
+    """Write a commented starter configuration."""
     from gptcli.config.loader import find_config, load_config
     from gptcli.config.template import EDITOR_LINE, SCHEMA_FILE, commented_file
 
@@ -76,11 +76,11 @@ def show(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Only what differs from the defaults.")
+        bool, typer.Option("--changed", help="Show only values that differ from the defaults.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show every value, where it came from, and what a null becomes."""
+    """Show every value, its origin, and what each null derives to."""
     from gptcli.config.derived import derived
     from gptcli.config.loader import load_with_sources
     from gptcli.config.reference import keys
@@ -117,12 +117,13 @@ def show(
 @app.command()
 def schema(
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="Write it to a file.")
+        str | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: stdout."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", hidden=True)] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Print the JSON Schema by which editors complete and check a configuration."""
+    """Print the JSON Schema for editors."""
     from gptcli.config.template import reference_page
 
     text = reference_page() if markdown else _schema_text()
@@ -138,7 +139,7 @@ def schema(
 
 @app.command()
 def explain(key: KeyArgument = None, json_: options.JsonOption = False) -> None:
-    """Say what a key takes, means and defaults to."""
+    """Describe a key: its values, meaning and default."""
     from gptcli.config.reference import EXTENDS, find_key, keys, sections
     from gptcli.config.template import to_yaml
 

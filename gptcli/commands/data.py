@@ -10,7 +10,7 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.terminal import console
 
-app = typer.Typer(help="Look into prepared data.", no_args_is_help=False)
+app = typer.Typer(help="Inspect prepared data.", no_args_is_help=False)
 
 Folder = Annotated[
     str,
@@ -22,7 +22,7 @@ Folder = Annotated[
 
 @app.command()
 def info(folder: Folder, json_: options.JsonOption = False) -> None:
-    """Say what a data folder holds."""
+    """Describe a data folder."""
     from gptcli.data.shards import read_manifest
 
     manifest = read_manifest(Path(folder))
@@ -58,12 +58,12 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
 def peek(
     folder: Folder,
     split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
-    count: Annotated[int, typer.Option("--count", help="Windows to show.")] = 3,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens in a window.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Which windows.")] = 1337,
+    count: Annotated[int, typer.Option("--count", help="Number of windows.")] = 3,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of windows.")] = 1337,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show decoded windows as the network will see them."""
+    """Show decoded training windows."""
     options.require_positive(count=count, seq_len=seq_len)
     if split not in ("train", "val"):
         raise ConfigError(f"--split: expected train or val, got '{split}'")
@@ -91,7 +91,7 @@ def peek(
 
 @app.command()
 def verify(folder: Folder, json_: options.JsonOption = False) -> None:
-    """Check every shard's size, header, hash and ids."""
+    """Verify the size, header, hash and ids of every shard."""
     from gptcli.data.inspection import damaged_shards
     from gptcli.data.shards import SPLITS, read_manifest, read_tokenizer
 

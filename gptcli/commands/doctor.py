@@ -19,7 +19,7 @@ _NAME, _STATUS = 12, 7  # columns
 
 
 def doctor(json_: options.JsonOption = False) -> None:
-    """Check this machine, and say how to mend what is missing."""
+    """Check this machine and show how to fix problems."""
     from gptcli.doctor import run_checks
 
     verdicts: dict[str, Check] = {}

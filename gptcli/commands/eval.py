@@ -41,19 +41,19 @@ TextFile = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="train or val.")]
 Stride = Annotated[
-    int | None, typer.Option("--stride", help="Tokens a window adds; default: the context.")
+    int | None, typer.Option("--stride", help="Sliding-window stride; default: the context.")
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", help="Score about this many, evenly spaced.")
+    int | None, typer.Option("--max-tokens", help="Score a subset of about this many tokens.")
 ]
 Yardsticks = Annotated[
     bool, typer.Option("--yardsticks", help="Also compress the validation text with gzip and xz.")
 ]
 Tasks = Annotated[
     str | None,
-    typer.Option(metavar="NAME,...", help="Tasks of lm-eval instead, or YAML files of yours."),
+    typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead."),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", help="With --tasks: questions of each.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="With --tasks: examples per task.")]
 
 
 def evaluate(

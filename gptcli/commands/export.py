@@ -29,20 +29,18 @@ class FileDtype(StrEnum):
 
 
 def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder (hf) or file to write.")],
-    to: Annotated[
-        Target, typer.Option(help="A Hugging Face folder, llama.cpp's file, or nanoGPT's ckpt.pt.")
-    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder (hf) or file.")],
+    to: Annotated[Target, typer.Option(help="Target: Hugging Face, llama.cpp or nanoGPT.")],
     checkpoint: options.CheckpointOption = None,
     dtype: Annotated[
-        FileDtype | None, typer.Option(help="Of a GGUF file's matrices; default float32.")
+        FileDtype | None, typer.Option(help="Weight dtype of the GGUF file; default: float32.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Set aside what is in the way, as OUT~1.")
+        bool, typer.Option("--force", help="Rename an existing OUT to OUT~1.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Write a checkpoint for other programs, and read it back."""
+    """Export a checkpoint to other programs' formats."""
     from gptcli.errors import ConfigError
 
     if dtype is not None and to is not Target.GGUF:

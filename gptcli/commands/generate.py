@@ -31,36 +31,28 @@ Prompt = Annotated[
     typer.Argument(metavar="PROMPT", help="Text to continue; default: stdin, or none."),
 ]
 PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="Above 1 wilder, below 1 safer, 0 always the likeliest.")
-]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")]
-TopP = Annotated[
-    float | None, typer.Option(help="Draw from the likeliest that reach this probability.")
-]
-MinP = Annotated[float | None, typer.Option(help="Drop tokens below this part of the likeliest.")]
-Penalty = Annotated[
-    float | None, typer.Option(help="Above 1, tokens that were there before are less likely.")
-]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to draw.")]
-NumSamples = Annotated[int | None, typer.Option(help="Texts to draw, all together.")]
+Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling threshold.")]
+MinP = Annotated[float | None, typer.Option(help="Minimum probability relative to the top token.")]
+Penalty = Annotated[float | None, typer.Option(help="Penalty for repeated tokens; 1 disables it.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Maximum number of new tokens.")]
+NumSamples = Annotated[int | None, typer.Option(help="Number of samples, as one batch.")]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Seed of the draws; in float32, the same seed gives the same text."),
+    typer.Option(help="Random seed; in float32 the same seed gives the same text."),
 ]
-Stop = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")
-]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop sequence (repeatable).")]
 QuantizeOption = Annotated[
-    Quantize | None, typer.Option(help="Weights of 8 bits: faster, a little less exact.")
+    Quantize | None, typer.Option(help="8-bit weights: less memory, slightly less exact.")
 ]
 Interactive = Annotated[
-    bool, typer.Option("--interactive", "-i", help="Ask for text, continue it, and ask again.")
+    bool, typer.Option("--interactive", "-i", help="Continue the text with each line you type.")
 ]
 Logprobs = Annotated[
-    bool, typer.Option("--logprobs", help="With --json: every token and its log-probability.")
+    bool, typer.Option("--logprobs", help="With --json: log-probability of every token.")
 ]
-Raw = Annotated[bool, typer.Option("--raw", help="Keep control characters in what is drawn.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Keep control characters.")]
 
 
 def generate(
@@ -84,7 +76,7 @@ def generate(
     raw: Raw = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Stream samples from a checkpoint."""
+    """Sample text from a checkpoint."""
     flags = {
         "seed": seed,
         "generate.temperature": temperature,

@@ -20,7 +20,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE|NAME",
-        help="YAML file, or a shipped example.",
+        help="YAML file or name of a shipped example.",
         autocompletion=complete.configurations,
     ),
 ]
@@ -30,13 +30,11 @@ SetOption = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Set one key, e.g. optim.lr=3e-4.",
+        help="Override a key, e.g. optim.lr=3e-4.",
         autocompletion=complete.settings,
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, also when it fails.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, also on failure.")]
 CheckpointOption = Annotated[
     str | None,
     typer.Option(

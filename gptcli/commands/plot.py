@@ -34,7 +34,7 @@ def plot(
             "--out", "-o", metavar="FILE", help=".png, .svg or .pdf; default: RUN/loss.png."
         ),
     ] = None,
-    x: Annotated[Axis, typer.Option("--x", help="What to draw against.")] = Axis.STEPS,
+    x: Annotated[Axis, typer.Option("--x", help="X axis.")] = Axis.STEPS,
     panels: Annotated[
         str,
         typer.Option(
@@ -42,12 +42,14 @@ def plot(
             help="Comma-separated panels: loss, lr, tokens_per_second, memory, grad_norm.",
         ),
     ] = "loss,lr",
-    title: Annotated[str | None, typer.Option(help="Default: the name of a single run.")] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Title; default: the name of a single run.")
+    ] = None,
     log_x: Annotated[bool, typer.Option("--log-x", help="Logarithmic x axis.")] = False,
-    log_y: Annotated[bool, typer.Option("--log-y", help="Logarithmic losses.")] = False,
+    log_y: Annotated[bool, typer.Option("--log-y", help="Logarithmic loss axis.")] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Draw loss and learning rate of runs, also while they are trained."""
+    """Plot loss and learning rate of runs, also during training."""
     wanted = _panels(panels)
     if out is None and runs is not None and len(runs) > 1:
         raise ConfigError("several runs in one picture need a file", "name it with -o FILE.png")

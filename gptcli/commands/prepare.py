@@ -29,25 +29,21 @@ Dataset = Annotated[
     str | None,
     typer.Argument(
         metavar="DATASET",
-        help="Preset, path or glob of text, or hf:org/name.",
+        help="Preset, path or glob, or hf:org/name.",
         autocompletion=complete.datasets,
     ),
 ]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for the shards.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Output folder.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", help="Processes; default: one for each core.")
+    int | None, typer.Option("--workers", help="Number of processes; default: one per core.")
 ]
-Presets = Annotated[bool, typer.Option("--list", help="List the presets and stop.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and stop.")]
-Force = Annotated[bool, typer.Option("--force", help="Write anew over other prepared data.")]
-Rank = Annotated[
-    int | None, typer.Option("--rank", help="Prepare this rank's share only, of --world-size.")
-]
-WorldSize = Annotated[
-    int | None, typer.Option("--world-size", help="Ranks that share the work, in one folder.")
-]
+Presets = Annotated[bool, typer.Option("--list", help="List the presets and exit.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")]
+Force = Annotated[bool, typer.Option("--force", help="Re-prepare, replacing existing data.")]
+Rank = Annotated[int | None, typer.Option("--rank", help="Prepare only this rank's share.")]
+WorldSize = Annotated[int | None, typer.Option("--world-size", help="Total number of ranks.")]
 Finalize = Annotated[
-    bool, typer.Option("--finalize", help="All ranks are done: write the manifest.")
+    bool, typer.Option("--finalize", help="Write the manifest once all ranks are done.")
 ]
 
 

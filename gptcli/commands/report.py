@@ -22,11 +22,11 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Default: RUN/report.html."),
+        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: RUN/report.html."),
     ] = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Write a page of a run: curves, settings, data, samples; it needs no other file."""
+    """Write a self-contained HTML report of a run."""
     from gptcli.plotting.report import require_page, write_report
     from gptcli.runs import find_run, read_run
     from gptcli.runs.compare import figures

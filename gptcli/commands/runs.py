@@ -23,10 +23,10 @@ app = typer.Typer(help="List, show and compare training runs.")
 
 @app.command("list")
 def list_(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to look.")] = "runs",
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of runs.")] = "runs",
     json_: options.JsonOption = False,
 ) -> None:
-    """List the runs, the newest first."""
+    """List runs, newest first."""
     from gptcli.runs import list_runs, read_run
     from gptcli.runs.compare import figures
 
@@ -65,7 +65,7 @@ def show(
     ] = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show a run: how far it is, its settings, its files and the next command."""
+    """Show a run: progress, settings, files and next commands."""
     from gptcli.config.derived import explicit_settings
     from gptcli.config.template import to_yaml
     from gptcli.runs import find_run, read_run
@@ -109,12 +109,12 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN", help="Two run folders or names, or more.", autocompletion=complete.runs
+            metavar="RUN", help="Two or more run folders or names.", autocompletion=complete.runs
         ),
     ],
     json_: options.JsonOption = False,
 ) -> None:
-    """Compare runs: the settings that differ, the figures, losses at equal points."""
+    """Compare runs: settings that differ, results, losses at equal points."""
     if len(runs) < 2:
         raise ConfigError("comparing takes two runs or more", "`gpt runs list` names them")
     from gptcli.config.template import to_yaml

@@ -22,33 +22,33 @@ def train(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run stopped, bit for bit.")
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint, bit for bit.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Set an old run of this name aside, begin anew.")
+        bool, typer.Option("--overwrite", help="Rename an existing run and start over.")
     ] = False,
     gpus: Annotated[
         int | None,
         typer.Option(
             "--gpus",
             metavar="N",
-            help="Train in N processes, on as many GPUs; without any, on as many parts of the CPU.",
+            help="Number of processes, one per GPU (CPU processes without one).",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")
+        bool, typer.Option("--dry-run", help="Print the plan and estimates, and exit.")
     ] = False,
     verify_resume: Annotated[
         int | None,
         typer.Option(
             "--verify-resume",
             metavar="N",
-            help="Train N steps with and without a stop, compare every bit, and stop.",
+            help="Check exact resume over N steps, and exit.",
         ),
     ] = None,
     json_: options.JsonOption = False,
 ) -> None:
-    """Train a network; Ctrl-C saves and stops, --resume goes on."""
+    """Train a model; Ctrl-C saves, --resume continues."""
     from gptcli import trackers
     from gptcli.errors import ConfigError
 

@@ -11,16 +11,16 @@ LoraTarget = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "ml
 
 
 class LoraConfig(Section):
-    """Low-rank adapters: the weights stay, small updates of their matrices are learned."""
+    """Low-rank adapters: train small updates of frozen matrices."""
 
     rank: Size = Field(default=8, examples=[16])
     """Rank of each update."""
     alpha: PositiveFloat = Field(default=16.0, examples=[32])
-    """The update counts alpha / rank times."""
+    """The update is scaled by alpha / rank."""
     targets: Annotated[list[LoraTarget], Field(min_length=1)] | None = Field(
         default=None, examples=[["attn.c_attn"]]
     )
-    """Layers of a block that get one. Null: all."""
+    """Layers of a block that get an adapter. Null: all."""
 
     @property
     def scale(self) -> float:
@@ -29,7 +29,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network, in GPT-2's and nanoGPT's names."""
+    """The model, in GPT-2's and nanoGPT's names."""
 
     init_from: PathText = Field(default="scratch", examples=["gpt2"])
     """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
@@ -37,7 +37,7 @@ class ModelConfig(Section):
     n_layer: Annotated[Int, Field(gt=0, le=1000)] = Field(default=12, examples=[6])
     """Transformer blocks."""
     n_head: Heads = Field(default=12, examples=[6])
-    """Attention heads of a block; divides n_embd."""
+    """Attention heads per block; divides n_embd."""
     n_kv_head: Heads | None = Field(default=None, examples=[4])
     """Key and value heads (grouped queries); divides n_head. Null: n_head."""
     n_embd: Size = Field(default=768, examples=[384])
@@ -48,34 +48,34 @@ class ModelConfig(Section):
     head_dim: Heads | None = Field(default=None, examples=[128])
     """Width of one attention head. Null: n_embd / n_head."""
     block_size: Annotated[Int, Field(gt=0, le=2**24)] = Field(default=1024, examples=[256])
-    """Context length: the most tokens the network can attend to."""
+    """Context length: the maximum number of tokens the model can attend to."""
     vocab_size: Size | None = Field(default=None, examples=[50304])
     """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
     dropout: Fraction = Field(default=0.0, examples=[0.1])
-    """Dropout of embeddings, attention and residual branches while training."""
+    """Dropout of embeddings, attention and residual branches during training."""
     bias: bool = True
     """Biases in linear layers and layer norms."""
     qkv_bias: bool | None = None
     """Biases of the query, key and value projections. Null: bias."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before each branch and before the head."""
+    """Normalization before each branch and before the head."""
     norm_eps: Annotated[float, Field(gt=0, lt=1)] = Field(default=1e-5, examples=[1e-6])
-    """What normalisations add to the variance."""
+    """Epsilon of the normalization layers."""
     position: Literal["learned", "rope"] = "learned"
-    """How positions enter: a learned table, or rotary embeddings."""
+    """Position encoding: a learned table, or rotary embeddings."""
     rope_theta: PositiveFloat = Field(default=10000.0, examples=[500000])
     """Base of the rotary wavelengths."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
     """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
     squared ReLU."""
     qk_norm: bool = False
-    """Normalise queries and keys of each head (RMS) before attention."""
+    """Normalize queries and keys of each head (RMS) before attention."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     zero_init: bool = False
-    """Start the projections that join the residual stream at zero, not near it."""
+    """Initialize the projections into the residual stream to zero."""
     lora: LoraConfig | None = Field(default=None, examples=[{"rank": 16}])
-    """Learn low-rank adapters only: {rank: 8, alpha: 16, targets: null}; needs init_from."""
+    """Train only low-rank adapters: {rank: 8, alpha: 16, targets: null}; needs init_from."""
 
     @property
     def head_size(self) -> int:

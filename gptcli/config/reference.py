@@ -27,7 +27,7 @@ _BOUNDS = {
 }
 _UNREACHED = 10_000  # bounds beyond this are against typing errors, and left unsaid
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}
-EXTENDS = "The path or name of a configuration that this one changes; its values lie below."
+EXTENDS = "Base configuration (path or example); keys here override it."
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ LoggerName = Literal["tensorboard", "wandb"]
 
 
 class SplitSource(Section):
-    """Training and validation text from two places."""
+    """Separate training and validation text."""
 
     train: PathText
     """A preset name, a path or glob of text, or `hf:org/name`, to train on."""
@@ -39,7 +39,7 @@ class SplitSource(Section):
 
 
 class DataConfig(Section):
-    """Where the text comes from, how it is split, and how the windows are cut."""
+    """The source of the text, its split, and the training windows."""
 
     source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
     """A preset name, a path or glob of text, `hf:org/name`, `-`, or {train: ..., val: ...}."""
@@ -48,70 +48,70 @@ class DataConfig(Section):
     text_field: str = Field(default="text", examples=["content"])
     """The column or key that holds the text in jsonl, csv and parquet files."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
-    """Folder of the token shards. Null: data/<name of the source>."""
+    """Folder of token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])
-    """Part held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
+    """Fraction held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
     encoding_errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8: stop and name the place, or put U+FFFD."""
+    """Invalid UTF-8: stop and name the position, or replace with U+FFFD."""
     keep_downloads: bool = True
     """Keep downloaded files in the Hub's cache after their shards are written."""
     shard_tokens: PositiveInt = Field(default=100_000_000, examples=[10_000_000])
-    """Most tokens in one shard file."""
+    """Maximum tokens per shard file."""
     seq_len: PositiveInt | None = Field(default=None, examples=[512])
-    """Tokens in one training row. Null: model.block_size."""
+    """Tokens per training window. Null: model.block_size."""
     stride: PositiveInt | None = Field(default=None, examples=[512])
-    """Tokens between the starts of neighbouring training windows. Null: seq_len."""
+    """Tokens between the starts of neighboring training windows. Null: seq_len."""
 
 
 class TokenizerConfig(Section):
-    """How text becomes token ids."""
+    """The tokenizer."""
 
     name: str = Field(default="gpt2", examples=["bpe"])
     """gpt2, char, bytes, bpe (trained on the data), or any tiktoken encoding."""
     vocab_size: Size | None = Field(default=None, examples=[8192])
-    """Most tokens of a trained bpe vocabulary, end-of-text included. Null: 4096."""
+    """Maximum size of a trained bpe vocabulary, including end-of-text. Null: 4096."""
     path: PathText | None = Field(default=None, examples=["data/books"])
-    """A vocabulary to use again: a data folder or its tokenizer.json; for char, also a text file of
-    its characters (vocab.txt)."""
+    """Existing vocabulary: a data folder or its tokenizer.json; for char, also a text file of its
+    characters (vocab.txt)."""
 
 
 class TrainConfig(Section):
-    """How long to train, in what portions, and when to look and save."""
+    """Training length, batch sizes, evaluation and checkpoint intervals."""
 
     max_steps: PositiveInt | None = Field(default=None, examples=[5000])
     """Optimizer steps. Null: from max_epochs; both null: one epoch."""
     max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(default=None, examples=[3])
-    """Passes over the training windows; with max_steps too, the first reached ends the run."""
+    """Passes over the training windows; if max_steps is set too, the first limit ends the run."""
     tokens_per_step: PositiveInt | None = Field(default=None, examples=[65536])
-    """Tokens of one optimizer step over all devices. Null: micro_batch_size * seq_len."""
+    """Tokens per optimizer step over all devices. Null: micro_batch_size * seq_len."""
     micro_batch_size: Size | Literal["auto"] = Field(default=8, examples=[32])
-    """Rows of one forward pass; auto takes the most that fit, and needs tokens_per_step."""
+    """Sequences per forward pass; auto selects the largest that fits, and needs tokens_per_step."""
     eval_every: PositiveInt = Field(default=250, examples=[500])
     """Steps between evaluations; the last step is always evaluated."""
     eval_tokens: PositiveInt | None = Field(default=None, examples=[65536])
-    """Tokens of one evaluation, evenly spaced. Null: the whole split, at most 1M."""
+    """Tokens per evaluation, in evenly spaced windows. Null: the whole split, at most 1M."""
     save_every: PositiveInt = Field(default=250, examples=[1000])
-    """Steps between checkpoints; each evaluation and the last step save too."""
+    """Steps between checkpoints; evaluations and the last step also save."""
     sample_every: PositiveInt | None = Field(default=None, examples=[500])
-    """Steps between printed samples. Null: one at the end."""
+    """Steps between samples. Null: one at the end."""
     log_every: PositiveInt = Field(default=10, examples=[1])
-    """Steps between lines of metrics.jsonl and of the plain log."""
+    """Steps between lines of metrics.jsonl and the plain log."""
     keep_last: PositiveInt = Field(default=2, examples=[5])
-    """Newest step checkpoints to keep, besides the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite: stop, or skip the step, up to three in a row."""
+    """Non-finite loss or gradient: stop, or skip the step, up to three in a row."""
     activation_checkpointing: bool = False
-    """Keep only what enters each block and compute the rest again: less memory, more work."""
+    """Recompute each block in the backward pass: less memory, more compute."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes share the network: each has it (ddp) or a part of it (fsdp)."""
+    """Parallelism of several processes: full copies (ddp) or shards (fsdp)."""
     async_save: bool | Literal["auto"] = "auto"
-    """Copy a checkpoint and write it while training goes on; auto does on cuda."""
+    """Write checkpoints in the background; auto does so on cuda."""
     hang_timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(default=600.0, examples=[1800])
-    """Seconds without progress after which a run of several processes is ended."""
+    """Seconds without progress before a run of several processes is ended."""
     freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
-    """Modules that keep their weights, by name or range of blocks: [wte, wpe, "h.0-5"]."""
+    """Modules to freeze, by name or range of blocks: [wte, wpe, "h.0-5"]."""
     loggers: list[LoggerName] = Field(default=[], examples=[["tensorboard"]])
-    """Where curves are kept besides metrics.jsonl: tensorboard, wandb (extras of these names)."""
+    """Trackers besides metrics.jsonl: tensorboard, wandb (extras of these names)."""
 
 
 class OptimConfig(Section):
@@ -122,11 +122,11 @@ class OptimConfig(Section):
     lr: PositiveFloat = Field(default=6.0e-4, examples=[3e-4])
     """Peak learning rate."""
     min_lr: NotNegative | None = Field(default=None, examples=[3e-5])
-    """Learning rate at the end. Null: lr / 10."""
+    """Final learning rate. Null: lr / 10."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """Course after the warm-up; wsd holds the peak and falls over the last fifth."""
+    """Decay after warm-up; wsd holds the peak, then decays linearly over the last 20%."""
     warmup_steps: Annotated[Int, Field(ge=0, le=MOST)] = Field(default=0, examples=[100])
-    """Steps of linear warm-up."""
+    """Linear warm-up steps."""
     weight_decay: NotNegative = Field(default=0.1, examples=[0.05])
     """Decoupled weight decay, on matrices only."""
     beta1: Fraction = Field(default=0.9, examples=[0.95])
@@ -136,7 +136,7 @@ class OptimConfig(Section):
     momentum: Fraction = Field(default=0.95, examples=[0.9])
     """Muon's decay of the gradient average; less for runs of a few hundred steps."""
     grad_clip: NotNegative = Field(default=1.0, examples=[0.5])
-    """Largest global gradient norm; 0 does not clip."""
+    """Maximum global gradient norm; 0 disables clipping."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,26 +148,26 @@ class OptimConfig(Section):
 
 
 class GenerateConfig(Section):
-    """How text is sampled."""
+    """Sampling defaults."""
 
     prompt: str | None = Field(default=None, examples=["Once upon a time"])
     """Text to continue. Null: start from end-of-text."""
     max_new_tokens: PositiveInt = Field(default=256, examples=[100])
-    """Most tokens to draw."""
+    """Maximum number of new tokens."""
     temperature: NotNegative = Field(default=0.8, examples=[0.7])
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 is greedy."""
     top_k: PositiveInt | None = Field(default=None, examples=[50])
-    """Keep only the k likeliest tokens."""
+    """Sample from the k most likely tokens."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[0.95])
-    """Keep the likeliest tokens that together reach this probability."""
+    """Nucleus sampling threshold."""
     min_p: Fraction | None = Field(default=None, examples=[0.05])
-    """Drop tokens below this fraction of the likeliest one's probability."""
+    """Minimum probability relative to the most likely token."""
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = Field(default=1.0, examples=[1.1])
-    """Makes tokens that were there already less likely; 1 does not."""
+    """Penalty for tokens already in the context; 1 disables it."""
     num_samples: Size = Field(default=1, examples=[4])
-    """Texts to draw."""
+    """Number of samples."""
     stop: list[str] = Field(default=[], examples=[["\n\n"]])
-    """End a text before the first of these."""
+    """Stop sequences."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -177,7 +177,7 @@ class GenerateConfig(Section):
 
 
 class Config(Section):
-    """One run: the data, the tokenizer, the network, and how it is trained and sampled."""
+    """One run: data, tokenizer, model, training and sampling."""
 
     name: str | None = Field(default=None, examples=["first-try"])
     """Name of the run; its folder is runs/<name>. Null: the config file's stem."""
@@ -186,14 +186,14 @@ class Config(Section):
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(default=1337, examples=[42])
     """Every random draw is a function of this, the step and the position."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
+    """Device; auto selects cuda, then mps, then cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the matrix products; weights that are trained and sums stay float32. Auto: to
     train, bfloat16 where the hardware computes it; to evaluate, float32; to generate, 16 bits."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the model with torch.compile, for train and, where it is true, for eval."""
     deterministic: bool | Literal["auto"] = "auto"
-    """Refuse operations without a reproducible result; only matters on cuda."""
+    """Use only deterministic operations; affects cuda only."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

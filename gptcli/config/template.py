@@ -43,7 +43,7 @@ _PAGE = """\
 
 Every key of the one YAML file that `gpt prepare`, `train`, `eval` and `generate` share. Defaults
 come first, then the file that `extends:` names, then the file itself (`-c FILE`, or the name of a
-shipped example), then `-s KEY=VALUE`. A null means "derive it"; how is said with the key.
+shipped example), then `-s KEY=VALUE`. `null` means "derived"; each key says how.
 `gpt config explain KEY` says the same in a terminal, and `gpt config show` what a run would use.
 
 This page is written by `gpt config schema --markdown -o docs/config.md`; a test compares them.
