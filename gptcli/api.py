@@ -219,7 +219,9 @@ def evaluate(
     where = trained.model.wte.weight.device.type
     machine = init_runtime(load_config(None, flags={"device": where, "dtype": dtype}))
     if text is not None:
-        tokens, _ = text_tokens(Path(text), trained, "strict")
+        tokens, _, warning = text_tokens(Path(text), trained, "strict")
+        if warning:
+            logging.getLogger("gptcli").warning(warning)
     else:
         folder = trained.data_dir if data is None else Path(data)
         tokens = split_tokens(folder, split, trained)

@@ -167,7 +167,9 @@ def _score_all(
     texts: list[tuple[TokenSequence, SpanOf | None]] = []
     for one in trained:  # all are opened before the first is scored: refusals come at once
         if wanted.text is not None:
-            tokens, parts = text_tokens(place, one, wanted.encoding_errors)
+            tokens, parts, warning = text_tokens(place, one, wanted.encoding_errors)
+            if warning:
+                console.message(warning)
             texts.append((tokens, parts if is_mixed else None))
         else:
             texts.append((split_tokens(place, wanted.split, one), None))  # type: ignore[arg-type]

@@ -17,22 +17,37 @@ from gptcli.formatting import plural
 from gptcli.tokenizers import UnknownCharacters
 
 
-def text_tokens(path: Path, trained: TrainedModel, errors: str) -> tuple[TokenSequence, SpanOf]:
-    """Tokenize a text file, nothing put before it; return which part of the text each is in.
+def text_tokens(
+    path: Path, trained: TrainedModel, errors: str
+) -> tuple[TokenSequence, SpanOf, str | None]:
+    """Tokenize a text file, nothing put before it.
+
+    Returns:
+        The tokens, which part of the text each is in, and a warning if the tokens stand for
+        another text.
 
     Raises:
         DataError: It cannot be read, or has characters the tokenizer does not know, or no text.
     """
     tokenizer = trained.tokenizer
+    pieces, is_changed = [], False
     try:
-        pieces = [tokenizer.encode(text) for text in read_text(path, errors, tokenizer.safe_cut)]
+        for text in read_text(path, errors, tokenizer.safe_cut):
+            pieces.append(tokenizer.encode(text))
+            if tokenizer.is_foreign and not is_changed:
+                is_changed = tokenizer.decode(pieces[-1].tolist()) != text
     except UnknownCharacters as error:
         hint = "its tokenizer knows the characters of its training text only"
         raise DataError(f"{path}: {error.message}", hint) from error
     tokens = np.concatenate(pieces)
     if len(tokens) < 2:
         raise DataError(f"{path}: {plural(len(tokens), 'token')}; scoring takes at least 2")
-    return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
+    parts = spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
+    warning = (
+        f"warning: the tokenizer of {trained.path} changes this text; its figures, bits per byte"
+        " too, are those of the changed text"
+    )
+    return TokenArray(tokens), parts, warning if is_changed else None
 
 
 def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequence:

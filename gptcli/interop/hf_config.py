@@ -188,7 +188,7 @@ def _from_gpt2(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     )
     activation = content.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
-        raise CheckpointError(f"{place}: activation_function {activation!r} is not known here")
+        raise CheckpointError(f"{place}: activation_function {activation!r} is not supported")
     return {
         "n_layer": content["n_layer"],
         "n_head": content["n_head"],
@@ -207,16 +207,16 @@ def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str
     scaling = content.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
-        raise CheckpointError(f"{place}: rope_scaling of type {kind!r} is not known here")
+        raise CheckpointError(f"{place}: rope_scaling of type {kind!r} is not supported")
     if set(content.get("layer_types") or []) - {"full_attention"}:
-        raise CheckpointError(f"{place}: layer_types other than full_attention are not known here")
+        raise CheckpointError(f"{place}: layer_types other than full_attention are not supported")
     _refuse_other(content, place, hidden_act="silu", use_sliding_window=False, pretraining_tp=1)
     n_head, width = content["num_attention_heads"], content["hidden_size"]
     n_kv_head = content.get("num_key_value_heads") or n_head
     head_dim = content.get("head_dim") or (128 if family == "qwen3" else None)
     attention_bias = content.get("attention_bias", False)
     if family == "qwen3" and attention_bias:
-        raise CheckpointError(f"{place}: attention_bias is not known here")
+        raise CheckpointError(f"{place}: attention_bias is not supported")
     return {
         "n_layer": content["num_hidden_layers"],
         "n_head": n_head,
@@ -242,4 +242,4 @@ def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str
 def _refuse_other(content: Mapping[str, Any], place: str, **known: object) -> None:
     for key, value in known.items():
         if content.get(key, value) != value:
-            raise CheckpointError(f"{place}: {key}={content[key]!r} is not known here")
+            raise CheckpointError(f"{place}: {key}={content[key]!r} is not supported")

@@ -46,7 +46,7 @@ def open_folder(folder: Path, name: str) -> Pretrained:
     """Open a folder that a Hugging Face model was saved in.
 
     Raises:
-        CheckpointError: It holds no such model, or one that is not known here.
+        CheckpointError: It holds no such model, or one that is not supported.
     """
 
     def get(file: str) -> Path | None:
@@ -59,7 +59,7 @@ def open_hub(name: str) -> Pretrained:
     """Open `gpt2`, `gpt2-medium`, ..., or `hf:org/name[@revision]`, pinned to a commit.
 
     Raises:
-        CheckpointError: There is no such model, it cannot be reached, or it is not known here.
+        CheckpointError: There is no such model, it cannot be reached, or it is not supported.
     """
     if name in GPT2_REVISIONS:
         repository, wanted = f"openai-community/{name}", GPT2_REVISIONS[name]

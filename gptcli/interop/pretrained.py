@@ -63,12 +63,19 @@ def open_pretrained(name: str) -> Pretrained:
         path = find_checkpoint(name)
     except CheckpointError as error:
         kinds = f"scratch, a run, {_KINDS}"
-        hint = f"from the Hugging Face Hub: hf:{name}" if _REPOSITORY.fullmatch(name) else kinds
+        hint = _from_hub(name) or kinds
         raise CheckpointError(f"model.init_from: {name}: no such weights", hint) from error
     content = _load(path)
     if is_nanogpt(content):
         return from_nanogpt(content, name, path)
     return _from_ours(name, path)
+
+
+def _from_hub(name: str) -> str | None:
+    """Return the hint for `org/name` without the `hf:` that it needs."""
+    if not _REPOSITORY.fullmatch(name) or Path(name).parent.is_dir():
+        return None
+    return f"from the Hugging Face Hub: hf:{name}"
 
 
 def _load(path: Path) -> Any:
@@ -128,7 +135,7 @@ def open_model(
         if name is None or not _is_foreign(name):
             is_name = error.hint and name not in (None, BEST, LAST)
             hint = f"{error.hint}; or name {_KINDS}" if is_name else error.hint
-            raise CheckpointError(error.message, hint) from error
+            raise CheckpointError(error.message, _from_hub(name or "") or hint) from error
         return _of_others(open_pretrained(name), config, device, data)
     if path.suffix != ".safetensors" and not is_nanogpt(_peek(path)):
         return load_model(path, device, whole=whole)

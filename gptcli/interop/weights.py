@@ -3,6 +3,7 @@
 Nothing is allocated before the file's own list of names and shapes is what the shape demands.
 """
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
+from gptcli.formatting import plural
 from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
 from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Tokenizer, bpe
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -64,12 +66,17 @@ class Pretrained:
         ours = vocabulary_of(tokenizer)
         differing = [token for token, id in ours.items() if self.vocabulary.get(token) != id]
         if differing:
-            is_gpt2 = self.vocabulary.get("<|endoftext|>") == 50256
+            if vocabulary_of(bpe.gpt2()).items() <= self.vocabulary.items():
+                hint = "prepare the data with -s tokenizer.name=gpt2"
+            elif self.tokenizer is not None:
+                text = f"`gpt eval {shlex.quote(self.name)} --text FILE`"
+                hint = f"{text} scores text with the model's own tokenizer"
+            else:
+                hint = "prepare the data with the tokenizer of these weights"
             raise ConfigError(
                 f"{self.name} was trained on other tokens than those of the '{tokenizer.name}'"
                 f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
-                "prepare the data again with "
-                + ("-s tokenizer.name=gpt2" if is_gpt2 else "the tokenizer of these weights"),
+                hint,
             )
 
 
@@ -109,7 +116,8 @@ def require_shapes(
     unknown = [name for name in found if name not in wanted and not ignored(name)]
     if unknown:
         shown = ", ".join(sorted(unknown)[:3])
-        raise CheckpointError(f"{place}: {len(unknown)} tensors that are not known here ({shown})")
+        found_too = plural(len(unknown), "unknown tensor")
+        raise CheckpointError(f"{place}: {found_too} ({shown})")
     return list(ours)
 
 

@@ -4,11 +4,13 @@ Knows nothing of files, shards or models.
 """
 
 import codecs
+import contextlib
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,50 @@ Ids = npt.NDArray[np.uint32]
 # A place where every GPT-2-like split begins anew, whatever follows: before a space or newline
 # that stands between a non-space and a letter. Text cut only there has the tokens of the whole.
 SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=[^\W\d_])")
+# Letters, digits, marks and white space of several kinds: what a sound tokenizer gives back.
+_PROBE = "The cat's 12,345 naïve DOGS\r\n\n\t  don't _sit_ on 日本 😀 (e.g. x=1).\n "
 
 
 class UnknownCharacters(DataError):
     """A text holds characters that the vocabulary has no token for."""
+
+
+@contextlib.contextmanager
+def panics_named(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Turn a panic of a Rust library into an error of ours.
+
+    Args:
+        what: Names the tokenizer.
+        quiet: Also drop what is written to the file of stderr meanwhile, which is the library's
+            backtrace. It is the whole process's: for a time in which no thread draws there.
+
+    Raises:
+        DataError: The library panicked: the vocabulary is not sound.
+    """
+    try:
+        with _without_stderr() if quiet else contextlib.nullcontext():
+            yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # each library has its own, no Exception
+            raise
+        raise DataError(f"the '{what}' tokenizer fails: {error}") from error
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed already
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Tokenizer(ABC):
@@ -40,6 +82,8 @@ class Tokenizer(ABC):
     """Bytes of text for each token, before any was read: GPT-2's on OpenWebText."""
     safe_cut: re.Pattern[str] = SAFE_CUT
     """Matches where a text can be cut without changing its tokens."""
+    is_foreign: bool = False
+    """Whether another program made it: it may change a text, and its library may panic."""
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text` (n,); text that spells a special token is ordinary text.
@@ -49,16 +93,22 @@ class Tokenizer(ABC):
             DataError: The library below fails on it: the vocabulary is not sound.
         """
         try:
-            return self._encode(text)
+            with panics_named(self.name, quiet=self.is_foreign):
+                return self._encode(text)
         except UnicodeEncodeError as error:  # a command line whose bytes are not UTF-8
             code = f"U+{ord(text[error.start]):04X}"
             raise UnknownCharacters(
                 f"character {error.start} is {code}, half a surrogate pair, which is no text"
             ) from None
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, and not an Exception
-                raise
-            raise DataError(f"the '{self.name}' tokenizer fails on this text ({error})") from error
+
+    def returns(self, text: str = _PROBE) -> bool:
+        """Tell whether the ids of `text` are decoded to it again.
+
+        Raises:
+            DataError: The library below fails on it: the vocabulary is not sound.
+        """
+        with panics_named(self.name, quiet=True):
+            return self.decode(self.encode(text).tolist()) == text
 
     @abstractmethod
     def _encode(self, text: str) -> Ids:

@@ -145,7 +145,8 @@ def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
     if len(set(ids)) != len(ids) or min(ids) < 0 or max(ids) > 2 * len(ids):
         raise ValueError("the ids are not those of a vocabulary")
     tokenizer = BpeTokenizer(definition["name"], definition["pattern"], ranks, specials)
-    _ = tokenizer.encoding  # compiles the pattern
+    if not tokenizer.returns():
+        raise ValueError("its pattern leaves out parts of a text")
     return tokenizer
 
 

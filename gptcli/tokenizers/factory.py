@@ -119,4 +119,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"{file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not a tokenizer file of gptcli") from error
-    return tokenizer_from(content)
+    try:
+        return tokenizer_from(content)
+    except DataError as error:
+        raise DataError(f"{file}: {error.message}", error.hint) from error

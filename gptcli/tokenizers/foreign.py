@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptcli.errors import DataError
-from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters
+from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters, panics_named
 from gptcli.tokenizers.bpe import CAREFUL_CUT, byte_level_alphabet
 
 
@@ -20,6 +20,7 @@ class ForeignTokenizer(Tokenizer):
 
     name = "tokenizer.json"
     safe_cut = CAREFUL_CUT
+    is_foreign = True
 
     def __init__(self, content: str, ends: Sequence[int]) -> None:
         """Read a `tokenizer.json`.
@@ -31,19 +32,24 @@ class ForeignTokenizer(Tokenizer):
         Raises:
             DataError: The library does not take it, or its tokens are not bytes of the text.
         """
+        with panics_named(self.name, quiet=True):
+            self._read(content)
+        self.content, self._ends = content, tuple(ends)
+        self.eot = ends[0] if ends else self.vocab_size
+
+    def _read(self, content: str) -> None:
         import tokenizers
 
         try:
             self._backend = tokenizers.Tokenizer.from_str(content)
+            self._backend.encode_special_tokens = True  # text that spells one is text everywhere
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._start = tuple(self._backend.encode("").ids)
         except Exception as error:  # the library raises nothing more special
             raise DataError(f"the tokenizers library cannot read it ({error})") from error
-        self._backend.encode_special_tokens = True  # text that spells one is text, as everywhere
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self.content, self._ends = content, tuple(ends)
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.eot = ends[0] if ends else self.vocab_size
         added = self._backend.get_added_tokens_decoder()
         byte_of = byte_level_alphabet() if _is_byte_level(self._backend.decoder) else None
         self._bytes = {
@@ -54,7 +60,7 @@ class ForeignTokenizer(Tokenizer):
     @property
     def start(self) -> tuple[int, ...]:
         """The ids that the model expects before a text, such as Llama's begin-of-text."""
-        return tuple(self._backend.encode("").ids)
+        return self._start
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -86,7 +92,7 @@ def _is_byte_level(decoder: Any) -> bool:
     """
     kind = type(decoder).__name__
     if kind not in ("ByteLevel", "Fuse"):
-        raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are known here")
+        raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are supported")
     return kind == "ByteLevel"
 
 

@@ -201,10 +201,22 @@ def test_a_tokenizer_file_of_the_impossible_is_refused(
 
 
 def test_a_panic_of_the_library_below_is_an_error_of_the_tokenizer() -> None:
-    """Only the text shows that this pattern matches nothing at all."""
-    made = bpe.from_definition(BPE | {"pattern": "a*"})
-    with pytest.raises(DataError, match="the 'bpe' tokenizer fails on this text"):
+    made = bpe.BpeTokenizer("bpe", "a*", bpe.gpt2().ranks, {bpe.END_OF_TEXT: 50256})
+    with pytest.raises(DataError, match="the 'bpe' tokenizer fails: range end index"):
         made.encode("bcd")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"), [("a*", "the 'bpe' tokenizer fails"), ("a", "leaves out parts of a text")]
+)
+def test_a_pattern_that_fails_or_leaves_out_text_is_refused_in_a_line(
+    gpt: Any, pattern: str, says: str
+) -> None:
+    Path("a.txt").write_text("some words\n" * 9)
+    header = {"format": "gptcli-tokenizer", "version": 1}
+    Path("t.json").write_text(json.dumps(header | BPE | {"pattern": pattern}))
+    done = gpt("prepare", "a.txt", "-s", "tokenizer.path=t.json")
+    assert done.code == 3 and done.err.startswith("error: t.json: ") and says in done.err, done.err
 
 
 def test_a_token_of_ten_megabytes_is_a_token(write: Write) -> None:

@@ -149,7 +149,7 @@ def damage_index(folder: Path) -> None:
         (damage_cut, "model.safetensors is damaged or cut off"),
         (damage_header, "model.safetensors is damaged or cut off"),
         (damage_missing, "tensor transformer.h.1.mlp.c_fc.bias is missing"),
-        (damage_surplus, "1 tensors that are not known here (transformer.h.0.moe.weight)"),
+        (damage_surplus, "1 unknown tensor (transformer.h.0.moe.weight)"),
         (damage_integers, "tensor transformer.wte.weight is I8, not floating point"),
         (damage_pickles, "no model.safetensors, only pytorch_model.bin, which may run code"),
         (damage_nothing, "no model.safetensors"),
@@ -172,7 +172,7 @@ def test_damaged_weights_are_refused(
     [
         ({"model_type": "mamba"}, "unknown architecture 'mamba'"),
         ({"model_type": None}, "unknown architecture 'None'"),
-        ({"activation_function": "silu"}, "activation_function 'silu' is not known here"),
+        ({"activation_function": "silu"}, "activation_function 'silu' is not supported"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"n_layer": 10**9}, "n_layer: Input should be less than or equal to 1000"),
         ({"n_embd": 2**61}, "n_embd: Input should be less than or equal to 1048576"),
