@@ -104,7 +104,7 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
     from gptcli.trackers import Trackers
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
-    from gptcli.training.signals import StopRequest
+    from gptcli.training.signals import StopRequest, ignored_interrupts
 
     stop, speaks = StopRequest(), place().is_main
     curves = Trackers(config.train.loggers if speaks else [], console.message)
@@ -118,12 +118,13 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
         if isinstance(event, Finished) and event.spent:  # while a signal still ends nothing
             _leave_picture(Path(event.summary.run_dir))
     assert isinstance(event, Stopped | Finished)
-    if json_:
-        console.result_json(asdict(event.summary))
-    else:
-        console.result(summary_text(event))
-    if isinstance(event, Stopped) or not json_:
-        say_next(event, options.same_command("--resume", "--overwrite"))
+    with ignored_interrupts():
+        if json_:
+            console.result_json(asdict(event.summary))
+        else:
+            console.result(summary_text(event))
+        if isinstance(event, Stopped) or not json_:
+            say_next(event, options.same_command("--resume", "--overwrite"))
     if isinstance(event, Stopped):
         raise typer.Exit(stop.exit_code or 0)
 

@@ -57,3 +57,13 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ignored_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end nothing: all is saved, and only its words are still to be printed."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

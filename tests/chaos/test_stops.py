@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import gptcli.training.loop as loop
-from gptcli import cli
+from gptcli import __main__, cli
 from gptcli.config import Config
 from gptcli.plotting import figure
+from gptcli.terminal import console, summary
 from gptcli.training.setup import Session
 
 from .conftest import LONG, THOROUGH, finish, forked, result_of, wait
@@ -176,6 +177,32 @@ def test_a_second_signal_leaves_at_once(
 
     assert wait(forked(work)) == 130
     assert (config.run_folder / "checkpoints/step-00000000.pt").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]], ids=["text", "json"])
+def test_a_third_ctrl_c_after_saving_ends_with_130_and_one_result(
+    tiny: Callable[..., Config], command: Command, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, how: list[str],
+) -> None:  # fmt: skip
+    config = tiny(*THOROUGH)
+    monkeypatch.setattr(sys, "argv", ["gpt", *command(config, *THOROUGH), *how])
+
+    def work() -> None:
+        result = "result_json" if how else "result"
+        with (
+            signalling(loop.Stepper, "step", signal.SIGINT, 7),
+            signalling(console, result, signal.SIGINT, 1),
+            signalling(summary, "say_next", signal.SIGINT, 1),
+        ):
+            __main__.main()
+
+    assert wait(forked(work)) == 130
+    assert saved_step(config) == 6
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err and err.count("resume with: gpt train") == 1
+    assert "val_loss" in out
+    if how:
+        assert json.loads(out)["run_dir"] == str(config.run_folder)
 
 
 def test_stopped_after_every_step(tiny: Callable[..., Config], figures: Figures) -> None:
