@@ -125,9 +125,12 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _no_loops(path: Path) -> Iterator[None]:
+def _is_text(path: Path) -> Iterator[None]:
+    """Say of the data, not of a disk to write to, what stands where a text should."""
     try:
         yield
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder, not a text file") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DataError(f"{path}: a loop of symbolic links") from error
@@ -138,7 +141,7 @@ def _no_loops(path: Path) -> Iterator[None]:
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
     try:
-        with storage_errors(path), _no_loops(path):
+        with storage_errors(path), _is_text(path):
             yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from error

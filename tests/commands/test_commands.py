@@ -303,7 +303,7 @@ def test_eval_of_a_network_that_is_broken_is_an_error(gpt: Any, run: Path) -> No
     [
         (["x" * 300], 4, "no such checkpoint"),
         (["--text", "x" * 300], 3, "too long"),
-        (["--text", "."], 3, "directory"),
+        (["--text", "."], 3, ".: is a folder, not a text file"),
         (["--yardsticks", "--split", "train"], 2, "validation text"),
         (["--tasks", "x", "--text", "corpus.txt"], 2, "bring their own"),
         (["--limit", "3"], 2, "--tasks"),
