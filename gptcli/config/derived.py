@@ -110,7 +110,8 @@ def explicit_settings(
         config = Config.model_validate(values)
     except ValueError:  # another version's
         return changed
-    becomes = derived(config) | {"run_dir": f"runs/{settings.get('name')}"}
+    name = settings.get("name")  # which is how the run is called, not what it is set to
+    becomes = derived(config) | {"name": name, "run_dir": f"runs/{name}"}
     unset = object()
     return {
         key: value
@@ -121,5 +122,5 @@ def explicit_settings(
 
 
 def _is_settled(key: str, default: object) -> bool:
-    """Tell whether a run itself chooses the value, from its machine, its file or its data."""
-    return default == "auto" or key in ("name", "data.dir", "model.vocab_size")
+    """Tell whether a run itself chooses the value, from its machine or its data."""
+    return default == "auto" or key in ("data.dir", "model.vocab_size")

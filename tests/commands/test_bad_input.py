@@ -129,9 +129,10 @@ def test_shards_of_a_larger_vocabulary(gpt: Any, tiny_set: list[str]) -> None:
 
 
 def test_evaluating_on_data_of_another_tokenizer(gpt: Any, run: Path, corpus: Path) -> None:
-    gpt("prepare", str(corpus), "--out", "data/chars", "-s", "tokenizer.name=char")
-    done = gpt("eval", "--checkpoint", str(run), "--data", "data/chars")
-    assert_refused(done, 3, "another tokenizer (char", "the checkpoint's (bytes, 257 ids)")
+    gpt("prepare", str(corpus), "--out", "data/gpt2")
+    done = gpt("eval", "--checkpoint", str(run), "--data", "data/gpt2")
+    assert_refused(done, 3, "another tokenizer (gpt2, 50,257 ids)")
+    assert "the checkpoint's (bytes, 257 ids)" in done.err
 
 
 @pytest.mark.parametrize("command", ["eval", "generate"])

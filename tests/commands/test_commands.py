@@ -122,6 +122,8 @@ def test_without_a_name_a_run_is_called_after_its_file_or_data(
     assert Path("runs/my-run/best.pt").exists()
     assert gpt("train", *words, "-s", "train.max_steps=1").code == 0
     assert Path("runs/tiny/best.pt").exists()
+    for name in ("my-run", "tiny"):
+        assert "name" not in gpt("runs", "show", name, "--json").json["settings"]
 
 
 def test_eval_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
