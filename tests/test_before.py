@@ -83,3 +83,15 @@ def test_an_old_run_that_is_finished_continues_to_more_steps(before: Path, gpt: 
 def test_an_old_run_is_shown_and_exported(before: Path, gpt: Gpt, command: list[str]) -> None:
     done = gpt(*command)
     assert done.code == 0, done.err
+
+
+def test_a_finished_run_without_its_links_gets_them_back_and_names_its_best(
+    before: Path, gpt: Gpt
+) -> None:
+    for name in ("best.pt", "last.pt"):
+        (before / name).unlink()
+    assert gpt("eval", "--checkpoint", "before", "--json").json["step"] == 12
+    done = gpt("train", "-c", "run.yaml", "--resume")
+    assert done.code == 0 and "best at step 12" in done.out, done.err
+    for name in ("best.pt", "last.pt"):
+        assert (before / name).samefile(before / "checkpoints/step-00000012.pt")

@@ -77,12 +77,11 @@ def find_checkpoint(wanted: str | None, config: Config | None = None) -> Path:
         return _newest_run(f"{wanted}: no such file here, and ") / wanted
     for folder in (path, run):
         if folder is not None and _holds_run(folder):
-            found = next(
-                (folder / name for name in (BEST, LAST) if (folder / name).is_file()), None
-            )
-            if found is None:
-                raise CheckpointError(f"{folder}: the run has no checkpoint yet")
-            return found
+            saved = sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True)
+            for found in (folder / BEST, folder / LAST, *saved):
+                if found.is_file():
+                    return found
+            raise CheckpointError(f"{folder}: the run has no checkpoint yet")
     runs = ", ".join(folder.name for folder in list_runs()) or "none"
     raise CheckpointError(f"{wanted}: no such checkpoint, run folder or run", f"runs here: {runs}")
 

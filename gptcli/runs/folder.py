@@ -32,6 +32,19 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
+        self._identity = _identity(folder)
+
+    def require_same_folder(self) -> None:
+        """Refuse to write where another folder has taken the place of the run's.
+
+        Raises:
+            StorageError: The path leads to another folder than when the run was opened.
+        """
+        if _identity(self.folder) not in (self._identity, None):
+            raise StorageError(
+                f"{self.folder}: another folder has taken the place of the run's",
+                "move the run's folder back, then run the same command with --resume",
+            )
 
     def step_file(self, step: int) -> Path:
         """Return the name of the checkpoint after `step` steps."""
@@ -59,6 +72,13 @@ class Run:
         for path in self.step_files()[keep_last:]:
             with atomic.storage_errors(path):
                 path.unlink(missing_ok=True)
+
+    def restore_links(self, last_step: int, best_step: int | None) -> None:
+        """Link best.pt and last.pt again where they are missing and their checkpoints are not."""
+        for name, step in ((LAST, last_step), (BEST, best_step)):
+            is_there = step is not None and self.step_file(step).is_file()
+            if step is not None and is_there and not (self.folder / name).exists():
+                self.link(step, name)
 
     def set_aside(self, files: list[Path]) -> None:
         """Rename checkpoints that no run can resume from, so that none counts as the newest."""
@@ -109,6 +129,7 @@ class Run:
         self._add(SAMPLES, line, again)
 
     def _add(self, name: str, line: dict[str, Any], again: bool) -> None:
+        self.require_same_folder()
         text = json.dumps(line) + "\n"
         if again and (self.folder / name).exists():
             rows = self._rows(name, [])
@@ -144,6 +165,15 @@ class Run:
         with atomic.storage_errors(path):
             content = atomic.read_bytes(path)
         return read_rows(path, content, metrics_row if name == METRICS else parse, problems)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another of its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _looks(row: object) -> bool:

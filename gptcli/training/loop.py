@@ -89,8 +89,12 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
     ended = session.world.broadcast_object(run.read_status)
     if resume and step >= session.max_steps:
         if (summary := summary_of(ended)) is not None and summary.step == step:
+            best_step = ended.get("best_step")
+            if not isinstance(best_step, int):
+                best_step = session.state.best_step
+            run.restore_links(step, best_step)
             summary = replace(summary, **run.places())
-            yield Finished(step, summary, best_step=session.state.best_step)
+            yield Finished(step, summary, best_step=best_step)
             return
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
     trainer = Trainer(session, stop, ended)
@@ -289,8 +293,10 @@ class Trainer:
             atomic.make_folder(s.run.checkpoints)
             s.state.seconds = self.clock.seconds
             path = s.write(s.snapshot(copy=False))
-            self.s.run.link_newest(step, s.state.best_step)
-            return StorageError(f"{error.message}; step {step} is saved in {path}", error.hint)
+            with contextlib.suppress(GptError):  # one of the names may be what was taken
+                s.run.link_newest(step, s.state.best_step)
+            hint = "move what is in the way elsewhere, then run the same command with --resume"
+            return StorageError(f"{error.message}; step {step} is saved in {path}", hint)
         return error
 
     def _evaluate(self) -> Iterator[Event]:

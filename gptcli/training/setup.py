@@ -176,6 +176,7 @@ class Session:
 
     def write(self, checkpoint: Checkpoint, path: Path | None = None) -> Path:
         """Write a checkpoint, by default under its step's name, and return its file."""
+        self.run.require_same_folder()
         path = path or self.run.step_file(checkpoint.state["step"])
         if self.config.model.lora is not None:
             checkpoint = self._adapters_of(checkpoint)

@@ -56,6 +56,27 @@ def test_a_record_that_became_a_folder_ends_the_run_and_its_state_is_saved(
     assert isinstance(list(train(tiny("train.max_steps=4"), resume=True))[-1], Finished)
 
 
+def test_a_best_checkpoint_that_became_a_folder_ends_the_run_and_its_state_is_saved(
+    tiny: Tiny,
+) -> None:
+    error = spoilt_at(tiny(), 4, lambda: replace_by_a_folder(FOLDER / "best.pt"))
+    assert "best.pt: is a folder, not a file; step 6 is saved in" in error.message
+    assert error.hint is not None and error.hint.endswith("the same command with --resume")
+
+
+def test_nothing_is_written_into_a_folder_that_took_the_place_of_the_runs(tiny: Tiny) -> None:
+    def swap() -> None:
+        FOLDER.rename("elsewhere")
+        FOLDER.mkdir()
+
+    error = spoilt_at(tiny(), 2, swap)
+    assert error.message == "runs/tiny: another folder has taken the place of the run's"
+    assert list(FOLDER.iterdir()) == []
+    FOLDER.rmdir()
+    Path("elsewhere").rename(FOLDER)
+    assert isinstance(list(train(tiny(), resume=True))[-1], Finished)
+
+
 def test_checkpoints_that_are_gone_end_the_run_and_its_state_is_saved(tiny: Tiny) -> None:
     error = spoilt_at(tiny(), 2, lambda: shutil.rmtree(FOLDER / "checkpoints"))
     assert "runs/tiny/checkpoints: no such folder" in error.message
