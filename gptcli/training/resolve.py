@@ -3,21 +3,24 @@
 What was settled once is taken up again when a run is resumed.
 """
 
+import shlex
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from gptcli.checkpoint import Checkpoint
+from gptcli.config.reference import keys
 from gptcli.config.schema import Config
 from gptcli.data.loader import TokenLoader, require_window
 from gptcli.data.presets import PRESETS
-from gptcli.data.shards import Manifest, TokenReader
+from gptcli.data.shards import Manifest, Recipe, TokenReader
 from gptcli.data.sources import data_dir, is_local
 from gptcli.device import available_devices, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import make_tokenizer
 from gptcli.training.batch_size import compiling_pays
 
+_TOKENIZER_KEYS = ("tokenizer.name", "tokenizer.vocab_size")
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 
 
@@ -78,8 +81,8 @@ def _other_source(config: Config, folder: Path, manifest: Manifest) -> list[str]
         return []
     if Path(here).name == Path(there).name:
         return []
-    return [f"{folder} was prepared from {there}, not from {here}; to train on that, prepare it"
-            " anew: `gpt prepare --force` with this configuration"]  # fmt: skip
+    return [f"{folder} was prepared from {there}, not from {here}; to train on that:"
+            f" `{_prepare_again(config, manifest.recipe)}`"]  # fmt: skip
 
 
 def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
@@ -88,32 +91,49 @@ def _require_same_data_settings(config: Config, manifest: Manifest) -> None:
     Raises:
         DataError: With both values.
     """
-    recipe = manifest.recipe
-    found: dict[str, object] = {
+    found = _settings_of(manifest.recipe)
+    again = f"prepare it again: `{_prepare_again(config, manifest.recipe)}`"
+    if config.tokenizer.path is not None:
+        found.pop("tokenizer.name")
+        if make_tokenizer(config.tokenizer, list).fingerprint != manifest.tokenizer.sha256:
+            raise DataError(
+                f"{data_dir(config.data)} was prepared with another tokenizer than"
+                f" tokenizer.path = {config.tokenizer.path}",
+                again,
+            )
+    for key, there in found.items():
+        here = config.get(key)
+        if config.is_set(key) and here is not None and here != there:
+            raise DataError(
+                f"{data_dir(config.data)} was prepared with {key} = {there},"
+                f" the configuration says {here}",
+                f"drop the setting, or {again}",
+            )
+
+
+def _settings_of(recipe: Recipe) -> dict[str, object]:
+    """Return the settings that a folder was prepared with, by their keys."""
+    return {
         "tokenizer.name": recipe.tokenizer.name,
         "tokenizer.vocab_size": recipe.max_vocab_size,
         "data.text_field": recipe.text_field,
         "data.encoding_errors": recipe.encoding_errors,
         "data.val_fraction": recipe.val_fraction,
     }
-    if config.tokenizer.path is not None:
-        found.pop("tokenizer.name")
-        if make_tokenizer(config.tokenizer, list).fingerprint != recipe.tokenizer.sha256:
-            raise DataError(
-                f"{data_dir(config.data)} was prepared with another tokenizer than"
-                f" tokenizer.path = {config.tokenizer.path}",
-                "prepare it anew: the same configuration with `gpt prepare --force`",
-            )
-    values = config.model_dump()
-    for key, there in found.items():
-        section, name = key.split(".")
-        here = values[section][name]
-        if config.is_set(key) and here is not None and here != there:
-            raise DataError(
-                f"{data_dir(config.data)} was prepared with {key} = {there},"
-                f" the configuration says {here}",
-                "drop the setting, or prepare anew: `gpt prepare --force` with this configuration",
-            )
+
+
+def _prepare_again(config: Config, recipe: Recipe) -> str:
+    """Return the command that prepares the folder of `config` as that says, else as it was."""
+    there = _settings_of(recipe)
+    here = {key: config.get(key) for key in ("tokenizer.path", *there) if config.is_set(key)}
+    if here.keys() & {"tokenizer.path", "tokenizer.name"}:
+        there = {key: value for key, value in there.items() if key not in _TOKENIZER_KEYS}
+    source = config.data.source if isinstance(config.data.source, str) else recipe.source
+    words = ["gpt", "prepare", source, "--out", str(data_dir(config.data)), "--force"]
+    for key, value in (there | here).items():
+        if value != keys()[key].default:
+            words += ["-s", f"{key}={value}"]
+    return shlex.join(words)
 
 
 def open_tokens(

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -120,7 +122,11 @@ def test_validation_split_shorter_than_a_window(gpt: Any, tiny_set: list[str]) -
     ],
 )
 def test_shards_prepared_otherwise(gpt: Any, tiny_set: list[str], change: str, part: str) -> None:
-    assert_refused(gpt("train", *tiny_set, "-s", change), 3, part)
+    refused = gpt("train", *tiny_set, "-s", change)
+    assert_refused(refused, 3, part)
+    again = re.search(r"prepare it again: `gpt (prepare .*)`$", refused.err_lines[-1])
+    assert again is not None and gpt(*shlex.split(again[1])).code == 0
+    assert gpt("train", *tiny_set, "-s", change, "--dry-run").code == 0
 
 
 def test_shards_of_a_larger_vocabulary(gpt: Any, tiny_set: list[str]) -> None:
