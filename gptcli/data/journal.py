@@ -28,7 +28,7 @@ class Journal:
     def recipe(self) -> Recipe | None:
         """Return what the unfinished preparation is of, or None if there is none."""
         try:
-            return Recipe.model_validate_json((self._folder / _RECIPE).read_bytes())
+            return Recipe.model_validate_json(atomic.read_bytes(self._folder / _RECIPE))
         except (OSError, ValidationError):
             return None
 
@@ -55,7 +55,7 @@ class Journal:
     def record(self, index: int) -> UnitRecord | None:
         """Return the record of a finished unit whose shards are there, else None."""
         try:
-            content = self._file(index).read_bytes()
+            content = atomic.read_bytes(self._file(index))
             record = UnitRecord.model_validate_json(content)
             recipe = self.recipe()
             if recipe is None:
@@ -77,7 +77,7 @@ class Journal:
         total = 0
         for path in self._folder.glob("unit-*.json"):
             with contextlib.suppress(OSError, ValidationError):
-                counts = UnitRecord.model_validate_json(path.read_bytes()).bytes
+                counts = UnitRecord.model_validate_json(atomic.read_bytes(path)).bytes
                 total += counts.train + counts.val
         return total
 
@@ -94,7 +94,7 @@ class Journal:
             if path.name == _RECIPE:
                 continue
             try:
-                listed = UnitRecord.model_validate_json(path.read_bytes()).shards
+                listed = UnitRecord.model_validate_json(atomic.read_bytes(path)).shards
             except (OSError, ValidationError):
                 continue
             for shard in listed:

@@ -278,7 +278,7 @@ def find_existing(plan: PreparePlan, force: bool = False) -> Manifest | None:
     tokenizer = plan.folder / shards.TOKENIZER
     if tokenizer.exists():  # ours from a run that was cut off, or a model's of another program
         try:
-            ours = json.loads(tokenizer.read_bytes()).get("format") == "gptcli-tokenizer"
+            ours = json.loads(atomic.read_bytes(tokenizer)).get("format") == "gptcli-tokenizer"
         except (OSError, ValueError, AttributeError):
             ours = False
         if not ours:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gptcli import atomic
 from gptcli.config.model import ModelConfig
 from gptcli.data.hub import HubFile, MissingFileError
 from gptcli.errors import CheckpointError, DataError
@@ -143,7 +144,7 @@ def _tokenizer(files: _Files, path: Path, place: str) -> Tokenizer:
             found = _json(settings).get("eos_token_id")
     ends = [id for id in (found if isinstance(found, list) else [found]) if isinstance(id, int)]
     try:
-        return ForeignTokenizer(path.read_text(encoding="utf-8"), ends)
+        return ForeignTokenizer(atomic.read_bytes(path).decode(), ends)
     except (DataError, OSError, ValueError) as error:
         raise CheckpointError(f"{place}/{TOKENIZER}: {error}") from error
 
@@ -252,7 +253,7 @@ def _is_mask(name: str) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(atomic.read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({str(error)[:60]})") from error
     if not isinstance(content, dict):

@@ -162,7 +162,7 @@ class Run:
 
     def _rows(self, name: str, problems: list[str]) -> Iterator[tuple[bytes, Any]]:
         path, parse = self.folder / name, TextSample.model_validate
-        with atomic.storage_errors(path):
+        with atomic.create_errors(path):  # it is about to be written again
             content = atomic.read_bytes(path)
         return read_rows(path, content, metrics_row if name == METRICS else parse, problems)
 
@@ -305,7 +305,7 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 def _read_status(folder: Path) -> dict[str, Any]:
     try:
-        status = json.loads((folder / STATUS).read_bytes())
+        status = json.loads(atomic.read_bytes(folder / STATUS))
         return status if isinstance(status, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}

@@ -316,3 +316,19 @@ def test_a_limit_of_open_files_and_a_folder_that_is_gone_are_named(corpus: Path)
     for command in (prepare, "gpt runs list", "gpt train -c quickstart"):
         code, err = said(f"mkdir gone; cd gone; rmdir ../gone; {command}")
         assert code == 5 and "error: the current folder is gone\nhint: change to" in err, err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe")
+def test_nobody_waits_for_a_pipe_in_a_run_that_is_resumed(
+    gpt: Any, run: Path, tiny_set: list[str]
+) -> None:
+    """Before, status.json as a pipe was waited for without an end."""
+    (run / "samples.jsonl").write_bytes(b"")
+    for name, code in (("metrics.jsonl", 5), ("samples.jsonl", 5), ("log.txt", 5),
+                       ("status.json", 0)):  # fmt: skip
+        (run / name).rename("kept")
+        os.mkfifo(run / name)
+        done = gpt("train", *tiny_set, "-s", "train.max_steps=8", "--resume")
+        assert done.code == code and "Traceback" not in done.err, done.err
+        assert f"{run / name}: " in done.err_lines[-1] or code == 0
+        Path("kept").replace(run / name)
