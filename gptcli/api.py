@@ -148,7 +148,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> T
             f"train takes a Config, not a {type(config).__name__}", "train(load_config('run.yaml'))"
         )
     if resume and overwrite:
-        raise ConfigError("resume goes on with a run, overwrite begins anew: give one of them")
+        raise ConfigError("resume continues a run and overwrite starts over: use one of them")
     require(config.train.loggers)
     if not config.run_dir and not config.name:
         config = config.model_copy(update={"name": data_dir(config.data).name or "run"})
@@ -232,7 +232,7 @@ def evaluate(
         )  # fmt: skip
     assert found is not None
     if not math.isfinite(found.nats):
-        raise CheckpointError(f"{trained.path}: the network's output is not a finite number")
+        raise CheckpointError(f"{trained.path}: the model's output is not finite")
     return found
 
 

@@ -43,7 +43,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno == errno.ELOOP:
             raise StorageError(f"{named}: is a link, and links are not written through") from error
         if isinstance(error, FileExistsError | NotADirectoryError):
-            raise StorageError(f"{named}: a file stands where a folder is needed") from error
+            raise StorageError(f"{named}: expected a folder, found a file") from error
         if isinstance(error, IsADirectoryError):
             raise StorageError(
                 f"{path}: is a folder, not a file", "move it away and run the same command again"
@@ -60,8 +60,8 @@ def create_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         gone = next((folder for folder in reversed(path.parents) if not is_folder(folder)), None)
         if gone is None:
-            raise StorageError(f"{path}: nothing can be made there ({error.strerror})") from error
-        raise StorageError(f"{gone}: no such folder; nothing can be made there") from error
+            raise StorageError(f"{path}: cannot create files there ({error.strerror})") from error
+        raise StorageError(f"{gone}: no such folder; cannot create files there") from error
     except OSError as error:
         if error.errno is None:  # a library's, not the system's
             raise

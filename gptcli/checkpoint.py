@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
     if found is None:
         raise CheckpointError(
             f"{path} holds adapters only; the weights they belong to, {places[0]}, are missing",
-            f"copy {BASE} from the run's folder too, or `gpt export` a network that stands alone",
+            f"copy {BASE} from the run's folder too, or `gpt export` a merged model",
         )
     base, weights = _load(found, model_only=True)
     if weights != wanted:
@@ -263,7 +263,9 @@ def load_model(path: Path, device: torch.device, *, whole: bool = False) -> Trai
             model = GPT(shape)
         tokenizer = tokenizer_from(checkpoint.tokenizer)
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
-        raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
+        raise CheckpointError(
+            f"{path}: its configuration is not a valid model ({error})"
+        ) from error
     place_weights(model, weights, path, device)
     model.n_tokens = tokenizer.vocab_size
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
@@ -319,5 +321,5 @@ def _matching(model: GPT, weights: Mapping[str, Tensor], path: Path) -> dict[str
         name for name, weight in weights.items() if weight.shape != parameters[name].shape
     ]
     if differing:
-        raise CheckpointError(f"{path}: weights of another network ({', '.join(differing[:3])})")
+        raise CheckpointError(f"{path}: weights of another model ({', '.join(differing[:3])})")
     return parameters

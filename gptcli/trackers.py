@@ -122,7 +122,7 @@ class Trackers:
         except Exception as error:
             self._open.pop(name, None)
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._tell(f"note: {name} is off, and the run goes on without it: {reason}")
+            self._tell(f"note: {name} disabled after an error; training continues: {reason}")
 
 
 class TensorBoard:

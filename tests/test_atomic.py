@@ -254,7 +254,7 @@ def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "deeper", "deeper/still"])
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path, below: str) -> None:
     (tmp_path / "x").write_bytes(b"a file")
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+    with pytest.raises(StorageError, match="expected a folder, found a file"):
         atomic.make_folder(tmp_path / "x" / below)
     assert (tmp_path / "x").read_bytes() == b"a file"
 
@@ -267,7 +267,7 @@ def test_a_file_can_be_flushed_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes nothing")
 def test_a_place_that_takes_nothing_is_said() -> None:
-    with pytest.raises(StorageError, match="/proc/new: nothing can be made there"):
+    with pytest.raises(StorageError, match="/proc/new: cannot create files there"):
         atomic.make_folder(Path("/proc/new"))
 
 

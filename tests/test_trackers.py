@@ -150,7 +150,7 @@ def test_a_logger_that_fails_is_off_and_the_run_goes_on(
     done = gpt("train", *tiny_set, "-s", "train.loggers=[tensorboard]")
     assert done.code == 0
     [line] = [line for line in done.err_lines if "tensorboard" in line]
-    assert line.startswith("note: tensorboard is off, and the run goes on without it: runs")
+    assert line.startswith("note: tensorboard disabled after an error; training continues: runs")
     assert len(logged(Path("runs/tiny"))["train/loss"]) == 6
 
 

@@ -104,7 +104,7 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
     if problems:
         more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(
-            f"{problems[0]}{more}", "prepare the folder anew with `gpt prepare --force`"
+            f"{problems[0]}{more}", "prepare the folder again with `gpt prepare --force`"
         )
     if json_:
         console.result_json({"dir": folder, "shards": n_shards, "damaged": 0})

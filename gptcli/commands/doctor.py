@@ -36,9 +36,9 @@ def doctor(json_: options.JsonOption = False) -> None:
         console.result_json({"healthy": not errors, "exit_code": exit_code, "checks": checks})
     elif errors:
         s = "s" * (len(errors) > 1)
-        console.result(f"{len(errors)} thing{s} to mend before gpt can work here")
+        console.result(f"{len(errors)} problem{s} to fix")
     else:
-        console.result("all that is needed is here")
+        console.result("all checks passed")
     raise typer.Exit(exit_code)
 
 

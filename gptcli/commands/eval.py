@@ -210,7 +210,7 @@ def _score(
     assert found is not None
     if not math.isfinite(found.nats):
         raise CheckpointError(
-            f"{trained.path}: the network's output is not a finite number",
+            f"{trained.path}: the model's output is not finite",
             "if its weights are sound, -s dtype=float32 has room for it",
         )
     return found

@@ -147,7 +147,7 @@ def _lighten(config: "Config", trained: "TrainedModel", n_samples: int, *, int8:
     model = trained.model
     machine = init_runtime(config)
     if machine.compile:
-        console.message("note: compile is for train and eval; generate has kernels of its own")
+        console.message("note: compile applies to train and eval; generate uses its own kernels")
     is_open = config.dtype == "auto" and machine.device.type == "cpu"  # then kernels are raced
     dtype = None if is_open else machine.dtype
     return prepare_for_decoding(model, dtype, rows=rows_together(model, n_samples), int8=int8)

@@ -104,7 +104,7 @@ def _is_share(rank: int | None, world_size: int | None, finalize: bool, others: 
     if rank is not None and world_size is not None and not 0 <= rank < world_size:
         raise ConfigError(f"--rank: expected 0 to {world_size - 1}, got {rank}")
     if rank is not None and finalize:
-        raise ConfigError("--finalize comes by itself, after all ranks")
+        raise ConfigError("--finalize cannot be combined with --rank")
     if others and (rank is not None or finalize):
         raise ConfigError("--force and --dry-run are for the whole, not for ranks")
     return rank is not None
@@ -167,7 +167,7 @@ def _prepare_share(
         f" {len(plan.source.units)} units, {size(n_bytes)} of text, {tokens:,} tokens,"
         f" {seconds:.1f} s"
     )
-    console.message("when all ranks are done: the same command with --finalize in place of ranks")
+    console.message("when every rank has finished, run it again with --finalize instead of --rank")
 
 
 def _report(

@@ -53,7 +53,7 @@ def train(
     from gptcli.errors import ConfigError
 
     if resume and overwrite:
-        raise ConfigError("--resume goes on with a run, --overwrite begins anew: give one of them")
+        raise ConfigError("--resume continues a run and --overwrite starts over: use one of them")
     options.require_positive(gpus=gpus)
     if gpus and verify_resume is not None:
         raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")

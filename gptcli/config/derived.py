@@ -110,8 +110,8 @@ def explicit_settings(
         config = Config.model_validate(values)
     except ValueError:  # another version's
         return changed
-    name = settings.get("name")  # which is how the run is called, not what it is set to
-    becomes = derived(config) | {"name": name, "run_dir": f"runs/{name}"}
+    called = settings.get("name")  # how the run is called, not what it is set to
+    becomes = derived(config) | {"name": called, "run_dir": f"runs/{called}"}
     unset = object()
     return {
         key: value

@@ -53,7 +53,7 @@ def token_files(config: DataConfig) -> tuple[Path, Preset | None, str | None] | 
         return None
     if config.dir not in (None, source):
         raise ConfigError(
-            f"{source} holds token files, which are taken where they are", "leave out --out"
+            f"{source} already holds token files; they are used in place", "leave out --out"
         )
     return Path(source), None, None
 

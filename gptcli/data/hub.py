@@ -376,12 +376,12 @@ def _explain(what: str, error: Exception) -> NoReturn:
         server = "its server" if "://" in what else "the Hub"
         raise NetworkError(
             f"{what}: not in the cache, and {server} cannot be reached",
-            "connect to the network; what is downloaded once is used offline",
+            "connect to the network; downloads are cached for offline use",
         ) from error
     if (_status(error) or 0) >= 429 or names & _CUT:
         raise NetworkError(
-            f"{what}: the Hub is busy or the line was cut ({_first_line(error)})",
-            "run the same command again: it goes on where it stopped",
+            f"{what}: the Hub is overloaded or the connection dropped ({_first_line(error)})",
+            "run the same command again: it resumes",
         ) from error
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         message, hint = "no such repository on the Hub, or it is private", "set HF_TOKEN if private"

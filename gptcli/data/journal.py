@@ -45,7 +45,7 @@ class Journal:
             raise ConfigError(
                 f"{self._data_folder} holds an unfinished preparation of other data;"
                 f" it differs in: {differing}",
-                "begin anew with --force, or choose another folder with --out",
+                "start over with --force, or choose another folder with --out",
             )
         if found is None:
             atomic.make_folder(self._folder)

@@ -308,7 +308,7 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     if differing:
         raise ConfigError(
             f"{plan.folder} holds other data; it differs in: {', '.join(differing)}",
-            "write it anew with --force, or choose another folder with --out",
+            "replace it with --force, or choose another folder with --out",
         )
     shards.read_tokenizer(plan.folder, existing)
     for split in ("train", "val"):
@@ -356,7 +356,7 @@ def _finished(units: Sequence[Unit], progress: Journal) -> dict[int, UnitRecord]
             continue
         if record.sha256 != content_hash(unit):
             raise ConfigError(
-                f"{unit.name} has changed since this preparation began", "begin anew with --force"
+                f"{unit.name} has changed since this preparation started", "start over with --force"
             )
         done[unit.index] = record
     return done

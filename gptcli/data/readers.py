@@ -185,7 +185,7 @@ def _text_of(value: object, path: Path, place: str, field: str, errors: str) -> 
         if errors == "replace":
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         raise DataError(
-            f"{path}: {place}: half a surrogate pair at character {error.start}, no valid text",
+            f"{path}: {place}: unpaired surrogate at character {error.start} (invalid Unicode)",
             "mend the row, or put U+FFFD there with -s data.encoding_errors=replace",
         ) from None
     return value

@@ -312,7 +312,7 @@ class TokenReader:
 
 def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
     """Compare a shard's size and header with the manifest."""
-    hint = "prepare the folder anew with `gpt prepare --force`"
+    hint = "prepare the folder again with `gpt prepare --force`"
     itemsize = np.dtype(dtype).itemsize
     header_bytes = HEADER_BYTES if shard.format == "llm.c" else 0
     try:

@@ -282,7 +282,7 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     for file, _ in files:
         if readers.suffix_of(Path(file.path)) not in known:
             raise DataError(
-                f"hf:{file.repository}: {file.path} is of a kind that is not read",
+                f"hf:{file.repository}: {file.path} is an unsupported file type",
                 f"files that are: {' '.join(known)}",
             )
     units = tuple(

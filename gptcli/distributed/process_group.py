@@ -163,8 +163,9 @@ class World:
         gone = [rank for rank in range(self.size) if rank != self.rank and self._is_gone(rank)]
         who = f"rank {', '.join(map(str, gone))}" if gone else "another process of the run"
         return DistributedError(
-            f"{who} ended without a word" + ("" if gone else f" ({text.splitlines()[0][:120]})"),
-            "torchrun starts all again if restarts are left; else go on with --resume",
+            f"{who} exited without reporting an error"
+            + ("" if gone else f" ({text.splitlines()[0][:120]})"),
+            "torchrun restarts all processes if restarts are left; otherwise rerun with --resume",
         )
 
     def post_failure(self, message: str, exit_code: int, hint: str | None = None) -> bool:

@@ -130,7 +130,7 @@ class Watchdog:
         time.sleep(_GRACE)
         ranks = ", ".join(map(str, hanging)) or "every rank"
         message = (
-            f"rank {ranks} did not get on for {self._seconds:.0f} s; the others wait"
+            f"rank {ranks} made no progress for {self._seconds:.0f} s; the others are waiting"
             if hanging
             else f"no rank got on for {self._seconds:.0f} s"
         )

@@ -147,7 +147,7 @@ def extras() -> Check:
     try:
         requirements = metadata.requires("gptcli") or []
     except metadata.PackageNotFoundError:
-        return warn("unknown: gptcli is not installed, only found", "pip install it")
+        return warn("running from a source tree", "pip install it")
     for requirement in requirements:
         name, extra = _NAME.match(requirement), _EXTRA.search(requirement)
         if name and extra and extra[1] not in _NOT_FOR_USERS:

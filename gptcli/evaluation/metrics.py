@@ -145,7 +145,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the network needs for each byte of the text: comparable across tokenizers."""
+        """Bits the model needs for each byte of the text: comparable across tokenizers."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     @property

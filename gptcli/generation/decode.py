@@ -132,7 +132,7 @@ class Decoding:
         logits = self._model.logits(x)[:, 0].float().cpu()  # (B, V)
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
-                "the network's output is not a finite number",
+                "the model's output is not finite",
                 "if its weights are sound, -s dtype=float32 has room for it",
             )
         return logits

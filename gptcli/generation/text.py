@@ -16,7 +16,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> 
     ids = [*tokenizer.start, *(_encode(tokenizer, prompt) if prompt else ())] or [tokenizer.eot]
     if len(ids) > block_size:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens, the network's context holds {block_size}",
+            f"the prompt has {len(ids)} tokens, the model's context holds {block_size}",
             "shorten the prompt to its end, which matters most",
         )
     return ids

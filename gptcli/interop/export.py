@@ -168,7 +168,7 @@ def _require_free(out: Path, force: bool, is_folder: bool) -> None:
         return
     what = "is not empty" if out.is_dir() else "exists"
     raise ConfigError(
-        f"{out} {what}", f"choose another place, or set it aside as {out.name}~1 with --force"
+        f"{out} {what}", f"choose another path, or rename the old one to {out.name}~1 with --force"
     )
 
 

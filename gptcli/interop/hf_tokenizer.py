@@ -39,7 +39,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
             "--to nanogpt writes the weights without it",
         )
     if not isinstance(tokenizer, ByteTokenizer):
-        raise ConfigError(f"tokenizer.name: no format of others holds a {tokenizer.name!r} one")
+        raise ConfigError(f"tokenizer.name: a {tokenizer.name!r} tokenizer cannot be exported")
     words = {_spell(bytes([byte])): byte for byte in range(256)}
     return words | {END_OF_TEXT: tokenizer.eot}
 

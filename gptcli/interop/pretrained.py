@@ -99,7 +99,9 @@ def _from_ours(name: str, path: Path) -> Pretrained:
         vocabulary = vocabulary_of(tokenizer)
         step = int(checkpoint.state["step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its configuration makes no network ({error})") from error
+        raise CheckpointError(
+            f"{path}: its configuration is not a valid model ({error})"
+        ) from error
     model = model.model_copy(update={"init_from": "scratch"})
     return Pretrained(
         name, str(path), f"step {step}", model, vocabulary, lambda: tokenizer, lambda: weights

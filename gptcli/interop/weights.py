@@ -111,7 +111,7 @@ def require_shapes(
             raise CheckpointError(f"{place}: tensor {name} is missing")
         if tuple(found[name]) != shape:
             raise CheckpointError(
-                f"{place}: tensor {name} is {list(found[name])}, the network needs {list(shape)}"
+                f"{place}: tensor {name} is {list(found[name])}, the model needs {list(shape)}"
             )
     unknown = [name for name in found if name not in wanted and not ignored(name)]
     if unknown:

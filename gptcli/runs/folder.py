@@ -270,7 +270,7 @@ def _record_failure(run: Run, exit_code: int, message: str) -> None:
 def _taken(folder: Path) -> ConfigError:
     return ConfigError(
         f"{folder} already holds a run",
-        "go on with --resume, set it aside with --overwrite, or choose another -s name=...",
+        "resume it with --resume, rename it with --overwrite, or choose another -s name=...",
     )
 
 

@@ -112,7 +112,7 @@ def _disk(disk: Disk) -> str:
 
 def _time(plan: "Plan", rehearsal: "TimedSteps | None") -> str:
     if rehearsal is None:
-        why = "the network is in shards" if plan.parallel == "fsdp" else "too little memory"
+        why = "the model is sharded" if plan.parallel == "fsdp" else "too little memory"
         return f"not measured: {why}"
     if not rehearsal.seconds_per_step:
         return "nothing left to do"

@@ -98,7 +98,7 @@ class Tokenizer(ABC):
         except UnicodeEncodeError as error:  # a command line whose bytes are not UTF-8
             code = f"U+{ord(text[error.start]):04X}"
             raise UnknownCharacters(
-                f"character {error.start} is {code}, half a surrogate pair, which is no text"
+                f"character {error.start} is {code}, an unpaired surrogate (invalid Unicode)"
             ) from None
 
     def returns(self, text: str = _PROBE) -> bool:

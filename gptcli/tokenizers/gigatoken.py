@@ -40,7 +40,7 @@ class FastBpe:
         """Return the ids (n,) of each text, as `Tokenizer.encode` does.
 
         Raises:
-            UnknownCharacters: A text holds half a surrogate pair.
+            UnknownCharacters: A text holds an unpaired surrogate.
         """
         trusted = [
             index for index, text in enumerate(texts) if text.isascii() or self.kinds.agree_on(text)

@@ -60,7 +60,7 @@ def _learning_rate(config: Config, counts: RunCounts) -> Iterator[Advice]:
         least = f" -s optim.min_lr={usual / 10:.1g}" if config.min_lr > usual else ""
         yield Advice(
             f"optim.lr {decimal(lr)} is {'high' if lr > usual else 'low'}",
-            f"models of {counts.n_params:,} parameters usually learn at about {usual:.1g}"
+            f"models of {counts.n_params:,} parameters usually train with lr around {usual:.1g}"
             " (Kaplan et al. 2020, D.6)",
             f"-s optim.lr={usual:.1g}{least}",
         )
@@ -71,7 +71,7 @@ def _warmup(config: Config, counts: RunCounts) -> Iterator[Advice]:
     if warmup >= steps and warmup:
         why = "the learning rate never reaches its peak"
     elif warmup > steps / 2:
-        why = "most of the run goes into it"
+        why = "more than half of the run is warm-up"
     else:
         return
     yield Advice(
@@ -143,7 +143,7 @@ def _evaluation(config: Config, counts: RunCounts) -> Iterator[Advice]:
     if wanted and 0 < counts.val_tokens < wanted:
         yield Advice(
             f"validation of {counts.val_tokens:,} tokens for evaluations of {wanted:,}",
-            "each one scores the whole split, and is as uncertain as that is small; a larger"
+            "the split is smaller than eval_tokens, so its loss is noisy; a larger"
             " data.val_fraction helps",
             f"-s train.eval_tokens={counts.val_tokens}",
         )

@@ -36,7 +36,7 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
             atomic.write_bytes(run.folder / STACKS, hang.stacks.encode())
             run.write_status("failed", step, EXIT_DISTRIBUTED, error=hang.message)
             run.log(f"{hang.message}\n{hang.stacks}")
-        hint = f"where each stood is in {run.folder / STACKS}; go on with --resume"
+        hint = f"the stack of each process is in {run.folder / STACKS}; rerun with --resume"
         report(hang.message, EXIT_DISTRIBUTED, hint)
         with contextlib.suppress(OSError):
             os.write(2, f"error: {hang.message}\nhint: {hint}\n".encode())

@@ -44,7 +44,7 @@ def choose_parallelism(
             "dtype: float16 scales its loss, which shards do not support", "set dtype=bfloat16"
         )
     if kind == "fsdp" and config.train.micro_batch_size == "auto":
-        raise ConfigError("train.micro_batch_size: auto is not found out for shards: give a number")
+        raise ConfigError("train.micro_batch_size: auto is not supported with fsdp; give a number")
     return kind
 
 

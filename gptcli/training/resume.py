@@ -27,15 +27,15 @@ def newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
         try:
             checkpoint = load_checkpoint(path)
         except CheckpointError as error:
-            notes.append(f"passed over {error.message}")
+            notes.append(f"skipped {error.message}")
             continue
         run.set_aside(files[:index])
         return checkpoint
     if files:
         raise CheckpointError(
             f"{run.checkpoints}: none of its {len(files)} checkpoints can be used;"
-            f" {notes[-1].removeprefix('passed over ')}",
-            "begin anew with --overwrite, which keeps these files aside",
+            f" {notes[-1].removeprefix('skipped ')}",
+            "start over with --overwrite, which renames these files",
         )
     return None
 
@@ -93,7 +93,7 @@ def machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
                if key in old and old[key] != new[key]]  # fmt: skip
     if not changed:
         return []
-    return [f"exact no more, only equivalent, for this machine differs in {', '.join(changed)}"]
+    return [f"resume is no longer bit-exact: this machine differs in {', '.join(changed)}"]
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:

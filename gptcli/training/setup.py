@@ -301,7 +301,9 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
         notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")
         config = with_train(config, micro_batch_size=rows)
     if (rows := rows_of(config, world.size)) != config.rows:
-        notes.append(f"micro-batches of {rows} rows, so that every process has as many")
+        notes.append(
+            f"micro_batch_size reduced to {rows} so that it divides evenly among the processes"
+        )
     if checkpoint is not None:
         notes += machine_changes(state.machine, _machine_facts(machine, world))
     return _Choice(config, state, max_steps, checkpoint is not None, kind, notes, model, checkpoint)
@@ -365,4 +367,4 @@ def _restore_state(checkpoint: Checkpoint) -> TrainState:
     try:
         return TrainState(**checkpoint.state)
     except TypeError as error:
-        raise CheckpointError(f"a checkpoint with another state ({error})") from error
+        raise CheckpointError(f"incompatible training state in checkpoint ({error})") from error

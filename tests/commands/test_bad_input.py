@@ -171,7 +171,7 @@ def test_a_prompt_with_unknown_characters(gpt: Any, tiny_set: list[str], corpus:
 
 def test_a_prompt_longer_than_the_context(gpt: Any, run: Path) -> None:
     done = gpt("generate", "--checkpoint", str(run), "x" * 17)
-    assert_refused(done, 2, "the prompt has 17 tokens, the network's context holds 16")
+    assert_refused(done, 2, "the prompt has 17 tokens, the model's context holds 16")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_healthy_machine_needs_nothing(gpt_process: Any, hub_address: str) -> 
     done = gpt_process("doctor", HF_ENDPOINT=hub_address, NO_COLOR="1")
     assert done.code == 0, done.out
     lines = done.out.splitlines()
-    assert lines[-1] == "all that is needed is here"
+    assert lines[-1] == "all checks passed"
     assert [line[:12].strip() for line in lines if line[:1].strip()][1:-1] == NAMES
     assert all(len(line) <= 80 for line in lines) and "\x1b" not in done.out
     assert f"network     ok     {hub_address} answers" in lines

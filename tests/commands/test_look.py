@@ -64,11 +64,11 @@ def test_plot_tells_what_it_cannot_read_and_draws_the_rest(
         (["plot", "aa"], 2, "did you mean a?"),
         (["plot", "folder"], 2, "holds no run"),
         (["plot", "empty"], 3, "nothing is logged yet"),
-        (["plot", "a", "-o", "nowhere/a.png"], 5, "nothing can be made there"),
+        (["plot", "a", "-o", "nowhere/a.png"], 5, "cannot create files there"),
         (["report", "a", "-o", "report.pdf"], 2, ".html"),
         (["report", "a", "-o", "folder"], 2, "is a folder"),
         (["report", "nowhere"], 2, "no such run"),
-        (["report", "a", "-o", "nowhere/a.html"], 5, "nothing can be made there"),
+        (["report", "a", "-o", "nowhere/a.html"], 5, "cannot create files there"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -203,7 +203,7 @@ def test_a_part_is_chosen_by_its_name(online: Online) -> None:
         ("unknown", 3, ["hf:me/none: no such repository on the Hub, or it is private"]),
         ("wrong field", 3, ["no field 'body'; the fields are: text"]),
         ("unknown part", 2, ["hf:me/parts: ", "'three'", "'one', 'two'"]),
-        ("kind", 3, ["hf:me/json: train.json is of a kind that is not read"]),
+        ("kind", 3, ["hf:me/json: train.json is an unsupported file type"]),
     ],
 )
 def test_what_goes_wrong_is_one_error(

@@ -275,7 +275,7 @@ def test_a_file_where_the_folder_should_be(write: Write, refusal: Refusal) -> No
     write("a.txt", TEXT)
     write("data", "a file")
     error = refusal("a.txt", code=5)
-    assert "a file stands where a folder is needed" in error.message
+    assert "expected a folder, found a file" in error.message
 
 
 FEW_FILES = """

@@ -121,7 +121,7 @@ def test_a_row_is_cut_as_a_file_is(text: str, monkeypatch: pytest.MonkeyPatch) -
         (b"ab\xf0\x9f\x98", 2),
         (b"ab\xf0\x9f\x98 cd", 2),
         (b"a word \xc3\xa9\xe2\x82 and more", 9),
-        (b"\xed\xa0\x80", 0),  # half a surrogate pair
+        (b"\xed\xa0\x80", 0),  # an unpaired surrogate
         (b"abcdef\xc0\xaf", 6),  # an overlong form
     ],
 )
@@ -271,7 +271,7 @@ def test_a_jsonl_row_without_fields(write: Write) -> None:
         (b'"text"', "line 3 is not a JSON object with fields"),
         (b'{"text": 5}', "line 3: 'text' is a int, not text"),
         (b'{"text": ["a"]}', "line 3: 'text' is a list, not text"),
-        (b'{"text": "ab\\ud800c"}', "line 3: half a surrogate pair at character 2"),
+        (b'{"text": "ab\\ud800c"}', "line 3: unpaired surrogate at character 2"),
     ],
 )
 def test_a_wrong_line_is_named(write: Write, line: bytes, problem: str) -> None:

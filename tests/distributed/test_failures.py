@@ -87,7 +87,7 @@ def test_a_hung_rank_ends_the_run_and_is_named_with_stacks(
     assert time.monotonic() - began < 25
     assert codes[1 - who] == 9 and codes[who] in (9, -signal.SIGKILL)
     status = status_of(config)
-    assert status["exit_code"] == 9 and f"rank {who} did not get on for 2 s" in status["error"]
+    assert status["exit_code"] == 9 and f"rank {who} made no progress for 2 s" in status["error"]
     stacks = (config.run_folder / "stacks.txt").read_text()
     assert "in fall_asleep" in stacks.split(f"rank {who}:")[1].split(f"rank {1 - who}:")[0]
     assert start(2, lambda rank: finish(config, resume=True)).wait() == [0, 0]

@@ -176,7 +176,7 @@ def test_damaged_weights_are_refused(
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"n_layer": 10**9}, "n_layer: Input should be less than or equal to 1000"),
         ({"n_embd": 2**61}, "n_embd: Input should be less than or equal to 1048576"),
-        ({"n_embd": 36}, "tensor transformer.wte.weight is [97, 32], the network needs [97, 36]"),
+        ({"n_embd": 36}, "tensor transformer.wte.weight is [97, 32], the model needs [97, 36]"),
         ({"n_embd": "32"}, "n_embd"),
         ({"n_embd": None}, "'n_embd' is missing"),
         ({"n_head": 5}, "32 is not divisible by n_head = 5"),

@@ -99,7 +99,7 @@ def test_a_name_that_is_no_picture_is_refused(make_run: MakeRun, logged: Logged)
     ):
         with pytest.raises(ConfigError, match=what):
             draw_figure([run], Path(name), Picture())
-    with pytest.raises(StorageError, match="nothing can be made there"):
+    with pytest.raises(StorageError, match="cannot create files there"):
         draw_figure([run], Path("nowhere/loss.png"), Picture())
 
 
