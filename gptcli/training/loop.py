@@ -72,7 +72,7 @@ def train(
         world = stack.enter_context(process_group(config.device))
         stack.enter_context(propagate_to_peers(world))
         resume = resume or world.restarts > 0  # torchrun repeats the command as it was
-        stop.world = world
+        stop.join(world)
         run: Run = ReadOnlyRun(config.run_folder)
         if world.is_main:
             run = stack.enter_context(open_run(config, resume=resume, overwrite=overwrite))

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from gptcli.distributed.environment import place
@@ -22,6 +22,13 @@ class StopRequest:
         self.exit_code: int | None = None
         self.world = World()
         self._asked: int | None = None  # this process; a signal may come while the others answer
+        self._listen: Callable[[], None] | None = None  # once the processes have met
+
+    def join(self, world: World) -> None:
+        """Stop together with the processes of `world`, whose signals ask from now on."""
+        self.world = world
+        if self._listen is not None:
+            self._listen()
 
     def requested(self) -> bool:
         """Tell whether somebody asked any of the processes; each of them must look."""
@@ -38,7 +45,8 @@ class StopRequest:
         """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once.
 
         Not so where there are several processes: there one signal may come both from a scheduler
-        and from torchrun.
+        and from torchrun. These listen once they have met (`join`): a process that still waits for
+        the others has nothing to save, and a signal ends it even where it waits in a library.
         """
         codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
         if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -51,10 +59,20 @@ class StopRequest:
                 raise KeyboardInterrupt
             self.request(codes[signal.Signals(number)])
 
-        before = {number: signal.signal(number, ask) for number in codes}
+        before = {number: signal.getsignal(number) for number in codes}
+
+        def listen() -> None:
+            for number in codes:
+                signal.signal(number, ask)
+
+        if alone:
+            listen()
+        else:
+            self._listen = listen
         try:
             yield
         finally:
+            self._listen = None
             for number, handler in before.items():
                 signal.signal(number, handler)
 

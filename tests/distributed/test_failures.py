@@ -182,6 +182,32 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     assert gap(end_of(stopped), end_of(straight)) == 0
 
 
+def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
+    tiny: Callable[..., Config], start: Start
+) -> None:
+    config = tiny(*STEADY)
+
+    def work(rank: int) -> None:
+        if rank == 1:  # which never comes
+            time.sleep(60)
+        stop = StopRequest()
+        with stop.on_signals():
+            Path("waits").touch()
+            list(loop.train(config, stop=stop))
+
+    waiting, other = start(2, work).pids
+    while not Path("waits").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)  # it has come to where it waits
+    os.kill(waiting, signal.SIGTERM)
+    end = time.monotonic() + 20
+    while (ended := os.waitpid(waiting, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert ended[0] == waiting and os.WTERMSIG(ended[1]) == signal.SIGTERM
+
+
 def test_processes_whose_parent_is_gone_save_and_end(
     tiny: Callable[..., Config], start: Start
 ) -> None:
