@@ -58,9 +58,9 @@ def test_files_of_nanogpt_are_read_where_they_are(gpt: Any, folder: Path, tiny_s
         ("notes_train.bin", b"hello", [], 3, "neither a shard of llm.c's format nor nanoGPT's"),
         ("train.bin", b"odd", [], 3, "neither a shard"),
         ("tokens.bin", b"ab", [], 3, "neither 'train' nor 'val' in its name"),
-        ("train.bin", b"\xff\xff", [], 3, "holds id 65535, but gpt2 has 50257 ids"),
+        ("train.bin", b"\xff\xff", [], 3, "holds id 65,535, but gpt2 has 50,257 ids"),
         ("train.bin", b"ab", ["-s", "tokenizer.name=char"], 2, "tokenizer.path"),
-        ("train.bin", b"ab", ["--out", "elsewhere"], 2, "taken where they are"),
+        ("train.bin", b"ab", ["--out", "elsewhere"], 2, "used in place"),
         ("val.bin", b"\x01\x00", [], 3, "no training tokens"),
     ],
 )

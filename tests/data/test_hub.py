@@ -110,7 +110,7 @@ def online(tmp_path_factory: pytest.TempPathFactory, hub_module: ModuleType) -> 
     folder = tmp_path_factory.mktemp("online")
     commands = {
         "tiny": ["prepare", "hf:me/tiny", "--json"],
-        "dry run": prepare("hf:me/tiny", "--dry-run"),
+        "dry run": prepare("hf:me/tiny", "--dry-run", "--out", "planned"),
         "rows": prepare("hf:me/rows.v1", "-s", "data.text_field=content"),
         "own fraction": prepare("hf:me/tiny", "-s", "data.val_fraction=0.5", "--out", "fraction"),
         "no validation": prepare("hf:me/tiny", "-s", "data.val_fraction=0", "--out", "none"),

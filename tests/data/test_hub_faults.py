@@ -118,7 +118,9 @@ def test_a_missing_file_keeps_what_is_finished(tmp_path: Path, hub_module: Modul
     with hub_module.Hub(REPOSITORIES, faults) as hub:
         done = gpt(tmp_path, hub.url, *words)
         assert done.returncode == 3 and len(done.stderr.splitlines()) <= 3
-        assert "busy" in done.stderr and "goes on where it stopped" in done.stderr
+        assert (
+            "overloaded" in done.stderr and "run the same command again: it resumes" in done.stderr
+        )
     folder = tmp_path / "data/openwebtext"
     assert not (folder / "manifest.json").exists()
     assert len(list((folder / ".progress").glob("unit-*.json"))) == 2

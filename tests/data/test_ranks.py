@@ -107,7 +107,7 @@ def test_a_killed_rank_is_run_again(gpt: Any, source: Path) -> None:
         (["--rank", "0"], "belong together"),
         (["--world-size", "2"], "belong together"),
         (["--rank", "2", "--world-size", "2"], "expected 0 to 1"),
-        (["--rank", "0", "--world-size", "2", "--finalize"], "by itself"),
+        (["--rank", "0", "--world-size", "2", "--finalize"], "cannot be combined"),
         (["--rank", "0", "--world-size", "2", "--force"], "for the whole"),
         (["--finalize", "--dry-run"], "for the whole"),
     ],
