@@ -159,7 +159,7 @@ def test_resuming_with_a_changed_model(gpt: Any, tiny_set: list[str], run: Path)
 def test_training_into_a_folder_that_holds_a_run(gpt: Any, tiny_set: list[str], run: Path) -> None:
     assert_refused(gpt("train", *tiny_set), 2, "already holds a run", "--resume", "--overwrite")
     both = gpt("train", *tiny_set, "--resume", "--overwrite")
-    assert_refused(both, 2, "give one of them")
+    assert_refused(both, 2, "use one of them")
 
 
 def test_a_prompt_with_unknown_characters(gpt: Any, tiny_set: list[str], corpus: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "examples    ok" in done.stdout, "they are found in the package, as after pip install"
     assert "tokenizer   error" in done.stdout and "mend:  install gptcli again" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 thing to mend before gpt can work here"
+    assert done.stdout.splitlines()[-1] == "1 problem to fix"
 
 
 def test_the_caches_are_named_when_they_cannot_be_written(gpt_process: Any) -> None:

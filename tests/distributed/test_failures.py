@@ -99,7 +99,7 @@ def test_a_stopped_process_is_found_too(tiny: Callable[..., Config], start: Star
     until_step(config, 3)
     os.kill(ranks.pids[1], signal.SIGSTOP)
     assert ranks.wait() == [9, -signal.SIGKILL]
-    assert "rank 1 did not get on" in status_of(config)["error"]
+    assert "rank 1 made no progress" in status_of(config)["error"]
 
 
 def test_a_rank_that_is_busy_is_waited_for(start: Start) -> None:

@@ -46,7 +46,7 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
     (["optim.lr=1e-6"], {}, "optim.lr 1e-06 is low", "-s optim.lr=0.0006"),
     (["optim.lr=1", "optim.name=muon"], {}, "optim.lr 1 is high", "-s optim.lr=0.003"),
     (["optim.warmup_steps=2000"], {}, "never reaches its peak", "-s optim.warmup_steps=20"),
-    (["optim.warmup_steps=900"], {}, "most of the run", "-s optim.warmup_steps=20"),
+    (["optim.warmup_steps=900"], {}, "more than half of the run", "-s optim.warmup_steps=20"),
     (["optim.warmup_steps=9", "train.max_steps=9"], {"max_steps": 9}, "never", "warmup_steps=0"),
     ([], {"n_windows": 160}, "50 epochs over 1,000,000,000 tokens without dropout",
      "-s model.dropout=0.1 or -s train.max_steps=80"),

@@ -267,7 +267,7 @@ def test_another_machine_is_named_when_a_run_is_resumed(
     monkeypatch.setattr(setup, "machine_facts", lambda device: facts)
     started = next(events_of(tiny(), resume=True))
     assert isinstance(started, Started)
-    [note] = [note for note in started.notes if "exact no more" in note]
+    [note] = [note for note in started.notes if "no longer bit-exact" in note]
     assert f"torch ({torch.__version__} then, 9.9.9 now)" in note and "threads" in note
 
 
@@ -275,7 +275,7 @@ def test_the_same_machine_is_not_mentioned(tiny: Tiny) -> None:
     list(events_of(tiny(), until=2))
     started = next(events_of(tiny(), resume=True))
     assert isinstance(started, Started)
-    assert not [note for note in started.notes if "exact no more" in note]
+    assert not [note for note in started.notes if "no longer bit-exact" in note]
 
 
 # Proof
