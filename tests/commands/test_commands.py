@@ -484,7 +484,7 @@ def test_eval_compiles_where_it_is_asked_to(
     assert gpt("eval", str(run), *sets, "-s", "compile=true").json["loss"] == plain
     assert len(compiled) == 1
     said = gpt("generate", "--checkpoint", str(run), "a", *sets[:2], "-s", "compile=true")
-    assert said.code == 0 and "note: compile is for train and eval" in said.err
+    assert said.code == 0 and "note: compile applies to train and eval" in said.err
 
     def broken(*arguments: Any, **more: Any) -> Any:
         raise RuntimeError("InvalidCxxCompiler: no working C++ compiler\nmore")
