@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gpt generate --checkpoint quickstart "class "
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Lint, format, types and layers.
 check: $(VENV)/.installed-dev
