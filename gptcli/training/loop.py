@@ -89,12 +89,10 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
     ended = session.world.broadcast_object(run.read_status)
     if resume and step >= session.max_steps:
         if (summary := summary_of(ended)) is not None and summary.step == step:
-            best_step = ended.get("best_step")
-            if not isinstance(best_step, int):
-                best_step = session.state.best_step
+            recorded = ended.get("best_step")
+            best_step = recorded if isinstance(recorded, int) else session.state.best_step
             run.restore_links(step, best_step)
-            summary = replace(summary, **run.places())
-            yield Finished(step, summary, best_step=best_step)
+            yield Finished(step, replace(summary, **run.places()), best_step=best_step)
             return
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
     trainer = Trainer(session, stop, ended)
@@ -119,8 +117,7 @@ class Trainer:
     def __init__(self, session: Session, stop: StopRequest, status: dict[str, Any]) -> None:
         self.s = session
         self.stop = stop
-        before = spent_before(status, session.state.step, session.state.seconds)
-        self.clock = Clock(before)
+        self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
         self.stepper = Stepper(session)
         self.clock.add("compiling", self.stepper.compile_seconds)
         self.saver = AsyncCheckpointWriter(session.saves_in_background)
@@ -172,14 +169,13 @@ class Trainer:
 
     def _end(self, is_stopped: bool) -> Event:
         """Write down how the run has ended."""
-        step, best_step, spent = self.s.state.step, self.s.state.best_step, self.clock.spent()
+        step, best, spent = self.s.state.step, self.s.state.best_step, self.clock.spent()
         summary, write = self._summary(spent), self.s.run.write_status
         if is_stopped:
             write("stopped", step, self.stop.exit_code, seconds_by_work=spent)
-            return Stopped(step, summary, spent, best_step)
-        more = {"summary": asdict(summary), "best_step": best_step, "seconds_by_work": spent}
-        write("finished", step, 0, **more)
-        return Finished(step, summary, spent, best_step)
+            return Stopped(step, summary, spent, best)
+        write("finished", step, 0, summary=asdict(summary), best_step=best, seconds_by_work=spent)
+        return Finished(step, summary, spent, best)
 
     def _look(self, again: Collection[str] = ()) -> Iterator[Event]:
         """Evaluate and sample, where it is due or, on resuming, was done `again` already."""
@@ -351,10 +347,8 @@ class Trainer:
                 drawn = next(decoding, None)
                 if drawn is not None:
                     text.push(drawn.token)
-                if (
-                    s.world.all_reduce_max(drawn is None or text.is_stopped)
-                    or self.stop.requested()
-                ):
+                is_done = s.world.all_reduce_max(drawn is None or text.is_stopped)
+                if is_done or self.stop.requested():
                     break
             text.finish()
         s.model.train()
