@@ -262,7 +262,7 @@ def test_a_wandb_that_fails_is_made_up_for_when_the_run_is_resumed(
     with_fake_wandb: Callable[..., tuple[str, list[Any]]],
 ) -> None:
     said, told = with_fake_wandb(FULL="1")
-    assert said.count("wandb is off") == 1 and "without it: no space left\n" in said
+    assert said.count("wandb disabled") == 1 and "continues: no space left\n" in said
     assert [line[1] for line in told if line[0] == "log"] == [1, 2]
     _, told = with_fake_wandb("--resume", "-s", "train.max_steps=8")
     assert [line[1] for line in told if line[0] == "log"] == [3, 4, 5, 6, 7, 8]
