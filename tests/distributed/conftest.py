@@ -1,5 +1,6 @@
 """Several processes that are one run, forked from this one, and the store that torchrun keeps."""
 
+import contextlib
 import importlib
 import os
 import signal
@@ -105,13 +106,17 @@ Start = Callable[..., Ranks]
 def start() -> Iterator[Start]:
     """Start `work(rank)` in so many processes; `again` counts as torchrun does when it restarts."""
     stores: list[tuple[int, int]] = []
+    pids = Path("stores").resolve()
 
     def begin(size: int, work: Callable[[int], None], again: int = 0) -> Ranks:
         if not again:
             stores.append(store_process())
+            with pids.open("a") as file:  # a launcher that is killed cannot end its own
+                file.write(f"{stores[-1][0]}\n")
         return Ranks(size, work, again, stores[-1][1])
 
     yield begin
-    for pid, _ in stores:
+    for pid in map(int, pids.read_text().split() if pids.exists() else ()):
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with contextlib.suppress(ChildProcessError):  # of such a launcher
+            os.waitpid(pid, 0)
