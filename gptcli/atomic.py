@@ -53,7 +53,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def create_errors(path: Path) -> Iterator[None]:
-    """As `storage_errors`, where something is written: whatever the system says is told."""
+    """Like `storage_errors`, for writing: every system error becomes a StorageError."""
     try:
         with storage_errors(path):
             yield

@@ -24,7 +24,7 @@ def hold(folder: Path, doing: str, hint: str, *, shared: bool = False) -> Iterat
 
     Args:
         folder: What to hold.
-        doing: What whoever holds it does, for the message: "is training in this folder".
+        doing: What the holder is doing, for the message: "is training in this folder".
         hint: What to do about it.
         shared: Let others share it. A folder that may not be written, or whose file system has no
             locks, is then nobody's, and is not held.

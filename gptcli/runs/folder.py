@@ -168,7 +168,7 @@ class Run:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from another of its name; None where there is none."""
+    """Return the device and inode of a folder; None if it does not exist."""
     try:
         found = folder.stat()
     except OSError:

@@ -143,7 +143,7 @@ class Session:
 
     @property
     def saves_in_background(self) -> bool:
-        """Whether training goes on while a checkpoint is written."""
+        """Whether training continues while a checkpoint is written."""
         wanted = self.config.train.async_save
         return self.compute.device.type == "cuda" if wanted == "auto" else wanted
 

@@ -154,7 +154,7 @@ class Stepper:
 def not_finite(
     s: Session, what: str, good: int | None, *, step: int | None = None, hint: str = ""
 ) -> NonFiniteError:
-    """Return the error of a loss or gradient, having set aside what gave a loss that is not finite.
+    """Rename the checkpoints that gave a non-finite loss, and return the error to raise.
 
     Args:
         s: The session.
