@@ -13,6 +13,7 @@ import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ except ImportError:  # on Windows
 MAX_RESTARTS = 3
 _LOGS = "gptcli-"
 _SETTLED = 60  # seconds after which a folder of logs has its lock
+_AGAIN = 0.05  # seconds after which a signal that came too early is raised again
 _LOOPBACK = "127.0.0.1"
 
 
@@ -141,7 +143,9 @@ def _said(reported: dict[str, Any]) -> Ended | None:
 def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
     """Raise torchrun's exception at the first signal, and ignore more of them.
 
-    A second one would end this process while the others are saving.
+    A second one would end this process while the others are saving. A signal that comes while
+    torchrun starts the processes waits until all are started: a process that torchrun has forked
+    but not yet noted would never be stopped.
     """
     names = ("SIGINT", "SIGTERM", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -149,6 +153,10 @@ def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
+        if _is_starting(frame):
+            signal.signal(number, stop)
+            threading.Timer(_AGAIN, signal.raise_signal, [number]).start()
+            return
         raise interrupted("", sigval=signal.Signals(number))
 
     for number in numbers:
@@ -158,6 +166,13 @@ def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _is_starting(frame: FrameType | None) -> bool:
+    """Return whether torchrun's agent is starting processes in this frame or one above it."""
+    while frame is not None and frame.f_code.co_name != "_start_workers":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextlib.contextmanager
