@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,8 +60,14 @@ def resolve_auto(config: Config) -> Config:
     return config.model_copy(update=update)
 
 
-def init_runtime(config: Config) -> Runtime:
-    """Prepare this process for the settled `config` and return what it says about the machine."""
+def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
+    """Prepare this process for the settled `config` and return what it says about the machine.
+
+    Args:
+        config: The configuration.
+        trains: Whether CUDA may round the factors of float32 products to TF32's 11 bits, which is
+            several times as fast; results that are reported in float32 are not rounded so.
+    """
     settled = resolve_auto(config)
     device = torch.device(_device(settled.device))
     deterministic = bool(settled.deterministic)
@@ -69,8 +75,10 @@ def init_runtime(config: Config) -> Runtime:
         torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler
     if device.type == "cpu":
         tune_malloc()
-    if device.type == "cuda" and not deterministic:
-        torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if trains and not deterministic else "highest")
+        # Deterministic mode would fill each buffer with NaN first; ours are all written.
+        cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     return Runtime(device, _DTYPES[settled.dtype], settled.compile is True, deterministic)
 
 
@@ -101,15 +109,28 @@ def _glibc(name: str) -> Callable[..., int] | None:
 
 def available_devices() -> list[str]:
     """Return the kinds of device there are, best first."""
-    found = ["cuda"] if torch.cuda.is_available() else []
+    found = ["cuda"] if torch.cuda.is_available() and _has_kernels() else []
     found += ["mps"] if torch.backends.mps.is_available() else []
     return [*found, "cpu"]
+
+
+def _has_kernels() -> bool:
+    """Return whether this torch was built for the GPU: its wheels leave older ones out."""
+    built = [int(arch.split("_")[1].rstrip("af")) for arch in torch.cuda.get_arch_list()
+             if arch.startswith(("sm_", "compute_"))]  # fmt: skip
+    major, minor = torch.cuda.get_device_capability()
+    return not built or 10 * major + minor >= min(built)
 
 
 def _device(wanted: str) -> str:
     available = available_devices()
     if wanted == "auto":
         return available[0]
+    if wanted == "cuda" and wanted not in available and torch.cuda.is_available():
+        raise ConfigError(
+            f"device: this torch has no kernels for {torch.cuda.get_device_name()}",
+            "install a torch built for it (such as one for CUDA 12.6), or set -s device=cpu",
+        )
     if wanted not in available:
         raise ConfigError(
             f"device: this machine or this torch has no {wanted}; it has {', '.join(available)}",
@@ -137,7 +158,8 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
     """Return what the bits of a result depend on besides the configuration."""
     facts: dict[str, str | int] = {"torch": str(torch.__version__)}
     if device.type == "cuda":
-        return {**facts, "device": torch.cuda.get_device_name(device)}
+        cudnn = cast(Any, torch.backends.cudnn).version()
+        return {**facts, "device": torch.cuda.get_device_name(device), "cudnn": cudnn or 0}
     return {
         **facts,
         "device": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
@@ -149,7 +171,9 @@ def available_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be had, of the device or the machine; None if unknown."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        # What torch's allocator holds and does not use can be had too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))

@@ -88,6 +88,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = (
+        "out of memory",  # CUDA, MPS, NCCL
+        "_alloc_failed",  # cuBLAS, cuDNN
+        "allocation_failed",
         "can't allocate memory",
         "cannot allocate memory",
         "bad_alloc",

@@ -175,10 +175,12 @@ class Prefetcher:
         batches = self._ahead[1].result()
         self._ahead = step + 1, self._thread.submit(self._read, step + 1)
         self.waited += time.perf_counter() - began
+        # MPS may read a source that is gone by then: only pinned memory is kept until it is read.
+        free = self._device.type == "cuda"
         for tokens, targets in batches:
             yield (
-                tokens.to(self._device, non_blocking=True),
-                targets.to(self._device, non_blocking=True),
+                tokens.to(self._device, non_blocking=free),
+                targets.to(self._device, non_blocking=free),
             )
 
     def _read(self, step: int) -> list[Batch]:

@@ -20,10 +20,12 @@ from gptcli.evaluation.metrics import Evaluation, SpanSums, TokenStats, span_len
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
-# Tokens of one batch on a CPU: what they need stays near the processor's caches.
-_TOKENS_PER_BATCH = 4096
-# Logits of one batch, in elements: bounds memory at any vocabulary and context (256 MB float32).
-_LOGITS_PER_BATCH = 1 << 26
+# Tokens of one batch: on a CPU what they need stays near the processor's caches; a GPU is busy, and
+# MPS within the largest array it has. Logits need no bound, for the loss works through them in
+# tables of its own.
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768, "mps": 8192}
+# Numbers of one batch's widest activation: 512 MB in float32.
+_WIDEST = 1 << 27
 
 
 SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
@@ -153,10 +155,7 @@ def evaluate(
 
 def _rows_per_batch(model: GPT, context: int, compute: Runtime) -> int:
     """Return the windows that are scored together."""
-    assert model.config.vocab_size is not None
-    n_tokens = _LOGITS_PER_BATCH // model.config.vocab_size
-    if compute.device.type == "cpu":
-        n_tokens = min(n_tokens, _TOKENS_PER_BATCH)
+    n_tokens = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
     return max(1, n_tokens // context)
 
 

@@ -4,8 +4,10 @@ Each draw is a function of its key, so sample k of a seed is the same text alone
 Letters as in gpt.py.
 """
 
+import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,8 +130,9 @@ class Decoding:
     @torch.no_grad()
     def _feed(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
         device = self._model.wte.weight.device
-        x = self._model.hidden(torch.tensor(tokens, device=device), cache)[:, -1:]  # (B, 1, C)
-        logits = self._model.logits(x)[:, 0].float().cpu()  # (B, V)
+        with decoding_kernels(device):
+            logits = self._model.next_logits(torch.tensor(tokens, device=device), cache)
+        logits = logits.float().cpu()  # (B, V)
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
                 "the model's output is not finite",
@@ -153,3 +156,18 @@ class Decoding:
         self._seen = self._seen[rows]
         if self._cache is not None and rows:
             self._cache = self._cache.of_rows(rows)
+
+
+def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep cuDNN's attention away while keys grow by one token at a time.
+
+    It plans a kernel for every length it meets, which takes longer than thousands of tokens; with
+    fewer than 8 key/value heads some of its plans are wrong (pytorch issue 193893).
+    """
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )

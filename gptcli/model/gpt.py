@@ -220,7 +220,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         """Make the network, not yet initialised (see `init_weights`); vocab_size must be set."""
         super().__init__()
-        self.config, self.recompute = config, False
+        self.config, self.recompute, self._is_compiled = config, False, False
         self.cache_dtype: torch.dtype | None = None
         self.n_tokens = config.vocab_size or 0
         with _Uninitialised():
@@ -251,13 +251,20 @@ class GPT(nn.Module):
         """
         x = self.hidden(tokens, cache)
         if targets is not None:
-            return GPTOutput(None, cross_entropy(x, self.lm_head.weight, targets, self.n_tokens))
+            head = self.lm_head.weight
+            return GPTOutput(
+                None, cross_entropy(x, head, targets, self.n_tokens, self._is_compiled)
+            )
         return GPTOutput(self.logits(x), None)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (B, T, n_tokens) for what `hidden` returned."""
         found: Tensor = self.lm_head(x)
         return found[..., : self.n_tokens]
+
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Return the logits (B, n_tokens) that follow tokens (B, T), which the cache then holds."""
+        return self.logits(self.hidden(tokens, cache)[:, -1:])[:, 0]
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; never learns."""
@@ -297,14 +304,22 @@ class GPT(nn.Module):
         return normed
 
     def compiled(self) -> "GPT":
-        """Return this network, made of the same parameters, with a compiled trunk.
+        """Return this model, made of the same parameters, with a compiled trunk.
 
-        The head stays out, for its loss works in pieces that a compiler would only unroll, and so
-        do the embeddings, whose gradients it would add up in an order that changes.
+        The embeddings stay out, for a compiler would add up their gradients in an order that
+        changes, and so does the head: on a CPU its loss works in pieces that a compiler would only
+        unroll, and on a GPU it is compiled by itself (`cross_entropy`).
         """
         twin = copy.copy(self)
         twin.trunk = torch.compile(self.trunk, dynamic=False)  # type: ignore[method-assign]
+        twin._is_compiled = True
         return twin
+
+    def compile_blocks(self) -> None:
+        """Compile each block by itself, in place: for FSDP, whose hooks stay outside of them."""
+        for block in self.h:
+            block.forward = torch.compile(block.forward, dynamic=False)
+        self._is_compiled = True
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -11,13 +11,20 @@ _TERA = 1e12
 # By a part of the device's name, the first that fits: bfloat16 and float16, float32 (by TF32
 # where there is TF32, for torch multiplies float32 in it). From the makers' data sheets.
 _PEAKS: tuple[tuple[str, float, float | None], ...] = (
+    ("GB300", 2500.0, 1250.0),
+    ("B300", 2250.0, 1100.0),
+    ("GB200", 2500.0, 1250.0),
     ("B200", 2250.0, 1100.0),
     ("H200", 989.5, 494.7),
     ("H100 PCIe", 756.0, 378.0),
+    ("H100 NVL", 835.5, 417.5),
     ("H100", 989.5, 494.7),
     ("GH200", 989.5, 494.7),
     ("A100", 312.0, 156.0),
     ("A800", 312.0, 156.0),
+    ("RTX PRO 6000", 503.8, 251.9),
+    ("RTX 6000 Ada", 364.2, 182.1),
+    ("RTX A6000", 154.8, 77.4),
     ("A40", 149.7, 74.8),
     ("A30", 165.0, 82.0),
     ("A10G", 70.0, 35.0),

@@ -41,7 +41,6 @@ from gptcli.training.events import (
     summary_of,
 )
 from gptcli.training.failures import propagate_to_peers, report_to_torchrun, start_watchdog
-from gptcli.training.parallel import unsharded_inference
 from gptcli.training.saver import AsyncCheckpointWriter
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import StopRequest
@@ -342,7 +341,8 @@ class Trainer:
         s.model.eval()
         decoding = iter(Decoding(s.model, ids, config, ends=ends, seed=seed, context=context))
         text = TextStream(s.tokenizer, config)
-        with self.clock.during("sampling"), unsharded_inference(s.model, s.compute):
+        autocast = s.compute.autocast() if s.kind == "fsdp" else contextlib.nullcontext()
+        with self.clock.during("sampling"), autocast:  # shards are gathered in its precision
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
                 if drawn is not None:

@@ -13,14 +13,16 @@ from torch import Tensor
 # Coefficients of a quintic iteration that takes singular values from (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
-_LARGEST_STACK = 1 << 21  # elements; larger matrices keep a processor busy one by one
+# Elements of a stack. Larger matrices keep a processor busy one by one; a GPU takes them together.
+_LARGEST_STACK = {"cpu": 1 << 21, "cuda": 1 << 28, "mps": 1 << 24}
 
 
-def stacks(matrices: Sequence[Tensor]) -> list[list[int]]:
+def stacks(matrices: Sequence[Tensor], device: torch.device) -> list[list[int]]:
     """Group matrices of one shape, or that shape on its side, by their positions.
 
     Args:
         matrices: Of any shapes.
+        device: Where they are updated.
 
     Returns:
         Positions in `matrices`, in groups of bounded size.
@@ -28,7 +30,7 @@ def stacks(matrices: Sequence[Tensor]) -> list[list[int]]:
     by_shape: dict[tuple[int, ...], list[list[int]]] = {}
     for index, matrix in enumerate(matrices):
         groups = by_shape.setdefault(tuple(sorted(matrix.shape)), [[]])
-        if groups[-1] and (len(groups[-1]) + 1) * matrix.numel() > _LARGEST_STACK:
+        if groups[-1] and (len(groups[-1]) + 1) * matrix.numel() > _LARGEST_STACK[device.type]:
             groups.append([])
         groups[-1].append(index)
     return [group for groups in by_shape.values() for group in groups]

@@ -45,7 +45,7 @@ class Optimizer:
                  if config.name == "muon" and _is_block_matrix(name, p)]  # fmt: skip
         others = [name for name in self._parameters if name not in inner]
         matrices = [self._parameters[name] for name in inner]
-        self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices)]
+        self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices, device)]
         # Matrices decay, vectors (norms and biases) do not.
         is_matrix = {name: self._parameters[name].dim() >= 2 for name in others}
         self._groups = [
@@ -198,8 +198,10 @@ class _Scaled:
 @torch.no_grad()
 def clip_gradients(
     parameters: Iterable[Tensor], max_norm: float, world: World = SINGLE_PROCESS
-) -> float:
+) -> Tensor:
     """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm.
+
+    The norm, a float32 scalar, stays on the device: to read it is to wait for all of the step.
 
     Squares are added up in float64, and the norm rounded to float32: so it has the same bits
     whether one process has a gradient whole or several have shards of it, and Muon, whose
@@ -215,13 +217,14 @@ def clip_gradients(
     mine = all_local(gradients)
     dtype = torch.float32 if mine[0].device.type == "mps" else torch.float64  # it has no other
     norms = torch.stack(torch._foreach_norm(mine, 2, dtype=dtype))
-    squared = float((norms * norms).sum())
+    squared = (norms * norms).sum()
     if is_dtensor(gradients[0]):
-        (squared,) = world.all_reduce_sum(squared)
-    norm = torch.tensor(squared).sqrt().float()
-    if max_norm and not norm <= max_norm:
-        torch._foreach_mul_(mine, float(max_norm / (norm + 1e-6)))
-    return float(norm)
+        squared = squared.new_tensor(world.all_reduce_sum(float(squared))[0])
+    norm = squared.sqrt().float()
+    # On a CPU it costs nothing to ask, and small gradients are left alone.
+    if max_norm and (norm.device.type != "cpu" or not norm <= max_norm):
+        torch._foreach_mul_(mine, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:

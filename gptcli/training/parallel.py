@@ -56,7 +56,8 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
 
     Args:
         model: On any device; its shards are on that of `compute`.
-        compute: Device and precision; with `compile`, each block is compiled.
+        compute: Device and precision; with `compile`, each block is compiled, inside of the hooks
+            that gather its parameters, which a compiler cannot read.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
@@ -72,14 +73,15 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
         policy = MixedPrecisionPolicy(
             param_dtype=compute.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+    if compute.compile:
+        model.compile_blocks()
     for module in (*model.h, model):
-        if compute.compile and module is not model:
-            module.compile(dynamic=False)
         # Freed after the forward pass, the root too: what is named outside of it are the shards.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         cast(FSDPModule, module).set_gradient_divide_factor(1.0)
         cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "token_losses")
+    for method in ("token_losses", "next_logits"):
+        register_fsdp_forward_method(model, method)
 
 
 def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor) -> nn.Module:
@@ -112,28 +114,16 @@ def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor) -> nn.Module:
 
 @contextlib.contextmanager
 def gradient_sync(network: nn.Module, sync: bool) -> Iterator[None]:
-    """Let the backward pass in the block sum gradients over the ranks, or only add up its own."""
-    if hasattr(network, "set_requires_gradient_sync"):
-        cast(Any, network).set_requires_gradient_sync(sync)
-        yield
-    elif sync or not hasattr(network, "no_sync"):
+    """Let the backward pass in the block sum gradients over the ranks, or only add up its own.
+
+    A model in shards always sums them: gradients that wait for their sum are whole on every rank,
+    and take as much memory as the model that did not fit.
+    """
+    if sync or not hasattr(network, "no_sync"):
         yield
     else:
         with cast(Any, network).no_sync():
             yield
-
-
-@contextlib.contextmanager
-def unsharded_inference(model: GPT, compute: Runtime) -> Iterator[None]:
-    """Let parts of a network in shards be called, not only the network: by whoever decodes."""
-    if not hasattr(model, "unshard"):
-        yield
-        return
-    sharded = cast(Any, model)
-    sharded.unshard()  # what lies outside the blocks, each of which sees to itself
-    with compute.autocast():  # parameters are gathered in its precision
-        yield
-    sharded.reshard()
 
 
 def is_dtensor(tensor: Tensor) -> bool:

@@ -293,7 +293,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Choice:
         load_weights(model, checkpoint.model, run.folder)
     freeze(model, config.train.freeze)
     config = with_compile(config, max_steps)
-    machine = init_runtime(config)
+    machine = init_runtime(config, trains=True)
     if size.learning < size.parameters:
         notes.append(f"{size.learning:,} of {size.parameters:,} parameters learn")
     if config.train.micro_batch_size == "auto":
@@ -316,7 +316,7 @@ def _build(run: Run, choice: _Choice, world: World, given: list[str]) -> Session
     manifest = read_manifest(folder)
     tokenizer = read_tokenizer(folder, manifest)
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
-    machine = init_runtime(config)
+    machine = init_runtime(config, trains=True)
     model = choice.model or GPT(config.model)
     model.n_tokens = tokenizer.vocab_size
     freeze(model, config.train.freeze)

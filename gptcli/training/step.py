@@ -25,6 +25,7 @@ from gptcli.training.schedule import lr_at
 from gptcli.training.setup import Session
 
 MAX_SKIPPED = 3  # steps in a row
+ASK_EVERY = 5.0  # seconds within a step after which several processes ask whether to stop
 LARGE = 50_000_000  # parameters from which a step's holes in memory are worth giving back
 
 
@@ -56,7 +57,8 @@ class Stepper:
         turn = (session.world.rank, session.world.size)
         self.feed = Prefetcher(session.loader, session.rows, session.compute.device, turn)
         began = time.perf_counter()
-        network, failure = _network(session)
+        with _memory_errors(session), session.world.busy():  # compiling may take minutes
+            network, failure = _network(session)
         self.compiled = network is not session.model or (
             session.kind == "fsdp" and session.compute.compile
         )
@@ -68,6 +70,7 @@ class Stepper:
             session.notes.append(failure)
             # Stored with the run: eager and compiled dropout draw different bits.
             session.config = session.config.model_copy(update={"compile": False})
+        self._asks_every = 1  # micro-batches; asking is a message to every rank, and waits for it
         self._scaler = torch.amp.GradScaler(
             session.compute.device.type, enabled=session.compute.dtype == torch.float16
         )
@@ -87,15 +90,20 @@ class Stepper:
             MemoryLimitError: The device has too little memory.
         """
         s, config = self.s, self.s.config
-        lr = lr_at(s.state.step, s.max_steps, config)
+        lr, began = lr_at(s.state.step, s.max_steps, config), time.perf_counter()
         with _memory_errors(s):
             total = self._accumulate(stopped)
             if total is None:
                 s.optimizer.zero_grad()
                 return None
             s.optimizer.unscale(self._scaler)
-            norm = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
-            (loss,) = s.world.all_reduce_sum(float(total))
+            clipped = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
+            # The one time that a step waits for the device.
+            nats, norm = torch.stack((total, clipped)).tolist()
+            loss, seconds = s.world.all_reduce_sum(nats, time.perf_counter() - began)
+            # As many on every rank: a question that not all ask is never answered.
+            per_batch = seconds / s.world.size / s.grad_accum_steps
+            self._asks_every = 1 if s.world.size == 1 else max(1, int(ASK_EVERY / per_batch))
             if not self._is_sound(loss, norm):
                 s.optimizer.zero_grad()
                 return StepResult(loss, lr, norm, skipped=True)
@@ -116,7 +124,7 @@ class Stepper:
         total = torch.zeros((), device=s.compute.device)
         last = s.grad_accum_steps - 1
         for turn, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
-            if stopped():
+            if turn % self._asks_every == 0 and stopped():
                 return None
             if s.config.model.dropout:
                 index = turn * world.size + world.rank
@@ -190,6 +198,7 @@ def _network(session: Session) -> tuple[GPT, str | None]:
     model, compute = session.model, session.compute
     if not compute.compile or session.kind == "fsdp":  # its blocks are compiled, if at all
         return model, None
+    torch._dynamo.reset()  # or the ninth network that a process trains would not be compiled
     compiled = model.compiled()
     tokens = _zeros(session)
     failure = None
@@ -201,6 +210,8 @@ def _network(session: Session) -> tuple[GPT, str | None]:
             assert loss is not None
             torch.autograd.backward(loss)
     except Exception as error:
+        if is_out_of_memory(error):  # without compiling it takes more still
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         failure = f"not compiled: {reason}"
     finally:

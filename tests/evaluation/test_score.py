@@ -76,7 +76,7 @@ def test_windows_score_every_token_once(n_tokens: int, context: int, data: st.Da
 def test_batches_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     whole = evaluate(model, TokenArray(TOKENS), CPU, context=16)
-    monkeypatch.setattr(gptcli.evaluation.score, "_LOGITS_PER_BATCH", 1)
+    monkeypatch.setattr(gptcli.evaluation.score, "_WIDEST", 1)
     single = evaluate(model, TokenArray(TOKENS), CPU, context=16)
     assert whole is not None and single is not None
     assert whole.loss == pytest.approx(single.loss, rel=1e-6)

@@ -37,7 +37,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Make the gradients of some steps (counted from 1) infinite."""
 
     def poison(steps: set[int]) -> None:
-        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> float:
+        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> torch.Tensor:
             first, *others = parameters
             if current[0] in steps:
                 first.grad.view(-1)[0] = torch.inf  # type: ignore[union-attr]
@@ -136,7 +136,7 @@ def wrecked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Make a step (counted from 1) leave weights that give no finite loss."""
 
     def wreck(wanted: int) -> None:
-        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> float:
+        def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> torch.Tensor:
             first, *others = parameters
             if current[0] == wanted:
                 first.data.fill_(1e30)

@@ -6,6 +6,7 @@ import torch
 from gptcli.training import muon as module
 from gptcli.training.muon import muon, orthogonalized, stacks
 
+CPU = torch.device("cpu")
 SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64)] * 3
 
 
@@ -22,7 +23,7 @@ def test_it_is_bit_for_bit_torchs() -> None:
         for parameter, gradient in zip(theirs, gradients, strict=True):
             parameter.grad = gradient
         reference.step()
-        for stack in stacks(ours):
+        for stack in stacks(ours, CPU):
             muon(
                 [ours[i] for i in stack], [gradients[i] for i in stack],
                 [momenta[i] for i in stack], lr=0.02, momentum=0.9, weight_decay=0.1,
@@ -34,17 +35,19 @@ def test_it_is_bit_for_bit_torchs() -> None:
 
 def test_stacks_hold_each_matrix_once_and_shapes_apart() -> None:
     matrices = [torch.empty(s) for s in SHAPES]
-    found = stacks(matrices)
+    found = stacks(matrices, CPU)
     assert sorted(i for stack in found for i in stack) == list(range(len(SHAPES)))
     for stack in found:
         assert len({tuple(sorted(matrices[i].shape)) for i in stack}) == 1
 
 
 def test_stacks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LARGEST_STACK", 2 * 48 * 16)
-    sizes = [len(stack) for stack in stacks([torch.empty(48, 16) for _ in range(5)])]
-    assert sizes == [2, 2, 1]
-    assert [len(s) for s in stacks([torch.empty(480, 160) for _ in range(3)])] == [1, 1, 1]
+    monkeypatch.setattr(module, "_LARGEST_STACK", {"cpu": 2 * 48 * 16, "cuda": 1 << 28})
+    small = [torch.empty(48, 16) for _ in range(5)]
+    assert [len(stack) for stack in stacks(small, CPU)] == [2, 2, 1]
+    large = [torch.empty(480, 160) for _ in range(3)]
+    assert [len(stack) for stack in stacks(large, CPU)] == [1, 1, 1]
+    assert [len(stack) for stack in stacks(large, torch.device("cuda"))] == [3]
 
 
 def test_rows_become_nearly_orthonormal() -> None:
