@@ -1,8 +1,8 @@
-"""Checkpoints: one file each, written atomically and verified when read.
+"""Checkpoints: one file each, written atomically, verified when read, enough to resume.
 
-A file holds tensors and plain types only, loads with `weights_only=True`, and is enough to
-evaluate, generate and resume. A sha256 of every tensor and one over the rest are compared with
-what was loaded: a zip's own sums miss damage that changes where a tensor is read from.
+A file holds tensors and plain types only and loads with `weights_only=True`. A sha256 of every
+tensor and one over the rest are compared with what was loaded: a zip's own sums miss damage that
+changes where a tensor is read from.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from gptcli.tokenizers import Tokenizer, tokenizer_from
 FORMAT = "gptcli-checkpoint"
 VERSION = 1
 BASE = "base.pt"  # the frozen weights of a run that learns adapters
-_KEYS = {"format", "version", "model", "optimizer", "config", "tokenizer", "data", "state",
-         "checksums"}  # fmt: skip
+_OLDER = "use an older checkpoint of the run (checkpoints/step-*.pt)"
+_FOREIGN = "was it written by another program, or a newer gptcli?"
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Checkpoint:
         model: Weights by GPT-2's names; a tied head is not repeated. A run that learns adapters
             writes only these; `state` then names the base that they are read with.
         optimizer: State of each parameter, by parameter name.
-        config: The settled configuration of the run.
+        config: The resolved configuration of the run.
         tokenizer: `Tokenizer.definition()`.
         data: Which data it was trained on.
-        state: Position and tallies of the run.
+        state: Position and sums of the run.
     """
 
     model: dict[str, Tensor]
@@ -52,33 +52,29 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
-    """Write a checkpoint; `path` has it whole when this returns, or what it had before.
+_FIELDS = [field.name for field in fields(Checkpoint)]
+_PLAIN = ["format", "version", *(name for name in _FIELDS if name not in ("model", "optimizer"))]
 
-    Returns:
-        A checksum of the weights.
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint, all of it or not at all, and return a checksum of its weights.
 
     Raises:
         StorageError: The disk is full or may not be written.
     """
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.model.items()},
-        "optimizer": {
-            name: {key: tensor.detach().cpu() for key, tensor in state.items()}
-            for name, state in checkpoint.optimizer.items()
-        },
-        "config": checkpoint.config,
-        "tokenizer": checkpoint.tokenizer,
-        "data": checkpoint.data,
-        "state": checkpoint.state,
-    }
+    content: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    content |= {name: getattr(checkpoint, name) for name in _FIELDS}
+    content["model"] = _on_cpu(checkpoint.model)
+    content["optimizer"] = {name: _on_cpu(state) for name, state in checkpoint.optimizer.items()}
     tensors = {name: _tensor_sum(tensor) for name, tensor in _tensors(content).items()}
     content["checksums"] = {"tensors": tensors, "rest": _rest_sum(content)}
     with atomic.atomic_write(path) as file:
         torch.save(content, file)
     return _weights_sum(tensors)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
@@ -92,20 +88,19 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
         CheckpointError: Missing, not one of ours, or damaged; so is the base.
     """
     checkpoint, _ = _load(path, model_only)
-    wanted = checkpoint.state.get("base")
-    if not wanted:
+    base_sum = checkpoint.state.get("base")
+    if not base_sum:
         return checkpoint
-    real = path.resolve()
-    places = [folder / BASE for folder in (real.parent, real.parent.parent)]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    places = [folder / BASE for folder in path.resolve().parents[:2]]
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
         raise CheckpointError(
             f"{path} holds adapters only; the weights they belong to, {places[0]}, are missing",
             f"copy {BASE} from the run's folder too, or `gpt export` a merged model",
         )
-    base, weights = _load(found, model_only=True)
-    if weights != wanted:
-        raise CheckpointError(f"{found}: not the weights that the adapters in {path} belong to")
+    base, weights_sum = _load(place, model_only=True)
+    if weights_sum != base_sum:
+        raise CheckpointError(f"{place}: not the weights that the adapters in {path} belong to")
     return replace(checkpoint, model=base.model | checkpoint.model)
 
 
@@ -129,34 +124,26 @@ def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
         ) from error
     try:
         _verify(content, model_only)
-    except _Damaged as error:
-        raise CheckpointError(f"{path}: {error}", error.hint) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", error.hint) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from error
-    checkpoint = Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
+    checkpoint = Checkpoint(**{name: content[name] for name in _FIELDS})
     return checkpoint, _weights_sum(content["checksums"]["tensors"])
-
-
-class _Damaged(Exception):
-    hint = "take an older checkpoint of the run (checkpoints/step-*.pt)"
-
-
-class _Foreign(_Damaged):
-    hint = "was it written by another program, or a newer gptcli?"
 
 
 def _verify(content: Any, model_only: bool) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _Foreign("not a checkpoint of gptcli")
+        raise CheckpointError("not a checkpoint of gptcli", _FOREIGN)
     if content.get("version") != VERSION:
-        raise _Foreign(f"format version {content.get('version')}, not {VERSION}")
-    if set(content) != _KEYS:
-        raise _Damaged("damaged: keys are missing")
+        raise CheckpointError(f"format version {content.get('version')}, not {VERSION}", _FOREIGN)
+    if set(content) != {"format", "version", "checksums", *_FIELDS}:
+        raise CheckpointError("damaged: keys are missing", _OLDER)
     sums = content["checksums"]
     if _rest_sum(content) != sums["rest"]:
-        raise _Damaged("damaged: its settings do not have the checksum they were saved with")
+        raise CheckpointError("damaged: its settings do not match their checksum", _OLDER)
     tensors = {
         name: tensor
         for name, tensor in _tensors(content).items()
@@ -165,7 +152,7 @@ def _verify(content: Any, model_only: bool) -> None:
     with ThreadPoolExecutor(4) as pool:  # sums are taken outside the interpreter's lock
         for name, found in zip(tensors, pool.map(_tensor_sum, tensors.values()), strict=True):
             if found != sums["tensors"].get(name):
-                raise _Damaged(f"damaged: tensor {name} does not have its checksum")
+                raise CheckpointError(f"damaged: tensor {name} does not match its checksum", _OLDER)
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -173,7 +160,7 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, state in content["optimizer"].items():
         found |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
     if not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise _Damaged("damaged: tensors are missing")
+        raise CheckpointError("damaged: tensors are missing", _OLDER)
     return found
 
 
@@ -190,14 +177,13 @@ def _weights_sum(sums: Mapping[str, str]) -> str:
 def _rest_sum(content: Mapping[str, Any]) -> str:
     """Sum over everything but the tensors' elements: settings, names, types and shapes."""
     tensors = {name: [str(t.dtype), *t.shape] for name, t in _tensors(content).items()}
-    plain = {key: content[key] for key in _KEYS - {"model", "optimizer", "checksums"}}
-    canonical = json.dumps([plain, tensors], sort_keys=True)
+    canonical = json.dumps([{key: content[key] for key in _PLAIN}, tensors], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network ready to use, with all that a checkpoint says about it."""
+    """A model ready to use, with its checkpoint."""
 
     path: Path
     model: GPT
@@ -206,14 +192,14 @@ class TrainedModel:
 
     @property
     def step(self) -> int:
-        """Optimizer steps the network was trained for."""
+        """Optimizer steps the model was trained for."""
         return int(self.checkpoint.state["step"])
 
     @property
     def is_cut(self) -> bool:
         """Whether positions that were never trained are left out."""
-        whole: int = self.checkpoint.config["model"]["block_size"]
-        return self.model.config.block_size < whole
+        block_size: int = self.checkpoint.config["model"]["block_size"]
+        return self.model.config.block_size < block_size
 
     @property
     def data_dir(self) -> Path:
@@ -226,31 +212,29 @@ class TrainedModel:
         hint = "name prepared data with --data DIR, or a file with --text FILE"
         if named is None:
             raise DataError(f"{self.path}: there is no data that belongs to this model", hint)
-        folder = Path(named)
-        for place in (folder, self._started_in() / folder):
-            if place.is_dir():
-                return place
-        raise DataError(f"{folder}: the data of {self.path} is not here", hint)
-
-    def _started_in(self) -> Path:
-        """Return the folder that the run's own paths begin at, as far as its place tells it."""
+        # The run was started where its folder, without the run_dir that it ends in, leads to.
         parts = Path(self.checkpoint.config.get("run_dir") or "").parts
-        for folder in self.path.resolve().parents[:2]:
-            if parts and folder.parts[-len(parts) :] == parts:
-                return folder.parents[len(parts) - 1]
-        return Path()
+        started_in = [
+            folder.parents[len(parts) - 1]
+            for folder in self.path.resolve().parents[:2]
+            if parts and folder.parts[-len(parts) :] == parts
+        ]
+        for place in (Path(), *started_in):
+            if (place / named).is_dir():
+                return place / named
+        raise DataError(f"{named}: the data of {self.path} is not here", hint)
 
 
 def load_model(path: Path, device: torch.device, *, whole: bool = False) -> TrainedModel:
-    """Load the network and the tokenizer of a checkpoint, in evaluation mode.
+    """Load the model and the tokenizer of a checkpoint, in evaluation mode.
 
     Args:
         path: The file.
-        device: Where the network is to be.
+        device: Where to.
         whole: Keep positions that were never trained, because rows were shorter than the context.
 
     Raises:
-        CheckpointError: Missing, damaged, or not of this network.
+        CheckpointError: Missing, damaged, or not of this model.
     """
     checkpoint = load_checkpoint(path, model_only=True)
     try:
@@ -272,10 +256,10 @@ def load_model(path: Path, device: torch.device, *, whole: bool = False) -> Trai
 
 
 def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return the shape and the weights of a checkpoint's network, adapters added in.
+    """Return the shape and the weights of a checkpoint's model, adapters added in.
 
     Raises:
-        ValueError, TypeError, KeyError: It does not say a network's shape.
+        ValueError, TypeError, KeyError: It does not describe a model.
     """
     shape = ModelConfig(**checkpoint.config["model"])
     if shape.lora is None:
@@ -300,13 +284,12 @@ def place_weights(
 ) -> None:
     """Give `model`, made on "meta", copies of weights on a device, not to be trained.
 
-    They are copied, for a mapped file that somebody writes to would change under the network.
-
     Raises:
         CheckpointError: Names or shapes differ.
     """
     for name in _matching(model, weights, path):
         parent, _, last = name.rpartition(".")
+        # Copied, for a mapped file that somebody writes to would change under the model.
         weight = weights[name].to(device, torch.float32, copy=True)
         parameter = torch.nn.Parameter(weight, requires_grad=False)
         setattr(model.get_submodule(parent), last, parameter)
@@ -315,7 +298,7 @@ def place_weights(
 
 
 def _matching(model: GPT, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the parameters of `model`, after a look at whether the weights are theirs."""
+    """Return the parameters of `model`, once it is clear that the weights are theirs."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     differing = sorted(parameters.keys() ^ weights.keys()) or [
         name for name, weight in weights.items() if weight.shape != parameters[name].shape

@@ -1,7 +1,4 @@
-"""Where and in what precision to compute: every `auto` about the machine is settled here, once.
-
-Knows nothing of models or data.
-"""
+"""What the machine decides: device, precision, memory; every such `auto` is resolved here."""
 
 import contextlib
 import ctypes
@@ -18,12 +15,6 @@ import torch
 from gptcli.config.schema import Config
 from gptcli.errors import ConfigError
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -37,7 +28,7 @@ class Runtime:
     deterministic: bool
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context that forward passes run in."""
+        """Return the context for forward passes."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -46,7 +37,7 @@ class Runtime:
 def resolve_auto(config: Config) -> Config:
     """Return `config` with device, dtype and deterministic as concrete values.
 
-    Whether compiling pays is for those to say who know how much there is to do.
+    Whether compiling pays depends on the length of the run, see training/batch_size.py.
 
     Raises:
         ConfigError: The machine does not have the device that is asked for.
@@ -61,16 +52,15 @@ def resolve_auto(config: Config) -> Config:
 
 
 def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
-    """Prepare this process for the settled `config` and return what it says about the machine.
+    """Prepare this process for `config` and return what it says about the machine.
 
     Args:
         config: The configuration.
         trains: Whether CUDA may round the factors of float32 products to TF32's 11 bits, which is
             several times as fast; results that are reported in float32 are not rounded so.
     """
-    settled = resolve_auto(config)
-    device = torch.device(_device(settled.device))
-    deterministic = bool(settled.deterministic)
+    resolved = resolve_auto(config)
+    device, deterministic = torch.device(resolved.device), bool(resolved.deterministic)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler
     if device.type == "cpu":
@@ -79,15 +69,16 @@ def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
         torch.set_float32_matmul_precision("high" if trains and not deterministic else "highest")
         # Deterministic mode would fill each buffer with NaN first; ours are all written.
         cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
-    return Runtime(device, _DTYPES[settled.dtype], settled.compile is True, deterministic)
+    dtype: torch.dtype = getattr(torch, resolved.dtype)
+    return Runtime(device, dtype, resolved.compile is True, deterministic)
 
 
 def tune_malloc() -> None:
     """Let glibc keep what is freed, for the next step asks for the same again.
 
     By default blocks go back to the system at once, and each time they come back every page of
-    them is cleared: a third of the time of a small network's step. Blocks of more than 64 MB still
-    do, for they would leave holes that nothing else fills.
+    them is cleared: a third of the time of a small model's step. Blocks of more than 64 MB still
+    go back, for they would leave holes that nothing else fills.
     """
     mallopt = _glibc("mallopt")
     if mallopt is not None:
@@ -96,7 +87,7 @@ def tune_malloc() -> None:
 
 
 def trim_malloc() -> None:
-    """Give freed memory back after all: for large networks, whose steps would add hole to hole."""
+    """Give freed memory back after all: for large models, whose steps would add hole to hole."""
     malloc_trim = _glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
@@ -108,7 +99,7 @@ def _glibc(name: str) -> Callable[..., int] | None:
 
 
 def available_devices() -> list[str]:
-    """Return the kinds of device there are, best first."""
+    """Return the available kinds of device, best first."""
     found = ["cuda"] if torch.cuda.is_available() and _has_kernels() else []
     found += ["mps"] if torch.backends.mps.is_available() else []
     return [*found, "cpu"]
@@ -122,36 +113,30 @@ def _has_kernels() -> bool:
     return not built or 10 * major + minor >= min(built)
 
 
-def _device(wanted: str) -> str:
+def _device(requested: str) -> str:
     available = available_devices()
-    if wanted == "auto":
+    if requested == "auto":
         return available[0]
-    if wanted == "cuda" and wanted not in available and torch.cuda.is_available():
+    if requested == "cuda" and requested not in available and torch.cuda.is_available():
         raise ConfigError(
             f"device: this torch has no kernels for {torch.cuda.get_device_name()}",
             "install a torch built for it (such as one for CUDA 12.6), or set -s device=cpu",
         )
-    if wanted not in available:
+    if requested not in available:
         raise ConfigError(
-            f"device: this machine or this torch has no {wanted}; it has {', '.join(available)}",
+            f"device: this machine or this torch has no {requested}; it has {', '.join(available)}",
             "leave it out, or set -s device=auto",
         )
-    return wanted
+    return requested
 
 
 def _dtype(device: str) -> str:
-    """Return bfloat16 where the hardware computes it."""
+    """Return bfloat16 where the hardware multiplies it."""
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu" and _cpu_computes_bfloat16():
-        return "bfloat16"
-    return "float32"
-
-
-def _cpu_computes_bfloat16() -> bool:
-    """Tell whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    has_bf16 = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return "bfloat16" if device == "cpu" and has_bf16 else "float32"
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int]:
@@ -168,19 +153,17 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be had, of the device or the machine; None if unknown."""
+    """Return the free bytes of the device or the machine; None if unknown."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
-        # What torch's allocator holds and does not use can be had too.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
+        # What torch's allocator holds and does not use is available too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration, ValueError):
-        pass
-    there = machine_memory()
-    return there // 2 if there is not None else None
+        total = machine_memory()
+        return None if total is None else total // 2
 
 
 def machine_memory() -> int | None:
@@ -206,7 +189,7 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     if sys.platform == "win32":
-        return 0  # the standard library does not tell there
+        return 0  # the standard library has no such call there
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

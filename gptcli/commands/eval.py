@@ -237,7 +237,7 @@ def _references(folder: Path, trained: "TrainedModel") -> dict[str, float]:
 
 def _yardsticks(folder: Path, trained: "TrainedModel") -> dict[str, Any]:
     from gptcli.data.shards import SPLITS, TokenReader, read_manifest
-    from gptcli.evaluation.compressors import measure
+    from gptcli.evaluation.compare import measure
 
     manifest = read_manifest(folder)
     texts: list[bytes] = []

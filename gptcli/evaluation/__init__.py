@@ -1,14 +1,8 @@
-"""The loss of a network on text, its units, and the difference between two networks."""
+"""The loss of a model on text, its units, and the difference between two models."""
 
 from gptcli.evaluation.compare import Difference, paired_difference, spans_of_bytes
 from gptcli.evaluation.metrics import Evaluation, TokenStats
-from gptcli.evaluation.score import (
-    SpanOf,
-    TokenArray,
-    TokenSequence,
-    evaluate,
-    windows,
-)
+from gptcli.evaluation.score import SpanOf, TokenArray, TokenSequence, evaluate, windows
 
 __all__ = [
     "Difference",

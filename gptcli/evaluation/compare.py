@@ -1,18 +1,21 @@
-"""The difference between two networks on one text, with its confidence interval.
+"""One text, several predictors: the difference between two models, and what compressors need.
 
-Both see the same text, so what makes a passage hard cancels: the interval of the difference is
-much narrower than those of the two figures (paired comparison). Bits per byte are what networks
-with different tokenizers have in common.
+Two models see the same text, so what makes a passage hard cancels: the interval of the difference
+is much narrower than those of the two figures (paired comparison). Bits per byte are what models
+with different tokenizers, and compressors, have in common.
 """
 
+import lzma
 import math
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-from gptcli.evaluation.metrics import MOST_SPANS, Evaluation, standard_error_of_sum
+from gptcli.evaluation.metrics import MOST_SPANS, Evaluation, Sums, standard_error_of_sum
 
 CONFIDENCE = 0.95
 _SMALLEST_SPAN = 512  # bytes
@@ -20,7 +23,7 @@ _SMALLEST_SPAN = 512  # bytes
 
 @dataclass(frozen=True)
 class Difference:
-    """Bits per byte of one network minus those of another; below zero, the first is better.
+    """Bits per byte of one model minus those of another; below zero, the first is better.
 
     Attributes:
         bits_per_byte: The difference.
@@ -34,34 +37,30 @@ class Difference:
 
     @property
     def is_certain(self) -> bool:
-        """Tell whether the interval leaves zero out."""
+        """Tell whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
-    """Return how far `first` needs more bits per byte than `second`.
+    """Return how many more bits per byte `first` needs than `second`.
 
     Args:
         first: Scored with the same spans of the same text as `second`.
         second: As `first`; it may have another tokenizer.
     """
+
+    def residuals(found: Evaluation) -> tuple[Sums, npt.NDArray[np.bool_]]:
+        """Return what each span adds to the bits per byte beyond its share, and which are used."""
+        spans = found.paired.padded(max(len(first.paired), len(second.paired)))
+        bits = spans.nats / math.log(2)
+        return (bits - found.bits_per_byte * spans.bytes) / found.bytes, spans.tokens > 0
+
     difference = first.bits_per_byte - second.bits_per_byte
-    n = max(len(first.paired.bytes), len(second.paired.bytes))
-    residuals = _residuals(first, n) - _residuals(second, n)
-    used = (_padded(first.paired.tokens, n) > 0) | (_padded(second.paired.tokens, n) > 0)
-    error = standard_error_of_sum(residuals[used])
+    (one, in_one), (other, in_other) = residuals(first), residuals(second)
+    used = in_one | in_other
+    error = standard_error_of_sum((one - other)[used])
     margin = error * student_t(CONFIDENCE, int(used.sum()) - 1)
     return Difference(difference, difference - margin, difference + margin)
-
-
-def _residuals(found: Evaluation, n: int) -> npt.NDArray[np.float64]:
-    """Return what each span adds to the bits per byte beyond its share, (n,)."""
-    bits = _padded(found.paired.nats, n) / math.log(2)
-    return (bits - found.bits_per_byte * _padded(found.paired.bytes, n)) / found.bytes
-
-
-def _padded(values: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
-    return np.pad(values, (0, n - len(values)))
 
 
 def spans_of_bytes(n_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -93,3 +92,19 @@ def student_t(confidence: float, freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
+
+
+def measure(train: bytes, val: bytes) -> dict[str, float]:
+    """Return the bits per byte of `val` under `gzip -9`, `xz -9e`, and `xz -9e` after `train`.
+
+    The last is the fairest comparison with a model, which has seen the training text too.
+    """
+
+    def xz(text: bytes) -> int:
+        return len(lzma.compress(text, preset=lzma.PRESET_EXTREME | 9))
+
+    with ThreadPoolExecutor() as pool:  # the compressors run outside the interpreter's lock
+        both, first, alone = pool.map(xz, (train + val, train, val))
+    gzipped = len(zlib.compress(val, 9, wbits=31))
+    sizes = {"gzip": gzipped, "xz": alone, "xz_after_training_text": both - first}
+    return {name: 8 * size / max(1, len(val)) for name, size in sizes.items()}

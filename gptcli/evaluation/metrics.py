@@ -1,7 +1,7 @@
-"""What scoring gives: sums of nats, tokens, bytes and words, kept apart by parts of the text.
+"""What scoring gives: sums of nats, tokens, bytes and words, kept apart by spans of the text.
 
-A part of the text, a span, is what chance draws: the standard error is over spans, for the tokens
-within one are not independent. Knows nothing of networks.
+A span is what chance draws: the standard error is over spans, for the tokens within one are not
+independent.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gptcli.tokenizers import Tokenizer
 
 Counts = npt.NDArray[np.int64]
-
+Sums = npt.NDArray[np.float64]
 
 MOST_SPANS = 256  # of a text: enough for the interval, each long enough to be independent
 _SMALLEST_SPAN = 128  # tokens
@@ -24,23 +24,18 @@ def span_length(n_tokens: int) -> int:
 
 
 class TokenStats:
-    """Counts the bytes and words that tokens stand for; end-of-text stands for none.
+    """Counts the bytes and words of tokens; end-of-text has none.
 
-    Words are what ASCII white space separates, as in `bytes.split`. A word that goes on from the
-    token before is that token's, so counts of neighbours add up to the whole text's.
+    Words are what ASCII white space separates, as in `bytes.split`. A word that continues from the
+    token before is that token's, so counts of neighbors add up to those of the whole text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
         self._bytes = np.array([len(text) for text in texts], dtype=np.int64)
         self._words = np.array([len(text.split()) for text in texts], dtype=np.int64)
-        self._starts = np.array([bool(text[:1].strip()) for text in texts])
-        self._ends = np.array([bool(text[-1:].strip()) for text in texts])
-
-    @property
-    def bytes(self) -> Counts:
-        """The bytes of every token, (vocab_size,)."""
-        return self._bytes
+        self._starts_word = np.array([bool(text[:1].strip()) for text in texts])
+        self._ends_word = np.array([bool(text[-1:].strip()) for text in texts])
 
     def count(self, before: Counts, tokens: Counts) -> tuple[Counts, Counts]:
         """Return the bytes and the words of each token, (n,) each.
@@ -49,18 +44,26 @@ class TokenStats:
             before: The token before each, (n,).
             tokens: (n,).
         """
-        goes_on = self._ends[before] & self._starts[tokens]
-        return self._bytes[tokens], self._words[tokens] - goes_on
+        continues = self._ends_word[before] & self._starts_word[tokens]
+        return self._bytes[tokens], self._words[tokens] - continues
 
 
 class SpanSums:
-    """Sums for each span of the text, (n_spans,) each, that grow as spans are met."""
+    """Sums of nats, tokens, bytes and words for each span of the text, (n_spans,) each."""
 
-    def __init__(self) -> None:
-        self.nats: npt.NDArray[np.float64] = np.zeros(0)
-        self.tokens: npt.NDArray[np.float64] = np.zeros(0)
-        self.bytes: npt.NDArray[np.float64] = np.zeros(0)
-        self.words: npt.NDArray[np.float64] = np.zeros(0)
+    def __init__(self, sums: Sums | None = None) -> None:
+        self._set(np.zeros((4, 0)) if sums is None else sums)
+
+    def _set(self, sums: Sums) -> None:
+        self._sums = sums
+        self.nats, self.tokens, self.bytes, self.words = sums  # views
+
+    def __len__(self) -> int:
+        return self._sums.shape[1]
+
+    def padded(self, n: int) -> "SpanSums":
+        """Return the sums with empty spans after them, `n` in all."""
+        return SpanSums(np.pad(self._sums, ((0, 0), (0, n - len(self)))))
 
     def add(
         self,
@@ -70,33 +73,22 @@ class SpanSums:
         n_words: Counts | None = None,
     ) -> None:
         """Add scored tokens: the span of each, its loss, its bytes and its words, (n,) each."""
-        self.nats = _added(self.nats, spans, nats)
-        self.tokens = _added(self.tokens, spans, None)
-        if n_bytes is not None and n_words is not None:
-            self.bytes = _added(self.bytes, spans, n_bytes)
-            self.words = _added(self.words, spans, n_words)
-
-
-def _added(
-    sums: npt.NDArray[np.float64], spans: Counts, values: npt.NDArray[np.generic] | None
-) -> npt.NDArray[np.float64]:
-    """Return sums with values added at their spans; sums is changed where it is long enough."""
-    if not len(spans):
-        return sums
-    first = int(spans.min())
-    added = np.bincount(spans - first, weights=values)
-    end = first + len(added)
-    if end > len(sums):  # doubling, so that a long text is not copied with every batch
-        sums = np.concatenate([sums, np.zeros(max(end, 2 * len(sums)) - len(sums))])
-    sums[first:end] += added
-    return sums
+        if not len(spans):
+            return
+        first, end = int(spans.min()), int(spans.max()) + 1
+        if end > len(self):  # doubling, so that a long text is not copied with every batch
+            self._set(np.pad(self._sums, ((0, 0), (0, max(end - len(self), len(self))))))
+        ones = np.ones(len(spans))
+        for sums, values in zip(self._sums, (nats, ones, n_bytes, n_words), strict=True):
+            if values is not None:
+                sums[first:end] += np.bincount(spans - first, weights=values)
 
 
 class Evaluation:
     """The result of scoring tokens.
 
     Attributes:
-        context: Most tokens the network saw before a scored one.
+        context: The most tokens the model saw before a scored one.
         stride: Tokens scored by each window but the first.
         spans: The sums behind the figures, for each span of the text.
         paired: The same for the spans that a comparison is over.
@@ -120,7 +112,7 @@ class Evaluation:
 
     @property
     def bytes(self) -> int:
-        """Bytes of text the scored tokens stand for."""
+        """Bytes of text of the scored tokens."""
         return int(self.spans.bytes.sum())
 
     @property
@@ -151,21 +143,17 @@ class Evaluation:
     @property
     def standard_error(self) -> float:
         """Standard error of the loss, in nats per token; not a number with a single span."""
-        return (
-            standard_error_of_sum(
-                (self.spans.nats - self.loss * self.spans.tokens)[self.spans.tokens > 0]
-            )
-            / self.tokens
-        )
+        residuals = self.spans.nats - self.loss * self.spans.tokens
+        return standard_error_of_sum(residuals[self.spans.tokens > 0]) / self.tokens
 
 
-def standard_error_of_sum(residuals: npt.NDArray[np.float64]) -> float:
+def standard_error_of_sum(residuals: Sums) -> float:
     """Return the standard error of a sum of independent parts, from what remains of each.
 
     Divided by a total it is that of a ratio of two sums (Cochran 1977, chapter 6).
 
     Args:
-        residuals: Of each part, its sum minus what the ratio predicts for it, (n,).
+        residuals: The sum of each part minus what the ratio predicts for it, (n,).
     """
     n = len(residuals)
     return math.sqrt(n / (n - 1) * float(np.square(residuals).sum())) if n > 1 else math.nan

@@ -1,7 +1,6 @@
-"""The loss of a network on text: every token scored once, in nats, with its bytes counted.
+"""The loss of a model on text: every token scored once, in nats, with its bytes counted.
 
-Sums run over tokens and are divided once, so batches never weigh differently. Knows nothing of
-files or terminals.
+Sums run over tokens and are divided once, so batches never weigh differently.
 """
 
 import itertools
@@ -22,11 +21,10 @@ from gptcli.model.loss import IGNORED
 
 # Tokens of one batch: on a CPU what they need stays near the processor's caches; a GPU is busy, and
 # MPS within the largest array it has. Logits need no bound, for the loss works through them in
-# tables of its own.
+# chunks of its own.
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768, "mps": 8192}
 # Numbers of one batch's widest activation: 512 MB in float32.
 _WIDEST = 1 << 27
-
 
 SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
@@ -108,16 +106,16 @@ def evaluate(
     """Score tokens.
 
     Args:
-        model: The network; its mode is restored afterwards.
+        model: Its mode is restored afterwards.
         tokens: At least two.
-        compute: Where the network lives, and its precision.
+        compute: Device and precision.
         context: Window length.
         stride: Tokens between window starts; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
         units: Counts bytes and words of the scored tokens; neither is counted if None.
-        span_of: From positions (n,) of tokens to the part of the text that each is in, for a
-            comparison with a network of another tokenizer; parts of as many tokens if None.
-        turn: Which of how many shares to score; each takes as many forward passes.
+        span_of: From positions (n,) of tokens to the span of the text that each is in, for a
+            comparison with a model of another tokenizer; spans of equally many tokens if None.
+        turn: Rank and number of ranks that share the work, with equally many forward passes each.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
     """
@@ -125,38 +123,47 @@ def evaluate(
     stride = stride or context
     chosen, total = scoring_windows(len(tokens), context, stride, max_tokens)
     window = windows(len(tokens), context, stride)
-    rows = _rows_per_batch(model, context, compute)
-    length = span_length(len(tokens))
-    tally, paired = SpanSums(), SpanSums() if span_of is not None else None
+    evenly_spaced = (window(i * total // chosen) for i in range(chosen))
+    n_together = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
+    rows, length = max(1, n_together // context), span_length(len(tokens))
+    sums, paired = SpanSums(), SpanSums() if span_of is not None else None
     done, was_training = 0, model.training
     model.eval()
     try:
-        found = _batches((window(i * total // chosen) for i in range(chosen)), rows)
-        for batch, counts in _dealt(found, turn):
+        for batch, counts in _batches(evenly_spaced, rows, turn):
             if stopped():
                 return None
             raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
-            scored = _scored(batch)  # (B, T), as are positions
+            n_unscored = np.array([[w.length - w.n_scored] for w in batch])
+            scored = np.arange(raw.shape[1] - 1) >= n_unscored  # (B, T), as are positions
             positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
             nats = _token_losses(model, raw, scored, compute)
             if not counts:
                 continue
             before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
-            sums = (nats[scored], *(units.count(before, targets) if units else ()))
-            tally.add((places - 1) // length, *sums)
+            found = (nats[scored], *(units.count(before, targets) if units else ()))
+            sums.add((places - 1) // length, *found)
             if paired is not None and span_of is not None:
-                paired.add(span_of(places), *sums)
+                paired.add(span_of(places), *found)
             done += len(batch)
             on_progress(done, chosen)
     finally:
         model.train(was_training)
-    return Evaluation(context, stride, tally, paired)
+    return Evaluation(context, stride, sums, paired)
 
 
-def _rows_per_batch(model: GPT, context: int, compute: Runtime) -> int:
-    """Return the windows that are scored together."""
-    n_tokens = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
-    return max(1, n_tokens // context)
+def _batches(
+    found: Iterable[Window], rows: int, turn: tuple[int, int]
+) -> Iterator[tuple[list[Window], bool]]:
+    """Yield a rank's batches of windows of equal length; if too few, one that does not count."""
+    batches = (
+        batch
+        for _, alike in itertools.groupby(found, lambda window: window.length)
+        for batch in iter(lambda alike=alike: list(itertools.islice(alike, rows)), [])
+    )
+    rank, world_size = turn
+    while dealt := list(itertools.islice(batches, world_size)):
+        yield (dealt[rank], True) if rank < len(dealt) else (dealt[0], False)
 
 
 @torch.no_grad()
@@ -166,7 +173,7 @@ def _token_losses(
     """Return the loss of every token but the first of rows (B, T + 1), zero where not scored.
 
     Raises:
-        DataError: A token that counts is none of the model's.
+        DataError: The model does not have a token that is scored.
     """
     if (raw[:, 1:][scored] >= model.n_tokens).any():
         raise DataError(
@@ -178,33 +185,4 @@ def _token_losses(
     with compute.autocast():
         losses = model.token_losses(rows[:, :-1].to(compute.device), targets.to(compute.device))
     found: npt.NDArray[np.float32] = losses.cpu().numpy()
-    return found
-
-
-def _batches(found: Iterator[Window], rows: int) -> Iterator[list[Window]]:
-    """Group consecutive windows of equal length, up to `rows` of them."""
-    batch: list[Window] = []
-    for window in found:
-        if batch and (len(batch) == rows or batch[0].length != window.length):
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
-
-
-def _dealt(
-    batches: Iterable[list[Window]], turn: tuple[int, int]
-) -> Iterator[tuple[list[Window], bool]]:
-    """Yield the batches of a share; where there are too few, one that does not count."""
-    mine, shares = turn
-    found = iter(batches)
-    while dealt := list(itertools.islice(found, shares)):
-        yield (dealt[mine], True) if mine < len(dealt) else (dealt[0], False)
-
-
-def _scored(batch: list[Window]) -> npt.NDArray[np.bool_]:
-    """Return which targets (B, T) of windows of one length count."""
-    first = np.array([w.length - w.n_scored for w in batch])
-    found: npt.NDArray[np.bool_] = np.arange(batch[0].length) >= first[:, None]
     return found

@@ -1,7 +1,4 @@
-"""The text to score: a file, or a split of prepared data, as tokens of a network's own tokenizer.
-
-Knows how text is stored and nothing of how it is scored.
-"""
+"""The text to score: a file, or a split of prepared data, in tokens of the model's tokenizer."""
 
 from pathlib import Path
 
@@ -23,8 +20,8 @@ def text_tokens(
     """Tokenize a text file, nothing put before it.
 
     Returns:
-        The tokens, which part of the text each is in, and a warning if the tokens stand for
-        another text.
+        The tokens, the span of the text that each is in, and a warning if they decode to another
+        text.
 
     Raises:
         DataError: It cannot be read, or has characters the tokenizer does not know, or no text.
@@ -42,12 +39,12 @@ def text_tokens(
     tokens = np.concatenate(pieces)
     if len(tokens) < 2:
         raise DataError(f"{path}: {plural(len(tokens), 'token')}; scoring takes at least 2")
-    parts = spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
+    span_of = spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
     warning = (
         f"warning: the tokenizer of {trained.path} changes this text; its figures, bits per byte"
         " too, are those of the changed text"
     )
-    return TokenArray(tokens), parts, warning if is_changed else None
+    return TokenArray(tokens), span_of, warning if is_changed else None
 
 
 def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequence:

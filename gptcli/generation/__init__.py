@@ -1,7 +1,13 @@
 """Sampling: a prompt's ids to new ids, and the text around them."""
 
-from gptcli.generation.decode import Decoding, SampledToken
-from gptcli.generation.samples import DecodeTimings, Sample, draw_samples, rows_together
+from gptcli.generation.decode import (
+    DecodeTimings,
+    Decoding,
+    Sample,
+    SampledToken,
+    draw_samples,
+    rows_together,
+)
 from gptcli.generation.text import TextStream, encode_prompt, extend_context
 from gptcli.generation.weights import prepare_for_decoding
 

@@ -5,28 +5,35 @@ Letters as in gpt.py.
 """
 
 import contextlib
+import time
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
-from gptcli.errors import CheckpointError
+from gptcli.errors import CheckpointError, ConfigError
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
-from gptcli.model import GPT
-from gptcli.model.cache import KVCache
+from gptcli.generation.text import TextStream
+from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform
+from gptcli.tokenizers import Tokenizer
+
+_MAX_ROWS = 64  # samples decoded together
+_CACHE_BYTES = 1 << 30  # of their keys and values
 
 
 class SampledToken(NamedTuple):
     """A token of a sample.
 
     Attributes:
-        sample: Which of the texts.
+        sample: The number of the sample.
         token: Its id.
-        logprob: The network's log-probability of it, in nats, before temperature and the like.
+        logprob: The model's log-probability of it, in nats, before temperature and the like.
     """
 
     sample: int
@@ -35,9 +42,9 @@ class SampledToken(NamedTuple):
 
 
 class Decoding:
-    """Several samples of one prompt, a token each at a time.
+    """Several samples of one prompt, extended by one token each at a time.
 
-    When the context is full, its later half is read again and drawing goes on.
+    When the context is full, its later half is read again and sampling continues.
 
     Attributes:
         alive: The samples that still grow, in the order of the rows.
@@ -55,7 +62,7 @@ class Decoding:
         logprobs: bool = False,
         context: int | None = None,
     ) -> None:
-        """Begin; the prompt is read with the first step.
+        """Prepare; the prompt is read with the first step.
 
         Args:
             model: In evaluation mode.
@@ -63,9 +70,9 @@ class Decoding:
             config: How to sample.
             ends: The ids that end a text.
             seed: With the sample and the position, the key of each draw.
-            samples: Numbers of the texts.
-            logprobs: Whether to find the log-probabilities; 0 otherwise.
-            context: Most tokens to attend to; None is all that the network can.
+            samples: Numbers of the samples.
+            logprobs: Whether to compute log-probabilities; 0 otherwise.
+            context: The most tokens to attend to; None is the model's context.
         """
         self._context = context or model.config.block_size
         assert 0 < len(prompt) <= self._context
@@ -74,11 +81,7 @@ class Decoding:
         self._ends, self._wants_logprobs = ends, logprobs
         self._texts = {sample: list(prompt) for sample in samples}
         self._n_drawn = 0
-        self._cache: KVCache | None = None
-        n_tokens = model.n_tokens
-        self._seen = torch.zeros(len(self.alive), n_tokens, dtype=torch.bool)
-        if config.repetition_penalty != 1:
-            self._seen[:, [token for token in prompt if token < n_tokens]] = True
+        self._cache = KVCache(min(self._context, len(prompt) + config.max_new_tokens))
 
     def __iter__(self) -> Iterator[SampledToken]:
         """Yield tokens until no sample grows."""
@@ -88,25 +91,22 @@ class Decoding:
     def step(self) -> list[SampledToken]:
         """Return the next token of every sample that grows; end-of-text ends one unreturned."""
         logits = self._next_logits()
-        position, config = self._n_drawn, self._config
-        uniforms = [derive_uniform("draw", self._seed, sample, position) for sample in self.alive]
-        scores = logits
-        if config.repetition_penalty != 1:
-            scores = apply_repetition_penalty(logits, self._seen, config.repetition_penalty)
-        tokens = sample_tokens(scores, config, uniforms)
-        logprobs = self._logprobs(logits, tokens)
-        self._n_drawn += 1
-        drawn = []
-        for row, (sample, token) in enumerate(zip(tuple(self.alive), tokens, strict=True)):
-            if token in self._ends:
-                continue
+        uniforms = [derive_uniform("draw", self._seed, k, self._n_drawn) for k in self.alive]
+        tokens = sample_tokens(self._penalized(logits), self._config, uniforms)
+        logprobs = [0.0] * len(tokens)
+        if self._wants_logprobs:
+            chosen = torch.tensor(tokens)[:, None]
+            logprobs = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+        drawn = [
+            found
+            for found in map(SampledToken, self.alive, tokens, logprobs)
+            if found.token not in self._ends
+        ]
+        for sample, token, _ in drawn:
             self._texts[sample].append(token)
-            if config.repetition_penalty != 1:
-                self._seen[row, token] = True
-            drawn.append(SampledToken(sample, token, logprobs[row]))
-        self._keep([found.sample for found in drawn])
-        if self._n_drawn == config.max_new_tokens:
-            self._keep([])
+        self._n_drawn += 1
+        is_last = self._n_drawn == self._config.max_new_tokens
+        self._keep([] if is_last else [found.sample for found in drawn])
         return drawn
 
     def end(self, sample: int) -> None:
@@ -116,22 +116,20 @@ class Decoding:
     def _next_logits(self) -> Tensor:
         """Feed what the cache has not seen; return the logits (B, V) that follow, on the CPU."""
         texts = [self._texts[sample] for sample in self.alive]
-        if self._cache is None:  # the prompt is the same for all: it is read once
-            size = min(self._context, len(texts[0]) + self._config.max_new_tokens)
-            first = self._model.empty_cache(1, size)
-            logits = self._feed(texts[:1], first)
-            self._cache = first.repeated(len(texts))
+        if self._n_drawn == 0:  # the prompt is the same for all: it is read once
+            logits = self._feed(texts[:1])
+            self._cache = self._cache.of_rows([0] * len(texts))
             return logits.expand(len(texts), -1)
         if self._cache.length == self._context:
             self._cache.length = 0
-            return self._feed([text[-max(1, self._context // 2) :] for text in texts], self._cache)
-        return self._feed([text[-1:] for text in texts], self._cache)
+            return self._feed([text[-max(1, self._context // 2) :] for text in texts])
+        return self._feed([text[-1:] for text in texts])
 
     @torch.no_grad()
-    def _feed(self, tokens: list[list[int]], cache: KVCache) -> Tensor:
+    def _feed(self, tokens: list[list[int]]) -> Tensor:
         device = self._model.wte.weight.device
         with decoding_kernels(device):
-            logits = self._model.next_logits(torch.tensor(tokens, device=device), cache)
+            logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
         logits = logits.float().cpu()  # (B, V)
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
@@ -140,22 +138,20 @@ class Decoding:
             )
         return logits
 
-    def _logprobs(self, logits: Tensor, tokens: list[int]) -> list[float]:
-        if not self._wants_logprobs:
-            return [0.0] * len(tokens)
-        found = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])
-        values: list[float] = found[:, 0].tolist()
-        return values
+    def _penalized(self, logits: Tensor) -> Tensor:
+        if self._config.repetition_penalty == 1:
+            return logits
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        for row, sample in enumerate(self.alive):
+            seen[row, [token for token in self._texts[sample] if token < logits.shape[1]]] = True
+        return apply_repetition_penalty(logits, seen, self._config.repetition_penalty)
 
     def _keep(self, samples: list[int]) -> None:
-        """Go on with these samples only."""
+        """Continue with these samples only."""
         rows = [row for row, sample in enumerate(self.alive) if sample in samples]
-        if len(rows) == len(self.alive):
-            return
-        self.alive = [self.alive[row] for row in rows]
-        self._seen = self._seen[rows]
-        if self._cache is not None and rows:
+        if 0 < len(rows) < len(self.alive):
             self._cache = self._cache.of_rows(rows)
+        self.alive = [self.alive[row] for row in rows]
 
 
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
@@ -171,3 +167,123 @@ def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
     return sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
+
+
+@dataclass
+class Sample:
+    """One text.
+
+    Attributes:
+        number: Which of the prompt's texts.
+        text: The text, as far as it is drawn.
+        drawn: Its tokens.
+    """
+
+    number: int
+    text: TextStream
+    drawn: list[SampledToken] = field(default_factory=list)
+
+
+@dataclass
+class DecodeTimings:
+    """How long decoding took.
+
+    Attributes:
+        to_first_token: Seconds until the first token was drawn, reading the prompt included.
+        decoding: Seconds of all steps after the first.
+        n_decoded: Tokens drawn in them.
+    """
+
+    to_first_token: float | None = None
+    decoding: float = 0.0
+    n_decoded: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all samples per second of decoding."""
+        return self.n_decoded / self.decoding if self.decoding else 0.0
+
+    def count(self, seconds: float, n_tokens: int) -> None:
+        """Count a step."""
+        if self.to_first_token is None:
+            self.to_first_token = seconds
+        else:
+            self.decoding += seconds
+            self.n_decoded += n_tokens
+
+
+def rows_together(model: GPT, n_samples: int) -> int:
+    """Return how many of the samples are decoded together."""
+    shape = model.config
+    width = (shape.n_kv_head or shape.n_head) * shape.head_size
+    bytes_per_sample = 2 * 4 * shape.n_layer * width * shape.block_size
+    return max(1, min(n_samples, _MAX_ROWS, _CACHE_BYTES // bytes_per_sample))
+
+
+def draw_samples(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    config: GenerateConfig,
+    *,
+    seed: int,
+    numbers: Sequence[int],
+    clock: DecodeTimings | None = None,
+    logprobs: bool = False,
+) -> Iterator[tuple[Sample, str]]:
+    """Yield text as it becomes certain, one sample after the other, with its sample.
+
+    As many as memory allows are decoded together; text of later ones waits until those before are
+    finished. The last text of a sample may be empty; its `text` is then complete.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Of the prompt and the model.
+        prompt: One to block_size ids.
+        config: How to sample.
+        seed: With a sample's number and the position, the key of each draw.
+        numbers: Of the samples.
+        clock: Counts the steps.
+        logprobs: Whether to compute log-probabilities.
+
+    Raises:
+        ConfigError: The prompt has a token that the model does not have.
+    """
+    if any(token >= model.n_tokens for token in prompt):
+        raise ConfigError("the model has no token that a text starts with", "give it a prompt")
+    clock, together = clock or DecodeTimings(), rows_together(model, len(numbers))
+    for first in range(0, len(numbers), together):
+        some = numbers[first : first + together]
+        samples = {number: Sample(number, TextStream(tokenizer, config)) for number in some}
+        decoding = Decoding(
+            model, prompt, config,
+            ends=tokenizer.ends, seed=seed, samples=some, logprobs=logprobs,
+        )  # fmt: skip
+        yield from _in_order(decoding, samples, clock)
+
+
+def _in_order(
+    decoding: Decoding, samples: dict[int, Sample], clock: DecodeTimings
+) -> Iterator[tuple[Sample, str]]:
+    waiting, n_yielded = deque(samples.values()), 0
+    while waiting:
+        began = time.perf_counter()
+        drawn = decoding.step()
+        clock.count(time.perf_counter() - began, len(drawn))
+        for found in drawn:
+            sample = samples[found.sample]
+            sample.drawn.append(found)
+            sample.text.push(found.token)
+            if sample.text.is_stopped:
+                decoding.end(found.sample)
+        while waiting:
+            sample = waiting[0]
+            if is_done := sample.number not in decoding.alive:
+                sample.text.finish()
+            if (text := sample.text.text[n_yielded:]) or is_done:
+                yield sample, text
+            n_yielded += len(text)
+            if not is_done:
+                break
+            waiting.popleft()
+            n_yielded = 0

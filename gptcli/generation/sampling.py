@@ -1,6 +1,5 @@
-"""From logits to tokens: what may be drawn, and draws that are functions of their keys.
+"""From logits to tokens: repetition penalty, temperature, top-k, then top-p and min-p.
 
-Order: repetition penalty, temperature, top-k, then top-p and min-p. Knows nothing of networks.
 Letters as in gpt.py; K candidates.
 """
 
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
 
-# Top-p looks at this many likeliest tokens first: all of a sharp distribution, without a sort.
+# Top-p looks at this many likeliest tokens first: for a sharp distribution they suffice, and no
+# sort of the whole vocabulary is needed.
 _LIKELIEST = 512
 
 
@@ -29,48 +29,41 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     ids = None
     if config.top_k is not None and config.top_k < V:
         logits, ids = torch.topk(logits, config.top_k)
-    likeliest = logits.amax(-1, keepdim=True)  # less it, no temperature overflows
-    probs = torch.softmax((logits - likeliest) / config.temperature, dim=-1)
-    least = None if config.min_p is None else config.min_p * probs.amax(-1, keepdim=True)
+    largest = logits.amax(-1, keepdim=True)  # subtracted first, or a low temperature overflows
+    probs = torch.softmax((logits - largest) / config.temperature, dim=-1)
+    likeliest = probs.amax(-1, keepdim=True)
     if config.top_p is not None:
         if ids is None:
-            probs, ids = _likeliest(probs, config.top_p)
+            values, ids = torch.topk(probs, min(_LIKELIEST, V))
+            if bool((values.double().sum(-1) < config.top_p).any()):
+                values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+            probs = values
         probs = probs * (probs.cumsum(-1) - probs < config.top_p)
-    if least is not None:
-        probs = probs * (probs >= least)
+    if config.min_p is not None:
+        probs = probs * (probs >= config.min_p * likeliest)
     return ids, probs / probs.sum(-1, keepdim=True)
 
 
-def _likeliest(probs: Tensor, reached: float) -> tuple[Tensor, Tensor]:
-    """Return the likeliest tokens that together reach a probability, sorted: (B, K) each."""
-    values, ids = torch.topk(probs, min(_LIKELIEST, probs.shape[-1]))
-    if bool((values.double().sum(-1) < reached).any()):
-        values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
-    return values, ids
-
-
 def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> list[int]:
-    """Return one token for each row of logits (B, V).
+    """Return one token for each row of logits (B, V): its distribution's inverse at a number.
 
-    A row's distribution is inverted at its number in [0, 1), so that the draw depends on nothing
-    else.
+    The numbers are in [0, 1), one a row, so that a row's draw depends on nothing else.
     """
     if config.temperature == 0:
-        likeliest: list[int] = logits.argmax(-1).tolist()
-        return likeliest
+        greedy: list[int] = logits.argmax(-1).tolist()
+        return greedy
     ids, probs = filter_logits(logits, config)
     ends = probs.cumsum(-1, dtype=torch.float64)  # (B, K)
-    wanted = torch.tensor(uniforms, dtype=torch.float64)[:, None] * ends[:, -1:]
-    at = torch.searchsorted(ends, wanted, right=True).clamp(max=ends.shape[-1] - 1)  # (B, 1)
-    # Rounding may lead behind the last candidate, to one of probability 0.
-    last = (ends < ends[:, -1:]).sum(-1, keepdim=True)
-    at = torch.minimum(at, last)
+    points = torch.tensor(uniforms, dtype=torch.float64)[:, None] * ends[:, -1:]
+    at = torch.searchsorted(ends, points, right=True)  # (B, 1)
+    # Rounding may lead beyond the last candidate, to one of probability 0.
+    at = torch.minimum(at, (ends < ends[:, -1:]).sum(-1, keepdim=True))
     tokens: list[int] = (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
     return tokens
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that were there already less likely (Keskar et al. 2019, CTRL).
+    """Make tokens that already occurred less likely (Keskar et al. 2019, CTRL).
 
     Args:
         logits: (B, V).

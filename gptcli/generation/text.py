@@ -31,30 +31,29 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def extend_context(
-    tokenizer: Tokenizer, said: Sequence[int], text: str, block_size: int
+    tokenizer: Tokenizer, history: Sequence[int], text: str, block_size: int
 ) -> list[int]:
-    """Return what was said with `text` behind it, or its later part where the context is too short.
+    """Return the ids of a conversation and of `text`; their later part if the context is too short.
 
     Raises:
         ConfigError: The vocabulary lacks part of the text.
     """
-    said = said or tokenizer.start
-    ids = [*said, *_encode(tokenizer, text)] or [tokenizer.eot]
+    ids = [*(history or tokenizer.start), *_encode(tokenizer, text)] or [tokenizer.eot]
     return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
 
 
 class TextStream:
-    """The text of drawn ids, cut before the first stop string.
+    """The text of sampled ids, cut before the first stop string.
 
     Bytes of an unfinished character and what may become a stop string are held back until it is
     certain what they are.
 
     Attributes:
         text: The text that is certain.
-        n_tokens: Ids drawn so far.
+        n_tokens: Ids received so far.
         is_stopped: Whether a stop string was met.
-        is_ended: Whether end-of-text was drawn, which `finish` tells from there being fewer ids
-            than were wanted.
+        is_ended: Whether end-of-text was drawn: set by `finish` if there are fewer ids than asked
+            for.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: GenerateConfig) -> None:
@@ -73,11 +72,12 @@ class TextStream:
         """Take the next id; return the text that became certain, perhaps none."""
         self.n_tokens += 1
         self._held += self._decoder.push(token)
-        at = _first_stop(self._held, self._config.stop)
-        if at is not None:
+        stops = self._config.stop
+        if places := [at for stop in stops if (at := self._held.find(stop)) >= 0]:
             self.is_stopped = True
-            return self._release(at)
-        return self._release(len(self._held) - _possible_stop(self._held, self._config.stop))
+            return self._release(min(places))
+        begun = (n for stop in stops for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
+        return self._release(len(self._held) - max(begun, default=0))
 
     def finish(self) -> str:
         """Return what was held back, once no more ids come."""
@@ -88,21 +88,6 @@ class TextStream:
         return self._release(len(self._held))
 
     def _release(self, n: int) -> str:
-        sure, self._held = self._held[:n], self._held[n:]
-        self.text += sure
-        return sure
-
-
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Return where the earliest stop string begins."""
-    places = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return min(places, default=None)
-
-
-def _possible_stop(text: str, stops: Sequence[str]) -> int:
-    """Return the length of the longest end of `text` that a stop string begins with."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0
+        certain, self._held = self._held[:n], self._held[n:]
+        self.text += certain
+        return certain

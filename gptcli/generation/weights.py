@@ -2,8 +2,8 @@
 
 A token needs every weight once, so decoding takes as long as reading them. Which of torch's kernels
 reads fastest differs from processor to processor by a factor of three (float16 saturates the memory
-of one and loses to float32 on another), so they are raced on the network's own matrices, which
-takes about a tenth of a second. Residuals and norms stay float32.
+of one and loses to float32 on another), so they are timed on the model's own matrices, which takes
+about a tenth of a second. Residuals and norms stay float32.
 """
 
 import time
@@ -19,22 +19,22 @@ from gptcli.model import GPT
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
 LARGE = 20_000_000
-_RACED = 4  # matrices, so that none is in the cache when its turn comes
+_TIMED = 4  # matrices, so that none is in the cache when its turn comes
 _LAPS = 3
-_MARGIN = 1.25  # as much faster than those before it a kernel has to be: a race is no close call
+_MARGIN = 1.25  # a kernel wins by this factor, so that noise does not decide a close race
 
-_INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not look
+_INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not check
 
 MatmulFn = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
 
 
 class Kernel(NamedTuple):
-    """A way to multiply by a matrix: from a weight (N, K) and a bias (N,) or None to a product.
+    """A way to multiply by a matrix.
 
     Attributes:
         name: For people.
-        dtype: Precision of what is multiplied by the weights, and of what comes out.
-        prepare: Makes the product.
+        dtype: Precision of the product's input and output.
+        prepare: Makes the product from a weight (N, K) and a bias (N,) or None.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Kernel(NamedTuple):
 def prepare_for_decoding(
     model: GPT, dtype: torch.dtype | None = None, *, rows: int = 1, int8: bool = False
 ) -> str:
-    """Give `model` the weights that it decodes best with, in place; it cannot be trained then.
+    """Replace the weights of `model` by those it decodes best with; it cannot be trained then.
 
     Args:
         model: In evaluation mode, float32.
-        dtype: Of the weights; None on a CPU is what is fastest, 16 bits or, for a small network,
+        dtype: Of the weights; None on a CPU is what is fastest, 16 bits or, for a small model,
             float32.
         rows: Texts that are decoded together.
         int8: Quantize the blocks' matrices, with a scale for each row (N); the head, where an
@@ -59,41 +59,29 @@ def prepare_for_decoding(
     Returns:
         The names of the kernels chosen.
     """
-    blocks, head = _blocks(model), {"lm_head": model.lm_head}
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    head = {"lm_head": linears.pop("lm_head")}
     if model.wte.weight.device.type != "cpu":
         model.to(dtype)  # all of it: there, what lies between the products has this precision too
         if int8:
-            return _exchange(model, blocks, _int8_candidates(blocks), rows).name
+            return _replace(model, linears, _int8_candidates(linears), rows).name
         return f"{_name(model.wte.weight.dtype)} weights"
     if int8:
-        chosen = _exchange(model, blocks, _int8_candidates(blocks), rows)
-        model.cache_dtype = _cache_dtype(chosen)
-        wide = None if dtype == torch.float32 else dtype
-        return f"{chosen.name}, head {_exchange(model, head, _candidates(wide), rows).name}"
+        chosen = _replace(model, linears, _int8_candidates(linears), rows)
+        head_dtype = None if dtype == torch.float32 else dtype
+        return f"{chosen.name}, head {_replace(model, head, _candidates(head_dtype), rows).name}"
     if dtype in (None, torch.float32) and model.n_params() < LARGE:
         return "float32"
-    chosen = _exchange(model, blocks, _candidates(dtype), rows)
-    model.cache_dtype = _cache_dtype(chosen)
-    alike = [chosen] if rows == 1 else _candidates(chosen.dtype)  # of many rows it takes its own
-    _exchange(model, head, alike, rows)
+    chosen = _replace(model, linears, _candidates(dtype), rows)
+    # With many rows another kernel may suit the head, which is wider than all others.
+    _replace(model, head, [chosen] if rows == 1 else _candidates(chosen.dtype), rows)
     return f"{_name(chosen.dtype)} weights"
 
 
-def _cache_dtype(kernel: Kernel) -> torch.dtype:
-    """Return what keys and values are kept in: no more than the kernel makes of them."""
-    return torch.bfloat16 if kernel.dtype == torch.bfloat16 else torch.float32
-
-
-def _blocks(model: GPT) -> dict[str, nn.Linear]:
-    """Return the linear layers of the blocks."""
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    return {name: layer for name, layer in found.items() if name != "lm_head"}
-
-
-def _exchange(
+def _replace(
     model: GPT, layers: dict[str, nn.Linear], candidates: list[Kernel], rows: int
 ) -> Kernel:
-    """Exchange some layers for the fastest of the candidates."""
+    """Replace layers by products of the fastest kernel."""
     kernel = _autotune(candidates, list(layers.values()), rows, model.wte.weight)
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
@@ -106,7 +94,7 @@ def _exchange(
 def _autotune(
     candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor
 ) -> Kernel:
-    """Race kernels on the largest matrices; one that fails or errs here does not finish.
+    """Time kernels on the largest matrices, and return the fastest that computes the right thing.
 
     Before each lap a large tensor, `other`, is read: between two uses of a weight in decoding all
     others are, and a kernel that is fast out of the cache may be slow out of the memory.
@@ -114,14 +102,14 @@ def _autotune(
     if len(candidates) == 1:
         return candidates[0]
     largest = max(layers, key=lambda layer: layer.weight.numel()).weight.shape
-    raced = [layer for layer in layers if layer.weight.shape == largest][:_RACED]
-    x = torch.linspace(-1, 1, rows * raced[0].in_features, device=raced[0].weight.device)
+    timed = [layer for layer in layers if layer.weight.shape == largest][:_TIMED]
+    x = torch.linspace(-1, 1, rows * timed[0].in_features, device=timed[0].weight.device)
     x = x.view(rows, 1, -1)
-    expected = F.linear(x, raced[0].weight.float())
+    expected = F.linear(x, timed[0].weight.float())
     best, best_seconds = candidates[0], float("inf")
     for kernel in candidates:
         try:
-            products = [kernel.prepare(layer.weight, None) for layer in raced]
+            products = [kernel.prepare(layer.weight, None) for layer in timed]
             error = (products[0](x) - expected).norm() / expected.norm()
         except (RuntimeError, AttributeError, NotImplementedError):
             continue  # this torch or this processor does not have it
@@ -144,13 +132,10 @@ def _time(products: list[MatmulFn], x: Tensor, other: Tensor) -> float:
 
 
 def _candidates(dtype: torch.dtype | None) -> list[Kernel]:
-    """Return the kernels for weights of `dtype` on a CPU, the most exact and steady first.
-
-    Of 16 bits float16 comes first: it rounds eight times finer, and weights are small numbers.
-    """
-    if dtype is None:
+    """Return the kernels for weights of `dtype` on a CPU, the most exact and steady first."""
+    if dtype is None:  # float16 first: it rounds 8 times finer, and weights are small numbers
         return [*_candidates(torch.float16), *_candidates(torch.bfloat16)]
-    plain = Kernel(f"{_name(dtype)}", dtype, lambda weight, bias: _plain(weight, bias, dtype))
+    plain = Kernel(_name(dtype), dtype, lambda weight, bias: _plain(weight, bias, dtype))
     packed = Kernel(
         f"{_name(dtype)} packed", dtype, lambda weight, bias: _packed(weight, bias, dtype)
     )
@@ -172,12 +157,11 @@ def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
 
 def _packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
     """Order the weight as oneDNN wants it (as torch's own compiler does), once."""
-    W, b = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 1), bias
-    b = None if bias is None else bias.to(dtype)
-    multiply = torch.ops.mkldnn._linear_pointwise
+    W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+    W = torch.ops.mkldnn._reorder_linear_weight(W, 1)
 
     def product(x: Tensor) -> Tensor:
-        y: Tensor = multiply(x.to(dtype), W, b, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(dtype), W, b, "none", [], "")
         return y.float() if dtype == torch.float16 else y
 
     return product
@@ -191,8 +175,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
-    W, scales = quantize(weight.float())
-    b = None if bias is None else bias.bfloat16()
+    (W, scales), b = quantize(weight.float()), None if bias is None else bias.bfloat16()
 
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()

@@ -1,10 +1,10 @@
-"""The keys and values a network has seen, as a value that is handed to `GPT.forward`.
+"""The keys and values a model has seen, as a value that is passed to `GPT.forward`.
 
-The network holds no state of a conversation, so one network can serve many. Letters as in gpt.py.
+The model holds no state of a conversation, so one model can serve many. Letters as in gpt.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,59 +12,34 @@ from torch import Tensor
 
 @dataclass
 class KVCache:
-    """Keys and values of every layer, with room for S tokens.
+    """Keys and values of every layer.
 
     Attributes:
-        layers: Of each layer a tensor (B, 2G, S, D), the keys before the values.
+        size: The maximum number of tokens.
         length: Tokens seen, the position of the next one.
+        layers: For each layer a tensor (B, 2G, size, D), the keys before the values, in the
+            precision of the keys; allocated when the layer first stores some.
     """
 
-    layers: list[Tensor]
+    size: int
     length: int = 0
-
-    @classmethod
-    def empty(
-        cls,
-        *,
-        n_layer: int,
-        batch: int,
-        n_kv_head: int,
-        size: int,
-        head_size: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> "KVCache":
-        """Make room for `size` tokens."""
-        shape = (n_layer, batch, 2 * n_kv_head, size, head_size)
-        return cls(list(torch.zeros(shape, dtype=dtype, device=device)))
-
-    @property
-    def size(self) -> int:
-        """Tokens there is room for."""
-        return self.layers[0].shape[2]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the keys and values."""
-        return self.layers[0].dtype
+    layers: list[Tensor] = field(default_factory=list)
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values (B, G, T, D) of new tokens; return those of all, (B, G, S, D).
 
-        `length` stays: every layer stores at the same place, then the network advances it once.
+        `length` stays: every layer stores at the same place, then the model advances it once.
         """
-        n_heads, n_new = keys.shape[1:3]
+        B, G, T, D = keys.shape
+        if layer == len(self.layers):
+            self.layers.append(keys.new_empty(B, 2 * G, self.size, D))
         stored = self.layers[layer]
-        new = torch.cat((keys, values), dim=1)
-        stored.narrow(2, self.length, n_new).copy_(new)
-        seen = stored.narrow(2, 0, self.length + n_new)
-        return seen.narrow(1, 0, n_heads), seen.narrow(1, n_heads, n_heads)
-
-    def repeated(self, n: int) -> "KVCache":
-        """Return what `n` texts that begin alike have seen; `self` holds one text."""
-        return KVCache([layer.repeat(n, 1, 1, 1) for layer in self.layers], self.length)
+        stored.narrow(2, self.length, T).copy_(torch.cat((keys, values), dim=1))
+        seen = stored.narrow(2, 0, self.length + T)
+        return seen.narrow(1, 0, G), seen.narrow(1, G, G)
 
     def of_rows(self, rows: Sequence[int]) -> "KVCache":
-        """Return what some of the texts have seen."""
+        """Return what some of the texts have seen; a text may be named more than once."""
         index = torch.tensor(rows, device=self.layers[0].device)
-        return KVCache([layer.index_select(0, index) for layer in self.layers], self.length)
+        layers = [layer.index_select(0, index) for layer in self.layers]
+        return KVCache(self.size, self.length, layers)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
@@ -40,8 +39,20 @@ class GPTOutput(NamedTuple):
     loss: Tensor | None
 
 
+class Linear(nn.Linear):
+    """torch's, without its own initialization: `init_weights` draws all weights."""
+
+    def reset_parameters(self) -> None: ...
+
+
+class Embedding(nn.Embedding):
+    """As `Linear`."""
+
+    def reset_parameters(self) -> None: ...
+
+
 class LayerNorm(nn.Module):
-    """Layer normalisation with an optional bias (Ba et al. 2016)."""
+    """Layer normalization with an optional bias (Ba et al. 2016)."""
 
     def __init__(self, n_embd: int, bias: bool, eps: float) -> None:
         super().__init__()
@@ -54,7 +65,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
+    """Root-mean-square normalization (Zhang and Sennrich 2019)."""
 
     def __init__(self, n_embd: int, eps: float) -> None:
         super().__init__()
@@ -65,8 +76,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """Return the normalisation that `config` names."""
+def _make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
         return LayerNorm(config.n_embd, config.bias, config.norm_eps)
     return RMSNorm(config.n_embd, config.norm_eps)
@@ -82,9 +92,8 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
         width = (self.n_head + 2 * self.n_kv_head) * self.head_size
-        self.c_attn = nn.Linear(config.n_embd, width, bias=qkv_bias)
-        heads_width = self.n_head * self.head_size
-        self.c_proj = nn.Linear(heads_width, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, width, bias=qkv_bias)
+        self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
 
@@ -93,23 +102,19 @@ class Attention(nn.Module):
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            weight = torch.cat(
-                (
-                    self.q_norm.weight.expand(self.n_head, 1, -1),
-                    self.k_norm.weight.expand(self.n_kv_head, 1, -1),
-                )
-            )  # (H + G, 1, D)
+            # Queries and keys in one pass, for a norm of few numbers costs as much as one of many.
+            q_weight = self.q_norm.weight.expand(self.n_head, 1, -1)
+            k_weight = self.k_norm.weight.expand(self.n_kv_head, 1, -1)
+            weight = torch.cat((q_weight, k_weight))  # (H + G, 1, D)
             qk = F.rms_norm(qk, (self.head_size,), None, self.q_norm.eps) * weight.to(qk.dtype)
         if rotation is not None:
             qk = apply_rope(qk, rotation)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-            y = cached_attention(q.to(cache.dtype), k, v)
+            y = cached_attention(q, *cache.extend(self.layer, k, v))
         else:
             y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(B, T, -1)  # (B, T, H * D)
-        y = self.c_proj(y)  # (B, T, C)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
         return F.dropout(y, self.dropout) if self.training else y
 
 
@@ -139,13 +144,12 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return y
 
 
-def rope_cache(
-    start: int, n_tokens: int, head_size: int, theta: float, device: torch.device
-) -> Tensor:
+def rope_cache(start: int, n_tokens: int, config: ModelConfig, device: torch.device) -> Tensor:
     """Return cosine and sine of rotary positions (Su et al. 2021) from `start` on, (2, T, D)."""
-    exponents = torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size
+    D = config.head_size
+    exponents = torch.arange(0, D, 2, device=device, dtype=torch.float32) / D
     positions = torch.arange(start, start + n_tokens, device=device, dtype=torch.float32)
-    angles = torch.outer(positions, theta**-exponents).repeat(1, 2)  # (T, D)
+    angles = torch.outer(positions, config.rope_theta**-exponents).repeat(1, 2)  # (T, D)
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -163,9 +167,9 @@ class MLP(nn.Module):
         super().__init__()
         self.kind, self.dropout = config.mlp, config.dropout
         width, gated = config.mlp_width, config.mlp == "swiglu"
-        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
-        self.c_gate = nn.Linear(config.n_embd, width, bias=config.bias) if gated else None
-        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, width, bias=config.bias)
+        self.c_gate = Linear(config.n_embd, width, bias=config.bias) if gated else None
+        self.c_proj = Linear(width, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.c_gate is not None:
@@ -184,9 +188,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = make_norm(config)
+        self.ln_1 = _make_norm(config)
         self.attn = Attention(config, layer)
-        self.ln_2 = make_norm(config)
+        self.ln_2 = _make_norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
@@ -195,52 +199,37 @@ class Block(nn.Module):
         return x  # (B, T, C)
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out what torch's modules draw when they are made, for nobody uses it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 class GPT(nn.Module):
     """A GPT: embeddings, blocks, a final norm and the head (Radford et al. 2019).
 
     Attributes:
-        recompute: Keep only what enters each block while training, and compute the rest again in
-            the backward pass (Chen et al. 2016): a forward pass more, a fraction of the memory.
-        cache_dtype: Precision of the keys and values of `empty_cache`; None is the weights'.
-        n_tokens: Rows of the vocabulary that stand for tokens; the padding after them has no logits
-            and takes no probability.
+        n_tokens: Rows of the vocabulary that are tokens; the padding after them has no logits and
+            takes no probability.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Make the network, not yet initialised (see `init_weights`); vocab_size must be set."""
+        """Make the model, not yet initialized (see `init_weights`); vocab_size must be set."""
         super().__init__()
-        self.config, self.recompute, self._is_compiled = config, False, False
-        self.cache_dtype: torch.dtype | None = None
-        self.n_tokens = config.vocab_size or 0
-        with _Uninitialised():
-            self._make_modules(config)
+        assert config.vocab_size is not None
+        self.config, self.n_tokens, self._is_compiled = config, config.vocab_size, False
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        learned = config.position == "learned"
+        self.wpe = Embedding(config.block_size, config.n_embd) if learned else None
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = _make_norm(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
         if config.lora is not None:
             add_adapters(self.h, config.lora)
 
-    def _make_modules(self, config: ModelConfig) -> None:
-        assert config.vocab_size is not None
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        learned = config.position == "learned"
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = make_norm(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.lm_head.weight = self.wte.weight
-
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        recompute: bool = False,
     ) -> GPTOutput:
         """Score tokens (B, T) int64.
 
@@ -248,8 +237,10 @@ class GPT(nn.Module):
             tokens: The input; with a cache, the tokens after those it has seen.
             targets: (B, T) int64 with the next tokens, `IGNORED` where none counts.
             cache: Filled with what this call sees.
+            recompute: Keep only what enters each block, and compute the rest again in the backward
+                pass (Chen et al. 2016): one more forward pass, a fraction of the memory.
         """
-        x = self.hidden(tokens, cache)
+        x = self.hidden(tokens, cache, recompute)
         if targets is not None:
             head = self.lm_head.weight
             return GPTOutput(
@@ -267,12 +258,14 @@ class GPT(nn.Module):
         return self.logits(self.hidden(tokens, cache)[:, -1:])[:, 0]
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; never learns."""
-        x = self.hidden(tokens, None)
+        """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; no gradients."""
+        x = self.hidden(tokens)
         return token_losses(x, self.lm_head.weight, targets, self.n_tokens)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        """Return what the head sees, (B, T, C)."""
+    def hidden(
+        self, tokens: Tensor, cache: KVCache | None = None, recompute: bool = False
+    ) -> Tensor:
+        """Return the input of the head, (B, T, C); arguments as for `forward`."""
         start = 0 if cache is None else cache.length
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
@@ -281,35 +274,34 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(torch.arange(start, start + T, device=tokens.device))
         else:
-            rotation = rope_cache(
-                start, T, self.config.head_size, self.config.rope_theta, tokens.device
-            )
+            rotation = rope_cache(start, T, self.config, tokens.device)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = self.trunk(x, rotation, cache)
+        x = self.trunk(x, rotation, cache, recompute)
         if cache is not None:
             cache.length += T
         return x
 
-    def trunk(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
+    def trunk(
+        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, recompute: bool
+    ) -> Tensor:
         """Pass through the blocks and the final norm, (B, T, C): what a compiler is given."""
+        # Dropout is the only thing a block draws: without it there is no generator state to keep.
+        keep_rng = self.config.dropout > 0
         for block in self.h:
-            if self.recompute and self.training:
+            if recompute:
                 x = checkpoint(
-                    block, x, rotation, cache,
-                    use_reentrant=False, preserve_rng_state=self.config.dropout > 0,
-                )  # fmt: skip
+                    block, x, rotation, cache, use_reentrant=False, preserve_rng_state=keep_rng
+                )
             else:
                 x = block(x, rotation, cache)
         normed: Tensor = self.ln_f(x)
         return normed
 
     def compiled(self) -> "GPT":
-        """Return this model, made of the same parameters, with a compiled trunk.
-
-        The embeddings stay out, for a compiler would add up their gradients in an order that
-        changes, and so does the head: on a CPU its loss works in pieces that a compiler would only
-        unroll, and on a GPU it is compiled by itself (`cross_entropy`).
-        """
+        """Return this model, made of the same parameters, with a compiled trunk."""
+        # The embeddings stay out, for a compiler would add up their gradients in an order that
+        # changes, and so does the head: on a CPU its loss works in chunks that a compiler would
+        # only unroll, and on a GPU it is compiled by itself (`cross_entropy`).
         twin = copy.copy(self)
         twin.trunk = torch.compile(self.trunk, dynamic=False)  # type: ignore[method-assign]
         twin._is_compiled = True
@@ -323,13 +315,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initialise as GPT-2 does: normal with 0.02, smaller where branches join the residual.
-
-        With zero_init these are zero: every branch begins as if it were not there. Drawn on the
-        CPU from `seed` alone, so the same on every device.
-        """
-        generator = torch.Generator().manual_seed(seed)
+        """Initialize as GPT-2 does: normal with 0.02, smaller where branches join the residual."""
+        # zero_init: every branch begins as if it were not there.
         joining = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
+        # Drawn on the CPU from the seed alone, so the same on every device.
+        generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -343,15 +333,3 @@ class GPT(nn.Module):
     def n_params(self) -> int:
         """Return the number of parameters, a tied head counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def empty_cache(self, batch: int, size: int | None = None) -> KVCache:
-        """Return a cache for `batch` texts of up to `size` tokens; None is the whole context."""
-        return KVCache.empty(
-            n_layer=self.config.n_layer,
-            batch=batch,
-            n_kv_head=self.config.n_kv_head or self.config.n_head,
-            size=size or self.config.block_size,
-            head_size=self.config.head_size,
-            dtype=self.cache_dtype or self.wte.weight.dtype,
-            device=self.wte.weight.device,
-        )

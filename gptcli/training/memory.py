@@ -212,7 +212,7 @@ def _kept_at(config: Config, blocks: int, tokens: int) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
         ):
-            out = model.hidden(row, None)
+            out = model.hidden(row)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         del out
         return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items()

@@ -84,13 +84,14 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
         register_fsdp_forward_method(model, method)
 
 
-def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor) -> nn.Module:
+def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor, recompute: bool) -> nn.Module:
     """Return `network` with its gradients summed over the ranks in the backward pass (DDP).
 
     Args:
         network: The same on every rank.
         compute: Where it is, and in what precision.
         tokens: (B, T) int64, of the shape of a micro-batch: they are passed through once.
+        recompute: As in training.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -106,7 +107,7 @@ def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor) -> nn.Module:
     # After its first pass it lays out its buffers anew, in the order in which gradients come. A
     # run that is resumed would otherwise sum its first step in another order than one that is not.
     with compute.autocast():
-        loss = copies(tokens, tokens).loss
+        loss = copies(tokens, tokens, recompute=recompute).loss
     torch.autograd.backward(loss)
     copies.zero_grad(set_to_none=True)
     return copies

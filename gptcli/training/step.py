@@ -53,7 +53,7 @@ class Stepper:
 
     def __init__(self, session: Session) -> None:
         self.s = session
-        session.model.recompute = session.config.train.activation_checkpointing
+        self._recompute = session.config.train.activation_checkpointing
         turn = (session.world.rank, session.world.size)
         self.feed = Prefetcher(session.loader, session.rows, session.compute.device, turn)
         began = time.perf_counter()
@@ -65,7 +65,7 @@ class Stepper:
         self.compile_seconds = time.perf_counter() - began
         self._network: nn.Module = network
         if session.kind == "ddp":
-            self._network = wrap_ddp(network, session.compute, _zeros(session))
+            self._network = wrap_ddp(network, session.compute, _zeros(session), self._recompute)
         if failure is not None:
             session.notes.append(failure)
             # Stored with the run: eager and compiled dropout draw different bits.
@@ -131,7 +131,7 @@ class Stepper:
                 torch.manual_seed(derive_seed("dropout", s.config.seed, step, index))
             with gradient_sync(self._network, turn == last):
                 with s.compute.autocast():
-                    loss = self._network(tokens, targets).loss
+                    loss = self._network(tokens, targets, recompute=self._recompute).loss
                 assert loss is not None
                 world.heartbeat()
                 torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
@@ -206,7 +206,8 @@ def _network(session: Session) -> tuple[GPT, str | None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about tensors it makes itself
             with compute.autocast():
-                loss = compiled(tokens, tokens).loss
+                recompute = session.config.train.activation_checkpointing
+                loss = compiled(tokens, tokens, recompute=recompute).loss
             assert loss is not None
             torch.autograd.backward(loss)
     except Exception as error:

@@ -62,7 +62,6 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
     with contextlib.closing(set_up(run, config, World(), resume=resume)) as session:
         config, setup = session.config, time.perf_counter() - began
         device = session.compute.device
-        session.model.recompute = config.train.activation_checkpointing
         per_token, measured = _seconds_per_token(session)
         if session.compute.compile:
             per_token = compiled_seconds(config, per_token)
@@ -123,7 +122,8 @@ def _timed(session: Session, work: Callable[..., None], *arguments: Tensor) -> f
 def _pass(session: Session, tokens: Tensor, targets: Tensor) -> None:
     """Go forward and backward, gradients adding up as in a step."""
     with session.compute.autocast():
-        loss = session.model(tokens, targets).loss
+        recompute = session.config.train.activation_checkpointing
+        loss = session.model(tokens, targets, recompute=recompute).loss
     torch.autograd.backward(loss)
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptcli.config import ModelConfig
-from gptcli.model import GPT
+from gptcli.model import GPT, KVCache
 from gptcli.model.loss import IGNORED
 
 VARIANTS = {
@@ -79,7 +79,7 @@ def test_loss_equals_that_of_transformers() -> None:
 def test_cached_logits_equal_uncached_ones(variant: str) -> None:
     model = make(**VARIANTS[variant])
     tokens = torch.randint(61, (2, 24))
-    cache = model.empty_cache(2)
+    cache = KVCache(24)
     with torch.no_grad():
         whole = model(tokens).logits
         parts = [
