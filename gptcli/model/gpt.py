@@ -203,6 +203,7 @@ class GPT(nn.Module):
     """A GPT: embeddings, blocks, a final norm and the head (Radford et al. 2019).
 
     Attributes:
+        is_compiled: Whether its blocks run compiled.
         n_tokens: Rows of the vocabulary that are tokens; the padding after them has no logits and
             takes no probability.
     """
@@ -211,7 +212,7 @@ class GPT(nn.Module):
         """Make the model, not yet initialized (see `init_weights`); vocab_size must be set."""
         super().__init__()
         assert config.vocab_size is not None
-        self.config, self.n_tokens, self._is_compiled = config, config.vocab_size, False
+        self.config, self.n_tokens, self.is_compiled = config, config.vocab_size, False
         self.wte = Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.wpe = Embedding(config.block_size, config.n_embd) if learned else None
@@ -243,9 +244,7 @@ class GPT(nn.Module):
         x = self.hidden(tokens, cache, recompute)
         if targets is not None:
             head = self.lm_head.weight
-            return GPTOutput(
-                None, cross_entropy(x, head, targets, self.n_tokens, self._is_compiled)
-            )
+            return GPTOutput(None, cross_entropy(x, head, targets, self.n_tokens, self.is_compiled))
         return GPTOutput(self.logits(x), None)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -304,14 +303,14 @@ class GPT(nn.Module):
         # only unroll, and on a GPU it is compiled by itself (`cross_entropy`).
         twin = copy.copy(self)
         twin.trunk = torch.compile(self.trunk, dynamic=False)  # type: ignore[method-assign]
-        twin._is_compiled = True
+        twin.is_compiled = True
         return twin
 
     def compile_blocks(self) -> None:
         """Compile each block by itself, in place: for FSDP, whose hooks stay outside of them."""
         for block in self.h:
             block.forward = torch.compile(block.forward, dynamic=False)
-        self._is_compiled = True
+        self.is_compiled = True
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -41,6 +41,7 @@ from gptcli.training.events import (
     summary_of,
 )
 from gptcli.training.failures import propagate_to_peers, report_to_torchrun, start_watchdog
+from gptcli.training.parallel import sharded_inference
 from gptcli.training.saver import AsyncCheckpointWriter
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import StopRequest
@@ -316,7 +317,7 @@ class Trainer:
 
     def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
         s = self.s
-        with self.clock.during("evaluating"):
+        with self.clock.during("evaluating"), sharded_inference(s.model, s.compute):
             result = evaluate(
                 s.model, tokens, s.compute,
                 context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
@@ -341,8 +342,7 @@ class Trainer:
         s.model.eval()
         decoding = iter(Decoding(s.model, ids, config, ends=ends, seed=seed, context=context))
         text = TextStream(s.tokenizer, config)
-        autocast = s.compute.autocast() if s.kind == "fsdp" else contextlib.nullcontext()
-        with self.clock.during("sampling"), autocast:  # shards are gathered in its precision
+        with self.clock.during("sampling"), sharded_inference(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
                 if drawn is not None:

@@ -5,6 +5,7 @@ averaged, for the loss is a sum over all tokens of a step.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, cast
 
@@ -16,8 +17,9 @@ from torch._C._distributed_c10d import GradBucket
 from gptcli.config.schema import Config
 from gptcli.device import Runtime, available_memory
 from gptcli.distributed.process_group import World
-from gptcli.errors import ConfigError
+from gptcli.errors import ConfigError, is_out_of_memory
 from gptcli.model import GPT
+from gptcli.model.gpt import Block, rope_cache
 
 Parallelism = Literal["none", "ddp", "fsdp"]
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two averages, in float32
@@ -48,7 +50,7 @@ def choose_parallelism(
     return kind
 
 
-def apply_fsdp(model: GPT, compute: Runtime) -> None:
+def apply_fsdp(model: GPT, compute: Runtime) -> str | None:
     """Leave each process a share of every parameter (FSDP2; Zhao et al. 2023).
 
     Whole parameters exist only while their block computes. With a 16-bit dtype they are gathered
@@ -58,6 +60,9 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
         model: On any device; its shards are on that of `compute`.
         compute: Device and precision; with `compile`, each block is compiled, inside of the hooks
             that gather its parameters, which a compiler cannot read.
+
+    Returns:
+        Why blocks that should have been compiled are not.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
@@ -73,7 +78,8 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
         policy = MixedPrecisionPolicy(
             param_dtype=compute.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-    if compute.compile:
+    failure = _compile_failure(model, compute) if compute.compile else None
+    if compute.compile and failure is None:
         model.compile_blocks()
     for module in (*model.h, model):
         # Freed after the forward pass, the root too: what is named outside of it are the shards.
@@ -82,6 +88,47 @@ def apply_fsdp(model: GPT, compute: Runtime) -> None:
         cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
     for method in ("token_losses", "next_logits"):
         register_fsdp_forward_method(model, method)
+    return failure
+
+
+def _compile_failure(model: GPT, compute: Runtime) -> str | None:
+    """Return why a block does not compile, on any of the ranks; None if it does.
+
+    A block of its own is tried, for one of FSDP's that fails leaves its shards half gathered.
+    """
+    block = Block(model.config, 0).to(compute.device)
+    x = torch.zeros(1, 16, model.config.n_embd, device=compute.device)
+    failure = None
+    try:
+        with quiet_compiler(), compute.autocast():
+            rotation = rope_cache(0, 16, model.config, x.device) if model.wpe is None else None
+            y = torch.compile(block, dynamic=False)(x, rotation, None)
+            torch.autograd.backward(y.sum())
+    except Exception as error:
+        failure = compile_failure(error)
+    failed = torch.tensor(failure is not None, dtype=torch.int32)
+    dist.all_reduce(failed, dist.ReduceOp.MAX)
+    return failure or ("not compiled: it failed on another rank" if failed else None)
+
+
+@contextlib.contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Silence the tracer, which warns about tensors that it makes itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def compile_failure(error: Exception) -> str:
+    """Return what to say of a compiler that failed.
+
+    Raises:
+        Exception: It lacked memory, and a model that is not compiled takes more still.
+    """
+    if is_out_of_memory(error):
+        raise error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return f"not compiled: {reason}"
 
 
 def wrap_ddp(network: GPT, compute: Runtime, tokens: Tensor, recompute: bool) -> nn.Module:
@@ -125,6 +172,23 @@ def gradient_sync(network: nn.Module, sync: bool) -> Iterator[None]:
     else:
         with cast(Any, network).no_sync():
             yield
+
+
+@contextlib.contextmanager
+def sharded_inference(model: GPT, compute: Runtime) -> Iterator[None]:
+    """Evaluate or decode with a model in shards: gathered in the dtype of products, not compiled.
+
+    The blocks that train are the ones called here, and a compiler would make new code for every
+    length of a text. Other models are left alone.
+    """
+    if not hasattr(model, "unshard"):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(compute.autocast())
+        if model.is_compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def is_dtensor(tensor: Tensor) -> bool:

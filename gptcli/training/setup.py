@@ -322,7 +322,8 @@ def _build(run: Run, choice: _Choice, world: World, given: list[str]) -> Session
     freeze(model, config.train.freeze)
     first = {name: weight.detach() for name, weight in model.named_parameters()}
     if choice.kind == "fsdp":
-        apply_fsdp(model, machine)
+        if (failure := apply_fsdp(model, machine)) is not None:
+            choice.notes.append(failure)
     else:
         model.to(machine.device)
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters())

@@ -6,7 +6,6 @@ A step reads its position and changes only weights and optimizer state.
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from gptcli.model import GPT
 from gptcli.runs import BEST
 from gptcli.seeding import derive_seed
 from gptcli.training.optim import clip_gradients
-from gptcli.training.parallel import gradient_sync, wrap_ddp
+from gptcli.training.parallel import compile_failure, gradient_sync, quiet_compiler, wrap_ddp
 from gptcli.training.schedule import lr_at
 from gptcli.training.setup import Session
 
@@ -59,9 +58,7 @@ class Stepper:
         began = time.perf_counter()
         with _memory_errors(session), session.world.busy():  # compiling may take minutes
             network, failure = _network(session)
-        self.compiled = network is not session.model or (
-            session.kind == "fsdp" and session.compute.compile
-        )
+        self.compiled = network.is_compiled
         self.compile_seconds = time.perf_counter() - began
         self._network: nn.Module = network
         if session.kind == "ddp":
@@ -196,25 +193,24 @@ def _network(session: Session) -> tuple[GPT, str | None]:
     compiled is not.
     """
     model, compute = session.model, session.compute
-    if not compute.compile or session.kind == "fsdp":  # its blocks are compiled, if at all
+    sharded = session.kind == "fsdp"  # its blocks were compiled before, if at all
+    if not compute.compile or (sharded and not model.is_compiled):
         return model, None
-    torch._dynamo.reset()  # or the ninth network that a process trains would not be compiled
-    compiled = model.compiled()
+    torch._dynamo.reset()  # or the ninth model that a process trains would not be compiled
+    compiled = model if sharded else model.compiled()
     tokens = _zeros(session)
     failure = None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the tracer, about tensors it makes itself
+        with quiet_compiler():
             with compute.autocast():
                 recompute = session.config.train.activation_checkpointing
                 loss = compiled(tokens, tokens, recompute=recompute).loss
             assert loss is not None
             torch.autograd.backward(loss)
     except Exception as error:
-        if is_out_of_memory(error):  # without compiling it takes more still
+        if sharded:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        failure = f"not compiled: {reason}"
+        failure = compile_failure(error)
     finally:
         model.zero_grad(set_to_none=True)
     if session.world.all_reduce_max(failure is not None):  # on one rank is enough: all do the same

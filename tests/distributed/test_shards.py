@@ -1,0 +1,58 @@
+"""A model in shards (FSDP2): compiled blocks, and what is done first in a process."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from gptcli.config import Config
+from gptcli.training.events import Started
+from gptcli.training.loop import train
+
+from .conftest import Start
+from .test_training import MODERN, end_of, finish, gap
+
+SHARDS = (*MODERN, "train.parallel=fsdp")
+
+
+def test_a_run_resumes_where_only_a_sample_is_due(
+    tiny: Callable[..., Config], start: Start
+) -> None:
+    how = (*SHARDS, "train.save_every=2", "train.sample_every=2", "optim.schedule=constant")
+    straight, cut = tiny(*how, name="straight"), partial(tiny, *how, name="cut")
+
+    def stopped(rank: int) -> None:
+        for event in train(cut()):
+            if event.step == 2 and type(event).__name__ == "Saved":
+                raise SystemExit(3)
+
+    assert start(2, lambda rank: finish(straight)).wait() == [0, 0]
+    start(2, stopped).wait()
+    assert start(2, lambda rank: finish(cut(), resume=True)).wait() == [0, 0]
+    assert gap(end_of(cut()), end_of(straight)) == 0
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_compiled_blocks_compute_what_others_do(
+    tiny: Callable[..., Config],
+    start: Start,
+    checkpointing: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Traced, split and differentiated as ever; only C++ is not generated, which takes minutes here.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    option = f"train.activation_checkpointing={checkpointing}"
+    how = (*SHARDS, option, "train.max_steps=4", "train.eval_every=2", "train.sample_every=2")
+    eager, compiled = tiny(*how, name="eager"), tiny(*how, "compile=true", name="compiled")
+    said: list[Started] = []
+
+    def work(rank: int) -> None:
+        said.extend(event for event in train(compiled) if isinstance(event, Started))
+        assert said[0].compiled
+
+    assert start(2, lambda rank: finish(eager)).wait() == [0, 0]
+    assert start(2, work).wait() == [0, 0]
+    assert gap(end_of(compiled), end_of(eager)) < 1e-4
+    samples = [(run.run_folder / "samples.jsonl").read_text() for run in (eager, compiled)]
+    assert samples[0] == samples[1]
