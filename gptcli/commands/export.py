@@ -1,7 +1,6 @@
 """`gpt export`: a trained network in the files of other programs."""
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,28 +8,13 @@ import typer
 
 from gptcli.commands import options
 from gptcli.formatting import size
+from gptcli.interop import FileDtype, Format
 from gptcli.terminal import console
-
-
-class Target(StrEnum):
-    """The formats."""
-
-    HF = "hf"
-    GGUF = "gguf"
-    NANOGPT = "nanogpt"
-
-
-class FileDtype(StrEnum):
-    """The precisions of a GGUF file."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    Q8_0 = "q8_0"
 
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder (hf) or file.")],
-    to: Annotated[Target, typer.Option(help="Target: Hugging Face, llama.cpp or nanoGPT.")],
+    to: Annotated[Format, typer.Option(help="Target: Hugging Face, llama.cpp or nanoGPT.")],
     checkpoint: options.CheckpointOption = None,
     dtype: Annotated[
         FileDtype | None, typer.Option(help="Weight dtype of the GGUF file; default: float32.")
@@ -43,18 +27,16 @@ def export(
     """Export a checkpoint to other programs' formats."""
     from gptcli.errors import ConfigError
 
-    if dtype is not None and to is not Target.GGUF:
+    if dtype is not None and to is not Format.GGUF:
         raise ConfigError(f"--dtype: only --to gguf has a choice, {to.value} keeps float32")
     import torch
 
-    from gptcli.interop import export as exporting
+    from gptcli.interop.export import export as write
     from gptcli.interop.pretrained import open_model
 
     trained = open_model(checkpoint, options.load(None, None), torch.device("cpu"), whole=True)
     with console.bar(f"writing {out}"):
-        done = exporting.export(
-            trained, to.value, out, dtype=dtype.value if dtype else "float32", force=force
-        )
+        done = write(trained, to, out, dtype=dtype or FileDtype.FLOAT32, force=force)
     if json_:
         console.result_json(asdict(done))
         return

@@ -90,6 +90,16 @@ class ModelConfig(Section):
         # SwiGLU (Shazeer 2020) has three matrices: two thirds of the width cost the same.
         return (8 * self.n_embd // 3 + 7) // 8 * 8 if self.mlp == "swiglu" else 4 * self.n_embd
 
+    def resolved(self) -> Self:
+        """Return the same model with the values that null stands for."""
+        derived = {
+            "n_kv_head": self.n_kv_head or self.n_head,
+            "n_inner": self.mlp_width,
+            "head_dim": self.head_size,
+            "qkv_bias": self.bias if self.qkv_bias is None else self.qkv_bias,
+        }
+        return self.model_copy(update=derived)
+
     def trained_context(self, seq_len: int | None) -> int:
         """Return the longest context that training on rows of `seq_len` tokens makes usable.
 

@@ -1,11 +1,11 @@
-"""The shape of a network in our configuration and in Hugging Face's `config.json`.
+"""The shape of a model in our configuration and in Hugging Face's `config.json`, both ways.
 
 Four families can hold what the schema can say: GPT-2, Llama, Qwen2 (biases on queries, keys and
-values only) and Qwen3 (normalised queries and keys). What none of them can hold is named.
+values only) and Qwen3 (normalized queries and keys). What none of them can hold is named.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -14,18 +14,49 @@ from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.names import GPT2, LLAMA, Table
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
-_Keys = dict[str, tuple[object, ...]]  # what a model has, then what a family holds
-_CLASSES = {
-    "gpt2": "GPT2LMHeadModel",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+Allowed = dict[str, tuple[object, ...]]  # keys of `model` and the values that a format can hold
+_CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
+_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swiglu": "silu", "relu2": "relu2"}
+_MLPS = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu"}
+
+# Their key, ours, and what a file means that leaves it out; `...`: it must be there.
+_GPT2_KEYS = (
+    ("vocab_size", "vocab_size", ...),
+    ("tie_word_embeddings", "tie_embeddings", True),
+    ("n_layer", "n_layer", ...),
+    ("n_head", "n_head", ...),
+    ("n_embd", "n_embd", ...),
+    ("n_positions", "block_size", 1024),
+    ("n_ctx", "block_size", None),  # its old name, which n_positions overrides
+    ("n_inner", "n_inner", None),
+    ("activation_function", "mlp", "gelu_new"),
+    ("layer_norm_epsilon", "norm_eps", 1e-5),
+)
+_LLAMA_KEYS = (
+    ("vocab_size", "vocab_size", ...),
+    ("tie_word_embeddings", "tie_embeddings", False),
+    ("hidden_size", "n_embd", ...),
+    ("intermediate_size", "n_inner", ...),
+    ("num_hidden_layers", "n_layer", ...),
+    ("num_attention_heads", "n_head", ...),
+    ("num_key_value_heads", "n_kv_head", None),
+    ("head_dim", "head_dim", None),
+    ("max_position_embeddings", "block_size", 2048),
+    ("hidden_act", "mlp", "silu"),
+    ("rms_norm_eps", "norm_eps", 1e-6),
+    ("rope_theta", "rope_theta", 10000.0),
+)
+# Settings of theirs that change the computation, with the only value supported.
+_GPT2_FIXED: dict[str, object] = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
 }
-_ACTIVATIONS = {
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "gelu": "gelu_erf",
-    "relu2": "relu2",
+_LLAMA_FIXED: dict[str, object] = {
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "pretraining_tp": 1,
 }
 
 
@@ -34,56 +65,53 @@ def table_of(family: Family) -> Table:
     return GPT2 if family == "gpt2" else LLAMA
 
 
+def differing(model: ModelConfig, allowed: Allowed) -> dict[str, str]:
+    """Return `model.key=value` for each key whose value a format cannot hold."""
+    shape = dict(model.resolved())
+    wrong = [key for key, values in allowed.items() if shape[key] not in values]
+    return {key: f"model.{key}={_spelled(shape[key])}" for key in wrong}
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower()
+
+
 def family_of(model: ModelConfig) -> Family:
     """Return the family that can hold a model.
 
     Raises:
         ConfigError: None can; the keys that differ from the nearest are named.
     """
-    qkv_bias = model.bias if model.qkv_bias is None else model.qkv_bias
-    gpt2: _Keys = {
-        "model.norm": (model.norm, "layernorm"),
-        "model.position": (model.position, "learned"),
-        "model.mlp": (model.mlp, "gelu", "gelu_erf", "relu2"),
-        "model.n_kv_head": (model.n_kv_head or model.n_head, model.n_head),
-        "model.head_dim": (model.head_size, model.n_embd // model.n_head),
-        "model.qk_norm": (model.qk_norm, False),
+    gpt2: Allowed = {
+        "norm": ("layernorm",),
+        "position": ("learned",),
+        "mlp": ("gelu", "gelu_erf", "relu2"),
+        "n_kv_head": (model.n_head,),
+        "head_dim": (model.n_embd // model.n_head,),
+        "qk_norm": (False,),
     }
-    llama: _Keys = {
-        "model.norm": (model.norm, "rmsnorm"),
-        "model.position": (model.position, "rope"),
-        "model.mlp": (model.mlp, "swiglu"),
-    }
+    llama: Allowed = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",)}
     family: Family = "llama"
     if model.qk_norm:
         family = "qwen3"
-        llama |= {
-            "model.bias": (model.bias, False),
-            "model.qkv_bias": (bool(model.qkv_bias), False),
-        }
-    elif qkv_bias != model.bias:
+        llama |= {"bias": (False,)} | ({"qkv_bias": (False,)} if model.qkv_bias else {})
+    elif model.resolved().qkv_bias != model.bias:
         family = "qwen2"
-        llama["model.qkv_bias"] = (qkv_bias, True)
-    wrong, nearest = min(
-        (({key: values for key, values in keys.items() if values[0] not in values[1:]}, name)
-         for keys, name in ((llama, family), (gpt2, "gpt2"))),
-        key=lambda found: len(found[0]),
-    )  # fmt: skip
+        llama |= {"qkv_bias": (True,)}
+    candidates: list[tuple[Family, Allowed]] = [(family, llama), ("gpt2", gpt2)]
+    nearest, allowed = min(candidates, key=lambda one: len(differing(model, one[1])))
+    wrong = differing(model, allowed)
     if not wrong:
         return nearest
     shown = ", ".join(
-        f"{key}={_spelled(value)} (not {' or '.join(map(_spelled, allowed))})"
-        for key, (value, *allowed) in wrong.items()
+        f"{setting} (not {' or '.join(map(_spelled, allowed[key]))})"
+        for key, setting in wrong.items()
     )
-    settings = " ".join(f"-s {key}={_spelled(values[1])}" for key, values in wrong.items())
+    settings = " ".join(f"-s model.{key}={_spelled(allowed[key][0])}" for key in wrong)
     raise ConfigError(
-        f"no other program's format holds this model: the nearest is {nearest}, but {shown}",
+        f"no export format holds this model: the nearest is {nearest}, but {shown}",
         f"train a model that can be exported: {settings}",
     )
-
-
-def _spelled(value: object) -> str:
-    return str(value).lower()
 
 
 def to_hugging_face(
@@ -92,12 +120,14 @@ def to_hugging_face(
     """Return the content of `config.json`.
 
     Args:
-        model: The network; `vocab_size` stands for its own, which may be padded.
+        model: The model; its own `vocab_size` may be padded.
         family: From `family_of`.
         vocab_size: Rows of the embedding in the exported file.
         eot: The id of end-of-text.
     """
-    common = {
+    shape = model if family == "gpt2" else model.resolved()  # GPT-2 may leave n_inner out
+    ours = dict(shape) | {"vocab_size": vocab_size, "mlp": _ACTIVATIONS[model.mlp]}
+    content: dict[str, Any] = {
         "architectures": [_CLASSES[family]],
         "model_type": family,
         "vocab_size": vocab_size,
@@ -107,67 +137,38 @@ def to_hugging_face(
         "torch_dtype": "float32",
         "use_cache": True,
     }
+    keys = _GPT2_KEYS if family == "gpt2" else _LLAMA_KEYS
+    content |= {theirs: ours[key] for theirs, key, _ in keys}
     if family == "gpt2":
-        activation = {"gelu": "gelu_new", "gelu_erf": "gelu"}.get(model.mlp, model.mlp)
-        return common | {
-            "n_layer": model.n_layer,
-            "n_head": model.n_head,
-            "n_embd": model.n_embd,
-            "n_positions": model.block_size,
-            "n_ctx": model.block_size,
-            "n_inner": model.n_inner,
-            "activation_function": activation,
-            "layer_norm_epsilon": model.norm_eps,
-            "embd_pdrop": model.dropout,
-            "attn_pdrop": model.dropout,
-            "resid_pdrop": model.dropout,
-        }
-    qkv_bias = model.bias if model.qkv_bias is None else model.qkv_bias
-    shape = {
-        "hidden_size": model.n_embd,
-        "intermediate_size": model.mlp_width,
-        "num_hidden_layers": model.n_layer,
-        "num_attention_heads": model.n_head,
-        "num_key_value_heads": model.n_kv_head or model.n_head,
-        "head_dim": model.head_size,
-        "max_position_embeddings": model.block_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": model.norm_eps,
-        # Older readers know the first, transformers from 5 on the second.
-        "rope_theta": model.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "attention_dropout": model.dropout,
-    }
-    if family == "llama":
-        shape |= {"attention_bias": qkv_bias, "mlp_bias": model.bias}
-    elif family == "qwen3":
-        shape |= {"attention_bias": False}
-    return common | shape
+        dropouts = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model.dropout)
+        return content | dropouts
+    # Older readers know rope_theta, transformers from 5 on this.
+    content["rope_parameters"] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    content["attention_dropout"] = model.dropout
+    biases = {"llama": {"attention_bias": shape.qkv_bias, "mlp_bias": model.bias},
+              "qwen3": {"attention_bias": False}}  # fmt: skip
+    return content | biases.get(family, {})
 
 
 def from_hugging_face(content: Mapping[str, Any], place: str) -> tuple[ModelConfig, Family]:
-    """Return the network that a `config.json` describes, and its family.
+    """Return the model that a `config.json` describes, and its family.
 
     Args:
         content: The parsed file.
         place: Names it in errors.
 
     Raises:
-        CheckpointError: An architecture, or a setting of it, that the network here does not have.
+        CheckpointError: An architecture, or a setting of it, that is not supported.
     """
-    family = content.get("model_type")
     try:
-        match family:
-            case "gpt2":
-                values = _from_gpt2(content, place)
-            case "llama" | "qwen2" | "qwen3":
-                values = _from_llama(content, family, place)
-            case _:
-                raise CheckpointError(
-                    f"{place}: unknown architecture {str(family)[:60]!r}",
-                    f"the architectures read here: {', '.join(_CLASSES)}",
-                )
-        return ModelConfig(**values), family
+        if content.get("model_type") not in _CLASSES:
+            raise CheckpointError(
+                f"{place}: unknown architecture {str(content.get('model_type'))[:60]!r}",
+                f"the supported architectures: {', '.join(_CLASSES)}",
+            )
+        family = cast(Family, content["model_type"])
+        read = _from_gpt2 if family == "gpt2" else _from_llama
+        return ModelConfig(**read(content, family, place)), family
     except KeyError as error:
         raise CheckpointError(f"{place}: {error} is missing") from error
     except ValidationError as error:
@@ -175,34 +176,17 @@ def from_hugging_face(content: Mapping[str, Any], place: str) -> tuple[ModelConf
         key = ".".join(str(part) for part in first["loc"]) or "shape"
         raise CheckpointError(f"{place}: {key}: {first['msg']}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{place}: not the description of a network ({error})") from error
+        raise CheckpointError(f"{place}: not the description of a model ({error})") from error
 
 
-def _from_gpt2(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    _refuse_other(
-        content,
-        place,
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        add_cross_attention=False,
-    )
-    activation = content.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
-        raise CheckpointError(f"{place}: activation_function {activation!r} is not supported")
-    return {
-        "n_layer": content["n_layer"],
-        "n_head": content["n_head"],
-        "n_embd": content["n_embd"],
-        "n_inner": content.get("n_inner"),
-        "block_size": content.get("n_positions", 1024),
-        "vocab_size": content["vocab_size"],
-        "norm_eps": float(content.get("layer_norm_epsilon", 1e-5)),
-        "mlp": _ACTIVATIONS[activation],
-        "tie_embeddings": content.get("tie_word_embeddings", True),
-    }
+def _from_gpt2(content: Mapping[str, Any], family: Family, place: str) -> dict[str, Any]:
+    values = _values(content, _GPT2_KEYS, _GPT2_FIXED, place)
+    if values["mlp"] not in _MLPS or values["mlp"] == "silu":
+        raise CheckpointError(f"{place}: activation_function={values['mlp']!r} is not supported")
+    return values | {"mlp": _MLPS[values["mlp"]]}
 
 
-def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str, Any]:
+def _from_llama(content: Mapping[str, Any], family: Family, place: str) -> dict[str, Any]:
     rope = content.get("rope_parameters") or {}
     scaling = content.get("rope_scaling") or rope
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -210,36 +194,37 @@ def _from_llama(content: Mapping[str, Any], family: str, place: str) -> dict[str
         raise CheckpointError(f"{place}: rope_scaling of type {kind!r} is not supported")
     if set(content.get("layer_types") or []) - {"full_attention"}:
         raise CheckpointError(f"{place}: layer_types other than full_attention are not supported")
-    _refuse_other(content, place, hidden_act="silu", use_sliding_window=False, pretraining_tp=1)
-    n_head, width = content["num_attention_heads"], content["hidden_size"]
-    n_kv_head = content.get("num_key_value_heads") or n_head
-    head_dim = content.get("head_dim") or (128 if family == "qwen3" else None)
-    attention_bias = content.get("attention_bias", False)
-    if family == "qwen3" and attention_bias:
-        raise CheckpointError(f"{place}: attention_bias is not supported")
-    return {
-        "n_layer": content["num_hidden_layers"],
-        "n_head": n_head,
-        "n_kv_head": None if n_kv_head == n_head else n_kv_head,
-        "n_embd": width,
-        "n_inner": content["intermediate_size"],
-        "head_dim": None if head_dim is None or head_dim * n_head == width else head_dim,
-        "block_size": content.get("max_position_embeddings", 2048),
-        "vocab_size": content["vocab_size"],
-        # One of the two alone is the same model with zeros for the other's biases.
-        "bias": family == "llama" and bool(attention_bias or content.get("mlp_bias", False)),
+    fixed = _LLAMA_FIXED | ({"attention_bias": False} if family == "qwen3" else {})
+    values = _values({**content, **rope}, _LLAMA_KEYS, fixed, place)
+    n_head, n_embd = values["n_head"], values["n_embd"]
+    # What null would stand for is null.
+    if values["n_kv_head"] == n_head:
+        values["n_kv_head"] = None
+    head_dim = values["head_dim"] or (128 if family == "qwen3" else None)
+    values["head_dim"] = None if head_dim and head_dim * n_head == n_embd else head_dim
+    # One of the two alone is the same model with zeros for the biases of the other.
+    has_bias = bool(content.get("attention_bias", False) or content.get("mlp_bias", False))
+    return values | {
+        "bias": family == "llama" and has_bias,
         "qkv_bias": True if family == "qwen2" else None,
         "norm": "rmsnorm",
-        "norm_eps": float(content.get("rms_norm_eps", 1e-6)),
         "position": "rope",
-        "rope_theta": float(rope.get("rope_theta", content.get("rope_theta", 10000.0))),
         "mlp": "swiglu",
         "qk_norm": family == "qwen3",
-        "tie_embeddings": content.get("tie_word_embeddings", False),
     }
 
 
-def _refuse_other(content: Mapping[str, Any], place: str, **known: object) -> None:
-    for key, value in known.items():
+def _values(
+    content: Mapping[str, Any],
+    keys: tuple[tuple[str, str, object], ...],
+    fixed: Mapping[str, object],
+    place: str,
+) -> dict[str, Any]:
+    """Return the values of our keys; refuse what differs from those `fixed`."""
+    for key, value in fixed.items():
         if content.get(key, value) != value:
             raise CheckpointError(f"{place}: {key}={content[key]!r} is not supported")
+    return {
+        ours: content[theirs] if default is ... else content.get(theirs, default)
+        for theirs, ours, default in reversed(keys)
+    }

@@ -10,6 +10,7 @@ from typing import Any
 
 from gptcli.checkpoint import TrainedModel
 from gptcli.errors import ConfigError, DataError
+from gptcli.interop import Format
 from gptcli.interop.export import export
 
 Scores = dict[str, dict[str, float]]
@@ -34,7 +35,7 @@ def run_tasks(
     tasks = [_task(name) for name in names]
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
         folder = Path(place) / "network"
-        export(trained, "hf", folder)
+        export(trained, Format.HF, folder)
         try:
             found = lm_eval.simple_evaluate(
                 model="hf",

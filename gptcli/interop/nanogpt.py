@@ -1,8 +1,9 @@
-"""nanoGPT's `ckpt.pt`: a dict with `model` and `model_args`, read without running its pickle.
+"""`--to nanogpt`: a `ckpt.pt`, a dict with `model` and `model_args`; read without running a pickle.
 
 nanoGPT (https://github.com/karpathy/nanoGPT) computes the exact GELU, GPT-2 the one by tanh.
 """
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from gptcli import atomic
+from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
+from gptcli.interop.hf_config import differing
+from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import assumed_vocabulary
 from gptcli.interop.names import NANOGPT, from_format, to_format
-from gptcli.interop.weights import Pretrained, require_shapes
+from gptcli.interop.weights import Form, Pretrained, Source, require_shapes
+from gptcli.tokenizers.simple import CharTokenizer
 
 _ARGS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
 _COMPILED = "_orig_mod."
@@ -29,7 +35,7 @@ def from_nanogpt(content: dict[str, Any], name: str, path: Path) -> Pretrained:
     """Open the content of a `ckpt.pt`.
 
     Raises:
-        CheckpointError: Damaged, or of a network that nanoGPT itself does not have.
+        CheckpointError: Damaged, or of a model that nanoGPT itself does not have.
     """
     args, tensors = content["model_args"], content["model"]
     if not isinstance(args, dict) or not isinstance(tensors, dict):
@@ -70,61 +76,91 @@ def _is_repeated(name: str) -> bool:
     return name == "lm_head.weight" or name.endswith(".attn.bias")
 
 
-def require_nanogpt(model: ModelConfig) -> None:
-    """Refuse a network that nanoGPT does not have.
+def check(trained: TrainedModel, out: Path) -> Form:
+    """Return the model's form there.
 
     Raises:
-        ConfigError: With the keys that stand in the way.
+        ConfigError: nanoGPT does not have such a model; the keys that differ are named.
     """
-    qkv_bias = model.bias if model.qkv_bias is None else model.qkv_bias
-    keys: dict[str, tuple[object, ...]] = {
-        "model.norm": (model.norm, "layernorm"),
-        "model.norm_eps": (model.norm_eps, 1e-5),
-        "model.position": (model.position, "learned"),
-        "model.mlp": (model.mlp, "gelu", "gelu_erf"),
-        "model.n_inner": (model.mlp_width, 4 * model.n_embd),
-        "model.n_kv_head": (model.n_kv_head or model.n_head, model.n_head),
-        "model.head_dim": (model.head_size * model.n_head, model.n_embd),
-        "model.qk_norm": (model.qk_norm, False),
-        "model.qkv_bias": (qkv_bias, model.bias),
-        "model.tie_embeddings": (model.tie_embeddings, True),
-    }
-    wrong = [
-        f"{key}={str(value).lower()}" for key, (value, *fit) in keys.items() if value not in fit
-    ]
+    model, tokenizer = trained.model.config, trained.tokenizer
+    wrong = differing(
+        model,
+        {
+            "norm": ("layernorm",),
+            "norm_eps": (1e-5,),
+            "position": ("learned",),
+            "mlp": ("gelu", "gelu_erf"),
+            "n_inner": (4 * model.n_embd,),
+            "n_kv_head": (model.n_head,),
+            "head_dim": (model.n_embd / model.n_head,),
+            "qk_norm": (False,),
+            "qkv_bias": (model.bias,),
+            "tie_embeddings": (True,),
+        },
+    )
     if wrong:
         raise ConfigError(
-            f"nanoGPT's format does not hold this network: {', '.join(wrong)}",
-            "--to hf holds more kinds of networks",
+            f"nanoGPT's format does not hold this model: {', '.join(wrong.values())}",
+            "--to hf holds more kinds of models",
         )
+    is_exact, beside, notes = model.mlp == "gelu_erf", None, []
+    if not is_exact:
+        notes.append("nanoGPT computes the exact GELU, this model the one by tanh")
+    if isinstance(tokenizer, CharTokenizer):
+        beside = out.absolute().with_name("meta.pkl")
+        folder = beside.parent.name
+        notes.append(
+            f"the characters are in {beside}; nanoGPT's sample.py --out_dir={folder} reads"
+            f" them where {folder} is in nanoGPT's own folder"
+        )
+    elif tokenizer.name != "gpt2":
+        notes.append(
+            f"nanoGPT has no place for the {tokenizer.name} vocabulary: its sample.py takes the ids"
+            " for GPT-2's, and prints other text than `gpt generate`"
+        )
+    return Form("gpt2", tuple(notes), is_exact, beside=beside)
 
 
-def nanogpt_content(
-    ours: dict[str, Tensor], model: ModelConfig, step: int, best_loss: float | None
-) -> dict[str, Any]:
-    """Return what nanoGPT's `torch.save` writes, with the state of an optimizer that has not begun.
+def write(path: Path, source: Source) -> int:
+    """Write what nanoGPT's train.py saves, before the first step of its optimizer.
 
-    Args:
-        ours: Weights by our names, a tied head left out.
-        model: Their network.
-        step: Becomes `iter_num`.
-        best_loss: Becomes `best_val_loss`.
+    Returns:
+        The number of parameters.
     """
-    args = {key: getattr(model, key) for key in sorted(_ARGS)}
-    theirs = to_format(ours, NANOGPT, model)
+    model, weights, state = source.model, source.weights, source.trained.checkpoint.state
+    theirs = to_format(weights, NANOGPT, model)
     theirs["lm_head.weight"] = theirs["transformer.wte.weight"]
     # nanoGPT's groups: matrices, which decay, then vectors; resuming asks for as many of each.
-    parameters = [torch.nn.Parameter(weight) for weight in ours.values()]
+    parameters = [torch.nn.Parameter(weight) for weight in weights.values()]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95))
-    return {
+    best_loss = state.get("best_loss")
+    # sample.py looks for data/<dataset>/meta.pkl, which lies beside the checkpoint.
+    beside = source.form.beside
+    dataset = {"dataset": f"../{beside.parent.name}"} if beside else {}
+    content = {
         "model": theirs,
         "optimizer": optimizer.state_dict(),
-        "model_args": args,
-        "iter_num": step,
+        "model_args": {key: getattr(model, key) for key in sorted(_ARGS)},
+        "iter_num": source.trained.step,
         "best_val_loss": torch.tensor(1e9 if best_loss is None else best_loss),
-        "config": {},
+        "config": dataset,
     }
+    with path.open("wb") as file:
+        torch.save(content, file)  # into an open file: no name troubles it
+    if beside is not None:
+        stoi = vocabulary_of(source.trained.tokenizer)
+        itos = {id: char for char, id in stoi.items()}
+        meta = pickle.dumps({"vocab_size": len(stoi), "stoi": stoi, "itos": itos})
+        atomic.aside_name(beside).write_bytes(meta)
+    return sum(weight.numel() for weight in weights.values())
+
+
+def read_back(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return the model's shape and its weights by our names."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    pretrained = from_nanogpt(content, str(path), path)
+    return pretrained.model, pretrained.weights()

@@ -1,19 +1,23 @@
-"""Weights to start from, whatever program wrote them: the shape first, the tensors when asked.
+"""Weights on their way in and out, whatever the program: first the shape, then the tensors.
 
-Nothing is allocated before the file's own list of names and shapes is what the shape demands.
+Nothing is allocated before a file's own list of names and shapes is what the shape demands.
 """
 
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.formatting import plural
+from gptcli.interop import FileDtype
+from gptcli.interop.hf_config import Family
 from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
 from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
@@ -78,6 +82,57 @@ class Pretrained:
                 f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
                 hint,
             )
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model is in an export format.
+
+    Attributes:
+        family: The architecture there.
+        notes: What is not the same there, for people.
+        is_exact: Whether the logits are the same.
+        is_folder: Whether the format is a folder of files.
+        beside: A second file, if there is one.
+    """
+
+    family: Family
+    notes: tuple[str, ...] = ()
+    is_exact: bool = True
+    is_folder: bool = False
+    beside: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export: its shape and weights by our names, without padding of the vocabulary.
+
+    Attributes:
+        dtype: Of the matrices in a GGUF file.
+    """
+
+    trained: TrainedModel
+    form: Form
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    out: Path
+    dtype: FileDtype
+
+    def with_biases(self) -> dict[str, Tensor]:
+        """Return the weights, with zeros for biases that only the family's files have.
+
+        All of them in a GPT-2; after attention in a Llama with biases on queries, keys and values.
+        """
+        is_gpt2 = self.form.family == "gpt2"
+        if not is_gpt2 and not (self.form.family == "llama" and self.model.qkv_bias):
+            return self.weights
+        shapes = our_shapes(self.model.model_copy(update={"bias": True, "qkv_bias": None}))
+        zeros = {
+            name: torch.zeros(shape.shape)
+            for name, shape in shapes.items()
+            if name not in self.weights and (is_gpt2 or name.endswith(".attn.c_proj.bias"))
+        }
+        return self.weights | zeros
 
 
 def our_shapes(model: ModelConfig) -> dict[str, Tensor]:

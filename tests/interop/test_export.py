@@ -16,8 +16,8 @@ from transformers import pipeline
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.errors import CheckpointError, ConfigError, StorageError
-from gptcli.interop.card import model_card
 from gptcli.interop.export import export
+from gptcli.interop.hf import model_card
 from gptcli.interop.hf_config import family_of
 from gptcli.tokenizers.bpe import train_bpe
 

@@ -9,7 +9,7 @@ import pytest
 
 from gptcli.errors import ConfigError
 from gptcli.interop.export import export
-from gptcli.interop.gguf import read_gguf
+from gptcli.interop.gguf import read_back
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import gpt2, train_bpe
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
@@ -37,7 +37,7 @@ def test_gguf_reads_back(name: str, dtype: Any) -> None:
     assert np.allclose(embedding.data, expected, atol=2e-3 if dtype == "float16" else 0)
     assert tensors["output_norm.weight"].data.dtype == np.float32
     assert ("output.weight" in tensors) == (not made.model.config.tie_embeddings)
-    model, _ = read_gguf(Path("out.gguf"))
+    model, _ = read_back(Path("out.gguf"))
     assert (
         model.n_layer == made.model.config.n_layer and model.vocab_size == made.tokenizer.vocab_size
     )

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from gptcli.errors import CheckpointError
-from gptcli.interop.export import export, require_same_ids
+from gptcli.interop.export import export
+from gptcli.interop.hf import require_same_ids
 from gptcli.tokenizers import Tokenizer
 from gptcli.tokenizers.bpe import BpeTokenizer, gpt2, train_bpe
 from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer

@@ -172,7 +172,7 @@ def test_damaged_weights_are_refused(
     [
         ({"model_type": "mamba"}, "unknown architecture 'mamba'"),
         ({"model_type": None}, "unknown architecture 'None'"),
-        ({"activation_function": "silu"}, "activation_function 'silu' is not supported"),
+        ({"activation_function": "silu"}, "activation_function='silu' is not supported"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"n_layer": 10**9}, "n_layer: Input should be less than or equal to 1000"),
         ({"n_embd": 2**61}, "n_embd: Input should be less than or equal to 1048576"),
@@ -180,7 +180,7 @@ def test_damaged_weights_are_refused(
         ({"n_embd": "32"}, "n_embd"),
         ({"n_embd": None}, "'n_embd' is missing"),
         ({"n_head": 5}, "32 is not divisible by n_head = 5"),
-        ({"layer_norm_epsilon": "small"}, "not the description of a network"),
+        ({"layer_norm_epsilon": "small"}, "norm_eps: Input should be a valid number"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(
