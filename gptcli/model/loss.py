@@ -20,6 +20,7 @@ _PIECE = 1 << 20  # numbers at a time, on a CPU
 _TABLE = 1 << 26  # bytes of one table of logits; longer batches take several, one after another
 _COLUMNS = 1 << 13  # of a table, that are turned into the weight's gradient at a time
 _ALIGNED = 64  # rows: on a GPU an odd leading dimension costs a product its fast kernels
+_PLAIN = ("cpu", "mps")  # devices without these kernels
 
 
 def cross_entropy(
@@ -60,7 +61,7 @@ def _products_dtype(x: Tensor) -> torch.dtype:
 def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the head's matrix in the dtype of products, padded with zeros on a GPU."""
     padding = -len(weight) % _ALIGNED
-    if weight.device.type != "cuda" or not padding:
+    if weight.device.type in _PLAIN or not padding:
         return weight.to(dtype)
     W = weight.new_zeros(len(weight) + padding, weight.shape[1], dtype=dtype)
     W[: len(weight)] = weight
@@ -127,10 +128,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
     """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32."""
-    if grad.device.type == "cuda":
+    if grad.device.type not in _PLAIN:
         if grad.dtype == torch.float32:
             total.addmm_(grad.T, rows)
-        elif _addmm_adds_to_float32(grad.dtype):
+        elif _addmm_adds_to_float32(grad.dtype, grad.device):
             torch.addmm(total, grad.T, rows, out_dtype=torch.float32, out=total)
         else:
             total += torch.mm(grad.T, rows, out_dtype=torch.float32)
@@ -142,9 +143,9 @@ def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
 
 
 @functools.cache
-def _addmm_adds_to_float32(dtype: torch.dtype) -> bool:
+def _addmm_adds_to_float32(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether this torch adds a 16-bit product to a float32 matrix; earlier ones refuse."""
-    a = torch.zeros(16, 16, dtype=dtype, device="cuda")
+    a = torch.zeros(16, 16, dtype=dtype, device=device)
     try:
         torch.addmm(a.float(), a, a, out_dtype=torch.float32)
     except RuntimeError:

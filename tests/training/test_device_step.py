@@ -1,0 +1,93 @@
+"""A step on a device that computes nothing: torch's `meta`, which stands in for a GPU.
+
+It has shapes and no values, so whatever asks for a value (`.item()`, `.cpu()`, `bool(tensor)`), which
+on a GPU would wait for it, raises here. What is meant for CUDA runs on it as well.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gptcli.config.model import ModelConfig
+from gptcli.config.schema import OptimConfig
+from gptcli.model import GPT, loss
+from gptcli.training.optim import Optimizer, clip_gradients
+
+SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=97)
+MODERN = SHAPE.model_copy(update={
+    "position": "rope", "norm": "rmsnorm", "qk_norm": True, "mlp": "swiglu", "n_kv_head": 1,
+    "tie_embeddings": False,
+})  # fmt: skip
+
+
+@pytest.fixture
+def micro_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.zeros(4, 32, dtype=torch.int64, device="meta")
+    return tokens, tokens
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Multiply in bfloat16; there is no autocast for `meta`."""
+    monkeypatch.setattr(loss, "_products_dtype", lambda x: torch.bfloat16)
+    yield
+
+
+def test_values_cannot_be_asked_for() -> None:
+    value = torch.zeros((), device="meta")
+    for ask in (value.item, value.cpu, value.tolist, lambda: bool(value)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            ask()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("config", [SHAPE, MODERN], ids=["gpt2", "modern"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_waits_for_nothing(
+    config: ModelConfig,
+    optimizer: str,
+    recompute: bool,
+    micro_batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    with torch.device("meta"):
+        model = GPT(config)
+    updates = Optimizer(model, OptimConfig(name=optimizer), torch.device("cuda"))  # type: ignore[arg-type]
+    for _ in range(2):
+        total = model(*micro_batch, recompute=recompute).loss
+        torch.autograd.backward(total / 128)
+        norm = clip_gradients(model.parameters(), 1.0)
+        updates.step(1e-3, torch.amp.GradScaler("cpu", enabled=False))
+        updates.zero_grad()
+        assert total.device.type == norm.device.type == "meta"
+        assert torch.stack((total.detach(), norm)).shape == (2,)
+
+
+@pytest.mark.parametrize("vocab_size", [97, 128])
+def test_the_heads_products_are_aligned(
+    vocab_size: int, micro_batch: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *a, **k: made.append(mm(*a, **k)) or made[-1])
+    with torch.device("meta"):
+        model = GPT(SHAPE.model_copy(update={"vocab_size": vocab_size}))
+    total = model(*micro_batch).loss
+    torch.autograd.backward(total)
+    assert made and all(n % 64 == 0 for product in made for n in product.shape)
+    assert model.wte.weight.grad is not None
+    assert model.wte.weight.grad.shape == (vocab_size, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_loss_is_the_eager_one(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 128, generator=generator).to(dtype)
+    logits[:, 97:] = -torch.inf
+    targets = torch.randint(97, (12,), generator=generator)
+    targets[3:5] = loss.IGNORED
+    one, other = logits.clone(), logits.clone()
+    ours, fused = loss._losses(one, targets, True), loss._fused_losses(other, targets, True)
+    assert torch.allclose(ours, fused, atol=1e-5) and not ours[3:5].any() and not fused[3:5].any()
+    assert torch.allclose(one.float(), other.float(), atol=1e-6 if dtype == torch.float32 else 4e-3)
+    assert not other[:, 97:].any() and not other[3:5].any()
