@@ -1,7 +1,7 @@
 """A step on a device that computes nothing: torch's `meta`, which stands in for a GPU.
 
-It has shapes and no values, so whatever asks for a value (`.item()`, `.cpu()`, `bool(tensor)`), which
-on a GPU would wait for it, raises here. What is meant for CUDA runs on it as well.
+It has shapes and no values, so whatever asks for a value (`.item()`, `.cpu()`, `bool(tensor)`)
+raises here; on a GPU it would wait for it. What is meant for CUDA runs on it as well.
 """
 
 from collections.abc import Iterator
