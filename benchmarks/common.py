@@ -17,8 +17,8 @@ import torch
 
 from gptcli import __version__
 from gptcli.checkpoint import load_weights
-from gptcli.data.library import packages
 from gptcli.data.shards import TokenReader, read_manifest, read_tokenizer
+from gptcli.data.units import library_packages
 from gptcli.device import Runtime
 from gptcli.evaluation import evaluate
 from gptcli.interop.pretrained import open_pretrained
@@ -57,7 +57,7 @@ def run(command: list[str], cwd: Path) -> Measured:
 def stdlib_text(n_characters: int) -> str:
     """Return the beginning of the running Python's library as one text."""
     parts: list[str] = []
-    for file in (file for files in packages().values() for file in files):
+    for file in (file for files in library_packages().values() for file in files):
         parts.append(file.read_text(encoding="utf-8", errors="ignore"))
         if sum(map(len, parts)) >= n_characters:
             break

@@ -3,13 +3,16 @@
 Run it again after a failure: ranks that the logs mark as done are not run again.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
 
 from gptcli.config import load_config
-from gptcli.data.datatrove import Finalize, PrepareShare
-from gptcli.data.prepare import finalize, make_plan
+from gptcli.data.prepare import finalize, make_plan, prepare_share
+from gptcli.data.sources import PreparePlan
 
 # tasks is the number of ranks; any number gives the same bytes. workers is how many run at once.
 local = partial(LocalPipelineExecutor, tasks=4, workers=4)
@@ -18,6 +21,44 @@ ray = partial(RayPipelineExecutor, tasks=64)  # on the Ray that RAY_ADDRESS name
 
 CONFIG = "run.yaml"  # CHANGE (1 of 2): what to prepare, as in gpt prepare -c
 EXECUTOR = local  # CHANGE (2 of 2): local, slurm or ray, as they are set up above
+
+
+class PrepareShare(PipelineStep):
+    """`gpt prepare --rank`: tokenize every world_size-th unit of a plan."""
+
+    name, type = "gpt prepare --rank", "TOKENIZER"
+
+    def __init__(self, plan: PreparePlan, workers: int = 1) -> None:
+        super().__init__()
+        self.plan, self.workers = plan, workers
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Prepare the share of `rank`, count its units, bytes and tokens, and pass `data` on."""
+        with self.track_time("rank"):
+            records = prepare_share(self.plan, rank, world_size, workers=self.workers)
+        self.stat_update("units", value=len(records), unit="rank")
+        for record in records:
+            self.stat_update("bytes", value=record.bytes.total, unit="unit")
+            self.stat_update("tokens", value=record.tokens.total, unit="unit")
+        yield from data or ()
+
+
+class Finalize(PipelineStep):
+    """`gpt prepare --finalize` as one task, for executors that only submit the ranks (Slurm)."""
+
+    name, type = "gpt prepare --finalize", "TOKENIZER"
+
+    def __init__(self, plan: PreparePlan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Write the manifest, count what it lists, and pass `data` on."""
+        with self.track_time("manifest"):
+            manifest = finalize(self.plan)
+        self.stat_update("tokens", value=manifest.tokens.total, unit="folder")
+        yield from data or ()
+
 
 if __name__ == "__main__":
     plan = make_plan(load_config(CONFIG))

@@ -17,9 +17,9 @@ from gptcli.terminal import console
 if TYPE_CHECKING:
     from gptcli.config import Config
     from gptcli.data.estimate import Estimate
-    from gptcli.data.prepare import PreparePlan
     from gptcli.data.presets import Preset
     from gptcli.data.shards import Manifest
+    from gptcli.data.sources import PreparePlan
 
 _SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 _PREPARED = "{} is prepared already; --force prepares it again"

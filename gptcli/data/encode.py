@@ -1,28 +1,39 @@
 """Encode texts to ids, in one process or several, in order.
 
 Workers receive batches of texts and return ids, so one large file keeps every core busy, and the
-result does not depend on their number.
+result does not depend on their number. They import no more than this module and the tokenizers, so
+they start quickly.
 """
 
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from types import TracebackType
-from typing import Self
+from multiprocessing import connection, get_context, parent_process
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptcli.data import shards, worker
-from gptcli.data.units import Unit
-from gptcli.data.worker import Encoded
 from gptcli.errors import DataError, GptError, MemoryLimitError
-from gptcli.tokenizers import Tokenizer, UnknownCharacters
+from gptcli.tokenizers import (
+    Ids,
+    Tokenizer,
+    Tokens,
+    UnknownCharacters,
+    dtype_for,
+    tokenizer_from,
+)
 from gptcli.tokenizers.gigatoken import FastBpe, fast_bpe
 
-_COMPARED_CHARS = 1 << 20  # in which gigatoken has to prove itself
+if TYPE_CHECKING:
+    from gptcli.data.units import Unit
+
+_COMPARED_CHARS = 1 << 20  # on which gigatoken has to give tiktoken's ids before it is trusted
 
 
 @dataclass(frozen=True)
@@ -36,23 +47,37 @@ class TextBatch:
         ends_unit: The unit's last batch, which may be empty.
     """
 
-    unit: Unit
+    unit: "Unit"
     texts: list[str]
     documents: list[int]
     ends_unit: bool = False
 
 
-class Encoder:
+@dataclass(frozen=True)
+class Encoded:
+    """The ids of a batch of texts: all in a row, and how many and of how many bytes each."""
+
+    ids: Tokens
+    counts: list[int]
+    n_bytes: list[int]
+
+    def __iter__(self) -> Iterator[tuple[Tokens, int]]:
+        """Yield (ids, bytes) of each text."""
+        start = 0
+        for count, n_bytes in zip(self.counts, self.n_bytes, strict=True):
+            yield self.ids[start : start + count], n_bytes
+            start += count
+
+
+class Encoder(AbstractContextManager["Encoder"]):
     """Encodes batches, in worker processes or by gigatoken; a context manager, which ends them.
 
     gigatoken is used where it is installed, and as long as it gives tiktoken's ids on the first
-    texts; it is so fast that one thread of it does.
+    texts; it is so fast that one thread of it is enough.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
-        self._tokenizer = tokenizer
-        self._dtype = shards.dtype_for(tokenizer.vocab_size)
-        self._workers = workers
+        self._tokenizer, self._workers = tokenizer, workers
         self._fast = fast_bpe(tokenizer)
         self._to_compare = _COMPARED_CHARS if self._fast else 0
         self._pool: Executor | None = None
@@ -61,8 +86,8 @@ class Encoder:
         """Yield each batch with what it became, in their order.
 
         Args:
-            batches: What to encode; a None says that the next one will be long in coming, so
-                what has been given is to be finished first. So it is when they end in an error.
+            batches: What to encode; a None says that the next one is far off, so that the batches
+                before it are finished first. They are also finished if `batches` raises an error.
 
         Raises:
             DataError: The vocabulary has no token for part of a text.
@@ -77,13 +102,13 @@ class Encoder:
                 elif batch is not None:
                     waiting.append((batch, self._submit(batch.texts)))
                 busy = self._pool is not None and batch is not None
-                while len(waiting) > (2 * self._workers if busy else 0):  # none of them idle
+                while len(waiting) > (2 * self._workers if busy else 0):  # no worker is idle
                     yield _result(*waiting.popleft())
             while waiting:
                 yield _result(*waiting.popleft())
         except BrokenProcessPool as error:
             raise MemoryLimitError(
-                "a tokenizing process was killed, most likely for want of memory",
+                "a tokenizing process was killed, most likely for lack of memory",
                 "run the command again with fewer --workers; finished files are kept",
             ) from error
         if failure is not None:
@@ -92,50 +117,34 @@ class Encoder:
     def _submit(self, texts: list[str]) -> Future[Encoded]:
         if self._to_compare > 0 or (self._fast is None and self._workers == 1):
             return self._encode_here(texts)
-        if self._pool is None:
-            self._pool = self._make_pool()
         if self._fast is not None:
-            return self._pool.submit(self._encode_fast, self._fast, texts)
-        return self._pool.submit(worker.encode, texts)
-
-    def _make_pool(self) -> Executor:
-        if self._fast is not None:
-            return ThreadPoolExecutor(1)
-        return ProcessPoolExecutor(
+            self._pool = self._pool or ThreadPoolExecutor(1)
+            return self._pool.submit(_encode_fast, self._fast, self._tokenizer, texts)
+        self._pool = self._pool or ProcessPoolExecutor(
             self._workers,
             # Spawned, not forked: the same on every system, and safe beside threads.
             mp_context=get_context("spawn"),
-            initializer=worker.init_worker,
-            initargs=(self._tokenizer.definition(), self._dtype),
+            initializer=_init_worker,
+            initargs=(self._tokenizer.definition(),),
         )
+        return self._pool.submit(_encode_in_worker, texts)
 
     def _encode_here(self, texts: list[str]) -> Future[Encoded]:
         future: Future[Encoded] = Future()
         try:
-            encoded = worker.encode_batch(self._tokenizer, self._dtype, texts)
-            future.set_result(encoded)
+            encoded = _encode(self._tokenizer, texts)
         except UnknownCharacters as error:
             future.set_exception(error)
             return future
+        future.set_result(encoded)
         if self._fast is not None:
             self._to_compare -= sum(map(len, texts))
-            fast = self._encode_fast(self._fast, texts)
+            fast = _encode_fast(self._fast, self._tokenizer, texts)
             if fast.counts != encoded.counts or not np.array_equal(fast.ids, encoded.ids):
                 self._fast, self._to_compare = None, 0
         return future
 
-    def _encode_fast(self, fast: FastBpe, texts: list[str]) -> Encoded:
-        return worker.pack(fast.encode(texts), self._dtype, texts)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -153,3 +162,44 @@ def _result(batch: TextBatch, future: Future[Encoded]) -> tuple[TextBatch, Encod
         return batch, future.result()
     except UnknownCharacters as error:
         raise DataError(f"{batch.unit.name}: {error.message}", error.hint) from error
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """Encode texts one by one; none affects another's ids."""
+    return _pack([tokenizer.encode(text) for text in texts], tokenizer, texts)
+
+
+def _encode_fast(fast: FastBpe, tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    return _pack(fast.encode(texts), tokenizer, texts)
+
+
+def _pack(ids: list[Ids], tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """Concatenate the ids of the texts, in the type of the shards."""
+    dtype = dtype_for(tokenizer.vocab_size)
+    n_bytes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
+    packed = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
+    return Encoded(packed, [len(each) for each in ids], n_bytes)
+
+
+_tokenizer: Tokenizer
+
+
+def _init_worker(definition: dict[str, Any]) -> None:
+    """Set up a worker: its tokenizer, and an end together with its parent's."""
+    global _tokenizer
+    _tokenizer = tokenizer_from(definition)
+    # Ctrl-C reaches the whole group of processes; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Exit when the parent is gone: one that is killed cannot ask for it."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> Encoded:
+    return _encode(_tokenizer, texts)

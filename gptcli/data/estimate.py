@@ -8,13 +8,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gptcli import atomic
-from gptcli.data.prepare import PreparePlan
+from gptcli.data.hub import RemoteFile
 from gptcli.data.readers import parquet_text_bytes
+from gptcli.data.sources import PreparePlan
 from gptcli.data.units import documents
 from gptcli.errors import StorageError
 from gptcli.formatting import size
-from gptcli.tokenizers import Tokenizer, UnknownCharacters, make_tokenizer
+from gptcli.tokenizers import Tokenizer, UnknownCharacters, dtype_for, is_learned, make_tokenizer
 from gptcli.tokenizers.gigatoken import fast_bpe
 
 _SAMPLE_CHARS = 1 << 18
@@ -31,7 +34,7 @@ class Estimate:
     shard_bytes: int
     download_bytes: int
     disk_bytes: int
-    """Most that is on the disk at once because of it."""
+    """The most that is on the disk at once because of it."""
     free_bytes: int
     seconds: float | None
     """Of tokenizing, by one process; None where no text is at hand to measure."""
@@ -39,25 +42,25 @@ class Estimate:
 
 def estimate(plan: PreparePlan) -> Estimate:
     """Measure how fast the source's first text is tokenized, and scale it to the whole."""
-    remote = [path for unit in plan.source.units for path in unit.paths
-              if not isinstance(path, Path) and not path.is_cached()]  # fmt: skip
-    text_bytes = plan.source.n_bytes * _text_per_byte(plan)
+    paths = [path for unit in plan.source.units for path in unit.paths]
+    text_bytes = plan.source.n_bytes * _text_per_byte(paths, plan.data.text_field)
     tokenizer = make_tokenizer(plan.tokenizer, list)  # what is learned from the text is empty here
     bytes_per_token, rate = _measure(plan, tokenizer)
     tokens = round(text_bytes / bytes_per_token)
     expected = plan.source.expected
     if expected is not None and expected.gpt2_tokens and plan.tokenizer.name == "gpt2":
         tokens = expected.gpt2_tokens
-    item = 2 if max(tokenizer.vocab_size, plan.tokenizer.vocab_size or 0) <= 1 << 16 else 4
-    sizes = [path.n_bytes for path in remote]
-    # Two files at a time, when they are not kept: one tokenized, the next one on its way.
-    kept = sum(sizes) if plan.data.keep_downloads else sum(sorted(sizes)[-2:])
+    vocab_size = max(tokenizer.vocab_size, plan.tokenizer.vocab_size or 0)
+    shard_bytes = tokens * np.dtype(dtype_for(vocab_size)).itemsize
+    sizes = [p.n_bytes for p in paths if not isinstance(p, Path) and not p.is_cached()]
+    # Two files at a time, when they are not kept: one is tokenized while the next is downloaded.
+    kept = sizes if plan.data.keep_downloads else sorted(sizes)[-2:]
     return Estimate(
         text_bytes=round(text_bytes),
         tokens=tokens,
-        shard_bytes=tokens * item,
+        shard_bytes=shard_bytes,
         download_bytes=sum(sizes),
-        disk_bytes=tokens * item + kept,
+        disk_bytes=shard_bytes + sum(kept),
         free_bytes=shutil.disk_usage(atomic.existing_folder(plan.folder)).free,
         seconds=text_bytes / rate if rate else None,
     )
@@ -70,56 +73,48 @@ def require_room(plan: PreparePlan, found: Estimate) -> None:
         StorageError: With what is needed and what is free.
     """
     if found.disk_bytes > found.free_bytes:
-        remedy = "free some space, or choose a folder on another disk with --out"
+        hint = "free some space, or choose a folder on another disk with --out"
         if found.download_bytes and plan.data.keep_downloads:
-            remedy += "; -s data.keep_downloads=false needs less"
+            hint += "; -s data.keep_downloads=false needs less"
+        needed, free = size(found.disk_bytes), size(found.free_bytes)
         raise StorageError(
-            f"{plan.folder}: {plan.source.name} needs about {size(found.disk_bytes)},"
-            f" {size(found.free_bytes)} free",
-            remedy,
+            f"{plan.folder}: {plan.source.name} needs about {needed}, {free} free", hint
         )
 
 
 def _measure(plan: PreparePlan, tokenizer: Tokenizer) -> tuple[float, float | None]:
     """Return (bytes of text per token, bytes per second) of the first text at hand."""
+    unknown = tokenizer.bytes_per_token, None
     unit = next(iter(plan.source.units), None)
-    learned = plan.tokenizer.name in ("char", "bpe") and plan.tokenizer.path is None
-    if learned or unit is None or not all(isinstance(path, Path) for path in unit.paths):
-        return tokenizer.bytes_per_token, None
+    if is_learned(plan.tokenizer) or unit is None:
+        return unknown
+    if not all(isinstance(path, Path) for path in unit.paths):
+        return unknown
     texts: list[str] = []
-    total = 0
+    n_chars = 0
     for _, text in documents(unit, plan.data, tokenizer.safe_cut):
-        texts.append(text[: _SAMPLE_CHARS - total])
-        total += len(texts[-1])
-        if total >= _SAMPLE_CHARS:
+        texts.append(text[: _SAMPLE_CHARS - n_chars])
+        n_chars += len(texts[-1])
+        if n_chars >= _SAMPLE_CHARS:
             break
-    encode = (
-        fast.encode
-        if (fast := fast_bpe(tokenizer))
-        else lambda texts: [tokenizer.encode(text) for text in texts]
-    )
+    fast = fast_bpe(tokenizer)
+    encode = fast.encode if fast else lambda texts: [tokenizer.encode(text) for text in texts]
     try:
         encode(texts[:1])  # builds what is built once
         began = time.perf_counter()
         n_tokens = sum(len(ids) + 1 for ids in encode(texts))
     except UnknownCharacters:
-        return tokenizer.bytes_per_token, None  # said where the text is read in earnest
+        return unknown  # reported when the text is tokenized
     seconds = time.perf_counter() - began
     n_bytes = sum(len(text.encode()) for text in texts)
-    if not n_bytes:
-        return tokenizer.bytes_per_token, None
-    return n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)
+    return (n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)) if n_bytes else unknown
 
 
-def _text_per_byte(plan: PreparePlan) -> float:
+def _text_per_byte(paths: list[Path | RemoteFile], text_field: str) -> float:
     """Return how much text there is for each byte of the source's files."""
-    paths = [path for unit in plan.source.units for path in unit.paths]
-    names = (path.name if isinstance(path, Path) else getattr(path, "path", "") for path in paths)
-    if not all(name.endswith(".parquet") for name in names):
+    if not all(str(getattr(path, "path", path)).endswith(".parquet") for path in paths):
         return 1.0
     local = [path for path in paths if isinstance(path, Path)][:_FOOTERS]
-    texts = [parquet_text_bytes(path, plan.data.text_field) for path in local]
-    known = [(text, path.stat().st_size) for text, path in zip(texts, local, strict=True) if text]
-    if not known:
-        return _TEXT_PER_PARQUET_BYTE
-    return sum(text for text, _ in known) / sum(size for _, size in known)
+    texts = {path: parquet_text_bytes(path, text_field) for path in local}
+    n_bytes = sum(path.stat().st_size for path, text in texts.items() if text)
+    return sum(filter(None, texts.values())) / n_bytes if n_bytes else _TEXT_PER_PARQUET_BYTE

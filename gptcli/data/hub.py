@@ -1,7 +1,7 @@
-"""Files of the Hugging Face Hub: data sets by names resolved by `datasets`, fetched one by one.
+"""Files of the Hugging Face Hub: datasets resolved by `datasets`, downloaded one file at a time.
 
-Each file is pinned to a commit, so a second run reads the same bytes. Which files a data set has
-is remembered in the Hub's cache beside them, so that what was found once is found offline.
+Each file is pinned to a commit, so a second run reads the same bytes. The list of a dataset's files
+is kept in the Hub's cache beside them, so that what was found once is found offline.
 """
 
 import contextlib
@@ -17,28 +17,27 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from gptcli import atomic
 from gptcli.data.presets import unknown_part
 from gptcli.errors import DataError, GptError
 
+# Errors by the names of their classes: importing the libraries that define them takes a second.
 # ConnectionError is Python's and requests', TransportError httpx's.
 _UNREACHABLE = {
     "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "TransportError",
     "URLError",
 }  # fmt: skip
-
-_CUT = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
-        "IncompleteRead"}  # fmt: skip
+_DROPPED = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
+            "IncompleteRead"}  # fmt: skip
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second, third, ... try
 
 T = TypeVar("T")
 
-
 OnBytes = Callable[[int], None]
-"""Called with the bytes that have come since the last call."""
+"""Called with the number of bytes that have arrived since the last call."""
 
 
 def _ignore(n_bytes: int) -> None:
@@ -53,8 +52,27 @@ class MissingFileError(DataError):
     """The repository has no such file."""
 
 
+class _Cached:
+    """A file on the network that has a place in the Hub's cache."""
+
+    def _cached(self) -> Path | None:
+        raise NotImplementedError
+
+    def is_cached(self) -> bool:
+        """Tell whether the file is in the cache."""
+        return self._cached() is not None
+
+    def forget(self) -> None:
+        """Remove the file from the cache."""
+        if (path := self._cached()) is not None:
+            blob = path.resolve()  # the Hub's cache links names to contents
+            path.unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
+
+
+# A unit's hash in a manifest covers the repr of these two classes: fields and names are a format.
 @dataclass(frozen=True)
-class HubFile:
+class HubFile(_Cached):
     """A file of a repository at a commit."""
 
     repository: str
@@ -64,131 +82,89 @@ class HubFile:
     repo_type: str = "dataset"
 
     def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
-        """Return the local path, downloading into the Hub's cache what is not there.
-
-        Args:
-            on_bytes: Called as bytes arrive, with how many.
+        """Return the local path, downloading the file if it is not in the cache.
 
         Raises:
-            DataError: It cannot be had.
+            DataError: It cannot be downloaded.
         """
-        from huggingface_hub import hf_hub_download
+        import huggingface_hub
 
-        counter = _counting(on_bytes)
+        counter = _counter(on_bytes)
 
         def download() -> str:
             if not self.is_cached():
                 _require_reachable()
-            return str(
-                hf_hub_download(
-                    self.repository,
-                    self.path,
-                    repo_type=self.repo_type,
-                    revision=self.revision,
-                    tqdm_class=counter,
-                )
-            )
+            return str(self._call(huggingface_hub.hf_hub_download, tqdm_class=counter))
 
-        return Path(_insist(f"{self.repository}/{self.path}", download))
+        return Path(_retry(f"{self.repository}/{self.path}", download))
 
     def exists(self) -> bool:
-        """Tell whether the repository has the file, without fetching it.
+        """Tell whether the repository has the file, without downloading it.
 
         Raises:
             DataError: The Hub does not say.
         """
-        from huggingface_hub import file_exists
+        import huggingface_hub
 
-        return _insist(
-            f"{self.repository}/{self.path}",
-            lambda: file_exists(
-                self.repository, self.path, repo_type=self.repo_type, revision=self.revision
-            ),
-        )
+        name = f"{self.repository}/{self.path}"
+        return bool(_retry(name, lambda: self._call(huggingface_hub.file_exists)))
 
-    def is_cached(self) -> bool:
-        """Tell whether the file is in the Hub's cache."""
-        from huggingface_hub import try_to_load_from_cache
+    def _cached(self) -> Path | None:
+        import huggingface_hub
 
-        found = try_to_load_from_cache(
-            self.repository, self.path, repo_type=self.repo_type, revision=self.revision
-        )
-        return isinstance(found, str)
+        found = self._call(huggingface_hub.try_to_load_from_cache)
+        return Path(found) if isinstance(found, str) else None
 
-    def forget(self) -> None:
-        """Remove the file from the Hub's cache."""
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(
-            self.repository, self.path, repo_type=self.repo_type, revision=self.revision
-        )
-        if isinstance(found, str):
-            pointer = Path(found)
-            blob = pointer.resolve()  # the cache links names to contents
-            pointer.unlink(missing_ok=True)
-            blob.unlink(missing_ok=True)
+    def _call(self, function: Callable[..., Any], **options: Any) -> Any:
+        options |= {"repo_type": self.repo_type, "revision": self.revision}
+        return function(self.repository, self.path, **options)
 
 
-def _counting(on_bytes: OnBytes) -> Any:
-    """Return a progress bar class for huggingface_hub that draws nothing but tells `on_bytes`.
+def _counter(on_bytes: OnBytes) -> Any:
+    """Return a progress bar class that draws nothing and reports new bytes to `on_bytes`."""
+    from tqdm.auto import tqdm  # a dependency of the Hub's libraries
 
-    A download that is taken up again after a cut tells only of what is new.
-    """
-    from tqdm.auto import tqdm  # which the Hub's libraries bring along
-
-    told = 0
+    n_reported = 0
 
     class Counter(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
-            self._done = int(kwargs.get("initial") or 0)
+            self._n_bytes = int(kwargs.get("initial") or 0)  # of a download that is resumed
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal told
-            self._done += int(n or 0)
-            if self._done > told:
-                on_bytes(self._done - told)
-                told = self._done
+            nonlocal n_reported
+            self._n_bytes += int(n or 0)
+            if self._n_bytes > n_reported:
+                on_bytes(self._n_bytes - n_reported)
+                n_reported = self._n_bytes
 
     return Counter
 
 
 @dataclass(frozen=True)
-class WebFile:
-    """A file at an address of its own, kept in the Hub's cache beside the others."""
+class WebFile(_Cached):
+    """A file at a web address, kept in the Hub's cache beside the others."""
 
     url: str
     n_bytes: int
-    """Its size, which must be met."""
+    """Its size, which the download must have."""
 
     def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
-        """Return the local path, downloading what is not there.
-
-        Args:
-            on_bytes: Called when the file is there, with its size.
-
-        Raises:
-            DataError: It cannot be had, or is not of the size it should have.
-        """
-        path = self._cached()
+        """Return the local path, downloading the file if it is not in the cache."""
         if not self.is_cached():
-            content = _insist(self.url, self._download)
+            content = _retry(self.url, self._download)
             if len(content) != self.n_bytes:
                 raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
-            atomic.write_bytes(path, content)
+            atomic.write_bytes(self._path, content)
             on_bytes(len(content))
-        return path
+        return self._path
 
-    def is_cached(self) -> bool:
-        """Tell whether the file is there, whole."""
-        path = self._cached()
-        return path.is_file() and path.stat().st_size == self.n_bytes
+    def _cached(self) -> Path | None:
+        path = self._path
+        return path if path.is_file() and path.stat().st_size == self.n_bytes else None
 
-    def forget(self) -> None:
-        """Remove the file from the cache."""
-        self._cached().unlink(missing_ok=True)
-
-    def _cached(self) -> Path:
+    @property
+    def _path(self) -> Path:
         from huggingface_hub import cached_assets_path
 
         return cached_assets_path("gptcli", namespace="web") / quote(self.url, safe="")
@@ -206,7 +182,7 @@ RemoteFile = HubFile | WebFile
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a data set's splits at one commit."""
+    """The files of a dataset's splits at one commit."""
 
     train: tuple[HubFile, ...]
     validation: tuple[HubFile, ...]
@@ -214,7 +190,7 @@ class HubFiles:
 
 
 def find_files(repository: str, config: str | None, revision: str | None) -> HubFiles:
-    """Resolve a data set to the files of its splits, pinned to a commit.
+    """Resolve a dataset to the files of its splits, pinned to a commit.
 
     Args:
         repository: `org/name`.
@@ -222,26 +198,25 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
         revision: Branch, tag or commit; None for the newest.
 
     Raises:
-        ConfigError: The configuration is unknown.
-        DataError: The data set is unknown, has no training split, or cannot be reached.
+        ConfigError: The subset is unknown.
+        DataError: The dataset is unknown, has no training split, or cannot be reached.
     """
     known = _remembered(repository, config, revision)
     if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return known  # a commit never changes
     try:
-        found = _insist(f"hf:{repository}", lambda: _resolve(repository, config, revision))
+        files = _retry(f"hf:{repository}", lambda: _resolve(repository, config, revision))
     except NetworkError:
         if known is not None:
             return known
         raise
     with contextlib.suppress(OSError, GptError):  # a cache that may not be written
-        content = json.dumps(dataclasses.asdict(found)).encode()
+        content = json.dumps(dataclasses.asdict(files)).encode()
         atomic.write_bytes(_memory(repository, config, revision), content)
-    return found
+    return files
 
 
 def _memory(repository: str, config: str | None, revision: str | None) -> Path:
-    """Return the file in the Hub's cache that remembers what a data set's files are."""
     from huggingface_hub import cached_assets_path
 
     folder = cached_assets_path("gptcli", namespace=repository, subfolder="files")
@@ -251,13 +226,12 @@ def _memory(repository: str, config: str | None, revision: str | None) -> Path:
 def _remembered(repository: str, config: str | None, revision: str | None) -> HubFiles | None:
     try:
         content = json.loads(_memory(repository, config, revision).read_bytes())
-        splits = {
-            split: tuple(HubFile(**file) for file in content[split])
-            for split in ("train", "validation")
-        }
-        return HubFiles(**splits, revision=content["revision"])
+        train, validation = (
+            tuple(HubFile(**file) for file in content[split]) for split in ("train", "validation")
+        )
+        return HubFiles(train, validation, content["revision"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or not whole: ask the Hub
+        return None  # missing or damaged: ask the Hub
 
 
 def _resolve(repository: str, config: str | None, revision: str | None) -> HubFiles:
@@ -265,12 +239,14 @@ def _resolve(repository: str, config: str | None, revision: str | None) -> HubFi
     import datasets
 
     datasets.disable_progress_bars()
-    # Warns of a README without metadata, and of each try; what matters is said in our errors.
+    # It warns of a README without metadata, and of each try; our errors say what matters.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     _require_reachable()
     builder: Any = datasets.load_dataset_builder(repository, config, revision=revision)
-    by_split = builder.config.data_files or {}
-    splits = {str(split): [str(url) for url in urls] for split, urls in by_split.items()}
+    splits = {
+        str(split): [str(url) for url in urls]
+        for split, urls in (builder.config.data_files or {}).items()
+    }
     if not splits.get("train"):
         known = ", ".join(splits) or "none"
         raise DataError(f"hf:{repository}: no training split; the splits are: {known}")
@@ -282,65 +258,58 @@ def _hub_files(urls: list[str]) -> tuple[HubFile, ...]:
     """Turn `hf://datasets/org/name@commit/path` into files with their sizes."""
     from huggingface_hub import HfApi
 
-    parsed: list[tuple[str, str, str]] = []
-    for url in urls:
-        address = url.removeprefix("hf://datasets/")
-        repository, _, rest = address.partition("@")
-        revision, _, path = rest.partition("/")
-        parsed.append((repository, revision, path))
-    if not parsed:
+    if not urls:
         return ()
-    repository, revision, _ = parsed[0]
+    parts = [url.removeprefix("hf://datasets/").partition("@") for url in urls]
+    repository, _, rest = parts[0]
+    revision = rest.partition("/")[0]
+    paths = [rest.partition("/")[2] for _, _, rest in parts]
     sizes: dict[str, int] = {}
-    for start in range(0, len(parsed), 500):
-        paths = [path for _, _, path in parsed[start : start + 500]]
-        infos = HfApi().get_paths_info(repository, paths, repo_type="dataset", revision=revision)
+    for start in range(0, len(paths), 500):
+        chunk = paths[start : start + 500]
+        infos = HfApi().get_paths_info(repository, chunk, repo_type="dataset", revision=revision)
         sizes |= {info.path: getattr(info, "size", 0) for info in infos}
-    return tuple(HubFile(*file[:1], file[2], file[1], sizes.get(file[2], 0)) for file in parsed)
+    return tuple(HubFile(repository, path, revision, sizes.get(path, 0)) for path in paths)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _kinds(error: Exception) -> set[str]:
-    return {kind.__name__ for kind in type(error).__mro__}
-
-
-def _insist(what: str, ask: Callable[[], T]) -> T:
-    """Ask the Hub, again and later if it is busy or the line was cut.
+def _retry(name: str, ask: Callable[[], T]) -> T:
+    """Ask the Hub, and again later if it is overloaded or the connection drops.
 
     huggingface_hub gives up at the first 5xx on a file, and a long preparation meets some.
 
     Raises:
-        DataError: It cannot be had, or not now.
+        DataError: `name` cannot be had, or not now.
     """
     for seconds in (*_WAITS, None):
         try:
-            with atomic.storage_errors(Path(what)):
+            with atomic.storage_errors(Path(name)):
                 return ask()
         except GptError:
             raise
         except Exception as error:
-            if seconds is None or not _may_pass(error):
-                _explain(what, error)
+            if seconds is None or not _is_temporary(error):
+                raise _explained(name, error) from error
             time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
 
 
-def _may_pass(error: Exception) -> bool:
-    """Tell whether the same request may succeed in a while: the Hub is busy, or a line was cut.
+def _is_temporary(error: Exception) -> bool:
+    """Tell whether the same request may succeed later.
 
-    No server at all is not worth more waiting: huggingface_hub has asked often enough.
+    With no server at all it will not: huggingface_hub has asked often enough.
     """
     status = _status(error)
     if status is not None:
         return status == 429 or status >= 500
-    return bool(_kinds(error) & _CUT)
+    return bool(_class_names(error) & _DROPPED)
+
+
+def _class_names(error: Exception) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status an error, or the one it comes from, came with."""
+    """Return the HTTP status of an error or of its cause."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
@@ -350,7 +319,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _require_reachable() -> None:
-    """Say at once when nobody answers, where huggingface_hub would ask for half a minute.
+    """Fail at once when nobody answers, where huggingface_hub would ask for half a minute.
 
     Raises:
         ConnectionError: There is no server at the Hub's address.
@@ -367,31 +336,31 @@ def _require_reachable() -> None:
         raise ConnectionError(f"no answer from {address.hostname}") from error
 
 
-def _explain(what: str, error: Exception) -> NoReturn:
-    """Raise our error for one of the Hub's libraries, which have many kinds of them."""
-    names = _kinds(error)
-    if "ValueError" in names and ("BuilderConfig" in str(error) or "Config name" in str(error)):
-        raise unknown_part(what, str(error)) from error
-    if names & _UNREACHABLE:
-        server = "its server" if "://" in what else "the Hub"
-        raise NetworkError(
-            f"{what}: not in the cache, and {server} cannot be reached",
+def _explained(name: str, error: Exception) -> GptError:
+    """Return our error for one of the Hub's libraries, which have many kinds."""
+    kinds, text = _class_names(error), str(error)
+    reason = (text.strip() or type(error).__name__).splitlines()[0][:200]
+    if "ValueError" in kinds and ("BuilderConfig" in text or "Config name" in text):
+        return unknown_part(name, text)
+    if kinds & _UNREACHABLE:
+        server = "its server" if "://" in name else "the Hub"
+        return NetworkError(
+            f"{name}: not in the cache, and {server} cannot be reached",
             "connect to the network; downloads are cached for offline use",
-        ) from error
-    if (_status(error) or 0) >= 429 or names & _CUT:
-        raise NetworkError(
-            f"{what}: the Hub is overloaded or the connection dropped ({_first_line(error)})",
+        )
+    if _is_temporary(error):
+        return NetworkError(
+            f"{name}: the Hub is overloaded or the connection dropped ({reason})",
             "run the same command again: it resumes",
-        ) from error
-    if names & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        message, hint = "no such repository on the Hub, or it is private", "set HF_TOKEN if private"
-    elif names & {"RemoteEntryNotFoundError", "EntryNotFoundError"}:
-        raise MissingFileError(f"{what}: missing file ({_first_line(error)})") from error
-    elif names & {"DataFilesNotFoundError", "EmptyDatasetError"}:
-        message, hint = f"missing file ({_first_line(error)})", None
-    elif "RuntimeError" in names and "scripts are no longer supported" in str(error):
-        message = "this data set is a Python script, which is not run"
-        hint = "use a copy of it in Parquet"
-    else:
-        message, hint = f"{type(error).__name__}: {_first_line(error)}", None
-    raise DataError(f"{what}: {message}", hint) from error
+        )
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        message = f"{name}: no such repository on the Hub, or it is private"
+        return DataError(message, "set HF_TOKEN if it is private")
+    if kinds & {"RemoteEntryNotFoundError", "EntryNotFoundError"}:
+        return MissingFileError(f"{name}: missing file ({reason})")
+    if kinds & {"DataFilesNotFoundError", "EmptyDatasetError"}:
+        return DataError(f"{name}: missing file ({reason})")
+    if "RuntimeError" in kinds and "scripts are no longer supported" in text:
+        message = f"{name}: this dataset is a Python script, which is not run"
+        return DataError(message, "use a copy of it in Parquet")
+    return DataError(f"{name}: {type(error).__name__}: {reason}")

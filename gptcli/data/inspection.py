@@ -1,18 +1,25 @@
-"""Looking into a data folder: what it holds, windows as the network will see them, its hashes."""
+"""Looking into a data folder: its hashes, and windows as the model will see them."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from gptcli.data.shards import SPLITS, Manifest, Split, TokenReader, check_shard, read_tokenizer
+from gptcli.data.shards import (
+    SPLITS,
+    Manifest,
+    Split,
+    TokenReader,
+    check_shard,
+    chunks,
+    read_tokenizer,
+)
 from gptcli.errors import DataError
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import Tokenizer
 
-END_OF_TEXT_MARK = "<|endoftext|>"
-_CHUNK_TOKENS = 1 << 20
+_END_OF_TEXT_MARK = b"<|endoftext|>"
 
 
 def damaged_shards(
@@ -20,38 +27,24 @@ def damaged_shards(
 ) -> list[str]:
     """Check every shard's size, header, hash and ids; return what is wrong, one line each."""
     problems: list[str] = []
-    for split in SPLITS:
-        for shard in manifest.shards(split):
-            path = folder / shard.file
-            try:
-                check_shard(path, shard, manifest.dtype)
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except DataError as error:
-                problems.append(error.message)
-            except OSError as error:
-                problems.append(f"{path}: {error.strerror}")
-            else:
-                if found != shard.sha256:
-                    problems.append(f"{path}: content does not have the hash of the manifest")
-            on_progress(shard.tokens)
-    if not problems:
-        problems += _foreign_ids(folder, manifest)
-    return problems
-
-
-def _foreign_ids(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a line for each split that holds ids outside the vocabulary."""
-    for split in SPLITS:
-        with TokenReader(folder, manifest, split) as tokens:
-            highest = max((int(chunk.max()) for chunk in _chunks(tokens)), default=0)
-        if highest >= manifest.tokenizer.vocab_size:
-            yield _foreign_id(folder, split, highest, manifest)
-
-
-def _chunks(tokens: TokenReader) -> Iterator[np.ndarray]:
-    for start in range(0, len(tokens), _CHUNK_TOKENS):
-        yield tokens.read(start, min(_CHUNK_TOKENS, len(tokens) - start))
+    highest = dict.fromkeys(SPLITS, 0)
+    for shard in (shard for split in SPLITS for shard in manifest.shards(split)):
+        path, digest = folder / shard.file, hashlib.sha256()
+        try:
+            check_shard(path, shard, manifest.dtype)
+            for raw, ids in chunks(path, shard, manifest.dtype):
+                digest.update(raw)
+                highest[shard.split] = max(highest[shard.split], int(ids.max(initial=0)))
+        except DataError as error:
+            problems.append(error.message)
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+        else:
+            if digest.hexdigest() != shard.sha256:
+                problems.append(f"{path}: content does not have the hash of the manifest")
+        on_progress(shard.tokens)
+    unknown = (_unknown_id(folder, split, highest[split], manifest) for split in SPLITS)
+    return problems or [problem for problem in unknown if problem]
 
 
 def windows_as_text(
@@ -64,24 +57,26 @@ def windows_as_text(
     """
     tokenizer = read_tokenizer(folder, manifest)
     with TokenReader(folder, manifest, split) as tokens:
-        room = len(tokens) - seq_len + 1
-        if room < 1:
+        n_starts = len(tokens) - seq_len + 1
+        if n_starts < 1:
             raise DataError(f"{folder}: the {split} split has only {len(tokens)} tokens")
-        starts = [derive_seed("peek", seed, index) % room for index in range(count)]
+        starts = [derive_seed("peek", seed, index) % n_starts for index in range(count)]
         windows = [(start, tokens.read(start, seq_len)) for start in starts]
     highest = max((int(ids.max(initial=0)) for _, ids in windows), default=0)
-    if highest >= tokenizer.vocab_size:
-        raise DataError(_foreign_id(folder, split, highest, manifest))
+    if problem := _unknown_id(folder, split, highest, manifest):
+        raise DataError(problem)
     return [(start, _decode(tokenizer, ids)) for start, ids in windows]
 
 
-def _foreign_id(folder: Path, split: Split, token: int, manifest: Manifest) -> str:
+def _unknown_id(folder: Path, split: Split, token: int, manifest: Manifest) -> str | None:
     size = manifest.tokenizer.vocab_size
+    if token < size:
+        return None
     return f"{folder}: the {split} split holds id {token}, the vocabulary has {size}"
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """Decode ids with end-of-text made visible."""
-    mark = END_OF_TEXT_MARK.encode()
-    parts = (mark if i == tokenizer.eot else tokenizer.token_bytes(i) for i in ids.tolist())
+    parts = (_END_OF_TEXT_MARK if i == tokenizer.eot else tokenizer.token_bytes(i)
+             for i in ids.tolist())  # fmt: skip
     return b"".join(parts).decode("utf-8", "replace")

@@ -6,37 +6,25 @@ The bytes depend only on the source and the recipe, not on the number of workers
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from gptcli import atomic, locking
-from gptcli.config.schema import Config, DataConfig, TokenizerConfig
+from gptcli.config.schema import Config
 from gptcli.data import shards
-from gptcli.data.download import Fetcher
 from gptcli.data.encode import Encoder
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.journal import Journal, remove_prepared
-from gptcli.data.sample import alphabet_text, vocabulary_text
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
-from gptcli.data.sources import LARGE_SOURCE, Source, data_dir, find_source
-from gptcli.data.units import Unit, content_hash
+from gptcli.data.sources import LARGE_SOURCE, PreparePlan, data_dir, find_source
+from gptcli.data.units import Fetcher, Unit, content_hash, documents
 from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer, make_tokenizer
 
-
-@dataclass(frozen=True)
-class PreparePlan:
-    """What a call of `prepare` is going to do."""
-
-    folder: Path
-    source: Source
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    seed: int
-    val_fraction: float
+_VOCABULARY_CHARS = 200_000_000  # enough for any vocabulary; more only takes longer
 
 
 def make_plan(config: Config) -> PreparePlan:
@@ -69,19 +57,19 @@ def prepare(
 ) -> Manifest:
     """Tokenize the source and write the data folder.
 
-    A finished folder is left as it is, an unfinished one is gone on with: units whose shards are
-    there are not done again.
+    A finished folder is kept as it is, and an unfinished one is resumed: units whose shards are
+    there are skipped.
 
     Args:
         plan: What to do.
         workers: Processes that tokenize.
-        force: Write anew over a folder that holds other data.
+        force: Replace other data in the folder.
         on_progress: Called as text is done.
         on_download: Called as bytes are downloaded.
 
     Raises:
         ConfigError: Unknown tokenizer, or the folder holds other data.
-        DataError: The text cannot be used; a first unit that fails leaves nothing behind.
+        DataError: The text cannot be used; if the first unit fails, nothing is left behind.
         RunLockedError: Another process prepares in the folder.
         StorageError: The disk is full or may not be written; finished units are kept.
     """
@@ -98,24 +86,20 @@ def prepare(
 def _complete(plan: PreparePlan) -> Manifest | None:
     """Return the manifest of a folder that holds what the plan asks for, None if unfinished."""
     if (existing := find_existing(plan)) is not None:
-        Journal(plan.folder).end()  # in case a run was killed after its last word
+        Journal(plan.folder).end()  # in case a run was killed right after its manifest
         atomic.remove_leftovers(plan.folder)
     return existing
 
 
 @contextlib.contextmanager
 def _held(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Hold the folder, making it if it is not there; if nothing is put into it, it goes again."""
+    """Lock the folder, creating it if it is missing; remove it again if it stays empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     atomic.make_folder(folder)
+    hint = "wait for it, stop it, or choose another folder with --out"
     try:
         with (
-            locking.hold(
-                folder,
-                "is preparing this folder",
-                "wait for it, stop it, or choose another folder with --out",
-                shared=shared,
-            ),
+            locking.hold(folder, "is preparing this folder", hint, shared=shared),
             atomic.storage_errors(folder),
         ):
             yield
@@ -129,24 +113,22 @@ def _write(
     plan: PreparePlan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
 ) -> Manifest:
     existing = find_existing(plan, force=True)
-    progress = Journal(plan.folder)
+    journal = Journal(plan.folder)
     if force:
-        progress.discard()
-    tokenizer, recipe = _settle(plan, progress)
+        journal.discard()
+    tokenizer, recipe = _settle(plan, journal)
     atomic.remove_leftovers(plan.folder)
     if existing is not None:
         remove_prepared(plan.folder, existing)
     try:
-        progress.begin(recipe)
-        atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
         units = _run(
-            plan, plan.source.units, tokenizer, progress, workers, on_progress, on_download
+            plan, plan.source.units, tokenizer, recipe, journal, workers, on_progress, on_download
         )
-        manifest = _write_manifest(plan, tokenizer, recipe, units)
+        manifest = _write_manifest(plan, recipe, units)
     except BaseException as error:
-        _clean_up(plan, progress, error)
+        _clean_up(plan, journal, error)
         raise
-    progress.end()
+    journal.end()
     return manifest
 
 
@@ -161,9 +143,9 @@ def prepare_share(
 ) -> list[UnitRecord]:
     """Tokenize every world_size-th unit from unit `rank` on; `finalize` writes the manifest.
 
-    Ranks may work at once, on any machines that see the folder: none touches what another may be
-    writing, and what each unit becomes depends on the unit alone. A rank that is run again does
-    what it has not finished.
+    Ranks may run at the same time, on any machines that see the folder: none touches what another
+    may be writing, and what each unit becomes depends on the unit alone. A rank that is run again
+    does what it has not finished.
 
     Raises:
         ConfigError, DataError, RunLockedError, StorageError: As `prepare`; finished units are kept.
@@ -172,11 +154,9 @@ def prepare_share(
     with _held(plan.folder, shared=True):
         if (existing := find_existing(plan)) is not None:
             return existing.units[rank::world_size]
-        progress = Journal(plan.folder)
-        tokenizer, recipe = _settle(plan, progress)
-        progress.begin(recipe)
-        atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-        return _run(plan, share, tokenizer, progress, workers, on_progress, on_download)
+        journal = Journal(plan.folder)
+        tokenizer, recipe = _settle(plan, journal)
+        return _run(plan, share, tokenizer, recipe, journal, workers, on_progress, on_download)
 
 
 def finalize(plan: PreparePlan) -> Manifest:
@@ -185,17 +165,17 @@ def finalize(plan: PreparePlan) -> Manifest:
     Raises:
         ConfigError: The folder holds other data, or the source has changed.
         DataError: Units are missing.
-        RunLockedError: A rank is still at work.
+        RunLockedError: A rank is still running.
     """
     with _held(plan.folder, shared=is_finished(plan)):
         if (existing := find_existing(plan)) is not None:
             return existing
-        progress = Journal(plan.folder)
-        if progress.recipe() is None:
+        journal = Journal(plan.folder)
+        if journal.recipe() is None:
             raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
-        tokenizer, recipe = _settle(plan, progress)
-        progress.begin(recipe)  # which compares it
-        done = _finished(plan.source.units, progress)
+        _, recipe = _settle(plan, journal)
+        journal.begin(recipe)  # which compares it
+        done = _finished(plan.source.units, journal)
         missing = [unit.index for unit in plan.source.units if unit.index not in done]
         if missing:
             first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
@@ -204,45 +184,77 @@ def finalize(plan: PreparePlan) -> Manifest:
                 f" yet ({first})",
                 "run their ranks again: unit U is rank U modulo --world-size",
             )
-        units = [done[unit.index] for unit in plan.source.units]
-        manifest = _write_manifest(plan, tokenizer, recipe, units)
-        progress.end()
+        manifest = _write_manifest(plan, recipe, [done[unit.index] for unit in plan.source.units])
+        journal.end()
         atomic.remove_leftovers(plan.folder)
         return manifest
 
 
-def _settle(plan: PreparePlan, progress: Journal) -> tuple[Tokenizer, Recipe]:
-    """Return the tokenizer, and what the shards' bytes will depend on."""
-    tokenizer = _tokenizer(plan, progress)
-    record = TokenizerRecord(
-        name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
-    )
-    return tokenizer, _recipe(plan, record)
+def _settle(plan: PreparePlan, journal: Journal) -> tuple[Tokenizer, Recipe]:
+    """Return the tokenizer, and what the shards' bytes will depend on.
 
-
-def _tokenizer(plan: PreparePlan, progress: Journal) -> Tokenizer:
-    """Return the unfinished preparation's tokenizer, or make one: nothing is learned twice."""
-    recipe = progress.recipe()
-    wanted = plan.tokenizer
-    if recipe is not None and wanted.path is None and wanted.name == recipe.tokenizer.name:
+    The tokenizer of an unfinished preparation is used again: nothing is learned twice.
+    """
+    unfinished, config = journal.recipe(), plan.tokenizer
+    if unfinished is not None and config.path is None and config.name == unfinished.tokenizer.name:
         with contextlib.suppress(DataError):
-            found = load_tokenizer(plan.folder / shards.TOKENIZER)
-            same = found.fingerprint == recipe.tokenizer.sha256
-            if same and recipe == _recipe(plan, recipe.tokenizer):
-                return found
-    return make_tokenizer(wanted, lambda: _sample(plan))
+            tokenizer = load_tokenizer(plan.folder / shards.TOKENIZER)
+            recipe = _recipe(plan, TokenizerRecord.of(tokenizer))
+            if recipe == unfinished:
+                return tokenizer, recipe
+    tokenizer = make_tokenizer(config, lambda: _sample(plan))
+    return tokenizer, _recipe(plan, TokenizerRecord.of(tokenizer))
 
 
-def _clean_up(plan: PreparePlan, progress: Journal, error: BaseException) -> None:
-    """Remove what a preparation has written that finished no unit, or none worth keeping."""
-    # Text that cannot be used leaves nothing behind, unless hours of work stand before it.
+def _sample(plan: PreparePlan) -> Iterator[str]:
+    """Yield the text to learn an alphabet or a vocabulary from.
+
+    An alphabet takes all of it, since any character may be the first of its kind; a vocabulary
+    takes the start, without what is held out: validation text stays unseen.
+    """
+    is_alphabet, n_chars = plan.tokenizer.name == "char", 0
+    for unit in plan.source.units:
+        key = itemgetter(0) if unit.held_out != "end" else lambda piece: 0
+        for index, pieces in itertools.groupby(documents(unit, plan.data), key=key):
+            document: Iterable[str] = (piece for _, piece in pieces)
+            if not is_alphabet:
+                if unit.split_of(index, plan.seed, plan.val_fraction) == "val":
+                    continue
+                if unit.held_out in ("tail", "end") and plan.val_fraction:
+                    document = _head(document, plan.val_fraction)
+            for piece in document:
+                n_chars += len(piece)
+                if n_chars > _VOCABULARY_CHARS and not is_alphabet:
+                    return
+                yield piece
+
+
+def _head(pieces: Iterable[str], val_fraction: float) -> Iterator[str]:
+    """Yield a document without its tail, or the start of one that is too long to hold."""
+    held: list[str] = []
+    n_chars = 0
+    for piece in pieces:
+        held.append(piece)
+        n_chars += len(piece)
+        if n_chars > _VOCABULARY_CHARS:
+            break
+    # The tail is counted in tokens, which are not yet known: a little more is left out.
+    n_chars = int(n_chars * (1 - min(1.0, 1.25 * val_fraction)))
+    for piece in held:
+        yield piece[:n_chars]
+        n_chars = max(0, n_chars - len(piece))
+
+
+def _clean_up(plan: PreparePlan, journal: Journal, error: BaseException) -> None:
+    """Remove what a failed preparation has written, unless it finished units worth keeping."""
+    # Text that cannot be used leaves nothing behind, unless hours of work were done before it.
     is_text = isinstance(error, DataError) and not isinstance(error, NetworkError)
-    if is_text and progress.n_bytes() < LARGE_SOURCE:
-        progress.discard()
-    if progress.n_bytes() or (plan.folder / shards.MANIFEST).exists():
+    if is_text and journal.n_bytes() < LARGE_SOURCE:
+        journal.discard()
+    if journal.n_bytes() or is_finished(plan):
         return
     with contextlib.suppress(OSError):
-        progress.end()
+        journal.end()
         (plan.folder / shards.TOKENIZER).unlink(missing_ok=True)
         for unit, split in itertools.product(plan.source.units, shards.SPLITS):
             for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].bin"):
@@ -270,7 +282,7 @@ def find_existing(plan: PreparePlan, force: bool = False) -> Manifest | None:
         ConfigError: It holds files of another program or, without `force`, other data.
         DataError: What it holds is damaged.
     """
-    if (plan.folder / shards.MANIFEST).exists():
+    if is_finished(plan):
         existing = shards.read_manifest(plan.folder)
         if not force:
             _require_same(existing, plan)
@@ -290,15 +302,14 @@ def find_existing(plan: PreparePlan, force: bool = False) -> Manifest | None:
 
 
 def _require_same(existing: Manifest, plan: PreparePlan) -> None:
-    """Refuse to take `existing` for what preparing again would write, if it is not; say why."""
+    """Refuse a folder that does not hold what preparing would write, and say why."""
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
         same_tokenizer = make_tokenizer(plan.tokenizer, list).fingerprint == record.sha256
     else:
         same_tokenizer = name == record.name
-    wanted, found = _recipe(plan, record).model_dump(), existing.recipe.model_dump()
-    differing = [key for key in wanted if wanted[key] != found[key]]
+    differing = _recipe(plan, record).differing(existing.recipe)
     if not same_tokenizer:
         differing.insert(0, f"tokenizer ({record.name} there, {name} here)")
     if not differing:
@@ -311,48 +322,35 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
             "replace it with --force, or choose another folder with --out",
         )
     shards.read_tokenizer(plan.folder, existing)
-    for split in ("train", "val"):
-        shards.TokenReader(plan.folder, existing, split).close()
+    shards.check_shards(plan.folder, existing)
 
 
-def _write_manifest(
-    plan: PreparePlan, tokenizer: Tokenizer, recipe: Recipe, units: list[UnitRecord]
-) -> Manifest:
+def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) -> Manifest:
     """Write the manifest over all units; refuse a split without text."""
-    manifest = Manifest.of(recipe, shards.dtype_for(tokenizer.vocab_size), units)
-    if not manifest.bytes.train + manifest.bytes.val:
-        raise DataError(
-            f"{plan.source.name}: no text in it ({plural(manifest.documents, 'document')})"
-        )
+    manifest = Manifest.of(recipe, units)
+    name, documents = plan.source.name, plural(manifest.documents, "document")
+    if not manifest.bytes.total:
+        raise DataError(f"{name}: no text in it ({documents})")
     if not manifest.tokens.train:
         raise DataError(
-            f"{plan.source.name}: all of it ({plural(manifest.documents, 'document')}) was"
-            " assigned to validation",
+            f"{name}: all of it ({documents}) was assigned to validation",
             "choose a smaller -s data.val_fraction",
         )
     if (plan.val_fraction or plan.source.has_val) and not manifest.tokens.val:
         raise DataError(
-            f"{plan.source.name}: none of it ({plural(manifest.documents, 'document')}) was"
-            f" assigned to validation (val_fraction {plan.val_fraction:g})",
+            f"{name}: none of it ({documents}) was assigned to validation"
+            f" (val_fraction {plan.val_fraction:g})",
             "choose a larger -s data.val_fraction, or 0 for no validation",
         )
     shards.write_manifest(plan.folder, manifest)
     return manifest
 
 
-def _sample(plan: PreparePlan) -> Iterator[str]:
-    """Return the text to learn an alphabet or a vocabulary from."""
-    if plan.tokenizer.name == "bpe":
-        return vocabulary_text(plan.source.units, plan.data, plan.seed, plan.val_fraction)
-    return alphabet_text(plan.source.units, plan.data)
-
-
-def _finished(units: Sequence[Unit], progress: Journal) -> dict[int, UnitRecord]:
+def _finished(units: Sequence[Unit], journal: Journal) -> dict[int, UnitRecord]:
     """Return the records of the units that are done; their sources must be as they were."""
     done: dict[int, UnitRecord] = {}
     for unit in units:
-        record = progress.record(unit.index)
-        if record is None:
+        if (record := journal.record(unit.index)) is None:
             continue
         if record.sha256 != content_hash(unit):
             raise ConfigError(
@@ -366,34 +364,28 @@ def _run(
     plan: PreparePlan,
     units: Sequence[Unit],
     tokenizer: Tokenizer,
-    progress: Journal,
+    recipe: Recipe,
+    journal: Journal,
     workers: int,
     on_progress: OnProgress,
     on_download: OnBytes,
 ) -> list[UnitRecord]:
-    """Prepare those of some units that are not done, fetching the next while one is tokenized."""
-    done = _finished(units, progress)
+    """Prepare those of some units that are not done, downloading the next one meanwhile."""
+    journal.begin(recipe)
+    atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
+    done = _finished(units, journal)
     for record in done.values():
-        on_progress(record.bytes.train + record.bytes.val)
+        on_progress(record.bytes.total)
     todo = [unit for unit in units if unit.index not in done]
     with (
         Encoder(tokenizer, workers if todo else 1) as encoder,
         Fetcher(todo, plan.data, on_download) as fetcher,
     ):
-        for local, record in write_units(
-            fetcher.all(),
-            plan.folder,
-            tokenizer,
-            encoder,
-            plan.data,
-            seed=plan.seed,
-            val_fraction=plan.val_fraction,
-            on_progress=on_progress,
-        ):
+        for local, record in write_units(fetcher, plan, tokenizer, encoder, on_progress):
             unit = plan.source.units[local.index]
-            if unit != local:  # the address of a file of the network, not its content
+            if unit != local:  # the address of a remote file, not its content
                 record = record.model_copy(update={"sha256": content_hash(unit)})
-            progress.commit(unit.index, record)
+            journal.commit(unit.index, record)
             fetcher.release(unit)
             done[unit.index] = record
     return [done[unit.index] for unit in units]

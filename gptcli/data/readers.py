@@ -9,10 +9,10 @@ import contextlib
 import csv
 import errno
 import gzip
+import itertools
 import json
 import os
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +24,14 @@ from gptcli.errors import DataError
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _BLOCK_BYTES = 4 << 20
-_MOST_HELD = 4 << 20  # characters in which no safe place to cut is found, before one is made
-_MOST_FIELD_CHARS = 1 << 26  # of CSV; more is a quotation mark that nothing closes
-_BOM = codecs.BOM_UTF8
+_MAX_HELD = 4 << 20  # characters without a safe place to cut, before the text is cut anywhere
+_MAX_FIELD_CHARS = 1 << 26  # of CSV; more is a quotation mark that is never closed
+_REPLACE = "replace the invalid bytes by U+FFFD with -s data.encoding_errors=replace"
 
 
 def suffix_of(path: Path) -> str:
     """Return the file's kind: its last suffix, without a `.gz` after it."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def shown(path: str | Path) -> str:
@@ -51,28 +50,27 @@ def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
     Raises:
         DataError: The file cannot be read or is not UTF-8, with the byte offset.
     """
-    with _open(path) as file:
+    with _open(path) as (file, offset):
         decoder = codecs.getincrementaldecoder("utf-8")(errors)
-        held, offset, empty = "", 0, True
+        held, is_empty = "", True
         while True:
             block = file.read(_BLOCK_BYTES)
             # The decoder keeps up to three bytes of a character that the last block cut.
-            kept = len(decoder.getstate()[0])
-            skip = len(_BOM) if offset == 0 and block.startswith(_BOM) else 0
+            n_kept = len(decoder.getstate()[0])
             try:
-                held += decoder.decode(block[skip:], final=not block)
+                held += decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + skip - kept + error.start) from None
+                raise _not_utf8(path, offset - n_kept + error.start) from None
             offset += len(block)
             if not block:
                 break
             at = _last_cut(held, cut)
-            if not at and len(held) >= _MOST_HELD:
+            if not at and len(held) >= _MAX_HELD:
                 at = len(held)  # no word ends in all of it; memory comes first
             if at:
                 yield held[:at]
-                held, empty = held[at:], False
-        if held or empty:
+                held, is_empty = held[at:], False
+        if held or is_empty:
             yield held
 
 
@@ -92,8 +90,8 @@ def _last_cut(text: str, cut: re.Pattern[str]) -> int:
 def in_pieces(text: str, cut: re.Pattern[str]) -> Iterator[str]:
     """Yield a row's text in pieces, as `read_text` does; most are one."""
     start = 0
-    while len(text) - start > _MOST_HELD:
-        end = start + (_last_cut(text[start : start + _MOST_HELD], cut) or _MOST_HELD)
+    while len(text) - start > _MAX_HELD:
+        end = start + (_last_cut(text[start : start + _MAX_HELD], cut) or _MAX_HELD)
         yield text[start:end]
         start = end
     yield text[start:] if start else text
@@ -105,44 +103,34 @@ def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
     Raises:
         DataError: The file is damaged or has no such field, with the fields there are.
     """
-    match suffix_of(path):
-        case ".jsonl":
-            yield from _read_jsonl(path, field, errors)
-        case ".csv":
-            yield from _read_csv(path, field, errors)
-        case _:
-            yield from _read_parquet(path, field, errors)
+    reader = {".jsonl": _read_jsonl, ".csv": _read_csv}.get(suffix_of(path), _read_parquet)
+    return reader(path, field, errors)
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, unzipped where it is zipped; what fails while it is open names it."""
-    with readable(path), path.open("rb") as file:
-        if path.name.lower().endswith(".gz"):
-            yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
-        else:
-            yield file
-
-
-@contextlib.contextmanager
-def _is_text(path: Path) -> Iterator[None]:
-    """Say of the data, not of a disk to write to, what stands where a text should."""
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise DataError(f"{path}: is a folder, not a text file") from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DataError(f"{path}: a loop of symbolic links") from error
-        raise
+def _open(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file, unzipped, after its byte-order mark; also yield the length of that mark."""
+    with readable(path), path.open("rb") as raw:
+        is_zipped = path.name.lower().endswith(".gz")
+        file: Any = gzip.GzipFile(fileobj=raw) if is_zipped else raw
+        offset = 3 if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(offset)
+        yield file, offset
 
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
     try:
-        with storage_errors(path), _is_text(path):
-            yield
+        with storage_errors(path):
+            try:
+                yield
+            except OSError as error:  # what storage_errors would blame on the disk written to
+                if isinstance(error, IsADirectoryError):
+                    raise DataError(f"{path}: is a folder, not a text file") from error
+                if error.errno == errno.ELOOP:
+                    raise DataError(f"{path}: a loop of symbolic links") from error
+                raise
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from error
     except OSError as error:
@@ -150,52 +138,26 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _not_utf8(path: Path, offset: int) -> DataError:
-    return DataError(
-        f"{path}: not UTF-8 at byte {offset}",
-        "convert the file, or put U+FFFD there with -s data.encoding_errors=replace",
-    )
+    return DataError(f"{path}: not UTF-8 at byte {offset}", f"convert the file, or {_REPLACE}")
 
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, decoded line with its newline)."""
-    with _open(path) as file:
-        offset = 0
-        for number in range(1, sys.maxsize):
-            raw = file.readline()
-            if not raw:
+    with _open(path) as (file, offset):
+        for number in itertools.count(1):
+            if not (raw := file.readline()):
                 return
-            skip = len(_BOM) if number == 1 and raw.startswith(_BOM) else 0
             try:
-                yield number, raw[skip:].decode("utf-8", errors)
+                yield number, raw.decode("utf-8", errors)
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset + skip + error.start) from None
+                raise _not_utf8(path, offset + error.start) from None
             offset += len(raw)
 
 
-def _text_of(value: object, path: Path, place: str, field: str, errors: str) -> str:
-    """Check one row's value: text without lone surrogates, or null for an empty text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise DataError(f"{path}: {place}: '{field}' is a {kind}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        if errors == "replace":
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        raise DataError(
-            f"{path}: {place}: unpaired surrogate at character {error.start} (invalid Unicode)",
-            "mend the row, or put U+FFFD there with -s data.encoding_errors=replace",
-        ) from None
-    return value
-
-
-def no_such_field(path: Path, field: str, fields: list[str]) -> DataError:
-    """Make the error for a text field that a file does not have."""
-    shown = ", ".join(map(str, fields[:20])) or "none"
+def _no_such_field(path: Path, field: str, fields: list[str]) -> DataError:
+    names = ", ".join(map(str, fields[:20])) or "none"
     return DataError(
-        f"{path}: no field '{field}'; the fields are: {shown}",
+        f"{path}: no field '{field}'; the fields are: {names}",
         f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None,
     )
 
@@ -212,19 +174,33 @@ def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} is not a JSON object with fields")
         if field not in row:
-            raise no_such_field(path, field, list(row))
-        yield _text_of(row[field], path, f"line {number}", field, errors)
+            raise _no_such_field(path, field, list(row))
+        text = "" if row[field] is None else row[field]
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise DataError(f"{path}: line {number}: '{field}' is a {kind}, not text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            if errors != "replace":
+                raise DataError(
+                    f"{path}: line {number}: unpaired surrogate at character {error.start}"
+                    " (invalid Unicode)",
+                    f"fix the row, or {_REPLACE}",
+                ) from None
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield text
 
 
 def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
-    csv.field_size_limit(_MOST_FIELD_CHARS)
+    csv.field_size_limit(_MAX_FIELD_CHARS)
     rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
     try:
         header = next(rows, None)
         if header is None:
             return
         if field not in header:
-            raise no_such_field(path, field, header)
+            raise _no_such_field(path, field, header)
         column = header.index(field)
         for row in rows:
             if not row:
@@ -249,7 +225,7 @@ def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 names = file.schema_arrow.names
                 if field not in names:
-                    raise no_such_field(path, field, names)
+                    raise _no_such_field(path, field, names)
                 if names.count(field) > 1:
                     raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
                 kind = file.schema_arrow.field(field).type
@@ -258,15 +234,30 @@ def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise DataError(f"{path}: field '{field}' is {kind}, not text")
                 for number, batch in enumerate(file.iter_batches(1024, columns=[field])):
-                    for text in _decoded(batch[0], path, 1024 * number, errors):
-                        yield text or ""
+                    yield from _texts_of(batch[0], path, 1024 * number, errors)
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0][:120]
             raise DataError(f"{path}: damaged Parquet file ({reason})") from error
 
 
+def _texts_of(column: Any, path: Path, first_row: int, errors: str) -> Iterator[str]:
+    """Yield the texts of an Arrow column, whose bytes need not be UTF-8 whatever its type says."""
+    try:
+        texts = column.to_pylist()
+    except UnicodeDecodeError:
+        texts = column.cast("large_binary").to_pylist()
+    for row, text in enumerate(texts, first_row):
+        try:
+            yield (text.decode("utf-8", errors) if isinstance(text, bytes) else text) or ""
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
+                f"fix the row, or {_REPLACE}",
+            ) from None
+
+
 def parquet_text_bytes(path: Path, field: str) -> int | None:
-    """Return the bytes of a Parquet file's texts as its footer has them, None if it is damaged."""
+    """Return the bytes of a Parquet file's texts by its footer, None if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -280,21 +271,3 @@ def parquet_text_bytes(path: Path, field: str) -> int | None:
         columns = (group.column(number) for number in range(group.num_columns))
         total += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field)
     return total
-
-
-def _decoded(column: Any, path: Path, first_row: int, errors: str) -> list[str | None]:
-    """Return the texts of an Arrow column, whose bytes nobody may have checked."""
-    try:
-        texts: list[str | None] = column.to_pylist()
-        return texts
-    except UnicodeDecodeError:
-        found: list[str | None] = []
-        for row, raw in enumerate(column.cast("large_binary").to_pylist(), first_row):
-            try:
-                found.append(raw and raw.decode("utf-8", errors))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
-                    "mend the row, or put U+FFFD there with -s data.encoding_errors=replace",
-                ) from None
-        return found

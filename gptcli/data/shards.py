@@ -8,8 +8,10 @@ them. The manifest is written last; a folder without one is not finished.
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, Self
 
@@ -20,29 +22,24 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from gptcli import atomic
 from gptcli.errors import DataError
 from gptcli.formatting import plural
-from gptcli.tokenizers import Tokenizer, load_tokenizer
+from gptcli.tokenizers import Dtype, Tokenizer, dtype_for, load_tokenizer
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-Dtype = Literal["uint16", "uint32"]
 Tokens = npt.NDArray[np.unsignedinteger]
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 HEADER_BYTES = 1024
-_MOST_OPEN_FILES = 64
+_MAX_OPEN_FILES = 64
+_CHUNK_BYTES = 8 << 20
 MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 def _file_in_folder(name: str) -> str:
     """Refuse a name that is not that of a file in the folder itself."""
-    if (
-        not name
-        or Path(name).name != name
-        or name == ".."
-        or "\0" in name
-        or len(os.fsencode(name)) > 255
-    ):
+    is_plain = Path(name).name == name and name not in ("", "..") and "\0" not in name
+    if not is_plain or len(os.fsencode(name)) > 255:
         raise ValueError(f"{name[:80]!r} is not the name of a file in this folder")
     return name
 
@@ -64,6 +61,11 @@ class Counts(_Record):
     def __add__(self, other: Self) -> "Counts":
         return Counts(train=self.train + other.train, val=self.val + other.val)
 
+    @property
+    def total(self) -> int:
+        """The number for both splits together."""
+        return self.train + self.val
+
 
 class Shard(_Record):
     """One file of tokens."""
@@ -73,6 +75,11 @@ class Shard(_Record):
     tokens: Count
     sha256: str
     format: Literal["llm.c", "raw-uint16"] = "llm.c"
+
+    @property
+    def header_bytes(self) -> int:
+        """The size of the file's header, 0 where there is none."""
+        return HEADER_BYTES if self.format == "llm.c" else 0
 
 
 class UnitRecord(_Record):
@@ -89,11 +96,18 @@ class UnitRecord(_Record):
 
 
 class TokenizerRecord(_Record):
-    """Which tokenizer wrote the shards; its definition stands in tokenizer.json."""
+    """Which tokenizer wrote the shards; its definition is in tokenizer.json."""
 
     name: str
     vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
     sha256: str
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Return the record of a tokenizer."""
+        return cls(
+            name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
+        )
 
 
 class Recipe(_Record):
@@ -109,6 +123,10 @@ class Recipe(_Record):
     max_vocab_size: int | None
     tokenizer: TokenizerRecord
 
+    def differing(self, other: Self) -> list[str]:
+        """Return the fields in which two recipes differ."""
+        return [key for key in type(self).model_fields if getattr(self, key) != getattr(other, key)]
+
 
 class Manifest(_Record):
     """What a data folder holds."""
@@ -123,11 +141,11 @@ class Manifest(_Record):
     units: list[UnitRecord]
 
     @classmethod
-    def of(cls, recipe: Recipe, dtype: Dtype, units: list[UnitRecord]) -> Self:
+    def of(cls, recipe: Recipe, units: list[UnitRecord], dtype: Dtype | None = None) -> Self:
         """Add up what the units became."""
         return cls(
             recipe=recipe,
-            dtype=dtype,
+            dtype=dtype or dtype_for(recipe.tokenizer.vocab_size),
             documents=sum(unit.documents for unit in units),
             tokens=sum((unit.tokens for unit in units), Counts()),
             bytes=sum((unit.bytes for unit in units), Counts()),
@@ -142,18 +160,18 @@ class Manifest(_Record):
     @property
     def val_share(self) -> float:
         """The part of the tokens that is held out for validation."""
-        return self.tokens.val / max(1, self.tokens.train + self.tokens.val)
+        return self.tokens.val / max(1, self.tokens.total)
 
     @property
     def has_own_val(self) -> bool:
-        """Whether the source has validation text of its own: each unit is one split as a whole."""
+        """Whether the source has its own validation text: each unit is one split as a whole."""
         splits = [{shard.split for shard in unit.shards} for unit in self.units if unit.shards]
         return {"train"} in splits and {"val"} in splits and {"train", "val"} not in splits
 
     def shards(self, split: Split) -> list[Shard]:
         """Return a split's shards in the order of their names, which is that of the tokens."""
-        found = [shard for unit in self.units for shard in unit.shards if shard.split == split]
-        return sorted(found, key=lambda shard: shard.file)
+        shards = (shard for unit in self.units for shard in unit.shards if shard.split == split)
+        return sorted(shards, key=lambda shard: shard.file)
 
     @property
     def fingerprint(self) -> str:
@@ -176,7 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(atomic.read_bytes(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
         manifest = Manifest.model_validate_json(json.dumps(content))
-        if checksum not in (None, _checksum(manifest)):  # None in folders of before there was one
+        if checksum not in (None, _checksum(manifest)):  # None in folders of early versions
             raise ValueError("it does not have its checksum")
         for split in SPLITS:
             if getattr(manifest.tokens, split) != sum(s.tokens for s in manifest.shards(split)):
@@ -225,11 +243,6 @@ def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-def dtype_for(vocab_size: int) -> Dtype:
-    """Return the smallest token type that holds every id."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
-
-
 class TokenReader:
     """Reads the tokens of a split as one sequence, across its shards.
 
@@ -262,23 +275,20 @@ class TokenReader:
             DataError: A shard has become shorter.
         """
         assert 0 <= start <= start + count <= len(self)
-        with self._lock:
-            return self._read_across(start, count)
-
-    def _read_across(self, start: int, count: int) -> Tokens:
         parts: list[Tokens] = []
         index = int(np.searchsorted(self._ends, start, side="right"))
         while count:
             shard_start = int(self._ends[index]) - self._shards[index].tokens
             length = min(count, int(self._ends[index]) - start)
-            parts.append(self._read(index, start - shard_start, length))
+            with self._lock:
+                parts.append(self._read(index, start - shard_start, length))
             start, count, index = start + length, count - length, index + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, self._dtype)])
 
     def _read(self, index: int, start: int, count: int) -> Tokens:
         file = self._file(index)
         size = self._dtype.itemsize
-        file.seek(start * size + (HEADER_BYTES if self._shards[index].format == "llm.c" else 0))
+        file.seek(self._shards[index].header_bytes + start * size)
         raw = file.read(count * size)
         if len(raw) != count * size:
             raise DataError(f"{self._paths[index]}: became shorter while it was in use")
@@ -288,7 +298,7 @@ class TokenReader:
         """Return the open file of a shard, keeping the most recently used ones open."""
         file = self._opened.pop(index, None)
         if file is None:
-            if len(self._opened) == _MOST_OPEN_FILES:
+            if len(self._opened) == _MAX_OPEN_FILES:
                 self._opened.popitem(last=False)[1].close()
             try:
                 file = self._paths[index].open("rb", buffering=0)
@@ -310,26 +320,44 @@ class TokenReader:
         self._opened.clear()
 
 
+def check_shards(folder: Path, manifest: Manifest) -> None:
+    """Compare the sizes and headers of all shards with the manifest.
+
+    Raises:
+        DataError: A shard is missing or is not what the manifest says.
+    """
+    for split in SPLITS:
+        for shard in manifest.shards(split):
+            check_shard(folder / shard.file, shard, manifest.dtype)
+
+
 def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
     """Compare a shard's size and header with the manifest."""
     hint = "prepare the folder again with `gpt prepare --force`"
-    itemsize = np.dtype(dtype).itemsize
-    header_bytes = HEADER_BYTES if shard.format == "llm.c" else 0
+    expected = shard.header_bytes + shard.tokens * np.dtype(dtype).itemsize
     try:
-        if not path.is_file():
-            raise DataError(f"{path}: missing; the manifest lists it", hint)
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block its reader
+            raise DataError(f"{path}: not a regular file; the manifest lists it", hint)
         with path.open("rb") as file:
-            raw = file.read(header_bytes)
+            raw = file.read(shard.header_bytes)
             size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing; the manifest lists it", hint) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    if size != header_bytes + shard.tokens * itemsize:
-        raise DataError(
-            f"{path}: {size:,} bytes, but {plural(shard.tokens, 'token')} take"
-            f" {header_bytes + shard.tokens * itemsize:,}",
-            hint,
-        )
-    if header_bytes:
-        found = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
-        if found != (*MAGIC[dtype], shard.tokens):
-            raise DataError(f"{path}: not a {dtype} token shard (header {found})", hint)
+    if size != expected:
+        tokens = plural(shard.tokens, "token")
+        raise DataError(f"{path}: {size:,} bytes, but {tokens} take {expected:,}", hint)
+    if raw:
+        header = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
+        if header != (*MAGIC[dtype], shard.tokens):
+            raise DataError(f"{path}: not a {dtype} token shard (header {header})", hint)
+
+
+def chunks(path: Path, shard: Shard, dtype: Dtype) -> Iterator[tuple[bytes, Tokens]]:
+    """Yield all bytes of a shard in parts, each with the ids in it; a header has none."""
+    stored = np.dtype(dtype).newbyteorder("<")
+    with path.open("rb") as file:
+        yield file.read(shard.header_bytes), np.empty(0, stored)
+        while raw := file.read(_CHUNK_BYTES):
+            yield raw, np.frombuffer(raw, stored)

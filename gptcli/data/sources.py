@@ -1,6 +1,6 @@
 """Resolve the name of a source into units of work.
 
-A name is a preset, a path or glob, `-` for stdin, or a Hub data set.
+A name is a preset, a path or glob, `-` for stdin, or a Hub dataset.
 """
 
 import atexit
@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig, SplitSource
-from gptcli.data import hub, library, readers
+from gptcli.config.schema import DataConfig, SplitSource, TokenizerConfig
+from gptcli.data import hub, readers
 from gptcli.data.presets import PRESETS, Expected, Preset, unknown_preset
-from gptcli.data.units import Split, Unit, numbered, size_of, units_of_files
+from gptcli.data.shards import Split
+from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
 
 STDIN = "-"
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
+_SUFFIXES = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,20 @@ class Source:
         return 0.0005 if self.n_bytes >= LARGE_SOURCE else 0.1
 
 
+@dataclass(frozen=True)
+class PreparePlan:
+    """What a preparation is going to do."""
+
+    folder: Path
+    source: Source
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    seed: int
+    val_fraction: float
+
+
 def source_name(source: str | SplitSource) -> str:
-    """Return the name a source's data folder gets: data/<name>."""
+    """Return the name of a source's data folder: data/<name>."""
     if isinstance(source, SplitSource):
         return source_name(source.train)
     if source == STDIN:
@@ -90,21 +104,18 @@ def data_dir(config: DataConfig) -> Path:
 
 
 def _is_named(source: str) -> bool:
-    """Tell whether `source` is a preset or a Hub data set, perhaps with `:part` behind it."""
+    """Tell whether `source` is a preset or a Hub dataset, perhaps with `:part` after it."""
     return source.startswith("hf:") or source.partition(":")[0] in PRESETS
 
 
 def is_local(config: DataConfig) -> bool:
     """Tell whether `data.source` names text that is on this machine."""
-    match config.source:
-        case None:
-            return False
-        case SplitSource(train=train, val=val):
-            parts = [train, val]
-        case source:
-            parts = [source]
-    remote = {name for name, preset in PRESETS.items() if preset.kind != "library"}
-    return not any(part.startswith("hf:") or part.partition(":")[0] in remote for part in parts)
+    source = config.source
+    if source is None:
+        return False
+    parts = [source.train, source.val] if isinstance(source, SplitSource) else [source]
+    local = {name for name, preset in PRESETS.items() if preset.kind == "library"}
+    return all(not _is_named(part) or part.partition(":")[0] in local for part in parts)
 
 
 def find_source(config: DataConfig, seed: int) -> Source:
@@ -112,25 +123,22 @@ def find_source(config: DataConfig, seed: int) -> Source:
 
     Raises:
         ConfigError: Nothing is named, or the name is unknown.
-        DataError: The files are missing or of a kind that is not read.
+        DataError: The files are missing or of an unsupported type.
     """
     if not config.source:
-        raise ConfigError("no data set named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
+        raise ConfigError("no dataset named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
     if not isinstance(config.source, SplitSource):
         return _find(config.source, config, seed)
     if config.val_fraction is not None:
         raise ConfigError("data.val_fraction: the source names its own validation text")
-    units: list[Unit] = []
-    n_bytes = 0
     whole = config.model_copy(update={"val_fraction": 0.0})
-    splits: tuple[tuple[Split, str], ...] = (
-        ("train", config.source.train), ("val", config.source.val)
-    )  # fmt: skip
-    for split, name in splits:
-        part = _find(name, whole, seed)
-        units += [replace(unit, held_out=split) for unit in part.units]
-        n_bytes += part.n_bytes
-    return Source(" and ".join(name for _, name in splits), tuple(numbered(units)), n_bytes)
+    train, val = (_find(name, whole, seed) for name in (config.source.train, config.source.val))
+    units = [
+        *(replace(unit, held_out="train") for unit in train.units),
+        *(replace(unit, held_out="val") for unit in val.units),
+    ]
+    name = f"{config.source.train} and {config.source.val}"
+    return Source(name, tuple(numbered(units)), train.n_bytes + val.n_bytes)
 
 
 def _find(source: str, config: DataConfig, seed: int) -> Source:
@@ -148,7 +156,7 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
             return _from_hub(name, hub.find_files(name, config.config, None), config)
         return _from_preset(source, PRESETS[name], config, seed)
     if config.config is not None:
-        raise ConfigError("data.config names a part of a named data set; local files have none")
+        raise ConfigError("data.config names a part of a named dataset; local files have none")
     with readers.readable(Path(source)):
         return _local(source, config)
 
@@ -161,14 +169,14 @@ def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> 
             raise ConfigError(f"{preset.name} has no parts, such as '{config.config}'")
         file = hub.WebFile(preset.where, preset.download_bytes)
         return Source(preset.name, (Unit(0, preset.name, (file,), "tail"),), file.n_bytes)
-    found = hub.find_files(preset.where, config.config or preset.config, preset.revision)
-    whole = config.config in (None, preset.config)
-    drawn = config.val_fraction is not None
-    expected = preset.expected.without_own_val() if drawn else preset.expected
+    files = hub.find_files(preset.where, config.config or preset.config, preset.revision)
+    is_whole = config.config in (None, preset.config)
+    is_drawn = config.val_fraction is not None
+    expected = preset.expected.without_own_val() if is_drawn else preset.expected
     return replace(
-        _from_hub(source, found, config, joined=preset.kind == "lines"),
+        _from_hub(source, files, config, joined=preset.kind == "lines"),
         text_field=preset.text_field,
-        expected=expected if whole else None,
+        expected=expected if is_whole else None,
     )
 
 
@@ -177,7 +185,7 @@ def _spooled_stdin() -> Path:
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
     with atomic.create_errors(Path(os.environ.get("TMPDIR") or "/tmp")):
-        folder = Path(tempfile.gettempdir())  # another than TMPDIR names, where that is full
+        folder = Path(tempfile.gettempdir())  # not the one of TMPDIR if that is full
     with (
         atomic.create_errors(folder),
         tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file,
@@ -191,8 +199,7 @@ def _spooled_stdin() -> Path:
 def _local(source: str, config: DataConfig) -> Source:
     """Find the files of a path or glob, and group them into units."""
     path = Path(source)
-    is_pattern = any(char in source for char in "*?[") and not path.exists()
-    if is_pattern:
+    if any(char in source for char in "*?[") and not path.exists():
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
         files = [file for file in files if file.is_file()]
         if not files:
@@ -200,7 +207,7 @@ def _local(source: str, config: DataConfig) -> Source:
     elif path.is_dir():
         files = sorted(_readable_files(path), key=lambda file: file.relative_to(path).as_posix())
         if not files:
-            known = " ".join((*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES))
+            known = " ".join(_SUFFIXES)
             raise DataError(f"{source}: no text in this folder", f"looked for {known} and .gz")
     elif path.is_file():
         files = [path]
@@ -221,26 +228,24 @@ def _local(source: str, config: DataConfig) -> Source:
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
-    known = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
-
     def fail(error: OSError) -> NoReturn:
         raise error  # a folder that may not be read is not an empty one
 
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (Path(parent, name) for name in names if not name.startswith(".")):
-            if readers.suffix_of(file) in known and file.is_file():
+            if readers.suffix_of(file) in _SUFFIXES and file.is_file():
                 yield file
 
 
 def _stdlib(config: DataConfig, seed: int) -> Source:
     """The running Python's library without its tests, or one package of it (`stdlib:textwrap`).
 
-    Packages are taken for validation in a keyed order as long as they fit into the fraction, so
-    that no near-duplicate file of a package stands on both sides. A single package is treated as
-    any other few files: the tail of each is held out.
+    Packages are held out for validation in a keyed order while they fit into the fraction, so that
+    no near-duplicate file of a package is in both splits. A single package is treated as any other
+    few files: the tail of each is held out.
     """
-    packages = library.packages()
+    packages = library_packages()
     if config.config is not None:
         files = packages.get(config.config)
         if files is None:
@@ -257,19 +262,19 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
         if 0 < sizes[package] <= room:
             room -= sizes[package]
             held_out.add(package)
-    splits: list[tuple[Split, list[Path]]] = [
-        ("train", [f for name, files in packages.items() if name not in held_out for f in files]),
-        ("val", [f for name, files in packages.items() if name in held_out for f in files]),
+    by_split: dict[Split, list[Path]] = {"train": [], "val": []}
+    for package, files in packages.items():
+        by_split["val" if package in held_out else "train"] += files
+    units = [
+        Unit(0, f"stdlib {split}", tuple(files), split)
+        for split, files in by_split.items()
+        if files
     ]
-    chosen = [(split, files) for split, files in splits if files]
-    units = (
-        Unit(i, f"stdlib {split}", tuple(files), split) for i, (split, files) in enumerate(chosen)
-    )
-    return Source("stdlib", tuple(units), total)
+    return Source("stdlib", tuple(numbered(units)), total)
 
 
 def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool = False) -> Source:
-    """Make each file on the Hub a unit; a validation split of the data set's own is used as such.
+    """Make each file on the Hub a unit; the dataset's own validation split is used as such.
 
     An explicit `data.val_fraction` draws the validation from the training rows instead.
     """
@@ -278,12 +283,11 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     files = [(file, "train" if own_split else "documents") for file in found.train]
     if own_split:
         files += [(file, "val") for file in found.validation]
-    known = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
     for file, _ in files:
-        if readers.suffix_of(Path(file.path)) not in known:
+        if readers.suffix_of(Path(file.path)) not in _SUFFIXES:
             raise DataError(
                 f"hf:{file.repository}: {file.path} is an unsupported file type",
-                f"files that are: {' '.join(known)}",
+                f"files that are: {' '.join(_SUFFIXES)}",
             )
     units = tuple(
         Unit(index, f"{name}/{file.path}", (file,), held_out, joined)

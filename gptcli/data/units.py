@@ -1,30 +1,35 @@
 """Units of work: groups of files, their documents in a fixed order, and how they are split.
 
-A unit (one rows file, or a group of text files) is prepared on its own and becomes its own shards,
-so the output does not depend on who prepares what. Knows nothing of tokens.
+A unit (one rows file, or a group of text files) is prepared alone and becomes its own shards, so
+the output does not depend on who prepares what. Knows nothing of tokens.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gptcli.config.schema import DataConfig
-from gptcli.data import hub, library, readers
+from gptcli.data import readers
+from gptcli.data.hub import OnBytes, RemoteFile
+from gptcli.data.shards import Split
 from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import SAFE_CUT
 
-Split = Literal["train", "val"]
 SplitRule = Literal["documents", "tail", "end", "train", "val"]
 
 GROUP_BYTES = 32 << 20  # text files are grouped up to this size
-FILES_SPLIT_WHOLE = 100  # from here on whole files are held out, below the tail of each
-ROWS_DRAWN = 100  # from here on rows are drawn for validation, below the end of each file's is
-_MOST_COUNTED_BYTES = 64 << 20  # of rows files that are read to count their rows
+FILES_SPLIT_WHOLE = 100  # from this many files on, whole files are held out, not the tail of each
+ROWS_DRAWN = 100  # from this many rows on, validation rows are drawn, not taken from the end
+_MAX_COUNTED_BYTES = 64 << 20  # of rows files that are read to count their rows
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Unit:
     Attributes:
         index: Its place in the source, and the first number in its shards' names.
         name: What messages call it.
-        paths: Local files, or files of the network that are fetched before they are read.
+        paths: Local files, or remote files that are downloaded before they are read.
         held_out: How validation is chosen: "documents" by a keyed draw, the "tail" of each
             document's tokens, the "end" of the unit's tokens, or the whole unit is one split.
         joined: The rows are lines of one document (as WikiText's are), not documents.
@@ -42,32 +47,25 @@ class Unit:
 
     index: int
     name: str
-    paths: tuple[Path | hub.RemoteFile, ...]
+    paths: tuple[Path | RemoteFile, ...]
     held_out: SplitRule
     joined: bool = False
 
     def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
         """Return the split of a document of this unit (of its head, for "tail" and "end")."""
-        match self.held_out:
-            case "val":
-                return "val"
-            case "documents":
-                drawn = derive_uniform("split", seed, self.index, document)
-                return "val" if drawn < val_fraction else "train"
-        return "train"
+        if self.held_out == "documents":
+            drawn = derive_uniform("split", seed, self.index, document)
+            return "val" if drawn < val_fraction else "train"
+        return "val" if self.held_out == "val" else "train"
 
 
 def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     """Group text files, then make each rows file a unit, in the order of the files."""
-    is_rows = [readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files]
-    texts = [file for file, is_row in zip(files, is_rows, strict=True) if not is_row]
+    is_rows = {file: readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files}
+    texts = [file for file in files if not is_rows[file]]
     held_out: SplitRule = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
     units = [Unit(0, readers.shown(group[0]), group, held_out) for group in _groups(texts)]
-    rows = [
-        Unit(0, readers.shown(file), (file,), "documents")
-        for file, is_row in zip(files, is_rows, strict=True)
-        if is_row
-    ]
+    rows = [Unit(0, readers.shown(file), (file,), "documents") for file in files if is_rows[file]]
     if _are_few(rows, config):
         rows = [replace(unit, held_out="end") for unit in rows]
     return numbered(units + rows)
@@ -75,7 +73,7 @@ def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
 
 def _are_few(units: list[Unit], config: DataConfig) -> bool:
     """Tell whether files hold too few rows for a draw of them to come near its share."""
-    if size_of(unit.paths[0] for unit in units) > _MOST_COUNTED_BYTES:  # type: ignore[misc]
+    if size_of(unit.paths[0] for unit in units) > _MAX_COUNTED_BYTES:  # type: ignore[misc]
         return False
     n_rows = 0
     for unit in units:
@@ -83,7 +81,7 @@ def _are_few(units: list[Unit], config: DataConfig) -> bool:
             rows = itertools.groupby(index for index, _ in documents(unit, config))
             n_rows += sum(1 for _ in itertools.islice(rows, ROWS_DRAWN))
         except DataError:
-            return False  # said where the text is read in earnest
+            return False  # reported when the text is tokenized
         if n_rows >= ROWS_DRAWN:
             return False
     return True
@@ -95,7 +93,7 @@ def numbered(units: Iterable[Unit]) -> list[Unit]:
 
 
 def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
-    """Group consecutive files up to `GROUP_BYTES`; a larger file is a group of its own."""
+    """Group consecutive files up to `GROUP_BYTES`; a larger file is a group by itself."""
     group: list[Path] = []
     size = 0
     for file in files:
@@ -107,6 +105,23 @@ def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
         size += length
     if group:
         yield tuple(group)
+
+
+def library_packages() -> dict[str, list[Path]]:
+    """Return the sources of this Python's library without its tests, by top-level package.
+
+    Raises:
+        DataError: This Python comes without them.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    packages: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        parts = file.relative_to(root).parts
+        if not _NOT_LIBRARY.intersection(parts):
+            packages.setdefault(parts[0].removesuffix(".py"), []).append(file)
+    if not packages:
+        raise DataError(f"{root}: this Python comes without its library's sources")
+    return packages
 
 
 def documents(
@@ -124,14 +139,64 @@ def documents(
 
 def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:
     """Yield the documents of a file, each as its pieces."""
-    if path == library.topics_file():
-        for text in library.topics():
-            yield (text,)
+    if path == Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py"):
+        from pydoc_data.topics import topics  # the prose of the language reference, by topic
+
+        for name in sorted(topics):
+            yield (topics[name],)
     elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
         for text in readers.read_rows(path, config.text_field, config.encoding_errors):
             yield readers.in_pieces(text, cut)
     else:
         yield readers.read_text(path, config.encoding_errors, cut)
+
+
+class Fetcher(AbstractContextManager["Fetcher"]):
+    """Downloads the files of units in their order, one unit ahead of the work.
+
+    With `data.keep_downloads: false` a file that this run downloaded is removed once it is
+    released; one that was in the cache before stays.
+    """
+
+    def __init__(self, units: Sequence[Unit], config: DataConfig, on_bytes: OnBytes) -> None:
+        self._units, self._keep, self._on_bytes = units, config.keep_downloads, on_bytes
+        self._pool = ThreadPoolExecutor(1)
+        self._downloaded: dict[int, list[RemoteFile]] = {}
+
+    def __iter__(self) -> Iterator[Unit | None]:
+        """Yield the units with local files; a None comes before a unit that must be waited for.
+
+        Raises:
+            DataError: A file cannot be downloaded.
+        """
+        ahead: Future[Unit] | None = None
+        for unit, following in itertools.zip_longest(self._units, self._units[1:]):
+            future = ahead or self._pool.submit(self._fetch, unit)
+            if not future.done():
+                yield None
+            local = future.result()
+            ahead = self._pool.submit(self._fetch, following) if following else None
+            yield local
+
+    def _fetch(self, unit: Unit) -> Unit:
+        paths: list[Path] = []
+        for entry in unit.paths:
+            if isinstance(entry, Path):
+                paths.append(entry)
+                continue
+            if not entry.is_cached():
+                self._downloaded.setdefault(unit.index, []).append(entry)
+            paths.append(entry.fetch(self._on_bytes))
+        return replace(unit, paths=tuple(paths))
+
+    def release(self, unit: Unit) -> None:
+        """Note that a unit's shards are on the disk."""
+        for file in self._downloaded.pop(unit.index, []):
+            if not self._keep:
+                file.forget()
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
 
 
 def content_hash(unit: Unit) -> str:
@@ -148,13 +213,13 @@ def content_hash(unit: Unit) -> str:
 
 def file_stats(unit: Unit) -> list[tuple[int, int, int]]:
     """Return what changes when a local file of the unit does: its inode, size and time, ns."""
-    found = []
+    stats = []
     for entry in unit.paths:
         if isinstance(entry, Path):
             with readers.readable(entry):
                 stat = entry.stat()
-            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return found
+            stats.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return stats
 
 
 def size_of(files: Iterable[Path]) -> int:

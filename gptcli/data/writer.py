@@ -5,23 +5,23 @@ disk until its length is known.
 """
 
 import contextlib
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig
-from gptcli.data import shards
-from gptcli.data.encode import Encoder, TextBatch
-from gptcli.data.shard_writer import ShardWriter
-from gptcli.data.shards import Counts, Split, UnitRecord
+from gptcli.data.encode import Encoded, Encoder, TextBatch
+from gptcli.data.shards import HEADER_BYTES, MAGIC, SPLITS, Counts, Shard, Split, UnitRecord
+from gptcli.data.sources import PreparePlan
 from gptcli.data.units import Unit, content_hash, documents, file_stats
-from gptcli.data.worker import Encoded
 from gptcli.errors import DataError
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for
 
 OnProgress = Callable[[int], None]
 """Called with the bytes of text done since the last call."""
@@ -29,44 +29,42 @@ OnProgress = Callable[[int], None]
 _BATCH_CHARS = 1 << 19
 _BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
+_WRITE_TOKENS = 1 << 20  # are collected before they are written
+_MAX_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
 
 
 def write_units(
     units: Iterable[Unit | None],
-    folder: Path,
+    plan: PreparePlan,
     tokenizer: Tokenizer,
     encoder: Encoder,
-    data: DataConfig,
-    *,
-    seed: int,
-    val_fraction: float,
     on_progress: OnProgress,
 ) -> Iterator[tuple[Unit, UnitRecord]]:
-    """Tokenize units and write their shards into `folder`; yield each that is finished.
+    """Tokenize units and write their shards into the plan's folder; yield each that is finished.
 
     While one is finished the next is already being encoded.
 
     Args:
-        units: Units with local files; a None says that the next must be waited for.
+        units: Units with local files; a None says that the next is still downloading.
+        plan: Where to, and how units are split.
+        tokenizer: Its ids are written.
+        encoder: Encodes with the same tokenizer.
+        on_progress: Called as text is done.
 
     Raises:
         DataError: The text cannot be used, or its files changed meanwhile.
     """
-    writer: _UnitWriter | None = None
-    try:
-        for batch, encoded in encoder.encode(_batches(units, data, tokenizer.safe_cut)):
-            if writer is None:
-                writer = _UnitWriter(batch.unit, folder, tokenizer, data, seed, val_fraction)
-            writer.add(batch, encoded)
-            on_progress(sum(encoded.n_bytes))
-            if batch.ends_unit:
-                record = writer.finish()
-                writer = None
-                yield batch.unit, record
-    except BaseException as error:  # a caller that wants no more of them included
-        if writer is not None:
-            writer.drop(error)
-        raise
+    batches = encoder.encode(_batches(units, plan.data, tokenizer.safe_cut))
+    for batch, encoded in batches:
+        with _UnitWriter(batch.unit, plan, tokenizer) as writer:
+            while True:
+                writer.add(batch, encoded)
+                on_progress(sum(encoded.n_bytes))
+                if batch.ends_unit:
+                    break
+                batch, encoded = next(batches)
+            record = writer.finish()
+        yield batch.unit, record
 
 
 def _batches(
@@ -90,55 +88,35 @@ def _batches(
         yield TextBatch(unit, texts, indices, ends_unit=True)
 
 
-class _UnitWriter:
-    """Sends the tokens of a unit's documents to the shards of their split, and counts them.
+class _UnitWriter(contextlib.ExitStack):
+    """Sends the tokens of a unit's documents to the shards of their split, and counts their bytes.
 
-    End-of-text stands before each document, as in llm.c's and FineWeb's shards.
+    End-of-text comes before each document, as in llm.c's and FineWeb's shards. Left by an error,
+    it drops what is not finished.
     """
 
-    def __init__(
-        self,
-        unit: Unit,
-        folder: Path,
-        tokenizer: Tokenizer,
-        data: DataConfig,
-        seed: int,
-        val_fraction: float,
-    ) -> None:
-        self._unit, self._folder, self._tokenizer = unit, folder, tokenizer
-        self._stamps = file_stats(unit)
-        self._seed, self._val_fraction = seed, val_fraction
-        dtype = shards.dtype_for(tokenizer.vocab_size)
-        shape = (unit.index, dtype, data.shard_tokens)
-        self._open = contextlib.ExitStack()
-        self._sinks = {
-            split: self._open.enter_context(ShardWriter(folder, split, *shape))
-            for split in shards.SPLITS
+    def __init__(self, unit: Unit, plan: PreparePlan, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._unit, self._plan, self._tokenizer = unit, plan, tokenizer
+        self._stats = file_stats(unit)
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        shape = (unit.index, self._dtype, plan.data.shard_tokens)
+        self._writers = {
+            split: self.enter_context(ShardWriter(plan.folder, split, *shape)) for split in SPLITS
         }
-        self._tokens = dict.fromkeys(shards.SPLITS, 0)
-        self._bytes = dict.fromkeys(shards.SPLITS, 0)
-        self._pending: dict[Split, list[shards.Tokens]] = {split: [] for split in shards.SPLITS}
-        self._n_pending = 0
+        self._bytes = dict.fromkeys(SPLITS, 0)
         self._document = -1
         self._split: Split = "train"
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._dtype = np.dtype(dtype)
         self._eot = np.array([tokenizer.eot], dtype=self._dtype)
 
     def add(self, batch: TextBatch, encoded: Encoded) -> None:
         """Add a batch of the unit's texts."""
         for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
             if index != self._document:
-                if self._unit.held_out != "end":
-                    self._divide()
                 self._start_document(index)
-            if self._spool is not None:
-                with atomic.storage_errors(self._folder):
-                    self._spool.write(ids.tobytes())
-                self._bytes["train"] += n_bytes
-            else:
-                self._put(self._split, ids)
-                self._bytes[self._split] += n_bytes
+            self._append(ids)
+            self._bytes[self._split] += n_bytes
 
     def finish(self) -> UnitRecord:
         """Complete the shards and return what the unit became.
@@ -147,56 +125,59 @@ class _UnitWriter:
             DataError: Its files have changed meanwhile.
         """
         self._divide()
-        self._flush()
-        self._open.close()
+        self.close()
         content = content_hash(self._unit)
-        if file_stats(self._unit) != self._stamps:
+        if file_stats(self._unit) != self._stats:
             raise DataError(
                 f"{self._unit.name}: changed while it was read", "run the command again"
             )
+        shards = {split: writer.shards for split, writer in self._writers.items()}
         return UnitRecord(
             name=self._unit.name,
             sha256=content,
             documents=self._document + 1,
-            tokens=Counts(**self._tokens),
+            tokens=Counts(**{split: sum(s.tokens for s in shards[split]) for split in SPLITS}),
             bytes=Counts(**self._bytes),
-            shards=[shard for sink in self._sinks.values() for shard in sink.shards],
+            shards=[*shards["train"], *shards["val"]],
         )
 
-    def drop(self, error: BaseException) -> None:
-        """Leave nothing of a unit that is not finished because of `error`."""
-        if self._spool is not None:
-            self._spool.close()
-        self._open.__exit__(type(error), error, error.__traceback__)
-
     def _start_document(self, index: int) -> None:
+        unit, plan = self._unit, self._plan
+        if unit.held_out != "end":
+            self._divide()
         self._document = index
-        self._split = self._unit.split_of(index, self._seed, self._val_fraction)
-        if self._unit.held_out in ("tail", "end") and self._val_fraction > 0:
-            # Where the tail begins is known only at the end.
-            # The folder's disk must have room for the tokens anyway; that of /tmp may not.
-            self._spool = self._spool or tempfile.SpooledTemporaryFile(
-                _SPOOL_BYTES, dir=str(self._folder)
+        self._split = unit.split_of(index, plan.seed, plan.val_fraction)
+        if unit.held_out in ("tail", "end") and plan.val_fraction > 0 and self._spool is None:
+            # Where the tail begins is known only at the end. The folder's disk must have room for
+            # the tokens anyway; that of /tmp may not.
+            self._spool = self.enter_context(
+                tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(plan.folder))
             )
-            self._spool.write(self._eot.tobytes())
+        self._append(self._eot)
+
+    def _append(self, ids: Tokens) -> None:
+        if self._spool is None:
+            self._writers[self._split].append(ids)
         else:
-            self._put(self._split, self._eot)
+            with atomic.storage_errors(self._plan.folder):
+                self._spool.write(ids.tobytes())
 
     def _divide(self) -> None:
-        """Divide what is kept aside, whose tail is held out."""
+        """Divide what is spooled, whose tail is held out."""
         if self._spool is None:
             return
-        n_tokens = self._spool.tell() // self._dtype.itemsize
-        n_train = int(n_tokens * (1 - self._val_fraction))
+        itemsize = self._eot.itemsize
+        n_tokens = self._spool.tell() // itemsize
+        n_train = int(n_tokens * (1 - self._plan.val_fraction))
         lengths = self._tokenizer.token_lengths()
         self._spool.seek(0)
         done = 0
         while done < n_tokens:
             split: Split = "train" if done < n_train else "val"
             end = n_train if done < n_train else n_tokens
-            raw = self._spool.read(self._dtype.itemsize * min(1 << 20, end - done))
+            raw = self._spool.read(itemsize * min(1 << 20, end - done))
             ids = np.frombuffer(raw, dtype=self._dtype)
-            self._put(split, ids)
+            self._writers[split].append(ids)
             if split == "val":
                 n_bytes = int(lengths[ids].sum())
                 self._bytes["val"] += n_bytes
@@ -205,17 +186,82 @@ class _UnitWriter:
         self._spool.close()
         self._spool = None
 
-    def _put(self, split: Split, ids: shards.Tokens) -> None:
-        self._tokens[split] += len(ids)
-        self._pending[split].append(ids)
-        self._n_pending += len(ids)
-        if self._n_pending > 1 << 20:
+
+class ShardWriter(contextlib.AbstractContextManager["ShardWriter"]):
+    """Writes the tokens of one split of one unit, starting a new file when one is full.
+
+    A context manager: the last file is complete when the block ends, and dropped when it raises.
+    A file gets its name only once it is complete and on the disk.
+    """
+
+    def __init__(
+        self, folder: Path, split: Split, unit: int, dtype: Dtype, shard_tokens: int
+    ) -> None:
+        self.shards: list[Shard] = []
+        self._folder, self._split, self._unit = folder, split, unit
+        self._dtype, self._shard_tokens = dtype, shard_tokens
+        self._pending: list[Tokens] = []
+        self._n_pending = self._n_tokens = 0
+        self._open = contextlib.ExitStack()
+        self._file: BinaryIO | None = None
+
+    def append(self, tokens: Tokens) -> None:
+        """Write ids (n,) after those already written."""
+        self._pending.append(tokens)
+        self._n_pending += len(tokens)
+        if self._n_pending >= min(_WRITE_TOKENS, self._shard_tokens):
             self._flush()
 
     def _flush(self) -> None:
-        """Hand what is pending to the shards."""
-        for split, pending in self._pending.items():
-            if pending:
-                self._sinks[split].append(np.concatenate(pending))
-                pending.clear()
+        if not self._n_pending:
+            return
+        stored = np.dtype(self._dtype).newbyteorder("<")
+        tokens = np.concatenate(self._pending).astype(stored, copy=False)
+        self._pending.clear()
         self._n_pending = 0
+        while len(tokens):
+            file = self._file or self._start()
+            part = tokens[: self._shard_tokens - self._n_tokens]
+            with atomic.storage_errors(self._path):
+                file.write(part.data.cast("B"))
+            self._n_tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._n_tokens == self._shard_tokens:
+                self._finish()
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            with self._open:  # drops the file if it cannot be finished
+                self._flush()
+                if self._file is not None:
+                    self._finish()
+        self._open.__exit__(*error)
+
+    @property
+    def _path(self) -> Path:
+        name = f"{self._split}_{self._unit:06d}_{len(self.shards):03d}.bin"
+        return self._folder / name
+
+    def _start(self) -> BinaryIO:
+        if len(self.shards) == _MAX_PARTS:
+            raise DataError(
+                f"{self._folder}: more than {_MAX_PARTS} shards for one file or group of files",
+                f"choose a larger data.shard_tokens than {self._shard_tokens}",
+            )
+        self._file = self._open.enter_context(atomic.atomic_write(self._path))
+        self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
+        return self._file
+
+    def _finish(self) -> None:
+        assert self._file is not None
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = *MAGIC[self._dtype], self._n_tokens
+        self._file.seek(0)
+        self._file.write(header.tobytes())
+        self._open.close()
+        with self._path.open("rb") as written:
+            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+        self.shards.append(
+            Shard(file=self._path.name, split=self._split, tokens=self._n_tokens, sha256=sha256)
+        )
+        self._file, self._n_tokens = None, 0

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from gptcli.errors import ConfigError
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers.bpe import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -13,7 +13,6 @@ from gptcli.tokenizers.bpe import (
     byte_level_alphabet,
 )
 from gptcli.tokenizers.foreign import ForeignTokenizer
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 Vocabulary = dict[str, int]
 _CHARACTERS = {byte: char for char, byte in byte_level_alphabet().items()}

@@ -20,7 +20,7 @@ from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import assumed_vocabulary
 from gptcli.interop.names import NANOGPT, from_format, to_format
 from gptcli.interop.weights import Form, Pretrained, Source, require_shapes
-from gptcli.tokenizers.simple import CharTokenizer
+from gptcli.tokenizers import CharTokenizer
 
 _ARGS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
 _COMPILED = "_orig_mod."

@@ -1,29 +1,138 @@
 """Text to token ids and back; each tokenizer is small enough to travel in a checkpoint."""
 
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli import atomic
+from gptcli.errors import ConfigError, DataError
+from gptcli.tokenizers import bpe
 from gptcli.tokenizers.base import (
     SAFE_CUT,
-    Alphabet,
+    ByteTokenizer,
+    CharTokenizer,
+    Dtype,
     Ids,
     TextDecoder,
     Tokenizer,
+    Tokens,
     UnknownCharacters,
-)
-from gptcli.tokenizers.factory import (
-    dump_tokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    tokenizer_from,
+    dtype_for,
 )
 
-__all__ = [
-    "SAFE_CUT",
-    "Alphabet",
-    "Ids",
-    "TextDecoder",
-    "Tokenizer",
-    "UnknownCharacters",
-    "dump_tokenizer",
-    "load_tokenizer",
-    "make_tokenizer",
-    "tokenizer_from",
-]
+if TYPE_CHECKING:
+    from gptcli.config.schema import TokenizerConfig
+
+__all__ = ["SAFE_CUT", "ByteTokenizer", "CharTokenizer", "Dtype", "Ids", "TextDecoder", "Tokenizer",
+           "Tokens", "UnknownCharacters", "dtype_for", "dump_tokenizer", "is_learned",
+           "load_tokenizer", "make_tokenizer", "tokenizer_from"]  # fmt: skip
+
+_VERSION = 1
+_DEFAULT_BPE_SIZE = 4096
+_MIN_BPE_SIZE = 257  # the bytes and end-of-text
+
+
+def is_learned(config: "TokenizerConfig") -> bool:
+    """Tell whether the vocabulary is learned from the text that is prepared."""
+    return config.name in ("char", "bpe") and config.path is None
+
+
+def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Make the tokenizer that `config` names.
+
+    Args:
+        config: The section of the configuration.
+        texts: Gives the text to learn an alphabet or a vocabulary from, where one is learned.
+
+    Raises:
+        ConfigError: Unknown name, or a size no vocabulary can have.
+    """
+    if config.path is not None:
+        return _from_path(config, Path(config.path))
+    match config.name:
+        case "gpt2":
+            return bpe.gpt2()
+        case "bytes":
+            return ByteTokenizer()
+        case "char":
+            return CharTokenizer.of(texts())
+        case "bpe":
+            size = config.vocab_size or _DEFAULT_BPE_SIZE
+            if size < _MIN_BPE_SIZE:
+                raise ConfigError(
+                    f"tokenizer.vocab_size: {size} is too small; bpe needs at least"
+                    f" {_MIN_BPE_SIZE} (256 bytes and end-of-text)"
+                )
+            return bpe.train_bpe(texts(), size)
+        case name:
+            return bpe.from_tiktoken(name)
+
+
+def _from_path(config: "TokenizerConfig", path: Path) -> Tokenizer:
+    """Read a tokenizer file, or a character vocabulary from a text file."""
+    if path.suffix != ".txt":
+        tokenizer = load_tokenizer(path)
+        if "name" in config.model_fields_set and tokenizer.name != config.name:
+            raise ConfigError(
+                f"tokenizer.path: {path} holds a '{tokenizer.name}' tokenizer, not '{config.name}'"
+            )
+        return tokenizer
+    if config.name != "char":
+        raise ConfigError(
+            f"tokenizer.path: a text file such as {path} is a character vocabulary",
+            "also set -s tokenizer.name=char",
+        )
+    try:
+        return CharTokenizer.of([atomic.read_bytes(path).decode("utf-8-sig")])
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
+    """Make a tokenizer from what `Tokenizer.definition()` returned.
+
+    Raises:
+        DataError: The definition is not one of ours.
+    """
+    try:
+        match definition["name"]:
+            case "gpt2":
+                return bpe.gpt2()
+            case "bytes":
+                return ByteTokenizer()
+            case "char":
+                return CharTokenizer(definition["alphabet"])
+            case _:
+                return bpe.from_definition(definition)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not a tokenizer definition ({type(error).__name__}: {error})") from error
+
+
+def dump_tokenizer(tokenizer: Tokenizer) -> bytes:
+    """Return the content of a `tokenizer.json`."""
+    content = {"format": "gptcli-tokenizer", "version": _VERSION, **tokenizer.definition()}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`, or the one in the folder `path`.
+
+    Raises:
+        DataError: The file is missing or not one of ours.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        content = json.loads(atomic.read_bytes(file))
+        if (content.pop("format"), content.pop("version")) != ("gptcli-tokenizer", _VERSION):
+            raise ValueError("another format or version")
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file}: not a tokenizer file of gptcli") from error
+    try:
+        return tokenizer_from(content)
+    except DataError as error:
+        raise DataError(f"{file}: {error.message}", error.hint) from error

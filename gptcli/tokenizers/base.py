@@ -1,4 +1,4 @@
-"""What every tokenizer offers, and the decoder that turns a stream of ids into text.
+"""What every tokenizer offers, the two that need no merges, and the decoder of a stream of ids.
 
 Knows nothing of files, shards or models.
 """
@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,19 @@ import numpy.typing as npt
 from gptcli.errors import DataError
 
 Ids = npt.NDArray[np.uint32]
+Dtype = Literal["uint16", "uint32"]
+Tokens = npt.NDArray[np.unsignedinteger]  # ids in the type of a shard
 
-# A place where every GPT-2-like split begins anew, whatever follows: before a space or newline
-# that stands between a non-space and a letter. Text cut only there has the tokens of the whole.
+# A place where every GPT-2-like split starts afresh, whatever follows: before a space or newline
+# that is between a non-space and a letter. Text cut only there has the tokens of the whole.
 SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=[^\W\d_])")
 # Letters, digits, marks and white space of several kinds: what a sound tokenizer gives back.
 _PROBE = "The cat's 12,345 naïve DOGS\r\n\n\t  don't _sit_ on 日本 😀 (e.g. x=1).\n "
+
+
+def dtype_for(vocab_size: int) -> Dtype:
+    """Return the smallest token type that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 class UnknownCharacters(DataError):
@@ -32,13 +39,11 @@ class UnknownCharacters(DataError):
 
 
 @contextlib.contextmanager
-def panics_named(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Turn a panic of a Rust library into an error of ours.
+def rust_panics(name: str, *, quiet: bool = False) -> Iterator[None]:
+    """Turn a panic of a Rust library, in the tokenizer `name`, into an error of ours.
 
-    Args:
-        what: Names the tokenizer.
-        quiet: Also drop what is written to the file of stderr meanwhile, which is the library's
-            backtrace. It is the whole process's: for a time in which no thread draws there.
+    `quiet` also drops what is written to stderr meanwhile, which is the library's backtrace. It is
+    the whole process's stderr: only for a time in which no thread draws there.
 
     Raises:
         DataError: The library panicked: the vocabulary is not sound.
@@ -49,24 +54,23 @@ def panics_named(what: str, *, quiet: bool = False) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # each library has its own, no Exception
             raise
-        raise DataError(f"the '{what}' tokenizer fails: {error}") from error
+        raise DataError(f"the '{name}' tokenizer fails: {error}") from error
 
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
     try:
-        kept = os.dup(2)
+        saved = os.dup(2)
     except OSError:  # closed already
         yield
         return
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        with open(os.devnull, "wb") as devnull:
+            os.dup2(devnull.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 class Tokenizer(ABC):
@@ -75,9 +79,9 @@ class Tokenizer(ABC):
     name: str
     """The name in the configuration."""
     vocab_size: int
-    """Ids there are, end-of-text included."""
+    """The number of ids, end-of-text included."""
     eot: int
-    """The end-of-text id, which stands before every document."""
+    """The end-of-text id, which comes before every document."""
     bytes_per_token: float = 4.4
     """Bytes of text for each token, before any was read: GPT-2's on OpenWebText."""
     safe_cut: re.Pattern[str] = SAFE_CUT
@@ -90,10 +94,10 @@ class Tokenizer(ABC):
 
         Raises:
             UnknownCharacters: The vocabulary has no token for part of the text.
-            DataError: The library below fails on it: the vocabulary is not sound.
+            DataError: The underlying library fails on it: the vocabulary is not sound.
         """
         try:
-            with panics_named(self.name, quiet=self.is_foreign):
+            with rust_panics(self.name, quiet=self.is_foreign):
                 return self._encode(text)
         except UnicodeEncodeError as error:  # a command line whose bytes are not UTF-8
             code = f"U+{ord(text[error.start]):04X}"
@@ -102,12 +106,12 @@ class Tokenizer(ABC):
             ) from None
 
     def returns(self, text: str = _PROBE) -> bool:
-        """Tell whether the ids of `text` are decoded to it again.
+        """Tell whether decoding the ids of `text` gives it back.
 
         Raises:
-            DataError: The library below fails on it: the vocabulary is not sound.
+            DataError: The underlying library fails on it: the vocabulary is not sound.
         """
-        with panics_named(self.name, quiet=True):
+        with rust_panics(self.name, quiet=True):
             return self.decode(self.encode(text).tolist()) == text
 
     @abstractmethod
@@ -132,7 +136,7 @@ class Tokenizer(ABC):
 
     @property
     def start(self) -> tuple[int, ...]:
-        """The ids that stand before a prompt."""
+        """The ids that come before a prompt."""
         return ()
 
     @property
@@ -152,19 +156,73 @@ class Tokenizer(ABC):
         return np.array(lengths, dtype=np.int64)
 
 
-class Alphabet:
-    """Collects the characters of a text that comes in pieces."""
+class CharTokenizer(Tokenizer):
+    """One id for each character of an alphabet, in code point order (as nanoGPT's)."""
 
-    def __init__(self) -> None:
-        self._seen = np.zeros(0x110000, dtype=bool)
+    name = "char"
+    bytes_per_token = 1.0
 
-    def add(self, text: str) -> None:
-        """Note every character of `text`."""
-        self._seen[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)] = True
+    def __init__(self, alphabet: str) -> None:
+        if not isinstance(alphabet, str) or list(alphabet) != sorted(set(alphabet)):
+            raise ValueError("the alphabet is not in the order of its code points")
+        self._alphabet = alphabet
+        self.eot = len(alphabet)
+        self.vocab_size = len(alphabet) + 1
+        self._bytes = [char.encode("utf-8") for char in alphabet] + [b""]
+        points = np.array([ord(char) for char in alphabet], dtype=np.int64)
+        self._ids = np.full(int(points.max(initial=0)) + 1, self.eot, dtype=np.uint32)
+        self._ids[points] = np.arange(len(points))
 
-    def __str__(self) -> str:
-        """The characters seen, in the order of their code points."""
-        return "".join(map(chr, np.flatnonzero(self._seen)))
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """Return a vocabulary of the characters of a text that comes in pieces."""
+        seen = np.zeros(0x110000, dtype=bool)
+        for text in texts:
+            seen[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)] = True
+        return cls("".join(map(chr, np.flatnonzero(seen))))
+
+    def _encode(self, text: str) -> Ids:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        last = np.uint32(len(self._ids) - 1)
+        ids = self._ids[np.minimum(points, last)]
+        unknown = (ids == self.eot) | (points > last)
+        if unknown.any():
+            chars = sorted({chr(point) for point in points[unknown]})
+            shown = " ".join(f"{char!r} (U+{ord(char):04X})" for char in chars[:5])
+            raise UnknownCharacters(
+                f"the char vocabulary of {self.eot} characters does not have: {shown}"
+                + (f" and {len(chars) - 5} more" if len(chars) > 5 else ""),
+                "use only characters of the training text, or prepare with another tokenizer",
+            )
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the character's UTF-8 bytes."""
+        return self._bytes[token]
+
+    def definition(self) -> dict[str, Any]:
+        """Return the alphabet."""
+        return {"name": self.name, "alphabet": self._alphabet}
+
+
+class ByteTokenizer(Tokenizer):
+    """One id for each byte of UTF-8; nothing is unknown to it."""
+
+    name = "bytes"
+    bytes_per_token = 1.0
+    eot = 256
+    vocab_size = 257
+
+    def _encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the byte itself."""
+        return bytes([token]) if token < self.eot else b""
+
+    def definition(self) -> dict[str, Any]:
+        """Return the name, which says it all."""
+        return {"name": self.name}
 
 
 class TextDecoder:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptcli.errors import DataError
-from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters, panics_named
+from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters, rust_panics
 from gptcli.tokenizers.bpe import CAREFUL_CUT, byte_level_alphabet
 
 
@@ -32,7 +32,7 @@ class ForeignTokenizer(Tokenizer):
         Raises:
             DataError: The library does not take it, or its tokens are not bytes of the text.
         """
-        with panics_named(self.name, quiet=True):
+        with rust_panics(self.name, quiet=True):
             self._read(content)
         self.content, self._ends = content, tuple(ends)
         self.eot = ends[0] if ends else self.vocab_size
@@ -45,6 +45,8 @@ class ForeignTokenizer(Tokenizer):
             self._backend.encode_special_tokens = True  # text that spells one is text everywhere
             self._backend.no_truncation()
             self._backend.no_padding()
+            if getattr(self._backend.model, "dropout", None):
+                self._backend.model.dropout = None  # of training: ids would be random
             self._start = tuple(self._backend.encode("").ids)
         except Exception as error:  # the library raises nothing more special
             raise DataError(f"the tokenizers library cannot read it ({error})") from error

@@ -11,8 +11,7 @@ from gptcli.data.encode import Encoder, TextBatch
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.units import Unit
 from gptcli.errors import DataError
-from gptcli.tokenizers import bpe, gigatoken
-from gptcli.tokenizers.simple import CharTokenizer
+from gptcli.tokenizers import CharTokenizer, bpe, gigatoken
 
 UNIT = Unit(0, "some.txt", (), "documents")
 

@@ -122,7 +122,7 @@ def test_two_columns_of_one_name_are_refused(refusal: Refusal) -> None:
 def test_a_csv_field_without_an_end_is_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
-    monkeypatch.setattr(readers, "_MOST_FIELD_CHARS", 1000)
+    monkeypatch.setattr(readers, "_MAX_FIELD_CHARS", 1000)
     write("a.csv", 'text\nfine\n"' + "no end\n" * 500)
     error = refusal("a.csv")
     assert error.message.startswith("a.csv: line 14") and "field limit (1000)" in error.message

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from gptcli.config import DataConfig
-from gptcli.data import library as own_library
 from gptcli.data.sources import Source, find_source
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError
 
 Write = Callable[..., Path]
+TOPICS = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
 
 
 def source_of(source: str, **data: Any) -> Source:
@@ -132,7 +132,7 @@ def test_one_package_of_the_library_is_a_few_files(library: Path) -> None:
 
 
 def test_the_prose_of_the_language_reference_is_one_document_a_topic() -> None:
-    unit = Unit(0, "x", (own_library.topics_file(),), "train")
+    unit = Unit(0, "x", (TOPICS,), "train")
     texts = [text for _, text in documents(unit, DataConfig())]
     assert len(texts) > 50
     assert sum(text.startswith("Boolean operations\n") for text in texts) == 1

@@ -94,7 +94,7 @@ def test_an_endless_word_is_cut_before_it_fills_the_memory(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers, "_BLOCK_BYTES", 100)
-    monkeypatch.setattr(readers, "_MOST_HELD", 1000)
+    monkeypatch.setattr(readers, "_MAX_HELD", 1000)
     path = write("a.txt", "x" * 10_050 + " and words")
     pieces = list(readers.read_text(path, "strict", SAFE_CUT))
     assert "".join(pieces) == path.read_text() and max(map(len, pieces)) <= 1100
@@ -102,7 +102,7 @@ def test_an_endless_word_is_cut_before_it_fills_the_memory(
 
 @pytest.mark.parametrize("text", ["some words " * 500, "x" * 2500, "", "x" * 1000, "a b"])
 def test_a_row_is_cut_as_a_file_is(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_MOST_HELD", 1000)
+    monkeypatch.setattr(readers, "_MAX_HELD", 1000)
     pieces = list(readers.in_pieces(text, SAFE_CUT))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 1000
     assert all(piece.startswith(" ") for piece in pieces[1:]) or " " not in text

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.data import shards
-from gptcli.data.shard_writer import ShardWriter
 from gptcli.data.shards import (
     Counts,
     Dtype,
@@ -24,8 +24,9 @@ from gptcli.data.shards import (
     TokenReader,
     UnitRecord,
 )
+from gptcli.data.writer import ShardWriter
 from gptcli.errors import DataError
-from gptcli.tokenizers import dump_tokenizer, tokenizer_from
+from gptcli.tokenizers import dtype_for, dump_tokenizer, tokenizer_from
 
 BYTES = tokenizer_from({"name": "bytes"})
 
@@ -79,7 +80,7 @@ def test_a_uint32_shard_is_llm_cs_byte_for_byte(tmp_path: Path) -> None:
 
 def test_the_type_is_the_smallest_that_holds_the_vocabulary() -> None:
     sizes = {257: "uint16", 50257: "uint16", 65536: "uint16", 65537: "uint32", 200019: "uint32"}
-    assert {size: shards.dtype_for(size) for size in sizes} == sizes
+    assert {size: dtype_for(size) for size in sizes} == sizes
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 0), (1, 1), (9, 1), (10, 1), (11, 2), (35, 4)])
@@ -99,7 +100,7 @@ def test_more_parts_than_names_in_order_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """train_000000_1000 would sort between _100 and _101."""
-    monkeypatch.setattr("gptcli.data.shard_writer._MOST_PARTS", 3)
+    monkeypatch.setattr("gptcli.data.writer._MAX_PARTS", 3)
     write_shards(tmp_path, list(range(6)), "uint16", 2)
     with pytest.raises(DataError, match="more than 3 shards") as caught:
         write_shards(tmp_path, list(range(7)), "uint16", 2)
@@ -146,7 +147,7 @@ def test_units_follow_each_other_in_the_order_of_their_names(tmp_path: Path) -> 
 def test_many_shards_do_not_keep_many_files_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_MOST_OPEN_FILES", 2)
+    monkeypatch.setattr(shards, "_MAX_OPEN_FILES", 2)
     manifest = manifest_of(*write_shards(tmp_path, list(range(20)), "uint16", 4))
     reader = TokenReader(tmp_path, manifest, "train")
     for start in (0, 16, 8, 4, 12, 0):
@@ -201,7 +202,12 @@ def overwrite(at: int, content: bytes) -> Damage:
         (overwrite(4, struct.pack("<i", 7)), "not a uint16 token shard"),
         (overwrite(8, struct.pack("<i", 19)), "not a uint16 token shard"),
         (lambda path: path.write_bytes(bytes(1064)), "not a uint16 token shard"),
-        (lambda path: (path.unlink(), path.mkdir()), "missing; the manifest lists it"),
+        (lambda path: (path.unlink(), path.mkdir()), "not a regular file; the manifest lists it"),
+        pytest.param(
+            lambda path: (path.unlink(), os.mkfifo(path)),
+            "not a regular file; the manifest lists it",
+            marks=pytest.mark.skipif(os.name == "nt", reason="needs a pipe"),
+        ),
     ],
 )
 def test_a_shard_that_is_not_what_the_manifest_says(

@@ -80,7 +80,7 @@ def test_what_is_not_there_is_named(source: str, message: str) -> None:
 
 
 def test_nothing_named_is_a_usage_error() -> None:
-    with pytest.raises(ConfigError, match="no data set named"):
+    with pytest.raises(ConfigError, match="no dataset named"):
         source_of(None)
     with pytest.raises(ConfigError, match="local files have none"):
         source_of("./x.txt", config="en")

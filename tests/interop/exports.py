@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM
 from gptcli.checkpoint import Checkpoint, TrainedModel, load_model, save_checkpoint
 from gptcli.config import load_config
 from gptcli.model import GPT
-from gptcli.tokenizers import Tokenizer
-from gptcli.tokenizers.simple import ByteTokenizer
+from gptcli.tokenizers import ByteTokenizer, Tokenizer
 
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

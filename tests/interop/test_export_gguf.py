@@ -10,9 +10,8 @@ import pytest
 from gptcli.errors import ConfigError
 from gptcli.interop.export import export
 from gptcli.interop.gguf import read_back
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers.bpe import gpt2, train_bpe
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 from .exports import GGUF_SHAPES, LLAMA, SHAPES, TEXT, loaded, trained
 

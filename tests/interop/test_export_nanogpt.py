@@ -10,9 +10,8 @@ import torch
 
 from gptcli.errors import ConfigError
 from gptcli.interop.export import export
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers.bpe import gpt2, train_bpe
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 from .exports import LLAMA, TEXT, trained
 from .nanogpt_network import NanoGPT

@@ -10,9 +10,8 @@ from transformers import AutoTokenizer
 from gptcli.errors import CheckpointError
 from gptcli.interop.export import export
 from gptcli.interop.hf import require_same_ids
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers.bpe import BpeTokenizer, gpt2, train_bpe
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 from ..tokenizers.conftest import HOSTILE as HOSTILE_ELSEWHERE
 from .conftest import edit_json

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gptcli.tokenizers import Alphabet, Tokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers import bpe as byte_pairs
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
 
 HOSTILE = (
     "",
@@ -60,15 +59,10 @@ def tokenizer_for(
 ) -> Callable[[str], Tokenizer]:
     """Return a function from a text to a tokenizer that knows it, for each kind of tokenizer."""
 
-    def char(text: str) -> Tokenizer:
-        alphabet = Alphabet()
-        alphabet.add(text)
-        return CharTokenizer(str(alphabet))
-
     kinds: dict[str, Callable[[str], Tokenizer]] = {
         "gpt2": lambda text: gpt2,
         "bytes": lambda text: ByteTokenizer(),
-        "char": char,
+        "char": lambda text: CharTokenizer.of([text]),
         "bpe": lambda text: bpe,
     }
     return kinds[request.param]

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.tokenizers import (
-    Alphabet,
+    CharTokenizer,
     TextDecoder,
     Tokenizer,
     UnknownCharacters,
@@ -125,8 +125,6 @@ def test_a_stream_that_ends_inside_a_character_says_so() -> None:
 
 
 def test_an_alphabet_is_collected_from_pieces() -> None:
-    alphabet = Alphabet()
-    assert str(alphabet) == ""
-    for piece in ("b\U0010ffff", "", "\0a", "ab"):
-        alphabet.add(piece)
-    assert str(alphabet) == "\0ab\U0010ffff"
+    assert CharTokenizer.of([]).definition()["alphabet"] == ""
+    made = CharTokenizer.of(["b\U0010ffff", "", "\0a", "ab"])
+    assert made.definition()["alphabet"] == "\0ab\U0010ffff"

@@ -56,6 +56,14 @@ def test_special_tokens_are_never_made_by_text(
     assert encode_prompt(ours, None, 24) == [begin]
 
 
+def test_a_vocabulary_trained_with_dropout_encodes_without_it(library: hf.Tokenizer) -> None:
+    content = json.loads(library.to_str())
+    content["model"]["dropout"] = 0.5
+    ours = ForeignTokenizer(json.dumps(content), [library.token_to_id(END)])
+    ids = library.encode(TEXT, add_special_tokens=False).ids
+    assert all(ours.encode(TEXT).tolist() == ids for _ in range(3))
+
+
 def test_a_character_that_it_lacks_is_named_as_everywhere() -> None:
     words = hf.Tokenizer(hf.models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
     words.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")

@@ -7,8 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from gptcli.tokenizers import Tokenizer, bpe, gigatoken
-from gptcli.tokenizers.simple import ByteTokenizer
+from gptcli.tokenizers import ByteTokenizer, Tokenizer, bpe, gigatoken
 
 STRANGE = "\u088f\u0c5c\u1c89\ua7cb\U0001fae9\U0001e6c0\U00033480\uffff\ufdd0\U0010ffff"
 

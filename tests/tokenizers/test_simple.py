@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from gptcli.tokenizers import UnknownCharacters
-from gptcli.tokenizers.simple import ByteTokenizer, CharTokenizer
+from gptcli.tokenizers import ByteTokenizer, CharTokenizer, UnknownCharacters
 
 
 def test_characters_are_numbered_in_code_point_order() -> None:
