@@ -11,7 +11,7 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.pipeline.base import PipelineStep
 
 from gptcli.config import load_config
-from gptcli.data.prepare import finalize, make_plan, prepare_share
+from gptcli.data.prepare import finalize, make_plan
 from gptcli.data.sources import PreparePlan
 
 # tasks is the number of ranks; any number gives the same bytes. workers is how many run at once.
@@ -34,6 +34,8 @@ class PrepareShare(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Prepare the share of `rank`, count its units, bytes and tokens, and pass `data` on."""
+        from gptcli.data.prepare import prepare_share  # Slurm's jobs do not run this file's imports
+
         with self.track_time("rank"):
             records = prepare_share(self.plan, rank, world_size, workers=self.workers)
         self.stat_update("units", value=len(records), unit="rank")
@@ -54,6 +56,8 @@ class Finalize(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Write the manifest, count what it lists, and pass `data` on."""
+        from gptcli.data.prepare import finalize
+
         with self.track_time("manifest"):
             manifest = finalize(self.plan)
         self.stat_update("tokens", value=manifest.tokens.total, unit="folder")

@@ -73,7 +73,7 @@ def make_folder(folder: Path) -> int:
     recipe = Recipe(source="holes", revision=None, text_field="text", encoding_errors="strict",
                     val_fraction=0, seed=1, shard_tokens=PER_SHARD, max_vocab_size=None,
                     tokenizer=tokenizer)  # fmt: skip
-    write_manifest(folder, Manifest.of(recipe, "uint16", units))
+    write_manifest(folder, Manifest.of(recipe, units))
     return 5000 * PER_SHARD
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gptcli.config import Config
+from gptcli.distributed import process_group as rendezvous
 from gptcli.distributed.process_group import process_group
 from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import DataError
@@ -208,6 +209,57 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
     assert ended[0] == waiting and os.WTERMSIG(ended[1]) == signal.SIGTERM
 
 
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_a_rank_that_does_not_come_is_named_once(
+    start: Start, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    monkeypatch.setattr(rendezvous, "_NOTICE_SECONDS", 0.5)
+
+    def work(rank: int) -> None:
+        if rank == late:
+            time.sleep(1.5)
+        with process_group("cpu"):
+            pass
+
+    assert start(3, work).wait() == [0, 0, 0]
+    assert capfd.readouterr().err.splitlines() == [
+        f"waiting for rank {late} to start; Ctrl-C stops"
+    ]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and " Z " not in stat.read_text()
+
+
+def test_a_process_that_waits_for_the_others_ends_when_its_parent_is_gone(start: Start) -> None:
+    def work(rank: int) -> None:
+        if rank == 0:
+            time.sleep(60)  # it never comes
+        Path("waits").touch()
+        with process_group("cpu"):
+            pass
+
+    def launcher(rank: int) -> None:
+        ranks = start(2, work)
+        Path("pids").write_text(" ".join(map(str, ranks.pids)))
+        ranks.wait()
+
+    parent = start(1, launcher).pids[0]
+    while not Path("waits").exists() or not Path("pids").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    other, waiting = map(int, Path("pids").read_text().split())
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    end = time.monotonic() + 20
+    while is_running(waiting) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(waiting)
+    os.kill(other, signal.SIGKILL)
+
+
 def test_processes_whose_parent_is_gone_save_and_end(
     tiny: Callable[..., Config], start: Start
 ) -> None:
@@ -224,8 +276,7 @@ def test_processes_whose_parent_is_gone_save_and_end(
     os.waitpid(parent, 0)
     pids = [int(pid) for pid in Path("pids").read_text().split()]
     end = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
-              for pid in pids) and time.monotonic() < end:  # fmt: skip
+    while any(map(is_running, pids)) and time.monotonic() < end:
         time.sleep(0.1)
     status = status_of(config)
     assert status["state"] == "stopped" and status["exit_code"] == 75
