@@ -75,7 +75,7 @@ def test_a_disk_that_takes_nothing_ends_with_its_code() -> None:
 
 
 def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
-    package = Path(doctor.__file__).parents[1]
+    package = Path(doctor.__file__).parent
     copy = tmp_path / "copy" / "gptcli"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(package.parent / "examples", copy / "examples")
