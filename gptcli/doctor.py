@@ -284,7 +284,8 @@ def _network() -> Check:
 
     if constants.HF_HUB_OFFLINE:
         return _ok("offline by HF_HUB_OFFLINE: the Hub's cache is used, nothing is downloaded")
-    address, problems = constants.ENDPOINT, []
+    address = constants.ENDPOINT
+    problems: list[str] = []
 
     def ask() -> None:
         try:

@@ -82,7 +82,7 @@ def show(
                 "perplexity": found.perplexity,
                 "settings": changed,
                 "data": read.facts.data.model_dump(),
-                "seconds_by_work": dict(read.seconds_by_work),
+                "seconds_by_work": dict(read.status.seconds_by_work),
                 "files": {file.name: file.n_bytes for file in read.checkpoints},
                 "problems": list(read.problems),
                 "next": next_,
@@ -178,9 +178,9 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
         lines.append(("last", f"loss {loss(found.loss)} of the last logged step"))
     if found.tokens_per_second:
         lines.append(("speed", f"{count(found.tokens_per_second)} tokens/s"))
-    if run.seconds_by_work:
-        total = sum(run.seconds_by_work.values()) or 1.0
-        shares = (f"{work} {spent / total:.0%}" for work, spent in run.seconds_by_work.items())
+    if spent := run.status.seconds_by_work:
+        total = sum(spent.values()) or 1.0
+        shares = (f"{work} {seconds / total:.0%}" for work, seconds in spent.items())
         lines.append(("time", ", ".join(shares)))
     if found.parameters:
         lines.append(("model", f"{found.parameters:,} parameters"))

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptcli.runs import RunHistory, Step
+    from gptcli.runs.record import RunHistory, Step
 
 _SMOOTHED_PART = 0.01  # of the logged steps, to either side
 _FEWEST_NEIGHBOURS, _MOST_NEIGHBOURS = 3, 50

@@ -1,7 +1,4 @@
-"""Runs in figures, side by side: what they are set to, and how far each was at the same point.
-
-Knows nothing of how they are shown.
-"""
+"""Runs in figures, side by side: their settings, and how far each was at the same point."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +7,7 @@ from pathlib import Path
 
 from gptcli.runs.record import RunHistory
 
-_NAMES = {"name", "run_dir"}  # which differ by themselves
+_NAMES = {"name", "run_dir"}  # which always differ
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,8 @@ class Figures:
         train_loss: Of the newest evaluation, on fixed training windows; so is `val_loss`.
         val_tokens: Validation tokens that each evaluation scores, of `val_split_tokens`.
         best_epoch_loss: Without validation, the lowest mean training loss of an epoch.
-        tokens_per_second: Over the logged steps, in the middle of them.
-        size_bytes: What the folder takes on the disk, hard links once.
+        tokens_per_second: Median over the logged steps.
+        size_bytes: Disk space of the folder, hard links counted once.
     """
 
     name: str
@@ -89,15 +86,15 @@ def figures(run: RunHistory) -> Figures:
 
 def size_on_disk(folder: Path) -> int:
     """Return the bytes of a folder's files; best.pt and last.pt are other names of checkpoints."""
-    found: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], int] = {}
     for path in folder.rglob("*"):
         try:
             status = path.lstat()
-        except OSError:  # training has just let go of it
+        except OSError:  # training has just removed it
             continue
         if not path.is_dir():
-            found[(status.st_dev, status.st_ino or hash(path))] = status.st_size
-    return sum(found.values())
+            sizes[(status.st_dev, status.st_ino or hash(path))] = status.st_size
+    return sum(sizes.values())
 
 
 def differing_settings(runs: Sequence[RunHistory]) -> dict[str, tuple[object, ...]]:
@@ -113,8 +110,8 @@ class EqualPoint:
 
     Attributes:
         unit: `steps`, `tokens` or `seconds`.
-        amount: Where the one that went least far was last evaluated.
-        losses: Of each run, with the amount at which it was measured; None where it had none yet.
+        amount: The last evaluation of the run that got least far.
+        losses: Of each run, with the amount at which it was measured; None where it has none yet.
     """
 
     unit: str
@@ -131,27 +128,14 @@ def equal_points(runs: Sequence[RunHistory]) -> list[EqualPoint]:
     }
     points = []
     for unit, measure in measures.items():
-        courses = [_course(run, measure) for run in runs]
-        reached = [course[-1][0] for course in courses if course]
+        courses = [
+            [(row.val_loss, measure(run, row.step)) for row in run.evaluations
+             if row.val_loss is not None]
+            for run in runs
+        ]  # fmt: skip
+        reached = [course[-1][1] for course in courses if course]
         if len(reached) > 1:
             amount = min(reached)
-            losses = tuple(_by(amount, course) for course in courses)
-            points.append(EqualPoint(unit, amount, losses))
+            last = ([one for one in course if one[1] <= amount][-1:] for course in courses)
+            points.append(EqualPoint(unit, amount, tuple(one[0] if one else None for one in last)))
     return points
-
-
-def _course(
-    run: RunHistory, measure: Callable[[RunHistory, int], float]
-) -> list[tuple[float, float]]:
-    """Return (amount, validation loss) of each evaluation."""
-    return [
-        (measure(run, row.step), row.val_loss)
-        for row in run.evaluations
-        if row.val_loss is not None
-    ]
-
-
-def _by(amount: float, course: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """Return (validation loss, amount) of the last evaluation that comes no later."""
-    reached = [(loss, at) for at, loss in course if at <= amount]
-    return reached[-1] if reached else None

@@ -1,7 +1,7 @@
-"""The folder of a run: who may write in it, and the small files that describe it.
+"""Write a run folder: its lock, the small files that describe the run, its checkpoints' names.
 
 runs/<name>/{config.yaml, run.json, status.json, metrics.jsonl, samples.jsonl, log.txt,
-checkpoints/step-*.pt, best.pt, last.pt}. Knows nothing of networks.
+checkpoints/step-*.pt, best.pt, last.pt}
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from gptcli.config.schema import Config
 from gptcli.config.yaml import dump_yaml
 from gptcli.errors import ConfigError, GptError, StorageError
 from gptcli.formatting import moment
-from gptcli.runs.files import BEST, CONFIG, LAST, LOG, METRICS, RUN, SAMPLES, STATUS
+from gptcli.runs import record
 from gptcli.runs.read import metrics_row, read_rows
-from gptcli.runs.record import Evaluation, TextSample
+from gptcli.runs.record import BEST, CONFIG, LAST, LOG, METRICS, RUN, SAMPLES, STATUS
 
 _STEP_FILE = re.compile(r"step-(\d{8})\.pt\Z")
 
@@ -35,14 +35,10 @@ class Run:
         self._identity = _identity(folder)
 
     def require_same_folder(self) -> None:
-        """Refuse to write where another folder has taken the place of the run's.
-
-        Raises:
-            StorageError: The path leads to another folder than when the run was opened.
-        """
+        """Raise StorageError where the path leads to another folder than when it was opened."""
         if _identity(self.folder) not in (self._identity, None):
             raise StorageError(
-                f"{self.folder}: another folder has taken the place of the run's",
+                f"{self.folder}: another folder has replaced the run's",
                 "move the run's folder back, then run the same command with --resume",
             )
 
@@ -58,17 +54,17 @@ class Run:
         return sorted(files, reverse=True)
 
     def link(self, step: int, name: str) -> None:
-        """Let best.pt or last.pt be the checkpoint after `step` steps."""
+        """Link best.pt or last.pt to the checkpoint after `step` steps."""
         atomic.link(self.step_file(step), self.folder / name)
 
     def link_newest(self, step: int, best_step: int | None) -> None:
-        """Let last.pt, and best.pt if it is that, be the checkpoint after `step` steps."""
+        """Link last.pt, and best.pt if it is the best, to the checkpoint after `step` steps."""
         self.link(step, LAST)
         if step == best_step:
             self.link(step, BEST)
 
     def retain(self, keep_last: int) -> None:
-        """Remove all but the newest checkpoints; best.pt is a file of its own and stays."""
+        """Remove all but the newest checkpoints; best.pt is a link that stays."""
         for path in self.step_files()[keep_last:]:
             with atomic.storage_errors(path):
                 path.unlink(missing_ok=True)
@@ -76,12 +72,13 @@ class Run:
     def restore_links(self, last_step: int, best_step: int | None) -> None:
         """Link best.pt and last.pt again where they are missing and their checkpoints are not."""
         for name, step in ((LAST, last_step), (BEST, best_step)):
-            is_there = step is not None and self.step_file(step).is_file()
-            if step is not None and is_there and not (self.folder / name).exists():
+            if step is None or (self.folder / name).exists():
+                continue
+            if self.step_file(step).is_file():
                 self.link(step, name)
 
     def set_aside(self, files: list[Path]) -> None:
-        """Rename checkpoints that no run can resume from, so that none counts as the newest."""
+        """Rename checkpoints that cannot be resumed from, so that none counts as the newest."""
         for path in files:
             with atomic.storage_errors(path):
                 path.rename(path.with_name(f"{path.name}.damaged"))
@@ -89,13 +86,13 @@ class Run:
             atomic.link(kept[0], self.folder / LAST)
 
     def places(self) -> dict[str, Any]:
-        """Return what a summary says of where the run is, and its best checkpoint."""
+        """Return the run folder and its best checkpoint, for a summary."""
         paths = [self.folder / name for name in (BEST, LAST)]
         checkpoint = next((str(path) for path in paths if path.exists()), None)
         return {"run_dir": str(self.folder), "checkpoint": checkpoint}
 
     def write_config(self, config: Config) -> None:
-        """Write config.yaml, every value settled."""
+        """Write config.yaml, in which every value is settled."""
         text = dump_yaml(config.model_dump(mode="json"))
         atomic.write_bytes(self.folder / CONFIG, text.encode())
 
@@ -114,29 +111,29 @@ class Run:
 
     def read_status(self) -> dict[str, Any]:
         """Return status.json, empty if it cannot be read."""
-        return _read_status(self.folder)
+        try:
+            status = json.loads(atomic.read_bytes(self.folder / STATUS))
+            return status if isinstance(status, dict) else {}
+        except (OSError, ValueError, RecursionError):
+            return {}
 
     def log(self, text: str) -> None:
         """Append lines to log.txt."""
         atomic.append(self.folder / LOG, f"{moment()} {text}\n")
 
-    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None:
-        """Append a line to metrics.jsonl; `again`: in place of what looked at its step before."""
-        self._add(METRICS, line, again)
+    def append(self, name: str, line: dict[str, Any], *, again: bool = False) -> None:
+        """Append a line to metrics.jsonl or samples.jsonl.
 
-    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None:
-        """Append a line to samples.jsonl; `again`: in place of what looked at its step before."""
-        self._add(SAMPLES, line, again)
-
-    def _add(self, name: str, line: dict[str, Any], again: bool) -> None:
+        With `again`, it replaces the evaluation or the sample of its step.
+        """
         self.require_same_folder()
-        text = json.dumps(line) + "\n"
-        if again and (self.folder / name).exists():
+        path, text = self.folder / name, json.dumps(line) + "\n"
+        if again and path.exists():
             rows = self._rows(name, [])
-            kept = [old for old, row in rows if row.step != line["step"] or not _looks(row)]
-            atomic.write_bytes(self.folder / name, b"".join([*kept, text.encode()]))
+            kept = [old for old, row in rows if row.step != line["step"] or not _observes(row)]
+            atomic.write_bytes(path, b"".join([*kept, text.encode()]))
         else:
-            atomic.append(self.folder / name, text)
+            atomic.append(path, text)
 
     def sync_metrics(self) -> None:
         """Flush metrics and samples, so that no checkpoint is newer than its history."""
@@ -145,24 +142,24 @@ class Run:
                 atomic.sync_file(path)
 
     def cut_history(self, step: int) -> tuple[list[str], list[str]]:
-        """Drop what a run resumed at `step` tells again, and what cannot be read.
+        """Drop what a run resumed at `step` will log again, and what cannot be read.
 
         Returns:
-            The files in which something looked at `step` itself, which stays until it comes again,
-            and what was left out.
+            The files with an evaluation or a sample of `step` itself, which stays until it is
+            replaced, and what was left out.
         """
-        looked: list[str] = []
+        observed: list[str] = []
         problems: list[str] = []
         for name in (METRICS, SAMPLES):
             if (self.folder / name).exists():
                 kept = [(line, row) for line, row in self._rows(name, problems) if row.step <= step]
-                looked += [name for _, row in kept if row.step == step and _looks(row)]
+                observed += [name for _, row in kept if row.step == step and _observes(row)]
                 atomic.write_bytes(self.folder / name, b"".join(line for line, _ in kept))
-        return looked, problems
+        return observed, problems
 
     def _rows(self, name: str, problems: list[str]) -> Iterator[tuple[bytes, Any]]:
-        path, parse = self.folder / name, TextSample.model_validate
-        with atomic.create_errors(path):  # it is about to be written again
+        path, parse = self.folder / name, record.TextSample.model_validate
+        with atomic.create_errors(path):  # it is about to be rewritten
             content = atomic.read_bytes(path)
         return read_rows(path, content, metrics_row if name == METRICS else parse, problems)
 
@@ -170,47 +167,34 @@ class Run:
 def _identity(folder: Path) -> tuple[int, int] | None:
     """Return the device and inode of a folder; None if it does not exist."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _looks(row: object) -> bool:
-    """Tell whether a line of the history changes nothing but looks at the model as it is."""
-    return isinstance(row, Evaluation | TextSample)
+def _observes(row: object) -> bool:
+    """Tell whether a line is about the model as it was at its step, and can be made again."""
+    return isinstance(row, record.Evaluation | record.TextSample)
+
+
+def _skip(*arguments: Any, **more: Any) -> None: ...
 
 
 class ReadOnlyRun(Run):
     """The run folder as ranks other than 0 see it: they write nothing."""
 
-    def link(self, step: int, name: str) -> None: ...
-
-    def retain(self, keep_last: int) -> None: ...
-
-    def set_aside(self, files: list[Path]) -> None: ...
-
-    def write_config(self, config: Config) -> None: ...
-
-    def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None: ...
-
-    def log(self, text: str) -> None: ...
-
-    def add_metrics(self, line: dict[str, Any], *, again: bool = False) -> None: ...
-
-    def add_sample(self, line: dict[str, Any], *, again: bool = False) -> None: ...
-
-    def sync_metrics(self) -> None: ...
+    link = retain = set_aside = write_config = write_status = log = append = sync_metrics = _skip
 
 
 @contextlib.contextmanager
 def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
-    """Hold the run folder of `config`, making it if it is not there.
+    """Lock the run folder of `config`, creating it if necessary.
 
     Args:
         config: Names the folder.
-        resume: Go on in a folder that holds a run.
-        overwrite: Rename such a folder to `<name>~N` and begin anew.
+        resume: Continue in a folder that holds a run.
+        overwrite: Rename such a folder to `<name>~N` and start over.
 
     Raises:
         ConfigError: The folder holds a run, or something else, that must not be overwritten.
@@ -220,7 +204,7 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     folder = config.run_folder
     holds_run = (folder / RUN).is_file()
     if holds_run and not resume:
-        with _lock(folder):  # whoever trains there is the better reason
+        with _lock(folder):  # that another process trains there is the better reason
             pass
     if holds_run and not resume and not overwrite:
         raise _taken(folder)
@@ -231,11 +215,11 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     atomic.make_folder(folder / "checkpoints")
     if (folder / "checkpoints").is_symlink():  # old checkpoints are removed there
         raise StorageError(
-            f"{folder / 'checkpoints'}: is a link, and links are not written through",
+            f"{folder / 'checkpoints'}: is a symbolic link, which is not followed",
             "link the run folder as a whole, or name another with -s run_dir=...",
         )
     with _lock(folder):
-        if not resume and (folder / RUN).is_file():  # begun by another since we looked
+        if not resume and (folder / RUN).is_file():  # another process has just started one
             raise _taken(folder)
         atomic.remove_leftovers(folder)
         atomic.remove_leftovers(folder / "checkpoints")
@@ -251,15 +235,15 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
 
 
 def describe_run(run: Run, facts: dict[str, Any]) -> None:
-    """Write run.json once: when, by which command and versions, on what, with which data."""
+    """Write run.json once: time, command, versions, machine and data."""
     if not (run.folder / RUN).exists():
         _write_json(run.folder / RUN, {"created": moment(), "command": sys.argv[1:], **facts})
 
 
 def _record_failure(run: Run, exit_code: int, message: str) -> None:
-    """Note the failure, as far as a broken disk lets us; the failure itself matters more.
+    """Record a failure as far as a broken disk allows; the failure itself matters more.
 
-    What failed before there was a run is not one, and the next try finds the folder free.
+    Before run.json there is no run to fail, and the next try finds the folder free.
     """
     if not (run.folder / RUN).is_file():
         return
@@ -283,12 +267,12 @@ def _set_aside(folder: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder whose files a run would overwrite though no run made them."""
+    """Refuse a folder with files that a run would overwrite although no run wrote them."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, not a run folder", "choose another -s name=...")
     ours = (CONFIG, METRICS, SAMPLES, STATUS, LOG, BEST, LAST)
     found = [name for name in ours if (folder / name).exists()]
-    if found and not (folder / RUN).is_file():  # else another process has just begun one
+    if found and not (folder / RUN).is_file():  # else another process has just started one
         raise ConfigError(
             f"{folder} holds {found[0]} but no run ({RUN} is missing)",
             "choose another folder with -s name=... or -s run_dir=...",
@@ -301,14 +285,6 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
         "is training in this folder",
         "wait for it, stop it, or choose another -s name=...",
     )
-
-
-def _read_status(folder: Path) -> dict[str, Any]:
-    try:
-        status = json.loads(atomic.read_bytes(folder / STATUS))
-        return status if isinstance(status, dict) else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,20 +1,21 @@
-"""What is known of a run, in types: the lines of its files, and the run as a whole.
-
-Knows nothing of files.
-"""
+"""What is known of a run: the names of its files, the records in them, the run as a whole."""
 
 import bisect
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gptcli.config.windows import epochs, eval_tokens, training_windows
+
+# A folder that holds RUN holds a run.
+RUNS = Path("runs")
+RUN, STATUS, METRICS, SAMPLES = "run.json", "status.json", "metrics.jsonl", "samples.jsonl"
+CONFIG, LOG, BEST, LAST = "config.yaml", "log.txt", "best.pt", "last.pt"
 
 # Beyond what training can write; arithmetic on what is left neither overflows nor fails.
 Int = Annotated[int, Field(ge=0, lt=2**63)]
@@ -65,7 +66,7 @@ class Other(_Row):
 
 
 class TextSample(_Row):
-    """A text the network drew while it was trained."""
+    """A text that the model wrote during training."""
 
     step: Int
     prompt: str
@@ -131,13 +132,12 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run as its folder tells it, at one moment.
+    """A run as its folder holds it at one moment.
 
     Attributes:
         settings: Every value of config.yaml by its dotted key.
         steps: The logged steps, in order; so are evaluations, epochs and samples.
-        seconds_by_work: Where the time went, as far as the run told.
-        problems: What could not be read, one line each.
+        problems: Files and lines that could not be read, one line each.
     """
 
     folder: Path
@@ -150,12 +150,11 @@ class RunHistory:
     epochs: tuple[Epoch, ...]
     samples: tuple[TextSample, ...]
     checkpoints: tuple[CheckpointFile, ...]
-    seconds_by_work: Mapping[str, float]
     problems: tuple[str, ...]
 
     @property
     def state(self) -> str:
-        """How the run stands: its status, or `died` if its process is gone without a word."""
+        """Its status, or `died` if its process is gone but did not record why."""
         status = self.status
         return "died" if status.state == "running" and _is_gone(status) else status.state
 
@@ -217,44 +216,32 @@ class RunHistory:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, resumed parts added up, as far as it told."""
-        return max(self.seconds_at(self.step), sum(self.seconds_by_work.values()))
+        """Wall time of the run, resumed parts added up, as far as it was recorded."""
+        return max(self.seconds_at(self.step), sum(self.status.seconds_by_work.values()))
 
     def tokens_at(self, step: int) -> float:
         """Return the tokens trained on after `step` steps."""
         each = self._count("train.tokens_per_step")
-        return step * each if each else self._at(step, self._tokens)
+        return step * each if each else self._at(step, lambda row: row.tokens)
 
     def seconds_at(self, step: int) -> float:
         """Return the wall time of the run after `step` steps, between logged ones in proportion."""
-        return self._at(step, self._seconds)
+        return self._at(step, lambda row: row.seconds)
 
-    @cached_property
-    def _tokens(self) -> list[float]:
-        return [float(row.tokens) for row in self.steps]
-
-    @cached_property
-    def _seconds(self) -> list[float]:
-        return [row.seconds for row in self.steps]
-
-    @cached_property
-    def _numbers(self) -> list[int]:
-        return [row.step for row in self.steps]
-
-    def _at(self, step: int, values: list[float]) -> float:
-        """Interpolate `values` of the logged steps; before the first one from zero."""
-        if not values:
-            return 0.0
-        after = bisect.bisect_left(self._numbers, step)
-        if after == len(values):
-            return values[-1]
-        last, value = (self._numbers[after - 1], values[after - 1]) if after else (0, 0.0)
-        gap = self._numbers[after] - last
-        return value + (values[after] - value) * (step - last) / gap if gap else values[after]
+    def _at(self, step: int, value_of: Callable[[Step], float]) -> float:
+        """Interpolate a value of the logged steps; before the first one from zero."""
+        after = bisect.bisect_left(self.steps, step, key=lambda row: row.step)
+        if after == len(self.steps):
+            return float(value_of(self.steps[-1])) if self.steps else 0.0
+        number, value = self.steps[after].step, value_of(self.steps[after])
+        before = self.steps[after - 1] if after else None
+        last, start = (before.step, value_of(before)) if before else (0, 0.0)
+        gap = number - last
+        return start + (value - start) * (step - last) / gap if gap else value
 
 
 def _is_gone(status: Status) -> bool:
-    """Tell whether the process that trained is no more, as far as this machine can know."""
+    """Tell whether the training process no longer exists, as far as this machine can know."""
     if os.name == "nt" or status.pid is None or status.host != socket.gethostname():
         return False
     try:

@@ -101,9 +101,9 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
             for event in trainer.events():
                 again = event.step == step  # a look at the step that was resumed
                 if (line := metrics_of(event)) is not None:
-                    run.add_metrics(line, again=again)
+                    run.append(METRICS, line, again=again)
                 if (line := sample_of(event)) is not None:
-                    run.add_sample(line, again=again)
+                    run.append(SAMPLES, line, again=again)
                 if (text := describe(event)) is not None:
                     run.log(text)
                 yield event

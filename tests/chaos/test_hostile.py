@@ -207,7 +207,7 @@ def test_nothing_is_removed_through_a_link(
     (run / "checkpoints").rename(tmp_path / "moved")
     (run / "checkpoints").symlink_to(other)
     done = gpt("train", *tiny_set, "-s", "train.max_steps=12", "--resume")
-    assert done.code == 5 and "is a link" in done.err
+    assert done.code == 5 and "is a symbolic link" in done.err
     assert len(list(other.iterdir())) == 5
 
 

@@ -70,7 +70,7 @@ def test_nothing_is_written_into_a_folder_that_took_the_place_of_the_runs(tiny: 
         FOLDER.mkdir()
 
     error = spoilt_at(tiny(), 2, swap)
-    assert error.message == "runs/tiny: another folder has taken the place of the run's"
+    assert error.message == "runs/tiny: another folder has replaced the run's"
     assert list(FOLDER.iterdir()) == []
     FOLDER.rmdir()
     Path("elsewhere").rename(FOLDER)
@@ -134,5 +134,5 @@ def test_where_the_time_went_is_kept_over_a_stop_and_adds_up(tiny: Tiny) -> None
     assert two.spent["evaluating"] > one.spent["evaluating"]
     status = json.loads((FOLDER / "status.json").read_text())
     history = read_run(FOLDER)
-    assert status["seconds_by_work"] == two.spent == history.seconds_by_work
+    assert status["seconds_by_work"] == two.spent == history.status.seconds_by_work
     assert history.seconds == two.summary.seconds > history.steps[-1].seconds

@@ -11,7 +11,7 @@ from gptcli.formatting import scored as scored_part
 from gptcli.plotting.report import markup
 from gptcli.plotting.report.charts import Chart
 from gptcli.plotting.report.markup import escaped
-from gptcli.runs import Evaluation, RunHistory, TextSample
+from gptcli.runs.record import Evaluation, RunHistory, TextSample
 
 _MOST_SAMPLES = 60
 _SAMPLES_OPEN = 6
@@ -168,7 +168,7 @@ def _sample(sample: TextSample, *, is_open: bool) -> str:
 
 
 def _time(run: RunHistory) -> str:
-    total = sum(run.seconds_by_work.values())
+    total = sum(run.status.seconds_by_work.values())
     if not total:
         return ""
     rows = [
@@ -179,7 +179,7 @@ def _time(run: RunHistory) -> str:
             duration(seconds),
             f"{seconds / total:.1%}",
         )
-        for work, seconds in sorted(run.seconds_by_work.items(), key=lambda item: -item[1])
+        for work, seconds in sorted(run.status.seconds_by_work.items(), key=lambda item: -item[1])
     ]
     wall = run.seconds
     note = ""

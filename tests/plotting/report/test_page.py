@@ -71,10 +71,11 @@ def test_a_trained_run_is_told_whole(run: Path) -> None:
 
 def test_time_that_nobody_accounted_for_is_told(make_run: MakeRun, logged: Logged) -> None:
     folder = make_run("a", [logged(50)])
-    log = "X stopped at step 5, saved\ntime: 20.0 s: steps 75.0%, saving 25.0%\n"
-    (folder / "log.txt").write_text(log)
+    status = {"state": "stopped", "seconds_by_work": {"steps": 15.0, "saving": 5.0}}
+    (folder / "status.json").write_text(json.dumps(status))
     assert "20 s of 100 s are accounted for" in render(read_run(folder), "now")
-    (folder / "log.txt").write_text(log.replace("20.0", "60.0") + log.replace("20.0", "40.0"))
+    status["seconds_by_work"] = {"steps": 75.0, "saving": 25.0}
+    (folder / "status.json").write_text(json.dumps(status))
     source = render(read_run(folder), "now")
     assert "accounted" not in source and "75 s</td><td>75.0%" in source
 
