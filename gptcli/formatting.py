@@ -1,17 +1,31 @@
-"""Numbers for people: counts, bytes, times and losses in the unit that suits them.
+"""What people read: counts, bytes, times and losses in a unit that suits them; harmless text.
 
-Three significant digits, and a unit that is never lost. Knows neither runs nor terminals.
+Three significant digits, and a unit that is never lost.
 """
 
+import contextlib
 import datetime
 import math
+import re
+from typing import Any
 
 NONE = "-"
 _COUNTS = ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
 _SIZES = ((1, " bytes"), (1e3, " kB"), (1e6, " MB"), (1e9, " GB"), (1e12, " TB"))
 _TIMES = ((1, " s"), (60, " min"), (3600, " h"), (86400, " days"))
-_TWO = 2  # of a unit of time, from where on it is used
 _EXACT_COUNT = 10_000
+# C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, mark: str = "") -> str:
+    """Return `text` with `mark` in place of each character that steers a terminal or a page."""
+    return _CONTROL.sub(mark, text).encode("utf-8", "replace").decode()
+
+
+def setting(value: Any) -> Any:
+    """Return a setting without the noise of arithmetic: 6e-05 for 5.9999999999999995e-05."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def decimal(value: float) -> str:
@@ -43,7 +57,7 @@ def size(n_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time, in the largest unit of which it is two or more."""
-    return _in_units(seconds, _TIMES, _TWO)
+    return _in_units(seconds, _TIMES, least=2)
 
 
 def fixed(value: float | None, places: int) -> str:
@@ -80,23 +94,22 @@ def plural(number: float, noun: str, nouns: str | None = None) -> str:
     return f"{text} {noun if text == '1' else nouns or noun + 's'}"
 
 
+def moment() -> str:
+    """Return the time now in ISO 8601; in UTC where TZ is a zone that Python refuses."""
+    now = datetime.datetime.now(datetime.UTC)
+    with contextlib.suppress(ValueError, OverflowError):
+        now = now.astimezone()
+    return now.isoformat(timespec="seconds")
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.2e}")
 
 
 def _in_units(value: float, units: tuple[tuple[float, str], ...], least: float = 1) -> str:
     """Return a value in the largest unit of which there are at least `least`, once rounded."""
-    fitting = [unit for unit in units if math.isfinite(value)
-               and abs(_rounded(value / unit[0])) >= least]  # fmt: skip
-    factor, name = fitting[-1] if fitting else units[0]
+    factor, name = units[0]
+    for unit in units:
+        if math.isfinite(value) and abs(_rounded(value / unit[0])) >= least:
+            factor, name = unit
     return decimal(value / factor) + name
-
-
-def moment() -> str:
-    """Return the time now as ISO 8601 has it; in UTC where TZ is a zone that Python refuses."""
-    now = datetime.datetime.now(datetime.UTC)
-    try:
-        now = now.astimezone()
-    except (ValueError, OverflowError):
-        pass
-    return now.isoformat(timespec="seconds")

@@ -9,6 +9,7 @@ import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
+from gptcli.formatting import setting
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def show(
     rows = []
     for key, value in wanted.items():
         later = becomes.get(key)
-        told = "" if later is None else later if isinstance(later, str) else to_yaml(later)
+        told = "" if later is None else later if isinstance(later, str) else to_yaml(setting(later))
         rows.append((key, to_yaml(_plain(value)), origins.get(key, "default"), told))
     console.table(("key", "value", "from", "becomes"), rows)
 

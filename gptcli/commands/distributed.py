@@ -92,5 +92,5 @@ def launch(config: "Config", n_processes: int, *, resume: bool) -> None:
     if ended.exit_code:  # before there was a run, or after it
         raise PeerError(ended.message, ended.exit_code, ended.hint)
     if status:
-        run.write_status("failed", status["step"], EXIT_DISTRIBUTED, error=ended.message)
+        run.write_failure(EXIT_DISTRIBUTED, ended.message)
     raise DistributedError(ended.message, "go on from the last checkpoint with --resume")

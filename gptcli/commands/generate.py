@@ -9,6 +9,7 @@ import typer
 
 from gptcli.commands import options
 from gptcli.errors import ConfigError
+from gptcli.formatting import printable
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def generate(
     loaded, trained = _load(checkpoint, config, set_, flags)
     n_samples = 1 if interactive else loaded.generate.num_samples
     weights = _lighten(loaded, trained, n_samples, int8=quantize is not None)
-    clean = str if raw else console.printable
+    clean = str if raw else printable
     if interactive:
         _converse(loaded, trained, clean, options.load(config, set_, flags).generate.prompt)
     else:

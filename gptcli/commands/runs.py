@@ -11,7 +11,7 @@ import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, size
+from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, setting, size
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def show(
         console.result(f"{name:<11}{text}")
     if changed:
         console.result("\nsettings that are not the defaults")
-        console.table(("", ""), [(f"  {key}", to_yaml(value)) for key, value in changed.items()])
+        console.table(
+            ("", ""), [(f"  {key}", to_yaml(setting(value))) for key, value in changed.items()]
+        )
     if read.checkpoints:
         console.result("\nfiles")
         rows = [(f"  {file.name}", size(file.n_bytes)) for file in read.checkpoints]
@@ -140,7 +142,9 @@ def compare(
     names = [run.name for run in read]
     if len(set(names)) < len(names):
         names = [run.folder.as_posix() for run in read]
-    rows = [(key, *(to_yaml(value) for value in values)) for key, values in settings.items()]
+    rows = [
+        (key, *(to_yaml(setting(value)) for value in values)) for key, values in settings.items()
+    ]
     rows += [("", *[""] * len(read))] * bool(rows)
     rows += _figure_rows(found)
     for point in points:

@@ -1,22 +1,22 @@
-"""The curves of a run as numbers: what plots and reports draw.
+"""The curves of a run as numbers: the one source of the live display, `gpt plot` and `gpt report`.
 
-Knows neither matplotlib nor HTML, and of a run only what its history says.
+Knows neither matplotlib nor HTML nor terminals.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptcli.runs.record import RunHistory, Step
+    from gptcli.runs import RunHistory
 
 _SMOOTHED_PART = 0.01  # of the logged steps, to either side
-_FEWEST_NEIGHBOURS, _MOST_NEIGHBOURS = 3, 50
-_START_PART = 0.03  # of a curve, which need not be seen
-_FEWEST_TO_SMOOTH = 20
+_MIN_NEIGHBORS, _MAX_NEIGHBORS = 3, 50
+_MIN_TO_SMOOTH = 20
+_START_PART = 0.03  # of a curve: its steep start, which may lie outside the frame
 
 
 class Axis(StrEnum):
@@ -28,13 +28,23 @@ class Axis(StrEnum):
 
 
 class Panel(StrEnum):
-    """What is drawn, one above the other."""
+    """What is drawn, one above the other; the name is that in metrics.jsonl, but for memory."""
 
     LOSS = "loss"
     LR = "lr"
     TOKENS_PER_SECOND = "tokens_per_second"
     MEMORY = "memory"
     GRAD_NORM = "grad_norm"
+
+
+# Of each panel its label, and the unit that its values are written in.
+PANELS = {
+    Panel.LOSS: ("loss (nats per token)", "loss"),
+    Panel.LR: ("learning rate", "rate"),
+    Panel.TOKENS_PER_SECOND: ("tokens/s", "count"),
+    Panel.MEMORY: ("memory", "bytes"),
+    Panel.GRAD_NORM: ("gradient norm", "count"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,9 @@ class LossCurves:
 
     Attributes:
         train: As logged, each over its own step's tokens.
-        smoothed: Their course without noise and single peaks; empty where they are too few.
-        val: Of the evaluations.
+        smoothed: Without noise and single peaks; empty where there are too few.
+        evaluated: On fixed training windows.
+        val: On the validation split.
         epochs: Means of whole epochs, where nothing is validated.
         best: The point of the loss that chose best.pt.
         frame: The lowest and the highest loss to show: all of the curves, most of the single
@@ -61,6 +72,7 @@ class LossCurves:
 
     train: Curve
     smoothed: Curve
+    evaluated: Curve
     val: Curve
     epochs: Curve
     best: tuple[float, float] | None
@@ -70,111 +82,86 @@ class LossCurves:
 def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
     """Return the losses of a run, `most` points of each at most."""
     at = _position(run, axis)
-    logged = [(row.step, row.loss) for row in run.steps if row.loss is not None]
-    train = _curve([(at(step), loss) for step, loss in logged])
+    train = _curve((at(row.step), row.loss) for row in run.steps)
     smooth = Curve()
-    if len(logged) >= _FEWEST_TO_SMOOTH:
-        reach = round(len(logged) * _SMOOTHED_PART)
-        reach = min(max(reach, _FEWEST_NEIGHBOURS), _MOST_NEIGHBOURS)
+    if len(train.x) >= _MIN_TO_SMOOTH:
+        reach = min(max(round(len(train.x) * _SMOOTHED_PART), _MIN_NEIGHBORS), _MAX_NEIGHBORS)
         smooth = Curve(train.x, smoothed(train.y, reach))
-    val = [(at(row.step), row.val_loss) for row in run.evaluations if row.val_loss is not None]
-    means = [] if val else run.epochs
+    evaluated = _curve((at(row.step), row.train_loss) for row in run.evaluations)
+    val = _curve((at(row.step), row.val_loss) for row in run.evaluations)
+    epochs = Curve() if val.x else _curve((at(row.step), row.train_loss) for row in run.epochs)
     best = (at(run.best_point[0]), run.best_point[1]) if run.best_point else None
-    curves = (train, smooth, _curve(val), _curve(
-        [(at(row.step), row.train_loss) for row in means if row.train_loss is not None]
-    ))  # fmt: skip
-    frame = _frame(train.y, [smooth.y or train.y, *(curve.y for curve in curves[2:])])
-    thin = [thinned(one, most) for one in curves]
-    return LossCurves(thin[0], thin[1], thin[2], thin[3], best, frame)
+    thin = [thinned(curve, most) for curve in (train, smooth, evaluated, val, epochs)]
+    return LossCurves(*thin, best, _frame(train, smooth if smooth.x else train, val, epochs))
 
 
 def panel_curve(run: "RunHistory", axis: Axis, panel: Panel, most: int) -> Curve:
     """Return what was measured at the logged steps; memory in bytes. Not for the loss."""
     at = _position(run, axis)
-    measured = [(at(row.step), _measured(row, panel)) for row in run.steps]
-    return thinned(_curve([(x, y) for x, y in measured if y is not None]), most)
+    name = "memory_bytes" if panel is Panel.MEMORY else panel.value
+    return thinned(_curve((at(row.step), getattr(row, name)) for row in run.steps), most)
 
 
 def smoothed(values: Sequence[float], reach: int) -> tuple[float, ...]:
-    """Return the course of values: the median of each one's neighbourhood, then the mean of these.
+    """Return the trend of values: the median of each one's neighborhood, then the mean of these.
 
-    The median lets a single peak leave no trace. Neighbourhoods begin small, for at the start of
-    training the loss falls too steeply for wide ones.
+    The median lets a single peak leave no trace. Neighborhoods begin small, because at the start
+    of training the loss falls too steeply for wide ones.
 
     Args:
         values: Equally spaced.
-        reach: Neighbours to take on either side, where there are as many.
+        reach: Neighbors to take on either side, where there are as many.
     """
-    middles = [statistics.median(near) for near in _neighbourhoods(values, reach)]
+    medians = [statistics.median(near) for near in _neighborhoods(values, reach)]
     # Divided before they are added: losses that explode must not become infinite.
     return tuple(
-        sum(value / len(near) for value in near) for near in _neighbourhoods(middles, reach)
+        sum(value / len(near) for value in near) for near in _neighborhoods(medians, reach)
     )
 
 
 def thinned(curve: Curve, most: int) -> Curve:
     """Return a curve of at most about `most` points that still shows every peak.
 
-    Neighbours share a cell, and of a cell the lowest and the highest point are kept.
+    Neighbors share a cell, and of a cell the lowest and the highest point are kept.
     """
     n = len(curve.x)
     if n <= most:
         return curve
     size = math.ceil(2 * n / most)
-    kept: list[int] = []
+    kept = {0, n - 1}
     for start in range(0, n, size):
         cell = range(start, min(start + size, n))
-        kept += sorted({min(cell, key=curve.y.__getitem__), max(cell, key=curve.y.__getitem__)})
-    kept = sorted({0, *kept, n - 1})
-    return Curve(tuple(curve.x[i] for i in kept), tuple(curve.y[i] for i in kept))
+        kept |= {min(cell, key=curve.y.__getitem__), max(cell, key=curve.y.__getitem__)}
+    return Curve(tuple(curve.x[i] for i in sorted(kept)), tuple(curve.y[i] for i in sorted(kept)))
 
 
-def _frame(raw: Sequence[float], curves: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    shown = [value for curve in curves for value in _settled(curve)]
+def settled(curve: Curve) -> Sequence[float]:
+    """Return the values of a curve without its steep start."""
+    return curve.y[int(len(curve.y) * _START_PART) :]
+
+
+def _frame(raw: Curve, *curves: Curve) -> tuple[float, float] | None:
+    shown = [value for curve in curves for value in settled(curve)]
     if not shown:
         return None
     low, high = min(shown), max(shown)
     span = high - low or 0.1
-    top = min(max([high, *_settled(raw)]), high + span / 5)
-    bottom = max(min([low, *_settled(raw)]), low - span / 5)
+    top = min(max([high, *settled(raw)]), high + span / 5)
+    bottom = max(min([low, *settled(raw)]), low - span / 5)
     return bottom - 0.04 * span, top + 0.04 * span
 
 
-def _settled(values: Sequence[float]) -> Sequence[float]:
-    """Return a curve without its steep start."""
-    return values[int(len(values) * _START_PART) :]
-
-
-def _neighbourhoods(values: Sequence[float], reach: int) -> Iterator[Sequence[float]]:
-    for place in range(len(values)):
-        wide = min(reach, place // 3)
-        yield values[place - wide : place + wide + 1]
+def _neighborhoods(values: Sequence[float], reach: int) -> Iterator[Sequence[float]]:
+    for i in range(len(values)):
+        width = min(reach, i // 3)
+        yield values[i - width : i + width + 1]
 
 
 def _position(run: "RunHistory", axis: Axis) -> Callable[[int], float]:
-    """Return what says where a step lies on the axis; time is in seconds."""
-    match axis:
-        case Axis.STEPS:
-            return float
-        case Axis.TOKENS:
-            return run.tokens_at
-        case Axis.HOURS:
-            return run.seconds_at
+    """Return what maps a step to its place on the axis; time is in seconds."""
+    return {Axis.STEPS: float, Axis.TOKENS: run.tokens_at, Axis.HOURS: run.seconds_at}[axis]
 
 
-def _measured(row: "Step", panel: Panel) -> float | None:
-    match panel:
-        case Panel.LOSS:
-            return row.loss
-        case Panel.LR:
-            return row.lr
-        case Panel.TOKENS_PER_SECOND:
-            return row.tokens_per_second
-        case Panel.MEMORY:
-            return row.memory_bytes
-        case Panel.GRAD_NORM:
-            return row.grad_norm
-
-
-def _curve(points: Sequence[tuple[float, float]]) -> Curve:
-    return Curve(tuple(x for x, _ in points), tuple(y for _, y in points))
+def _curve(points: Iterable[tuple[float, float | None]]) -> Curve:
+    known = [(x, y) for x, y in points if y is not None]
+    return Curve(tuple(x for x, _ in known), tuple(y for _, y in known))

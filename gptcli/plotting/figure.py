@@ -1,6 +1,6 @@
-"""Pictures of runs, drawn by matplotlib: one file of PNG, SVG or PDF.
+"""Figures of runs, drawn by matplotlib into a PNG, SVG or PDF file.
 
-Works without a screen and leaves matplotlib's own state as it was. Knows no command line.
+Works without a screen and leaves matplotlib's own state as it was.
 """
 
 import importlib.util
@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,30 +16,21 @@ from typing import TYPE_CHECKING, Any
 from gptcli import atomic
 from gptcli.errors import ConfigError
 from gptcli.formatting import count, loss, size
-from gptcli.plotting.curves import Axis, Curve, LossCurves, Panel, loss_curves, panel_curve
+from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
 from gptcli.runs import RunHistory, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 FORMATS = ("png", "svg", "pdf")
-_MOST_POINTS = 3000
-_MOST_DOTS = 40
-_SHOWN_NAME = 40
+_MAX_POINTS, _MAX_DOTS = 3000, 40
+_MAX_NAME = 40
 _DASHED = (0, (4, 1.5))
 _TRAIN, _VAL = "#4c78a8", "#e4572e"
 # Ten hues that stay apart for most eyes, the first ones most.
 _COLORS = ("#4c78a8", "#e4572e", "#2a9d5c", "#b279a2", "#d9a400",
            "#17a2b8", "#8c564b", "#6b6ecf", "#c51b7d", "#6e7781")  # fmt: skip
-_PANEL_TEXT = {
-    Panel.LOSS: "loss (nats per token)",
-    Panel.LR: "learning rate",
-    Panel.TOKENS_PER_SECOND: "tokens/s",
-    Panel.MEMORY: "memory",
-    Panel.GRAD_NORM: "gradient norm",
-}
 # Without a date, the same runs give the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {
     "png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}
@@ -66,7 +57,7 @@ _STYLE: dict[Any, object] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """What is to be drawn, and how."""
+    """What to draw, and how."""
 
     axis: Axis = Axis.STEPS
     panels: tuple[Panel, ...] = (Panel.LOSS, Panel.LR)
@@ -76,7 +67,7 @@ class Picture:
 
 
 def require_format(file: Path) -> str:
-    """Return the kind of picture that a file's ending asks for.
+    """Return the picture format that a file's ending asks for.
 
     Raises:
         ConfigError: It asks for none, or the file is a folder.
@@ -95,14 +86,14 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
     """Write a picture of one run, or of several over one another.
 
     Raises:
-        ConfigError: The file's ending names no kind of picture.
+        ConfigError: The file's ending names no picture format.
         StorageError: The file cannot be written.
         ModuleNotFoundError: There is no matplotlib.
     """
     kind = require_format(file)
     import matplotlib
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of caches and fonts
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports caches and fonts
     data = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have letters that the font lacks
@@ -112,12 +103,12 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
 
 
 def leave_picture(folder: Path) -> str | None:
-    """Write loss.pdf into a run folder, if there is matplotlib; return why it could not be done."""
+    """Write loss.pdf into a run folder if matplotlib is installed; return why it failed."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
     try:
         draw_figure([read_run(folder)], folder / "loss.pdf", Picture())
-    except Exception as error:  # a picture is no reason to lose a run's last word
+    except Exception as error:  # a picture is no reason to lose a run's summary
         return f"loss.pdf could not be drawn: {error}"
     return None
 
@@ -131,32 +122,28 @@ def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     names = _names(runs)
-    unit, seconds = _time_unit(runs) if picture.axis is Axis.HOURS else ("", 1.0)
+    time_unit, seconds = _time_unit(runs) if picture.axis is Axis.HOURS else ("", 1.0)
     for axes, panel in zip(grid[:, 0], picture.panels, strict=True):
-        axes.set_ylabel(_PANEL_TEXT[panel])
+        label, unit = PANELS[panel]
+        axes.set_ylabel(label)
         if panel is Panel.LOSS:
             _draw_losses(axes, runs, names, picture, seconds)
-        else:
-            for number, run in enumerate(runs):
-                curve = panel_curve(run, picture.axis, panel, _MOST_POINTS)
-                axes.plot(*_scaled(curve, seconds), color=_color(number), linewidth=1.1)
-            highest = axes.dataLim.ymax
-            axes.set_ylim(0, 1.08 * highest if 0 < highest < math.inf else 1)
-            if panel is Panel.LR:
-                axes.yaxis.set_major_formatter(_number)
-            else:
-                axes.yaxis.set_major_formatter(_size if panel is Panel.MEMORY else _count)
+            continue
+        for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+            curve = panel_curve(run, picture.axis, panel, _MAX_POINTS)
+            axes.plot(*_scaled(curve, seconds), color=_color(number), linewidth=1.1, label=name)
+        highest = axes.dataLim.ymax
+        axes.set_ylim(0, 1.08 * highest if 0 < highest < math.inf else 1)
+        axes.yaxis.set_major_formatter(_formatter(unit))
     if Panel.LOSS not in picture.panels and len(runs) > 1:
-        lines = [line for axes in grid[:1, 0] for line in axes.get_lines()]
-        for text in grid[0, 0].legend(lines, names, loc="upper right").get_texts():
-            text.set_parse_math(False)
+        _add_legend(grid[0, 0])
     figure.align_ylabels()
     lowest = grid[-1, 0]
-    lowest.set_xlabel(f"wall time ({unit})" if unit else f"{picture.axis}")
+    lowest.set_xlabel(f"wall time ({time_unit})" if time_unit else f"{picture.axis}")
     if picture.log_x:
         lowest.set_xscale("log")
-    elif not unit:
-        lowest.xaxis.set_major_formatter(_count)
+    elif not time_unit:
+        lowest.xaxis.set_major_formatter(_formatter("count"))
     title = picture.title if picture.title is not None else names[0] if len(runs) == 1 else None
     if title:
         figure.suptitle(_plain(title), fontsize=11, parse_math=False)
@@ -166,88 +153,60 @@ def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
 def _draw_losses(
     axes: "Axes", runs: Sequence[RunHistory], names: list[str], picture: Picture, seconds: float
 ) -> None:
-    """Draw training and validation losses; of one run in two colours, of more in one each."""
-    from matplotlib.lines import Line2D
-
+    """Draw training and validation losses; of one run in two colors, of more in one each."""
     is_one = len(runs) == 1
-    handles: list[Line2D] = []
     frames: list[tuple[float, float]] = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        losses = loss_curves(run, picture.axis, _MOST_POINTS)
+        losses = loss_curves(run, picture.axis, _MAX_POINTS)
         train_color, val_color = (_TRAIN, _VAL) if is_one else (_color(number), _color(number))
-        main = losses.smoothed if losses.smoothed.x else losses.train
+        best = ""
+        if run.best_point is not None:
+            best = f"best {loss(run.best_point[1])} at step {run.best_point[0]:,}"
+        main, label = losses.train, "training" if losses.train.x else None
         if losses.smoothed.x:
-            axes.plot(*_scaled(losses.train, seconds), color=train_color, linewidth=0.7, alpha=0.25)
-        axes.plot(*_scaled(main, seconds), color=train_color)
+            axes.plot(*_scaled(main, seconds), color=train_color, linewidth=0.7, alpha=0.25)
+            main, label = losses.smoothed, "training, smoothed"
+        label = label if is_one else f"{name}  {best}".rstrip()
+        axes.plot(*_scaled(main, seconds), color=train_color, label=label)
         scored = losses.val if losses.val.x else losses.epochs
-        size = 3.0 if len(scored.x) <= _MOST_DOTS else 0.0
-        axes.plot(*_scaled(scored, seconds), color=val_color,
-                  linestyle="-" if is_one else _DASHED, marker="o", markersize=size)  # fmt: skip
+        label = "validation" if losses.val.x else "epoch mean" if scored.x else None
+        axes.plot(*_scaled(scored, seconds), color=val_color, linestyle="-" if is_one else _DASHED,
+                  marker="o", markersize=3.0 if len(scored.x) <= _MAX_DOTS else 0.0,
+                  label=label if is_one else None)  # fmt: skip
         if losses.best is not None:
             x, y = losses.best
-            axes.plot(x / seconds, y, marker="*", markersize=11, color=val_color,
-                      markeredgecolor="white", linestyle="none", zorder=5)  # fmt: skip
+            axes.plot(x / seconds, y, marker="*", markersize=11, color=val_color, zorder=5,
+                      markeredgecolor="white", linestyle="none",
+                      label=best if is_one else None)  # fmt: skip
         frames += [losses.frame] if losses.frame else []
-        handles += _legend_of(run, name, losses, is_one, number)
     if not is_one:
         kinds = ["validation"] * any(run.best for run in runs)
         kinds += ["epoch mean"] * any(run.best_epoch for run in runs)
-        handles += [Line2D([], [], color="#666666", label="training"),
-                    Line2D([], [], color="#666666", linestyle=_DASHED, marker="o",
-                           markersize=3, label=" or ".join(kinds) or "validation")]  # fmt: skip
-    legend = axes.legend(handles=handles, loc="upper right", ncols=1 + (len(handles) > 8))
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+        axes.plot([], [], color="#666666", label="training")
+        axes.plot([], [], color="#666666", linestyle=_DASHED, marker="o", markersize=3,
+                  label=" or ".join(kinds) or "validation")  # fmt: skip
+    _add_legend(axes)
     if picture.log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_number)
-        axes.yaxis.set_minor_formatter(_number)
+        axes.yaxis.set_major_formatter(_formatter("loss"))
+        axes.yaxis.set_minor_formatter(_formatter("loss"))
     elif frames:
         axes.set_ylim(min(low for low, _ in frames), max(high for _, high in frames))
 
 
-def _number(value: float, _place: float | None = None) -> str:
-    return f"{value:g}"
+def _add_legend(axes: "Axes") -> None:
+    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) > 8)
+    for text in axes.legend(loc="upper right", ncols=n_columns).get_texts():
+        text.set_parse_math(False)
 
 
-def _legend_of(
-    run: RunHistory, name: str, losses: LossCurves, is_one: bool, number: int
-) -> list["Line2D"]:
-    """Return the legend's lines for a run."""
-    from matplotlib.lines import Line2D
-
-    best = ""
-    if run.best_point is not None:
-        best = f"best {loss(run.best_point[1])} at step {run.best_point[0]:,}"
-    if not is_one:
-        return [Line2D([], [], color=_color(number), label=f"{name}  {best}".rstrip())]
-    what = "training, smoothed" if losses.smoothed.x else "training"
-    found = [Line2D([], [], color=_TRAIN, label=what)] if losses.train.x else []
-    if best:
-        found += [
-            Line2D(
-                [],
-                [],
-                color=_VAL,
-                marker="o",
-                markersize=3,
-                label="validation" if losses.val.x else "epoch mean",
-            ),
-            Line2D([], [], color=_VAL, marker="*", markersize=9, linestyle="none", label=best),
-        ]
-    return found
-
-
-def _count(value: float, _place: float | None = None) -> str:
-    return count(value)
-
-
-def _size(value: float, _place: float | None = None) -> str:
-    return size(value)
+def _formatter(unit: str) -> Callable[[float, object], str]:
+    write = {"count": count, "bytes": size}.get(unit, "{:g}".format)
+    return lambda value, _place=None: write(value)
 
 
 def _names(runs: Sequence[RunHistory]) -> list[str]:
-    """Return what tells the runs apart: their names, or their folders if two have one name."""
+    """Return the runs' names, or their folders if two have the same name."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
@@ -255,9 +214,9 @@ def _names(runs: Sequence[RunHistory]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return `text` in one line without what cannot be drawn; no legend skips it either."""
+    """Return `text` in one line that can be drawn; a legend would skip one that begins with _."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    shown = shown if len(shown) <= _SHOWN_NAME else f"{shown[: _SHOWN_NAME - 1]}…"
+    shown = shown if len(shown) <= _MAX_NAME else f"{shown[: _MAX_NAME - 1]}…"
     return f" {shown}" if shown.startswith("_") else shown
 
 

@@ -109,6 +109,12 @@ class Run:
         }
         _write_json(self.folder / STATUS, status)
 
+    def write_failure(self, exit_code: int, message: str) -> None:
+        """Write status.json of a run that failed, which keeps how far it was and its times."""
+        before = self.read_status()
+        times = {key: before[key] for key in ("seconds_by_work",) if key in before}
+        self.write_status("failed", before.get("step", 0), exit_code, error=message, **times)
+
     def read_status(self) -> dict[str, Any]:
         """Return status.json, empty if it cannot be read."""
         try:
@@ -248,7 +254,7 @@ def _record_failure(run: Run, exit_code: int, message: str) -> None:
     if not (run.folder / RUN).is_file():
         return
     with contextlib.suppress(GptError, OSError):
-        run.write_status("failed", run.read_status().get("step", 0), exit_code, error=message)
+        run.write_failure(exit_code, message)
 
 
 def _taken(folder: Path) -> ConfigError:

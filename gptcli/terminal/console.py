@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,10 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptcli.errors import ConfigError, StorageError
-from gptcli.formatting import duration, size
-
-# C0 without newline and tab, DEL, C1, and the marks that reorder text (CWE-150).
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from gptcli.formatting import duration, printable, size
 
 
 class Terminal(Console):
@@ -104,11 +100,6 @@ def take_output() -> None:
         encoding = stream.encoding if stream is not None else "utf-8"
         at_once = stream is None or stream.line_buffering
         setattr(sys, name, Output(file, encoding, results=number == 1, at_once=at_once))
-
-
-def printable(text: str) -> str:
-    """Return `text` without the characters that steer a terminal."""
-    return _CONTROL.sub("", text).encode("utf-8", "replace").decode()
 
 
 def message(text: str, style: str = "") -> None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
-from gptcli.formatting import count, duration, loss, scored, size
-from gptcli.terminal.console import printable
+from gptcli.formatting import count, duration, loss, printable, scored, size
 from gptcli.terminal.run_state import RunState
 from gptcli.terminal.sparkline import draw_curve
 

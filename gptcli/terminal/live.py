@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from gptcli.formatting import printable
 from gptcli.terminal import console
 from gptcli.terminal.frame import frame
 from gptcli.terminal.run_state import RunState
@@ -75,7 +76,7 @@ class TrainScreen:
         """Show one event."""
         if self._live is None:
             if (text := describe(event)) is not None:
-                self._terminal.print(Text(console.printable(text)))
+                self._terminal.print(Text(printable(text)))
             return
         with self._lock:
             self._board.update(event, time.monotonic())
@@ -124,7 +125,7 @@ class TrainScreen:
         text = describe(event) if event is not None else None
         if text is None:
             return
-        for line in console.printable(text).splitlines():
+        for line in printable(text).splitlines():
             name, colon, rest = line.partition(": ")
             if isinstance(event, Sampled) or not colon or " " in name:
                 self._terminal.print(Text(line), soft_wrap=False)

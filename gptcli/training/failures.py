@@ -31,10 +31,9 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
 
     def on_hang(hang: Hang) -> None:
         run = Run(config.run_folder)
-        step = run.read_status().get("step", 0)
         with contextlib.suppress(GptError, OSError):
             atomic.write_bytes(run.folder / STACKS, hang.stacks.encode())
-            run.write_status("failed", step, EXIT_DISTRIBUTED, error=hang.message)
+            run.write_failure(EXIT_DISTRIBUTED, hang.message)
             run.log(f"{hang.message}\n{hang.stacks}")
         hint = f"the stack of each process is in {run.folder / STACKS}; rerun with --resume"
         report(hang.message, EXIT_DISTRIBUTED, hint)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptcli.plotting.curves import Axis, loss_curves
-from gptcli.plotting.report.page import render
+from gptcli.plotting.report import render
 from gptcli.runs import read_run
 
 MakeRun = Callable[..., Path]

@@ -14,6 +14,7 @@ from gptcli.commands import complete
 from gptcli.config.derived import explicit_settings
 from gptcli.errors import ConfigError
 from gptcli.runs import find_checkpoint, find_run, list_runs, read_run
+from gptcli.runs.folder import Run
 
 MakeRun = Callable[..., Path]
 Logged = Callable[..., dict[str, Any]]
@@ -56,7 +57,7 @@ def test_only_what_somebody_set_counts_as_changed(run: Path, gpt: Any) -> None:
     assert "device" not in explicit_settings(
         found.settings, None
     )  # nobody noted it: the machine chose
-    from gptcli.plotting.report.page import render
+    from gptcli.plotting.report import render
 
     listed = render(found, "now").partition("What differs from the defaults")[2]
     assert "model.vocab_size" not in listed.partition("<details>")[0]
@@ -212,3 +213,12 @@ def test_records_that_are_no_files_are_problems(
     assert listed.code == 0 and len(listed.json["runs"]) >= 8, listed.err
     told = "\n".join(read_run(Path("runs/bad-metrics.jsonl")).problems)
     assert "metrics.jsonl: cannot be read" in told
+
+
+def test_a_run_that_failed_keeps_its_times(make_run: MakeRun) -> None:
+    run = Run(make_run("failed"))
+    run.write_status("running", 3, None, seconds_by_work={"steps": 2.0})
+    run.write_failure(7, "loss is not finite")
+    status = read_run(run.folder).status
+    assert (status.state, status.step, status.exit_code) == ("failed", 3, 7)
+    assert status.seconds_by_work == {"steps": 2.0}

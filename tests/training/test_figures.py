@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.plotting.report.page import render
+from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from gptcli.terminal.frame import frame
 from gptcli.terminal.run_state import RunState

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.plotting.report.page import render
+from gptcli.plotting.report import embed, escape, render
 from gptcli.runs import read_run
 
 MakeRun = Callable[..., Path]
@@ -159,3 +159,15 @@ def test_a_run_without_a_logged_step_has_a_page_too(make_run: MakeRun) -> None:
     page = Page(source)
     assert "Nothing is logged yet." in page.text and "figure" not in page.tags
     assert numbers(source)["charts"] == [] and "status.json: is missing" in page.text
+
+
+def test_embedded_json_cannot_leave_its_element() -> None:
+    value = ["</script><!--", "a & b", "\u2028"]
+    found = embed(value)
+    assert not set("<>&\u2028") & set(found) and json.loads(found) == value
+    with pytest.raises(ValueError):
+        embed([float("nan")])
+
+
+def test_text_is_shown_and_never_obeyed() -> None:
+    assert escape("a\x1b<b>\n") == "a\ufffd&lt;b&gt;\n"

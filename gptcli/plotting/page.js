@@ -1,5 +1,5 @@
 "use strict";
-// Draws the page's charts from the numbers beside this script, and tells the values at a step.
+// Draws the page's charts from the numbers beside this script, and shows the values at a step.
 (() => {
   const numbers = JSON.parse(document.getElementById("numbers").textContent);
   const MARGIN = {top: 8, right: 10, bottom: 24, left: 56};
@@ -47,7 +47,6 @@
   const inBytes = (value) => short(value).replace("B", "G").replace(/[kMGT]?$/, " $&B");
   const UNITS = {
     loss: [(value) => value.toFixed(4), (value) => String(+value.toPrecision(4))],
-    number: [short, short],
     rate: [(value) => value.toExponential(2), (value) => String(+value.toPrecision(3))],
     count: [short, short],
     bytes: [inBytes, inBytes],

@@ -91,7 +91,7 @@ def test_nothing_of_a_run_is_run_nothing_is_too_wide_and_the_pointer_is_followed
     assert 'data-alarm="undefined"' in found
     overflow = re.search(r'data-overflow="(-?\d+)"', found)
     assert overflow is not None and int(overflow[1]) <= 0
-    told = re.search(r'data-told="Lossstep (\d+), ([\d.]+)k tokens', found)
+    told = re.search(r'data-told="Loss \(nats per token\)step (\d+), ([\d.]+)k tokens', found)
     assert told is not None and 60 < int(told[1]) < 140
     assert float(told[2]) == pytest.approx(int(told[1]) * 0.064, rel=0.02)
 
