@@ -20,7 +20,7 @@ from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
 
 from gptcli import load_config, train
-from gptcli.terminal.frame import frame
+from gptcli.terminal.live import frame
 from gptcli.terminal.run_state import RunState
 from gptcli.training.events import StepDone
 

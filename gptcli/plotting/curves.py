@@ -3,15 +3,17 @@
 Knows neither matplotlib nor HTML nor terminals.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from gptcli.runs import RunHistory
+
+Item = TypeVar("Item")
 
 _SMOOTHED_PART = 0.01  # of the logged steps, to either side
 _MIN_NEIGHBORS, _MAX_NEIGHBORS = 3, 50
@@ -122,32 +124,32 @@ def smoothed(values: Sequence[float], reach: int) -> tuple[float, ...]:
 def thinned(curve: Curve, most: int) -> Curve:
     """Return a curve of at most about `most` points that still shows every peak.
 
-    Neighbors share a cell, and of a cell the lowest and the highest point are kept.
+    The axis is cut into cells, and of each the lowest and the highest point are kept.
     """
     n = len(curve.x)
     if n <= most:
         return curve
-    size = math.ceil(2 * n / most)
+    width = (curve.x[-1] - curve.x[0]) / (most // 2) or 1.0
     kept = {0, n - 1}
-    for start in range(0, n, size):
-        cell = range(start, min(start + size, n))
-        kept |= {min(cell, key=curve.y.__getitem__), max(cell, key=curve.y.__getitem__)}
+    for _, cell in groupby(range(n), lambda i: int((curve.x[i] - curve.x[0]) / width)):
+        points = list(cell)
+        kept |= {min(points, key=curve.y.__getitem__), max(points, key=curve.y.__getitem__)}
     return Curve(tuple(curve.x[i] for i in sorted(kept)), tuple(curve.y[i] for i in sorted(kept)))
 
 
-def settled(curve: Curve) -> Sequence[float]:
-    """Return the values of a curve without its steep start."""
-    return curve.y[int(len(curve.y) * _START_PART) :]
+def settled(values: Sequence[Item]) -> Sequence[Item]:
+    """Return the values or points of a curve without its steep start."""
+    return values[int(len(values) * _START_PART) :]
 
 
 def _frame(raw: Curve, *curves: Curve) -> tuple[float, float] | None:
-    shown = [value for curve in curves for value in settled(curve)]
+    shown = [value for curve in curves for value in settled(curve.y)]
     if not shown:
         return None
     low, high = min(shown), max(shown)
     span = high - low or 0.1
-    top = min(max([high, *settled(raw)]), high + span / 5)
-    bottom = max(min([low, *settled(raw)]), low - span / 5)
+    top = min(max([high, *settled(raw.y)]), high + span / 5)
+    bottom = max(min([low, *settled(raw.y)]), low - span / 5)
     return bottom - 0.04 * span, top + 0.04 * span
 
 

@@ -1,13 +1,14 @@
 """What every command prints with: messages, errors, results and bars.
 
-stdout carries results, stderr everything else. Off a terminal there are plain lines and no escape
-codes; text from models, data and file names loses its control characters first.
+stdout carries results, stderr everything else. Without a terminal there are plain lines and no
+escape codes; text from models, data and file names loses its control characters first.
 """
 
 import contextlib
 import errno
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -36,7 +37,7 @@ from gptcli.formatting import duration, printable, size
 
 
 class Terminal(Console):
-    """A console that never hides the cursor, which no kill and no Ctrl-\\ could bring back."""
+    """A console that never hides the cursor, because a killed process could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return super().show_cursor(True)
@@ -46,7 +47,7 @@ _err = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 class OutputLostError(StorageError):
-    """stdout takes no more: exit code 5, or 0 and not a word if its reader has seen enough."""
+    """stdout cannot be written: exit code 5, or a silent 0 if the reader has closed the pipe."""
 
     def __init__(self, cause: OSError) -> None:
         hint = "run it again with stdout open, and going to a disk with free space"
@@ -55,10 +56,9 @@ class OutputLostError(StorageError):
 
 
 class Output(io.TextIOWrapper):
-    """stdout or stderr; what it cannot write is an error once for results, never for messages."""
+    """stdout or stderr; a failed write is an error once for results, never for messages."""
 
     def __init__(self, file: BinaryIO, encoding: str, *, results: bool, at_once: bool) -> None:
-        """Write text to `file`; a character that its encoding lacks is replaced."""
         errors = "replace" if results else "backslashreplace"
         super().__init__(file, encoding, errors, newline="\n", line_buffering=at_once)
         self._results = results
@@ -77,7 +77,7 @@ class Output(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)  # also for what is flushed at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is flushed at exit, too
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
             if self._results:
@@ -85,9 +85,9 @@ class Output(io.TextIOWrapper):
 
 
 def take_output() -> None:
-    """Let stdout and stderr of this process be `Output`, also where they are closed.
+    """Make stdout and stderr of this process `Output`, also where they are closed.
 
-    What is opened later must not get a closed one's number, and what is printed in its content.
+    A file opened later must not get the number of a closed one, and then hold what is printed.
     """
     for descriptor in range(3):
         try:
@@ -108,21 +108,21 @@ def message(text: str, style: str = "") -> None:
 
 
 def error(text: str, hint: str | None = None) -> None:
-    """Print an error and how to mend it to stderr."""
+    """Print an error and how to fix it to stderr."""
     _err.print(Text.assemble(("error: ", "bold red"), printable(text)))
     if hint:
         _err.print(Text.assemble(("hint: ", "bold"), printable(hint)))
 
 
 def prompt(text: str) -> None:
-    """Show the prompt that the result continues, on stderr."""
+    """Print the prompt that the result continues to stderr."""
     _err.print(Text(printable(text), style="dim"), end="")
 
 
 def ask(sign: str) -> str | None:
     """Return the next line of stdin without its end; None when there are no more.
 
-    At a terminal there is a sign to type behind, and lines can be edited and called back.
+    At a terminal it prompts with `sign`, and lines can be edited and recalled.
     """
     if sys.stdin is None:
         return None
@@ -146,7 +146,7 @@ def result(text: str) -> None:
 
 
 def styled(*parts: tuple[str, str]) -> None:
-    """Print a line of the result to stdout: texts, each with its style where there is colour."""
+    """Print a line of the result to stdout: texts, each with its style where there is color."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     with console.capture() as capture:
         console.print(Text.assemble(*((printable(text), style) for text, style in parts)))
@@ -174,61 +174,53 @@ def _finite(value: Any) -> Any:
             return {key: _finite(inner) for key, inner in value.items()}
         case list():
             return [_finite(inner) for inner in value]
-        case float() if value != value or value in (float("inf"), float("-inf")):
+        case float() if not math.isfinite(value):
             return None
     return value
 
 
 def terminal() -> Console:
-    """Return what draws on stderr."""
+    """Return the console that draws on stderr."""
     return _err
 
 
 def is_live() -> bool:
-    """Tell whether stderr is a terminal that can be redrawn; FORCE_COLOR makes a pipe none."""
+    """Tell whether stderr is a terminal that can be redrawn; FORCE_COLOR does not make it one."""
     return sys.stderr.isatty() and _err.is_interactive
 
 
 class Bar:
-    """One bar of work; nothing where there is no terminal."""
+    """A bar of work; without a terminal it is not drawn."""
 
-    def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, amount: int) -> None:
         """Add `amount` to what is done."""
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, amount)
+        self._progress.advance(self._task, amount)
 
     def update(self, done: int, total: int) -> None:
         """Set what is done, and what there is."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._task, completed=done, total=total)
 
 
 @contextmanager
 def bar(text: str, total: int | None = None) -> Iterator[Bar]:
-    """Show a bar while the block runs; without `total`, that something is going on."""
-    if not is_live():
-        yield Bar(None, None)
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_err, transient=True) as progress:
-        yield Bar(progress, progress.add_task(printable(text), total=total))
+    """Show a bar while the block runs; without `total`, that something is in progress."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+               TaskProgressColumn(), TimeRemainingColumn())  # fmt: skip
+    progress = Progress(*columns, console=_err, transient=True)
+    task = progress.add_task(printable(text), total=total)
+    with progress if is_live() else contextlib.nullcontext():
+        yield Bar(progress, task)
 
 
 @contextmanager
 def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], None]]:
     """Show a bar of bytes, with rate and time left, for each kind of work.
 
-    Yields what is to be called with a kind and the bytes newly done. Off a terminal there is a
-    line now and then, so that a log of hours shows that they went by.
+    Yields a function that takes a kind and the bytes newly done. Without a terminal, a line now
+    and then shows progress in a log.
 
     Args:
         totals: The bytes there are of each kind; None where that is not known.
@@ -236,18 +228,13 @@ def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], No
     if not is_live():
         yield _ByteLog(totals).advance
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(),
+               TransferSpeedColumn(), TimeRemainingColumn(compact=True))  # fmt: skip
     with Progress(*columns, console=_err, transient=True, expand=True) as progress:
         tasks = {kind: progress.add_task(kind, total=total) for kind, total in totals.items()}
 
         def advance(kind: str, n_bytes: int) -> None:
-            if kind not in tasks:  # a download that nobody foresaw
+            if kind not in tasks:  # a download that was not planned
                 tasks[kind] = progress.add_task(kind, total=None)
             progress.advance(tasks[kind], n_bytes)
 
@@ -255,9 +242,9 @@ def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], No
 
 
 class _ByteLog:
-    """Says in plain lines, twice a minute, how much is done."""
+    """Logs how much is done in plain lines, twice a minute."""
 
-    _EVERY = 30.0
+    _SECONDS = 30.0
 
     def __init__(self, totals: dict[str, int | None]) -> None:
         self._totals = totals
@@ -267,7 +254,7 @@ class _ByteLog:
     def advance(self, kind: str, n_bytes: int) -> None:
         self._done[kind] = self._done.get(kind, 0) + n_bytes
         now = time.monotonic()
-        if now - self._last < self._EVERY:
+        if now - self._last < self._SECONDS:
             return
         self._last = now
         parts = []

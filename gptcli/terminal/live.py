@@ -1,6 +1,6 @@
 """The display of a training run: redrawn in place on a terminal, plain lines elsewhere.
 
-A thread draws, a few times a second; training only leaves its events. The cursor stays visible, on
+A thread draws, a few times a second; training only passes its events. The cursor stays visible, on
 every way out too.
 """
 
@@ -8,17 +8,23 @@ import threading
 import time
 from types import TracebackType
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from gptcli.formatting import printable
+from gptcli.formatting import count, duration, fixed, loss, printable, scored, size
 from gptcli.terminal import console
-from gptcli.terminal.frame import frame
 from gptcli.terminal.run_state import RunState
+from gptcli.terminal.sparkline import draw_curve
 from gptcli.training.events import Event, Finished, Sampled, Started, Stopped, describe
 
 _SECONDS = 0.4  # between two pictures
+_LABEL = 11  # columns
+_MIN_CURVE, _MAX_CURVE, _MAX_SAMPLE = 4, 16, 12  # lines
+_NARROW, _WIDE = 56, 128  # columns from which there are two and three numbers side by side
+
+Number = tuple[str, str, str]  # label, value, style
 
 
 class TrainScreen:
@@ -28,12 +34,12 @@ class TrainScreen:
         """Draw nothing yet.
 
         Args:
-            terminal: Where to; stderr if none is given.
-            live: Whether it can be redrawn; found out if none is given.
+            terminal: Where to draw; default: stderr.
+            live: Whether it can be redrawn; default: asked of stderr.
         """
         self._terminal = terminal or console.terminal()
         self._is_live = console.is_live() if live is None else live
-        self._board = RunState(time.monotonic())
+        self._state = RunState(time.monotonic())
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._live: Live | None = None
@@ -60,17 +66,17 @@ class TrainScreen:
             self._thread.join()
         finally:
             self._live.stop()
-        if self._board.now is None:
-            self._say(self._last)
+        if self._state.now is None:
+            self._print(self._last)
             return
         if not isinstance(self._last, Stopped | Finished):
-            self._board.work = "failed"
-        sample, self._board.sample = self._board.sample, None
+            self._state.work = "failed"
+        sample, self._state.sample = self._state.sample, None
         self._terminal.print(self._picture())
         if sample is not None:
             self._terminal.print()
-            self._say(sample)
-        self._say(self._last)
+            self._print(sample)
+        self._print(self._last)
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -79,9 +85,9 @@ class TrainScreen:
                 self._terminal.print(Text(printable(text)))
             return
         with self._lock:
-            self._board.update(event, time.monotonic())
+            self._state.update(event, time.monotonic())
             if isinstance(event, Started):
-                self._say(event)
+                self._print(event)
                 self._live.refresh()
             self._last = event
 
@@ -108,27 +114,161 @@ class TrainScreen:
     def _draw(self) -> None:
         assert self._live is not None
         if self._terminal.size != self._size:
-            # Terminals wrap what is there anew, each in its own way: begin on a clean screen.
+            # Each terminal rewraps what is there in its own way: start with a clear screen.
             self._live.stop()
             self._terminal.clear()
-            self._say(self._board.started)
+            self._print(self._state.started)
             self._begin()
         self._live.refresh()
 
     def _picture(self) -> Group:
         width, height = self._terminal.size
         plain = self._terminal.options.ascii_only
-        return Group(*frame(self._board, width, height, time.monotonic(), plain=plain))
+        return Group(*frame(self._state, width, height, time.monotonic(), plain=plain))
 
-    def _say(self, event: Event | None) -> None:
+    def _print(self, event: Event | None) -> None:
         """Print what stays on the terminal."""
         text = describe(event) if event is not None else None
-        if text is None:
-            return
-        for line in printable(text).splitlines():
+        for line in printable(text or "").splitlines():
             name, colon, rest = line.partition(": ")
             if isinstance(event, Sampled) or not colon or " " in name:
                 self._terminal.print(Text(line), soft_wrap=False)
                 continue
             style = "yellow" if name == "advice" else "dim"
             self._terminal.print(Text.assemble((f"{name}: ", style), rest), soft_wrap=False)
+
+
+def frame(
+    state: RunState, width: int, height: int, at: float, *, plain: bool = False
+) -> list[Text]:
+    """Return the lines of the display, which are never wider or more than the terminal has.
+
+    Args:
+        state: What is known.
+        width: Columns of the terminal.
+        height: Lines of the terminal; one is left for the cursor.
+        at: The time by the state's clock, seconds.
+        plain: Draw with ASCII only, and no curve.
+    """
+    if state.started is None:
+        lines = [Text(f"{state.work}: {_time(at - state.began)}", style="dim")]
+    else:
+        lines = [_progress(state, width, at, plain), Text(), *_grid(_numbers(state, at), width)]
+        room = max(1, height - 1)
+        if len(lines) > room:
+            del lines[1]
+        lines = lines[:room]
+        room -= len(lines)
+        has_sample = state.sample is not None and room >= _MIN_CURVE + 4
+        n_sample = min(_MAX_SAMPLE, max(3, room // 3)) if has_sample else 0
+        n_curve = min(_MAX_CURVE, room - n_sample - 1)
+        if len(state.losses) >= 2 and n_curve >= _MIN_CURVE and width >= 24 and not plain:
+            lines += [Text(), *draw_curve(state.losses, state.marks, state.best, width, n_curve)]
+            room -= n_curve + 1
+        if has_sample:
+            lines += _sample(state, width, min(room, _MAX_SAMPLE))
+    for line in lines:
+        line.no_wrap = True
+        line.truncate(max(1, width), overflow="crop")
+    return lines
+
+
+def _progress(state: RunState, width: int, at: float, plain: bool) -> Text:
+    assert state.started is not None
+    done, goal = state.step, max(1, state.started.max_steps)
+    left = state.seconds_left(at)
+    tail = f"{done:,}/{goal:,}  {done / goal:4.0%}"
+    if left is not None and not state.has_ended:
+        tail += f"  {_time(left)} left"
+    head = f"{state.work:<10} "
+    room = width - len(head) - cell_len(tail) - 1
+    styles = {"training": "bold", "finished": "bold green", "failed": "bold red"}
+    style = styles.get(state.work, "bold yellow")
+    if room < 8:
+        return Text.assemble((head, style), tail)
+    full = round(room * done / goal)
+    on, off = ("=", "-") if plain else ("━", "─")
+    return Text.assemble(
+        (head, style), (on * full, "cyan"), (off * (room - full), "dim"), " ", tail
+    )
+
+
+def _numbers(state: RunState, at: float) -> list[Number]:
+    """Return what there is to show, the most important first."""
+    run, now = state.started, state.now
+    assert run is not None
+    numbers: list[Number] = []
+    if now is not None:
+        numbers.append(("loss", loss(now.loss), "bold"))
+        if state.smoothed is not None:
+            numbers.append(("smoothed", loss(state.smoothed), "bold"))
+    numbers += _scores(state)
+    if now is not None:
+        mfu, available = state.mfu(), run.outlook.memory.available
+        share = f" MFU {mfu:.0%}" if mfu is not None else ""
+        of = f" of {size(available)}" if available is not None else ""
+        numbers += [
+            ("lr", f"{now.lr:.2e}", ""),
+            ("grad norm", f"{now.grad_norm:.3g}", ""),
+            ("tokens/s", f"{count(now.tokens_per_second)}{share}", ""),
+            ("memory", f"{size(now.memory_bytes)}{of}", ""),
+        ]
+    epochs = run.epochs * state.step / max(1, run.max_steps)
+    numbers.append(("epochs", f"{fixed(epochs, 2)} of {fixed(run.epochs, 2)}", ""))
+    numbers.append(("time", _time(state.seconds(at)), ""))
+    if state.saved is not None:
+        step, when = state.saved
+        numbers.append(("saved", f"{_time(at - when)} ago, step {step:,}", ""))
+    if state.skipped:
+        numbers.append(("skipped", f"{state.skipped} steps, not finite", "bold red"))
+    return numbers
+
+
+def _scores(state: RunState) -> list[Number]:
+    """Return the last validation loss and the best; of epochs where there is no validation."""
+    assert state.started is not None
+    validates = state.started.val_tokens > 0
+    best, last = state.best, state.evaluated
+    numbers: list[Number] = []
+    if validates:
+        value = last.val_loss if last is not None else None
+        is_best = last is not None and best is not None and best[0] == last.step
+        style = "bold green" if is_best else "" if value is not None else "dim"
+        numbers.append(("val loss", "not yet" if value is None else loss(value), style))
+        if part := scored(state.started.eval_tokens, state.started.val_tokens):
+            numbers.append(("val part", part.strip(" ()"), ""))
+    if best is not None:
+        text = f"{loss(best[1])} at {best[0]:,}"
+        numbers.append(("best val" if validates else "epoch loss", text, "green"))
+    return numbers
+
+
+def _grid(numbers: list[Number], width: int) -> list[Text]:
+    """Lay numbers out in columns, in reading order, as many as there is room for."""
+    n_columns = 1 if width < _NARROW else 3 if width >= _WIDE else 2
+    cell_width = max(2, min(width // n_columns, 44))
+    rows = []
+    for first in range(0, len(numbers), n_columns):
+        row = Text()
+        for label, value, style in numbers[first : first + n_columns]:
+            cell = Text.assemble((f"{label:<{_LABEL}}", "dim"), (printable(value), style))
+            cell.truncate(cell_width - 1, overflow="ellipsis", pad=True)
+            row.append_text(cell).append(" ")
+        rows.append(row)
+    return rows
+
+
+def _sample(state: RunState, width: int, room: int) -> list[Text]:
+    assert state.sample is not None
+    text = printable(state.sample.prompt + state.sample.text).expandtabs(4)
+    wrapped = [part for line in text.splitlines() if line.strip()
+               for part in chop_cells(line, max(2, width - 2))]  # fmt: skip
+    kept = wrapped[: room - 2]
+    if len(wrapped) > len(kept) and kept:
+        kept[-1] = chop_cells(kept[-1], max(1, width - 6))[0] + " ..."
+    head = Text(f"sample at step {state.sample.step:,}", style="dim")
+    return [Text(), head, *(Text(f"  {line}") for line in kept)]
+
+
+def _time(seconds: float) -> str:
+    return duration(round(seconds))  # parts of a second would flicker

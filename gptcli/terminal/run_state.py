@@ -1,12 +1,9 @@
-"""What is known of a run while it trains: the events, taken together.
-
-Knows no terminal: how it is drawn is for others.
-"""
+"""The state of a run while it trains: its events, taken together."""
 
 import math
 from dataclasses import dataclass, field
 
-from gptcli.terminal.sparkline import LossHistory
+from gptcli.plotting.curves import Curve, thinned
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -20,8 +17,9 @@ from gptcli.training.events import (
     Working,
 )
 
-_SMOOTHED_STEPS = 50  # that the smoothed loss looks back over, roughly
-_STEPS_TO_JUDGE = 3  # before the time left is told
+_SMOOTHED_STEPS = 50  # that the smoothed loss averages over, roughly
+_STEPS_TO_JUDGE = 3  # before the time left is shown
+_MAX_POINTS = 1024  # kept of the loss, whose extremes stay
 
 
 @dataclass
@@ -29,20 +27,14 @@ class RunState:
     """The state of the display.
 
     Attributes:
-        began: When it was made, by a clock that only goes forward, seconds.
-        started: The run, once it is set up.
-        started_at: When that was.
-        now: The last step.
-        now_at: When that was done.
+        began: When it was made, by a monotonic clock, seconds; so are the other times.
         work: What is being done.
-        smoothed: Of the loss; None before the first.
-        evaluated: The last evaluation.
+        smoothed: A running mean of the loss; None before the first.
         best: Step and loss of the best so far.
         marks: Step and validation loss of each evaluation.
-        sample: The newest.
         saved: Step and time of the last save.
         skipped: Steps that changed nothing.
-        course: Of the training loss.
+        losses: Steps and training losses, thinned.
     """
 
     began: float
@@ -58,12 +50,12 @@ class RunState:
     sample: Sampled | None = None
     saved: tuple[int, float] | None = None
     skipped: int = 0
-    course: LossHistory = field(default_factory=LossHistory)
+    losses: list[tuple[int, float]] = field(default_factory=list)
     _weight: float = 0.0
     _sum: float = 0.0
 
     def update(self, event: Event, at: float) -> None:
-        """Take an event that came at some time of the clock."""
+        """Take in an event that came at a time of the clock."""
         if not isinstance(event, Working):
             self.work = "training"
         match event:
@@ -88,7 +80,7 @@ class RunState:
                 pass
 
     def _score(self, event: Evaluated | EpochDone) -> None:
-        """Take a loss that decides what is best: of validation, or of epochs without it."""
+        """Take in a loss that decides which is best: of validation, or of epochs without it."""
         if isinstance(event, EpochDone):
             has_val = self.started is not None and self.started.val_tokens
             if not has_val and (self.best is None or event.train_loss < self.best[1]):
@@ -105,12 +97,15 @@ class RunState:
         if event.skipped or not math.isfinite(event.loss):
             self.skipped += 1
             return
-        # A mean that weighs the past less and less, corrected for having begun at zero.
+        # An exponential moving average, corrected for having started at zero.
         keep = 1 - 1 / _SMOOTHED_STEPS
         self._weight = keep * self._weight + 1 - keep
         self._sum = keep * self._sum + (1 - keep) * event.loss
         self.smoothed = self._sum / self._weight
-        self.course.add(event.step, event.loss)
+        self.losses.append((event.step, event.loss))
+        if len(self.losses) > 2 * _MAX_POINTS:
+            curve = thinned(Curve(*zip(*self.losses, strict=True)), _MAX_POINTS)
+            self.losses = [(int(x), y) for x, y in zip(curve.x, curve.y, strict=True)]
 
     @property
     def step(self) -> int:
@@ -121,7 +116,7 @@ class RunState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether the run has ended."""
         return self.work in ("finished", "stopped", "failed")
 
     def seconds(self, at: float) -> float:
@@ -131,7 +126,7 @@ class RunState:
         return self.now.seconds + (0.0 if self.has_ended else at - self.now_at)
 
     def seconds_left(self, at: float) -> float | None:
-        """Return the time the rest will take at the pace so far; None while that is not known."""
+        """Return the time left at the pace so far; None while that is not known."""
         if self.started is None or self.now is None:
             return None
         done = self.now.step - self.started.step
@@ -140,7 +135,7 @@ class RunState:
         return (at - self.started_at) / done * (self.started.max_steps - self.now.step)
 
     def mfu(self) -> float | None:
-        """Return the share of the devices' arithmetic that training uses; None if not known."""
+        """Return the model FLOPs utilization of all devices; None if their peak is not known."""
         if self.started is None or self.now is None or self.started.outlook.peak_flops is None:
             return None
         most = self.started.outlook.peak_flops * self.started.processes

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from gptcli.terminal.console import Terminal
-from gptcli.terminal.frame import frame
-from gptcli.terminal.live import TrainScreen
+from gptcli.terminal.live import TrainScreen, frame
 from gptcli.terminal.run_state import RunState
-from gptcli.terminal.sparkline import LossHistory, draw_curve
+from gptcli.terminal.sparkline import draw_curve
 from gptcli.terminal.summary import summary_text
 from gptcli.training.events import (
     EpochDone,
@@ -159,21 +158,19 @@ def test_the_smoothed_loss_begins_at_the_first_loss() -> None:
 
 
 def test_a_peak_survives_a_hundred_thousand_steps() -> None:
-    course = LossHistory()
+    found = RunState(0.0)
     for step in range(1, 100_001):
-        course.add(step, 9.0 if step == 70_001 else 3.0)
-    assert len(course) < 2000 and max(cell.high for cell in course.cells()) == 9.0
-    lines = [line.plain for line in draw_curve(course, [], None, 60, 10)]
+        found.update(done(step, 9.0 if step == 70_001 else 3.0), float(step))
+    assert len(found.losses) < 2500 and (70_001, 9.0) in found.losses
+    lines = [line.plain for line in draw_curve(found.losses, [], None, 60, 10)]
     assert lines[0].lstrip().startswith("9.000")
     assert any(0x2800 < ord(sign) < 0x2900 for sign in lines[0])  # dots in the top row
     assert lines[-1].split()[0] == "1" and lines[-1].split()[-1] == "100,000"
 
 
 def test_a_falling_loss_falls_and_validation_is_marked() -> None:
-    course = LossHistory()
-    for step in range(100):
-        course.add(step, 5 - step / 25)
-    lines = [line.plain for line in draw_curve(course, [(50, 3.0), (99, 1.2)], (99, 1.2), 60, 9)]
+    losses = [(step, 5 - step / 25) for step in range(100)]
+    lines = [line.plain for line in draw_curve(losses, [(50, 3.0), (99, 1.2)], (99, 1.2), 60, 9)]
     first = [re.search("[⠁-⣿]", line) for line in lines[:-1]]
     places = [found.start() for found in first if found is not None]
     assert places == sorted(places) and places[-1] > 40

@@ -8,7 +8,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.plotting.report import render
 from gptcli.runs import read_run
-from gptcli.terminal.frame import frame
+from gptcli.terminal.live import frame
 from gptcli.terminal.run_state import RunState
 from gptcli.terminal.summary import summary_text
 from gptcli.training.events import Evaluated, Finished, Started, describe
