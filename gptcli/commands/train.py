@@ -100,7 +100,7 @@ def _require_place(file: str | None, config: "Config") -> None:
 def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None:
     """Train in this process, which may be one of several; only the first of them speaks."""
     from gptcli.terminal.live import TrainScreen
-    from gptcli.terminal.summary import say_next, summary_text
+    from gptcli.terminal.text import say_next, summary_text
     from gptcli.trackers import Trackers
     from gptcli.training.events import Finished, Stopped
     from gptcli.training.loop import train as train_model
@@ -178,7 +178,7 @@ def _prepare_local(config: "Config", command: str) -> None:
 def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None:
     from gptcli.device import resolve_auto
     from gptcli.distributed.launch import require_devices
-    from gptcli.terminal.planned import show_plan, show_time
+    from gptcli.terminal.text import show_plan, show_time
     from gptcli.training.plan import plan_with_steps
 
     require_devices(n_processes, resolve_auto(config).device)

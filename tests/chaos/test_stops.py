@@ -16,7 +16,7 @@ import gptcli.training.loop as loop
 from gptcli import __main__, cli
 from gptcli.config import Config
 from gptcli.plotting import figure
-from gptcli.terminal import console, summary
+from gptcli.terminal import console, text
 from gptcli.training.setup import Session
 
 from .conftest import LONG, THOROUGH, finish, forked, result_of, wait
@@ -192,7 +192,7 @@ def test_a_third_ctrl_c_after_saving_ends_with_130_and_one_result(
         with (
             signalling(loop.Stepper, "step", signal.SIGINT, 7),
             signalling(console, result, signal.SIGINT, 1),
-            signalling(summary, "say_next", signal.SIGINT, 1),
+            signalling(text, "say_next", signal.SIGINT, 1),
         ):
             __main__.main()
 

@@ -18,7 +18,7 @@ from gptcli.terminal.console import Terminal
 from gptcli.terminal.live import TrainScreen, frame
 from gptcli.terminal.run_state import RunState
 from gptcli.terminal.sparkline import draw_curve
-from gptcli.terminal.summary import summary_text
+from gptcli.terminal.text import summary_text
 from gptcli.training.events import (
     EpochDone,
     Evaluated,

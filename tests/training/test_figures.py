@@ -10,7 +10,7 @@ from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from gptcli.terminal.live import frame
 from gptcli.terminal.run_state import RunState
-from gptcli.terminal.summary import summary_text
+from gptcli.terminal.text import summary_text
 from gptcli.training.events import Evaluated, Finished, Started, describe
 from gptcli.training.loop import train
 from gptcli.training.plan import plan

@@ -190,7 +190,7 @@ def test_the_json_result_keeps_its_keys(gpt: Any, tiny_set: list[str]) -> None:
 def test_the_plan_is_readable_and_on_stdout(gpt: Any, tiny_set: list[str]) -> None:
     done = gpt("train", *tiny_set, "-s", "optim.warmup_steps=50", "--dry-run")
     labels = [line.split()[0] for line in done.out.splitlines() if not line.startswith(" ")]
-    assert labels == ["run", "network", "machine", "data", "steps", "evaluation", "memory", "disk",
+    assert labels == ["run", "model", "machine", "data", "steps", "evaluation", "memory", "disk",
                       "advice", "time"]  # fmt: skip
     assert "an estimate" in done.out and " a step, " in done.out
     assert "\x1b" not in done.out and not Path("runs").exists()

@@ -1,0 +1,161 @@
+"""What `gpt train` prints before a run and after it: the plan of --dry-run, and the summary."""
+
+import shlex
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptcli.formatting import count, duration, loss, perplexity, plural, scored, size
+from gptcli.runs import BEST, LAST, METRICS, SAMPLES, next_commands
+from gptcli.terminal import console
+from gptcli.training.events import Finished, Stopped, vocabulary
+from gptcli.training.requirements import Advice
+
+if TYPE_CHECKING:
+    from gptcli.training.plan import Plan
+    from gptcli.training.timing import TimedSteps
+
+_LABEL = 12
+_FILES = {
+    BEST: "the best weights",
+    LAST: "the newest state",
+    "base.pt": "the weights that adapters belong to",
+    "loss.pdf": "the curves",
+    METRICS: "every logged step",
+    SAMPLES: "every sample",
+}
+
+
+def show_plan(plan: "Plan") -> None:
+    """Print to stdout what is known of a run without measuring."""
+    for label, text in _plan_lines(plan):
+        _show(label, text)
+    memory, disk = plan.outlook.memory, plan.outlook.disk
+    if not memory.fits:
+        _show("memory", "exceeds the available memory", "bold red")
+    if disk.needed - disk.held > disk.free:
+        _show("disk", "exceeds the free disk space", "bold red")
+    _show_advice(plan.outlook.advice)
+
+
+def show_time(plan: "Plan", timing: "TimedSteps | None") -> None:
+    """Print to stdout how long a run takes, as far as that was measured."""
+    _show("time", _time(plan, timing))
+    _show_advice(plan.measured_advice(timing))
+
+
+def summary_text(event: Stopped | Finished) -> str:
+    """Return the result of `gpt train`: how long, which losses, what they mean."""
+    summary = event.summary
+    lines = [
+        f"{summary.run_dir}: {plural(summary.step, 'step')}, {plural(summary.tokens, 'token')},"
+        f" {duration(summary.seconds)}"
+    ]
+    part = scored(summary.val_tokens, summary.val_split_tokens)
+    losses = (("train_loss", summary.train_loss, ""), ("val_loss", summary.val_loss, part),
+              ("best_val_loss", summary.best_val_loss, ""))  # fmt: skip
+    shown = [f"{name} {loss(value)}{part}" for name, value, part in losses if value is not None]
+    lines += ["  ".join(shown)] if shown else []
+    if summary.best_val_loss is not None:
+        at = f" at step {event.best_step:,}" if event.best_step is not None else ""
+        lines.append(f"perplexity {perplexity(summary.best_val_loss)} per token, best{at}")
+    elif event.best_step is not None:
+        known = summary.best_epoch_loss is not None
+        mean = f": mean training loss {loss(summary.best_epoch_loss)}" * known
+        lines.append(f"best epoch ended at step {event.best_step:,}{mean}")
+    return "\n".join(lines)
+
+
+def say_next(event: Stopped | Finished, resume_command: str) -> None:
+    """Print to stderr the files of the run and the commands to continue with."""
+    folder = Path(event.summary.run_dir)
+    files = {name: folder / name for name in _FILES if (folder / name).is_file()}
+    if files:
+        console.message(f"files in {folder}:")
+    for name, path in files.items():
+        console.message(f"  {name:<14} {size(path.stat().st_size):>9}  {_FILES[name]}")
+    if isinstance(event, Stopped):
+        console.message(f"resume with: {resume_command}")
+        return
+    if not event.spent:
+        more_steps = f"-s train.max_steps={2 * event.step}"
+        console.message(f"all steps are done; to train longer: {resume_command} {more_steps}")
+    if event.summary.checkpoint:
+        is_validated = event.summary.best_val_loss is not None
+        first, *more = next_commands(event.summary.checkpoint, is_validated=is_validated)
+        console.message(f"next: {first}")
+        for command in (*more, shlex.join(["gpt", "report", folder.as_posix()])):
+            console.message(f"      {command}", "dim")
+
+
+def _show_advice(advice: tuple[Advice, ...]) -> None:
+    for one in advice:
+        _show("advice", f"{one.what}: {one.why}", "yellow")
+        if one.set:
+            _show("", f"try: {one.set}")
+
+
+def _show(label: str, text: str, style: str = "dim") -> None:
+    """Print a line, folded at a terminal; settings to copy, which have no label, stay whole."""
+    lines = [text]
+    if sys.stdout is not None and sys.stdout.isatty() and label:
+        width = max(40, shutil.get_terminal_size().columns - _LABEL)
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    for head, line in zip([label, *[""] * len(lines)], lines, strict=False):
+        console.styled((f"{head:<{_LABEL}}", style), (line, ""))
+
+
+def _plan_lines(plan: "Plan") -> list[tuple[str, str]]:
+    is_part = plan.trained_parameters < plan.parameters
+    trained = f", {plan.trained_parameters:,} of them trained" * is_part
+    start = "" if plan.init_from == "scratch" else f", from {plan.init_from}"
+    where = plan.device if plan.processes == 1 else f"{plan.processes} x {plan.device}"
+    shared = "" if plan.parallel == "none" else f" ({plan.parallel})"
+    micro = f"{plan.rows:,} x {plan.grad_accum_steps:,}"
+    micro += f" x {plan.processes}" * (plan.processes > 1)
+    taken = " (holds a run: --resume continues it, --overwrite renames it)"
+    memory, disk = plan.outlook.memory, plan.outlook.disk
+    names = ("weights", "gradients", "optimizer", "activations", "program")
+    parts = ((name, getattr(memory, name)) for name in names)
+    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
+    available = f" of {size(memory.available)}" if memory.available is not None else ""
+    splits = ((plan.eval_tokens, plan.val_tokens, "validation"),
+              (plan.eval_train_tokens, plan.train_tokens, "training"))  # fmt: skip
+    evaluated = (
+        f"{scored(n, of).strip(' ()') or f'{n:,} tokens'} of the {split} split"
+        for n, of, split in splits if n
+    )  # fmt: skip
+    return [
+        ("run", plan.run_dir + taken * plan.holds_run),
+        ("model", f"{plan.parameters:,} parameters{trained}{start}"),
+        ("machine", f"{where}{shared}, {plan.dtype}{', compiled' * plan.compile}"),
+        ("data", f"{plan.data_dir}: {plan.train_tokens:,} + {plan.val_tokens:,} tokens,"
+                 f" {vocabulary(plan.tokenizer, plan.vocab_size, plan.model_vocab_size)}"),
+        ("steps", f"{plan.max_steps:,} of {plural(plan.tokens_per_step, 'token')}"
+                  f" (rows: {micro}), {plural(plan.epochs, 'epoch')}"),
+        ("evaluation", f"{plural(plan.evaluations, 'time')}, {' and '.join(evaluated)}"),
+        ("memory", f"about {size(memory.total)}{each}{available}, an estimate: "
+                   + ", ".join(f"{name} {size(n)}" for name, n in parts if n)),
+        ("disk", f"{size(disk.needed)} for checkpoints of {size(disk.checkpoint)} each;"
+                 f" {size(disk.free)} free"),
+    ]  # fmt: skip
+
+
+def _time(plan: "Plan", timing: "TimedSteps | None") -> str:
+    if timing is None:
+        why = "the model is sharded" if plan.parallel == "fsdp" else "too little memory"
+        return f"not measured: {why}"
+    if not timing.seconds_per_step:
+        return "nothing left to do"
+    spent = plan.seconds_left(timing)
+    shown = ", ".join(f"{work} {duration(part)}" for work, part in spent.items() if part >= 0.5)
+    rate = plan.tokens_per_step / timing.seconds_per_step
+    alone = " on one process" if plan.processes > 1 else ""
+    rest = f" from step {timing.step:,}" if timing.step else ""
+    return (
+        f"about {duration(sum(spent.values()))}{rest}{f' ({shown})' * bool(shown)},"
+        f" measured over batches of up to {plural(timing.measured_tokens, 'token')}:"
+        f" {duration(timing.seconds_per_step)} a step, {count(rate)} tokens/s{alone}"
+    )
