@@ -114,7 +114,7 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard import summary
 
-        self._make_event, self._summary = Event, summary
+        self._make_event, self._summary = Event, summary  # type: Any, Any
         folder = started.run_dir / "tensorboard"
         atomic.make_folder(folder)
         is_first = not any(folder.glob("events.out.tfevents.*"))

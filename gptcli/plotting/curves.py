@@ -93,8 +93,11 @@ def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
     val = _curve((at(row.step), row.val_loss) for row in run.evaluations)
     epochs = Curve() if val.x else _curve((at(row.step), row.train_loss) for row in run.epochs)
     best = (at(run.best_point[0]), run.best_point[1]) if run.best_point else None
-    thin = [thinned(curve, most) for curve in (train, smooth, evaluated, val, epochs)]
-    return LossCurves(*thin, best, _frame(train, smooth if smooth.x else train, val, epochs))
+    frame = _frame(train, smooth if smooth.x else train, val, epochs)
+    train, smooth, evaluated, val, epochs = (
+        thinned(curve, most) for curve in (train, smooth, evaluated, val, epochs)
+    )
+    return LossCurves(train, smooth, evaluated, val, epochs, best, frame)
 
 
 def panel_curve(run: "RunHistory", axis: Axis, panel: Panel, most: int) -> Curve:
@@ -161,7 +164,13 @@ def _neighborhoods(values: Sequence[float], reach: int) -> Iterator[Sequence[flo
 
 def _position(run: "RunHistory", axis: Axis) -> Callable[[int], float]:
     """Return what maps a step to its place on the axis; time is in seconds."""
-    return {Axis.STEPS: float, Axis.TOKENS: run.tokens_at, Axis.HOURS: run.seconds_at}[axis]
+    match axis:
+        case Axis.STEPS:
+            return float
+        case Axis.TOKENS:
+            return run.tokens_at
+        case Axis.HOURS:
+            return run.seconds_at
 
 
 def _curve(points: Iterable[tuple[float, float | None]]) -> Curve:

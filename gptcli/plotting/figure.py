@@ -201,8 +201,12 @@ def _add_legend(axes: "Axes") -> None:
 
 
 def _formatter(unit: str) -> Callable[[float, object], str]:
-    write = {"count": count, "bytes": size}.get(unit, "{:g}".format)
-    return lambda value, _place=None: write(value)
+    write: Callable[[float], str] = {"count": count, "bytes": size}.get(unit, "{:g}".format)
+
+    def text(value: float, _place: object = None) -> str:
+        return write(value)
+
+    return text
 
 
 def _names(runs: Sequence[RunHistory]) -> list[str]:

@@ -176,10 +176,12 @@ def _rounded(number: float) -> float:
 
 def _facts(run: RunHistory) -> str:
     """Return what stands below the page's title."""
-    lines = [("quiet", f"started {run.facts.created}")] * bool(run.facts.created)
+    lines: list[tuple[str, str]] = [("quiet", f"started {run.facts.created}")] * bool(
+        run.facts.created
+    )
     command = escape(shlex.join(["gpt", *run.facts.command]))
     lines += [("", Html(f"<code>{command}</code>"))] * bool(run.facts.command)
-    lines += [("bad", run.status.error)] * bool(run.status.error)
+    lines += [("bad", run.status.error)] if run.status.error else []
     lines += [("bad", f"note: {problem}") for problem in run.problems]
     return "\n".join(f'<p class="{kind}">{escape(text)}</p>' for kind, text in lines)
 
@@ -239,7 +241,7 @@ def _evaluations(run: RunHistory) -> str:
 def _samples(run: RunHistory) -> str:
     shown = _spread(run.samples, _MAX_SAMPLES)
     is_part = len(shown) < len(run.samples)
-    texts = []
+    texts: list[str] = []
     for sample in reversed(shown):
         prompt = f"<b>{escape(sample.prompt)}</b>" if sample.prompt else ""
         # A parser drops a line break right after <pre>: this one, and none of the text.

@@ -67,7 +67,7 @@ def draw_curve(
     return [*lines, Text(f"{'':{_LABEL + 2}}{left}{middle}{right}", style="dim")]
 
 
-def _range(losses: Sequence[Point], marks: Sequence[Point]) -> Point:
+def _range(losses: Sequence[Point], marks: Sequence[Point]) -> tuple[float, float]:
     """Return the lowest and the highest loss to show; the steep start may lie above."""
     shown = [value for points in (losses, marks) for _, value in settled(points)]
     low, high = min(shown), max(shown)
