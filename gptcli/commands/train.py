@@ -189,11 +189,11 @@ def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None
                 show_plan(found)
             stack.enter_context(console.bar("measuring for a few seconds"))
 
-        found, rehearsal = plan_with_steps(config, n_processes, resume=resume, on_plan=show)
+        found, timed = plan_with_steps(config, n_processes, resume=resume, on_plan=show)
     if json_:
-        console.result_json(found.json(rehearsal))
+        console.result_json(found.json(timed))
     else:
-        show_time(found, rehearsal)
+        show_time(found, timed)
 
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:

@@ -70,7 +70,7 @@ def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield which rows of x (N, C), these rows, and their logits (N, V) in a reused buffer."""
-    most = _TABLE if x.device.type == "cpu" else 8 * _TABLE  # elsewhere there are no caches to fit
+    most = buffer_bytes(x.device.type)
     n_rows = ceil(len(x) / ceil(len(x) * len(W) * W.element_size() / most))
     buffer = W.new_empty(n_rows, len(W))
     for first in range(0, len(x), n_rows):
@@ -80,6 +80,11 @@ def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor
         if n_tokens < len(W):  # padding is there because its rows make products faster
             logits[:, n_tokens:] = -torch.inf
         yield span, rows, logits
+
+
+def buffer_bytes(device: str) -> int:
+    """Return the most bytes of logits at a time on a kind of device."""
+    return _TABLE if device == "cpu" else 8 * _TABLE  # elsewhere there are no caches to fit
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -175,7 +175,7 @@ def frame(
 
 def _progress(state: RunState, width: int, at: float, plain: bool) -> Text:
     assert state.started is not None
-    done, goal = state.step, max(1, state.started.max_steps)
+    done, goal = state.step, max(1, state.started.spec.max_steps)
     left = state.seconds_left(at)
     tail = f"{done:,}/{goal:,}  {done / goal:4.0%}"
     if left is not None and not state.has_ended:
@@ -204,7 +204,7 @@ def _numbers(state: RunState, at: float) -> list[Number]:
             numbers.append(("smoothed", loss(state.smoothed), "bold"))
     numbers += _scores(state)
     if now is not None:
-        mfu, available = state.mfu(), run.outlook.memory.available
+        mfu, available = state.mfu(), run.plan.memory.available
         share = f" MFU {mfu:.0%}" if mfu is not None else ""
         of = f" of {size(available)}" if available is not None else ""
         numbers += [
@@ -213,8 +213,8 @@ def _numbers(state: RunState, at: float) -> list[Number]:
             ("tokens/s", f"{count(now.tokens_per_second)}{share}", ""),
             ("memory", f"{size(now.memory_bytes)}{of}", ""),
         ]
-    epochs = run.epochs * state.step / max(1, run.max_steps)
-    numbers.append(("epochs", f"{fixed(epochs, 2)} of {fixed(run.epochs, 2)}", ""))
+    epochs = run.spec.epochs_at(state.step)
+    numbers.append(("epochs", f"{fixed(epochs, 2)} of {fixed(run.spec.epochs, 2)}", ""))
     numbers.append(("time", _time(state.seconds(at)), ""))
     if state.saved is not None:
         step, when = state.saved
@@ -227,7 +227,8 @@ def _numbers(state: RunState, at: float) -> list[Number]:
 def _scores(state: RunState) -> list[Number]:
     """Return the last validation loss and the best; of epochs where there is no validation."""
     assert state.started is not None
-    validates = state.started.val_tokens > 0
+    spec = state.started.spec
+    validates = spec.val_tokens > 0
     best, last = state.best, state.evaluated
     numbers: list[Number] = []
     if validates:
@@ -235,7 +236,7 @@ def _scores(state: RunState) -> list[Number]:
         is_best = last is not None and best is not None and best[0] == last.step
         style = "bold green" if is_best else "" if value is not None else "dim"
         numbers.append(("val loss", "not yet" if value is None else loss(value), style))
-        if part := scored(state.started.eval_tokens, state.started.val_tokens):
+        if part := scored(spec.eval_tokens[1], spec.val_tokens):
             numbers.append(("val part", part.strip(" ()"), ""))
     if best is not None:
         text = f"{loss(best[1])} at {best[0]:,}"

@@ -82,7 +82,7 @@ class RunState:
     def _score(self, event: Evaluated | EpochDone) -> None:
         """Take in a loss that decides which is best: of validation, or of epochs without it."""
         if isinstance(event, EpochDone):
-            has_val = self.started is not None and self.started.val_tokens
+            has_val = self.started is not None and self.started.spec.val_tokens
             if not has_val and (self.best is None or event.train_loss < self.best[1]):
                 self.best = event.step, event.train_loss
             return
@@ -130,13 +130,14 @@ class RunState:
         if self.started is None or self.now is None:
             return None
         done = self.now.step - self.started.step
-        if done < min(_STEPS_TO_JUDGE, self.started.max_steps - self.started.step):
+        if done < min(_STEPS_TO_JUDGE, self.started.spec.max_steps - self.started.step):
             return None
-        return (at - self.started_at) / done * (self.started.max_steps - self.now.step)
+        return (at - self.started_at) / done * (self.started.spec.max_steps - self.now.step)
 
     def mfu(self) -> float | None:
         """Return the model FLOPs utilization of all devices; None if their peak is not known."""
-        if self.started is None or self.now is None or self.started.outlook.peak_flops is None:
+        plan = self.started.plan if self.started is not None else None
+        if plan is None or self.now is None or plan.peak_flops is None:
             return None
-        most = self.started.outlook.peak_flops * self.started.processes
-        return self.now.tokens_per_second * self.started.outlook.flops_per_token / most
+        most = plan.peak_flops * plan.spec.n_processes
+        return self.now.tokens_per_second * plan.flops_per_token / most

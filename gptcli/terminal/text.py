@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from gptcli.formatting import count, duration, loss, perplexity, plural, scored, size
 from gptcli.runs import BEST, LAST, METRICS, SAMPLES, next_commands
 from gptcli.terminal import console
-from gptcli.training.events import Finished, Stopped, vocabulary
-from gptcli.training.requirements import Advice
+from gptcli.training.events import Finished, Stopped
 
 if TYPE_CHECKING:
-    from gptcli.training.plan import Plan
-    from gptcli.training.timing import TimedSteps
+    from gptcli.training.advice import Advice
+    from gptcli.training.plan import Plan, TimedSteps
 
 _LABEL = 12
 _FILES = {
@@ -30,14 +29,14 @@ _FILES = {
 
 def show_plan(plan: "Plan") -> None:
     """Print to stdout what is known of a run without measuring."""
-    for label, text in _plan_lines(plan):
-        _show(label, text)
-    memory, disk = plan.outlook.memory, plan.outlook.disk
-    if not memory.fits:
+    for label, text in plan.lines():
+        held = " (holds a run: --resume continues it, --overwrite renames it)"
+        _show(label, text + held * (label == "run" and plan.holds_run))
+    if not plan.memory.fits:
         _show("memory", "exceeds the available memory", "bold red")
-    if disk.needed - disk.held > disk.free:
+    if not plan.disk.fits:
         _show("disk", "exceeds the free disk space", "bold red")
-    _show_advice(plan.outlook.advice)
+    _show_advice(plan.advice)
 
 
 def show_time(plan: "Plan", timing: "TimedSteps | None") -> None:
@@ -90,7 +89,7 @@ def say_next(event: Stopped | Finished, resume_command: str) -> None:
             console.message(f"      {command}", "dim")
 
 
-def _show_advice(advice: tuple[Advice, ...]) -> None:
+def _show_advice(advice: "tuple[Advice, ...]") -> None:
     for one in advice:
         _show("advice", f"{one.what}: {one.why}", "yellow")
         if one.set:
@@ -107,52 +106,16 @@ def _show(label: str, text: str, style: str = "dim") -> None:
         console.styled((f"{head:<{_LABEL}}", style), (line, ""))
 
 
-def _plan_lines(plan: "Plan") -> list[tuple[str, str]]:
-    is_part = plan.trained_parameters < plan.parameters
-    trained = f", {plan.trained_parameters:,} of them trained" * is_part
-    start = "" if plan.init_from == "scratch" else f", from {plan.init_from}"
-    where = plan.device if plan.processes == 1 else f"{plan.processes} x {plan.device}"
-    shared = "" if plan.parallel == "none" else f" ({plan.parallel})"
-    micro = f"{plan.rows:,} x {plan.grad_accum_steps:,}"
-    micro += f" x {plan.processes}" * (plan.processes > 1)
-    taken = " (holds a run: --resume continues it, --overwrite renames it)"
-    memory, disk = plan.outlook.memory, plan.outlook.disk
-    names = ("weights", "gradients", "optimizer", "activations", "program")
-    parts = ((name, getattr(memory, name)) for name in names)
-    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
-    available = f" of {size(memory.available)}" if memory.available is not None else ""
-    splits = ((plan.eval_tokens, plan.val_tokens, "validation"),
-              (plan.eval_train_tokens, plan.train_tokens, "training"))  # fmt: skip
-    evaluated = (
-        f"{scored(n, of).strip(' ()') or f'{n:,} tokens'} of the {split} split"
-        for n, of, split in splits if n
-    )  # fmt: skip
-    return [
-        ("run", plan.run_dir + taken * plan.holds_run),
-        ("model", f"{plan.parameters:,} parameters{trained}{start}"),
-        ("machine", f"{where}{shared}, {plan.dtype}{', compiled' * plan.compile}"),
-        ("data", f"{plan.data_dir}: {plan.train_tokens:,} + {plan.val_tokens:,} tokens,"
-                 f" {vocabulary(plan.tokenizer, plan.vocab_size, plan.model_vocab_size)}"),
-        ("steps", f"{plan.max_steps:,} of {plural(plan.tokens_per_step, 'token')}"
-                  f" (rows: {micro}), {plural(plan.epochs, 'epoch')}"),
-        ("evaluation", f"{plural(plan.evaluations, 'time')}, {' and '.join(evaluated)}"),
-        ("memory", f"about {size(memory.total)}{each}{available}, an estimate: "
-                   + ", ".join(f"{name} {size(n)}" for name, n in parts if n)),
-        ("disk", f"{size(disk.needed)} for checkpoints of {size(disk.checkpoint)} each;"
-                 f" {size(disk.free)} free"),
-    ]  # fmt: skip
-
-
 def _time(plan: "Plan", timing: "TimedSteps | None") -> str:
     if timing is None:
-        why = "the model is sharded" if plan.parallel == "fsdp" else "too little memory"
+        why = "the model is sharded" if plan.spec.parallel == "fsdp" else "too little memory"
         return f"not measured: {why}"
     if not timing.seconds_per_step:
         return "nothing left to do"
     spent = plan.seconds_left(timing)
     shown = ", ".join(f"{work} {duration(part)}" for work, part in spent.items() if part >= 0.5)
-    rate = plan.tokens_per_step / timing.seconds_per_step
-    alone = " on one process" if plan.processes > 1 else ""
+    rate = plan.spec.tokens_per_step / timing.seconds_per_step
+    alone = " on one process" if plan.spec.n_processes > 1 else ""
     rest = f" from step {timing.step:,}" if timing.step else ""
     return (
         f"about {duration(sum(spent.values()))}{rest}{f' ({shown})' * bool(shown)},"

@@ -1,19 +1,26 @@
-"""Advice about a run: settings that few have on purpose, each with settings to try instead.
+"""What a run does besides its steps, and advice about settings that few have on purpose.
 
-Judges a configuration and counts; opens nothing. Each rule names where it comes from. What is to
-be tried is accepted by the configuration, in the situation that it is said in.
+Judges a settled run; opens nothing. Each rule names its source. What it suggests is accepted by the
+configuration in the situation that it is for.
+
+Costs are in tokens: as many as could be trained on in that time. So they hold on any machine of a
+kind, and before anything is measured.
 """
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 
 from gptcli.config.schema import Config
 from gptcli.formatting import decimal, plural
 from gptcli.training.optim import LR_SCALE
-from gptcli.training.requirements import Advice
-from gptcli.training.work import RunCounts, epochs_of, estimate_work
+from gptcli.training.spec import RunSpec
 
+_LEAST_STEP = 64  # tokens' worth of a step of fewer, as measured
+_FORWARD_SHARE = 1 / 3  # of a training step's arithmetic, which an evaluation does too
+# As measured on two cores, at 6 million parameters; a GPU is faster at training only.
+_SAVE_COST, _GPU_SAVE_COST = 2_000, 400_000  # tokens' worth of a checkpoint that training waits for
+_SAMPLE_COST, _GPU_SAMPLE_COST = 30, 1_200  # tokens' worth of a token that is sampled
 _LR_FACTOR = 5.0  # from the rule, either way, from where on it is far off
 _MANY_EPOCHS = 4
 _TOKENS_PER_PARAMETER = 20  # from which on memorizing is not the danger (Hoffmann et al. 2022)
@@ -24,194 +31,253 @@ _WORTH_SAYING = 50.0  # seconds that are not spent on steps
 _USUAL_SECONDS = 1e-4  # of training on a token, on a laptop
 
 
-def advise(
-    config: Config, counts: RunCounts, seconds_per_token: float = _USUAL_SECONDS
-) -> tuple[Advice, ...]:
-    """Return what there is to say about a settled configuration, most telling first.
+@dataclass(frozen=True)
+class Advice:
+    """A setting that few runs have on purpose.
+
+    Attributes:
+        what: The setting, with its value.
+        why: What to expect of it, and what helps that is no setting.
+        set: What to try instead, as words of a command line, perhaps with "or"; empty if nothing.
+    """
+
+    what: str
+    why: str
+    set: str = ""
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        return f"{self.what}: {self.why}" + (f"; try: {self.set}" if self.set else "")
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often a run evaluates, saves and samples; `costs` has the tokens' worth of each kind."""
+
+    evaluations: int
+    saves: int
+    samples: int
+    costs: dict[str, float]
+
+
+def step_cost(config: Config) -> int:
+    """Return the tokens' worth of a step, which takes its time however few tokens it has."""
+    return max(config.tokens_per_step, _LEAST_STEP)
+
+
+def estimate_work(spec: RunSpec, done: int = 0) -> Work:
+    """Return what is left of a run after its first `done` steps."""
+    config, train, last = spec.config, spec.config.train, spec.max_steps
+    on_gpu = config.device != "cpu"
+
+    def times(every: int) -> int:
+        return max(0, -(-last // every) - done // every)  # the last step is one of them
+
+    evaluations = times(train.eval_every)
+    saves = times(train.save_every) + evaluations
+    saves -= times(math.lcm(train.save_every, train.eval_every))  # one checkpoint serves both
+    if not done:
+        saves += 1
+    if not spec.val_tokens:  # the best epoch is kept, and each may be it
+        saves += int(spec.epochs_at(last)) - int(spec.epochs_at(done))
+    samples = times(train.sample_every or last)
+    save_cost = 0 if spec.saves_in_background else _GPU_SAVE_COST if on_gpu else _SAVE_COST
+    sample_cost = (_GPU_SAMPLE_COST if on_gpu else _SAMPLE_COST) * config.generate.max_new_tokens
+    costs = {
+        "steps": float((last - done) * step_cost(config)),
+        "evaluating": evaluations * sum(spec.eval_tokens) * _FORWARD_SHARE,
+        "saving": float(saves * save_cost),
+        "sampling": float(samples * sample_cost),
+    }
+    return Work(evaluations, saves, samples, costs)
+
+
+def advise(spec: RunSpec, seconds_per_token: float = _USUAL_SECONDS) -> tuple[Advice, ...]:
+    """Return advice about a settled run, most telling first.
 
     Args:
-        config: Settled.
-        counts: Of its data and network.
-        seconds_per_token: Of training, where that was measured.
+        spec: The run.
+        seconds_per_token: Seconds of training on a token, where that was measured.
     """
-    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation,
-             partial(_shares, worth_saying=_WORTH_SAYING / seconds_per_token), _vocabulary,
-             _documents)  # fmt: skip
-    return tuple(found for rule in rules for found in rule(config, counts))
+    return (
+        *_learning_rate(spec),
+        *_warmup(spec),
+        *_batch(spec),
+        *_epochs(spec),
+        *_context(spec),
+        *_evaluation(spec),
+        *_shares(spec, worth_saying=_WORTH_SAYING / seconds_per_token),
+        *_vocabulary(spec),
+        *_documents(spec),
+    )
 
 
 def usual_lr(n_params: int) -> float:
-    """Return the peak learning rate of AdamW that is usual for a network trained from scratch.
+    """Return the usual peak learning rate of AdamW for a model trained from scratch.
 
-    0.003239 - 0.0001395 ln N (Kaplan et al. 2020, appendix D.6), which is said to hold below 1e10
-    parameters; beyond, GPT-3's 6e-5 at 175B (Brown et al. 2020, table 2.1) is the floor.
+    0.003239 - 0.0001395 ln N (Kaplan et al. 2020, appendix D.6), which holds below 1e10 parameters;
+    beyond, GPT-3's 6e-5 at 175B (Brown et al. 2020, table 2.1) is the floor.
     """
     return max(6e-5, 0.003239 - 0.0001395 * math.log(max(1, n_params)))
 
 
-def _learning_rate(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    lr = config.optim.lr
-    adapters = config.model.lora is not None  # whose few parameters take larger steps
-    usual = (
-        usual_lr(counts.n_params) * LR_SCALE.get(config.optim.name, 1.0) * (4 if adapters else 1)
-    )
+def _learning_rate(spec: RunSpec) -> Iterator[Advice]:
+    config, lr, n_params = spec.config, spec.config.optim.lr, spec.size.parameters
+    usual = usual_lr(n_params) * LR_SCALE.get(config.optim.name, 1.0)
+    if config.model.lora is not None:  # few parameters take larger steps
+        usual *= 4
     is_low = lr < usual / _LR_FACTOR and config.model.init_from == "scratch"
     if lr > usual * _LR_FACTOR or is_low:
-        least = f" -s optim.min_lr={usual / 10:.1g}" if config.min_lr > usual else ""
+        floor = f" -s optim.min_lr={usual / 10:.1g}" if config.min_lr > usual else ""
         yield Advice(
             f"optim.lr {decimal(lr)} is {'high' if lr > usual else 'low'}",
-            f"models of {counts.n_params:,} parameters usually train with lr around {usual:.1g}"
+            f"models of {n_params:,} parameters usually train with lr around {usual:.1g}"
             " (Kaplan et al. 2020, D.6)",
-            f"-s optim.lr={usual:.1g}{least}",
+            f"-s optim.lr={usual:.1g}{floor}",
         )
 
 
-def _warmup(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    warmup, steps = config.optim.warmup_steps, counts.max_steps
-    if warmup >= steps and warmup:
-        why = "the learning rate never reaches its peak"
-    elif warmup > steps / 2:
-        why = "more than half of the run is warm-up"
-    else:
-        return
-    yield Advice(
-        f"warm-up of {warmup:,} steps in a run of {steps:,}",
-        why,
-        f"-s optim.warmup_steps={steps // 50}",
-    )
+def _warmup(spec: RunSpec) -> Iterator[Advice]:
+    warmup, steps = spec.config.optim.warmup_steps, spec.max_steps
+    if warmup > steps / 2:
+        yield Advice(
+            f"warm-up of {warmup:,} steps in a run of {steps:,}",
+            "the learning rate never reaches its peak"
+            if warmup >= steps
+            else "more than half of the run is warm-up",
+            f"-s optim.warmup_steps={steps // 50}",
+        )
 
 
-def _batch(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    def words(rows: int, tokens: int) -> str:
-        rows *= counts.processes
-        unit = rows * config.seq_len
+def _batch(spec: RunSpec) -> Iterator[Advice]:
+    config, step = spec.config, spec.tokens_per_step
+
+    def settings(rows: int, tokens: int) -> str:
+        unit = rows * spec.n_processes * config.seq_len
         tokens = -(-tokens // unit) * unit
-        return f"-s train.micro_batch_size={rows} -s train.tokens_per_step={tokens}"
+        return (
+            f"-s train.micro_batch_size={rows * spec.n_processes} -s train.tokens_per_step={tokens}"
+        )
 
-    if config.device == "cuda" and counts.rows == 1 and config.seq_len < 4096:
+    if config.device == "cuda" and spec.rows == 1 and config.seq_len < 4096:
         yield Advice(
             "micro-batch of one row",
             "a GPU is idle most of the time with so little at once",
-            words(8, config.tokens_per_step),
+            settings(8, step),
         )
-    step = config.tokens_per_step
-    if step > config.seq_len * counts.n_windows / 2 and counts.max_steps > 1:
-        smaller = words(1, 1)
+    if step > config.seq_len * spec.n_windows / 2 and spec.max_steps > 1:
         yield Advice(
-            f"a step takes {step:,} of {counts.train_tokens:,} tokens",
+            f"a step takes {step:,} of {spec.train_tokens:,} tokens",
             "each step sees most of the data; use more text, or smaller steps",
-            smaller if step > config.seq_len * counts.processes else "",
+            settings(1, 1) if step > config.seq_len * spec.n_processes else "",
         )
 
 
-def _epochs(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    """Muennighoff et al. 2023: up to four passes are worth about as much as new text.
+def _epochs(spec: RunSpec) -> Iterator[Advice]:
+    """Muennighoff et al. 2023: up to four epochs are worth about as much as new text.
 
-    Who names the epochs, holds nothing out, or takes dropout against it, means to repeat the text.
+    A run that names its epochs, has no validation, or uses dropout means to repeat the text.
     """
-    epochs = epochs_of(config, counts, counts.max_steps)
-    deliberate = config.train.max_epochs or not counts.val_tokens or config.model.dropout
-    is_ample = counts.train_tokens > _TOKENS_PER_PARAMETER * counts.n_params
+    config, epochs = spec.config, spec.epochs
+    deliberate = config.train.max_epochs or not spec.val_tokens or config.model.dropout
+    is_ample = spec.train_tokens > _TOKENS_PER_PARAMETER * spec.size.parameters
     if epochs <= _MANY_EPOCHS or deliberate or is_ample:
         return
-    steps = max(1, int(counts.max_steps * _MANY_EPOCHS / epochs))
+    steps = max(1, int(spec.max_steps * _MANY_EPOCHS / epochs))
     dropout = "-s model.dropout=0.1 or " if config.model.init_from == "scratch" else ""
     yield Advice(
-        f"{plural(epochs, 'epoch')} over {counts.train_tokens:,} tokens without dropout",
+        f"{plural(epochs, 'epoch')} over {spec.train_tokens:,} tokens without dropout",
         "after about 4, the model memorizes the text and learns little from it (Muennighoff et al."
         " 2023); more text is better",
         f"{dropout}-s train.max_steps={steps}",
     )
 
 
-def _context(config: Config, counts: RunCounts) -> Iterator[Advice]:
+def _context(spec: RunSpec) -> Iterator[Advice]:
+    config = spec.config
     if config.trained_context == config.model.block_size:
         return
     rotary = " or -s model.position=rope" if config.model.head_size % 2 == 0 else ""
     yield Advice(
         f"data.seq_len {config.seq_len:,} is shorter than model.block_size"
         f" {config.model.block_size:,}",
-        f"learned positions beyond {config.seq_len:,} are never trained, so that eval and generate"
+        f"learned positions beyond {config.seq_len:,} are never trained, so eval and generate"
         " leave them out",
         f"-s model.block_size={config.seq_len}{rotary}",
     )
 
 
-def _evaluation(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    train = config.train
-    wanted = train.eval_tokens
-    if wanted and 0 < counts.val_tokens < wanted:
+def _evaluation(spec: RunSpec) -> Iterator[Advice]:
+    config, train, n_val = spec.config, spec.config.train, spec.val_tokens
+    if not n_val:
+        return
+    if train.eval_tokens and n_val < train.eval_tokens:
         yield Advice(
-            f"validation of {counts.val_tokens:,} tokens for evaluations of {wanted:,}",
+            f"validation of {n_val:,} tokens for evaluations of {train.eval_tokens:,}",
             "the split is smaller than eval_tokens, so its loss is noisy; a larger"
             " data.val_fraction helps",
-            f"-s train.eval_tokens={counts.val_tokens}",
+            f"-s train.eval_tokens={n_val}",
         )
-    elif 0 < counts.val_tokens < 20 * config.seq_len:
+    elif n_val < 20 * config.seq_len:
         yield Advice(
-            f"validation of {counts.val_tokens:,} tokens is"
-            f" {counts.val_tokens / config.seq_len:.1f} windows",
+            f"validation of {n_val:,} tokens is {n_val / config.seq_len:.1f} windows",
             "the validation loss is uncertain; use more text or a larger data.val_fraction",
         )
-    is_set = config.is_set("train.eval_every") and counts.val_tokens
-    if train.eval_every > counts.max_steps and is_set:
+    if train.eval_every > spec.max_steps and config.is_set("train.eval_every"):
         yield Advice(
-            f"train.eval_every {train.eval_every:,} in a run of {counts.max_steps:,} steps",
+            f"train.eval_every {train.eval_every:,} in a run of {spec.max_steps:,} steps",
             "there is one evaluation, at the end",
-            f"-s train.eval_every={max(1, counts.max_steps // 10)}",
+            f"-s train.eval_every={max(1, spec.max_steps // 10)}",
         )
 
 
-def _shares(config: Config, counts: RunCounts, worth_saying: float) -> Iterator[Advice]:
-    """What takes more than a third of a run that is not training."""
-    work, train, steps = estimate_work(config, counts), config.train, counts.max_steps
+def _shares(spec: RunSpec, worth_saying: float) -> Iterator[Advice]:
+    """Name what takes more than a third of a run and is not training."""
+    config, work, steps = spec.config, estimate_work(spec), spec.max_steps
+    times = {"evaluating": work.evaluations, "saving": work.saves, "sampling": work.samples}
 
-    def every(times: int, cost: float) -> int:
-        """Return the steps after which to do what is done so often, for a tenth of the cost."""
-        fitting = times * _SMALL_SHARE * work.costs["steps"] / max(1.0, cost)
+    def every(kind: str) -> int:
+        """Return the interval at which a kind of work costs a tenth of the steps."""
+        fitting = times[kind] * _SMALL_SHARE * work.costs["steps"] / max(1.0, work.costs[kind])
         return min(steps, math.ceil(steps / max(1.0, fitting)))
 
-    saving = every(work.saves, work.costs["saving"])
-    words = {
-        "evaluating": f"-s train.eval_every={every(work.evaluations, work.costs['evaluating'])}",
-        "saving": f"-s train.save_every={saving} -s train.eval_every={saving}",
-        "sampling": f"-s train.sample_every={every(work.samples, work.costs['sampling'])}",
+    settings = {
+        "evaluating": f"-s train.eval_every={every('evaluating')}",
+        "saving": f"-s train.save_every={every('saving')} -s train.eval_every={every('saving')}",
+        "sampling": f"-s train.sample_every={every('sampling')}",
     }
     if work.evaluations == 1:
         tokens = max(config.seq_len, int(0.3 * work.costs["steps"] / 2))
-        words["evaluating"] = f"-s train.eval_tokens={tokens}"
-    if train.sample_every is None or work.samples == 1:
-        words["sampling"] = (
-            f"-s generate.max_new_tokens={config.generate.max_new_tokens // 10 or 1}"
-        )
-    times = {"evaluating": work.evaluations, "saving": work.saves, "sampling": work.samples}
+        settings["evaluating"] = f"-s train.eval_tokens={tokens}"
+    if config.train.sample_every is None or work.samples == 1:
+        tokens = config.generate.max_new_tokens // 10 or 1
+        settings["sampling"] = f"-s generate.max_new_tokens={tokens}"
     total = sum(work.costs.values())
-    for name, cost in work.costs.items():
-        if name != "steps" and cost > max(_LARGE_SHARE * total, worth_saying):
+    for kind, n_times in times.items():
+        cost = work.costs[kind]
+        if cost > max(_LARGE_SHARE * total, worth_saying):
+            often = "once" if n_times == 1 else f"{n_times:,} times"
             yield Advice(
-                f"{name} {_often(times[name])} takes about {cost / total:.0%} of the run",
+                f"{kind} {often} takes about {cost / total:.0%} of the run",
                 "less often leaves more of it to training",
-                words[name],
+                settings[kind],
             )
 
 
-def _often(times: int) -> str:
-    return "once" if times == 1 else f"{times:,} times"
-
-
-def _vocabulary(config: Config, counts: RunCounts) -> Iterator[Advice]:
-    size, own = config.model.vocab_size or counts.tokenizer_size, counts.tokenizer_size
-    padded = -(-own // 64) * 64
-    if counts.asked_size is not None and own < counts.asked_size:
+def _vocabulary(spec: RunSpec) -> Iterator[Advice]:
+    config, n_ids = spec.config, spec.manifest.tokenizer.vocab_size
+    requested = spec.manifest.recipe.max_vocab_size
+    size = config.model.vocab_size or n_ids
+    padded = -(-n_ids // 64) * 64
+    if requested is not None and n_ids < requested:
         yield Advice(
-            f"the bpe vocabulary has {own:,} tokens, not the {counts.asked_size:,} asked for",
+            f"the bpe vocabulary has {n_ids:,} tokens, not the {requested:,} requested",
             "the text has no more pairs to merge"
-            + (f"; {size - own:,} rows of the model are never used" if size > padded else ""),
+            + (f"; {size - n_ids:,} rows of the model are never used" if size > padded else ""),
             f"-s model.vocab_size={padded}" if size > padded else "",
         )
-    if size % 64 and size >= _LARGE_VOCABULARY and config.device == "cuda" and (
-        config.model.init_from == "scratch"
-    ):  # fmt: skip
+    on_gpu = config.device == "cuda" and config.model.init_from == "scratch"
+    if on_gpu and size % 64 and size >= _LARGE_VOCABULARY:
         yield Advice(
             f"vocabulary of {size:,} is not a multiple of 64",
             "GPUs multiply a padded head faster; the rows added are never used (as in nanoGPT)",
@@ -219,19 +285,22 @@ def _vocabulary(config: Config, counts: RunCounts) -> Iterator[Advice]:
         )
 
 
-def _documents(config: Config, counts: RunCounts) -> Iterator[Advice]:
+def _documents(spec: RunSpec) -> Iterator[Advice]:
     """Many short texts in a long window: attention crosses from one to the next."""
-    total = counts.train_tokens + counts.val_tokens
-    mean = total / max(1, counts.documents)
-    if counts.documents < 100 or config.seq_len <= 8 * mean:
+    config, n_documents = spec.config, spec.manifest.documents
+    mean = (spec.train_tokens + spec.val_tokens) / max(1, n_documents)
+    if n_documents < 100 or config.seq_len <= 8 * mean:
         return
     length = min(config.seq_len, max(16, 2 ** math.ceil(math.log2(4 * mean))))
     unit = config.rows * length
     step = max(unit, config.tokens_per_step // unit * unit)
-    same = " ".join(f"-s {key}={length}" for key in ("data.seq_len", "data.stride")
-                    if config.get(key))  # fmt: skip
+    keys = [
+        "model.block_size",
+        *(key for key in ("data.seq_len", "data.stride") if config.get(key)),
+    ]
+    same = " ".join(f"-s {key}={length}" for key in keys)
     yield Advice(
         f"windows of {config.seq_len:,} tokens over documents of {mean:,.0f} on average",
         "most of what is attended to belongs to other documents",
-        f"-s model.block_size={length} {same} -s train.tokens_per_step={step}".replace("  ", " "),
+        f"{same} -s train.tokens_per_step={step}",
     )

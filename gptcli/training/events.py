@@ -1,53 +1,44 @@
-"""What a training run tells: the screen, the log, the JSON lines and notebooks read the same."""
+"""What a training run reports: the screen, the log, the JSON lines and notebooks read the same."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
-from gptcli.formatting import loss, plural, scored, size
-from gptcli.training.clock import Spent
-from gptcli.training.requirements import Requirements
+from gptcli.formatting import loss, scored, size
+from gptcli.training.plan import Plan
+from gptcli.training.spec import RunSpec
+
+Spent = dict[str, float]  # seconds of a run, by what they were spent on
 
 
 @dataclass(frozen=True)
 class Started:
     """The run is set up and about to train."""
 
-    run_dir: Path
+    plan: Plan
     step: int
     """Steps already done: 0, or where the run resumes."""
-    max_steps: int
-    n_params: int
-    n_windows: int
-    epochs: float
-    """Passes over the training windows that all its steps make."""
-    tokens_per_step: int
-    grad_accum_steps: int
-    train_tokens: int
-    val_tokens: int
-    eval_tokens: int
-    """Validation tokens that each evaluation scores."""
-    device: str
-    processes: int
-    parallel: str
-    """How they share the network: none, ddp or fsdp."""
-    dtype: str
-    compiled: bool
-    tokenizer: str
-    vocab_size: int
-    """Ids of the tokenizer."""
-    model_vocab_size: int
-    """Rows of the model's embedding."""
-    outlook: Requirements
     best_loss: float | None = None
     """The lowest validation loss of a resumed run (epoch loss without validation)."""
     best_step: int | None = None
     notes: tuple[str, ...] = ()
-    """What the user should know: changed settings, fallbacks, a damaged checkpoint passed over."""
+    """What the user should know: changed settings, fallbacks, a skipped checkpoint."""
+
+    @property
+    def spec(self) -> RunSpec:
+        """The settled run."""
+        return self.plan.spec
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return self.spec.config.run_folder
 
 
 @dataclass(frozen=True)
@@ -70,12 +61,12 @@ class StepDone:
     logged: bool
     """Whether it is a line of metrics.jsonl."""
     skipped: bool = False
-    """Whether nothing was changed, as the loss or the gradient was not finite."""
+    """Whether nothing changed, because the loss or the gradient was not finite."""
 
 
 @dataclass(frozen=True)
 class Working:
-    """Something other than a step begins, and may take a while."""
+    """Something other than a step begins."""
 
     step: int
     work: str
@@ -102,19 +93,19 @@ class Saved:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The network was scored on fixed windows of both splits, dropout off."""
+    """The model was scored on fixed windows of both splits, without dropout."""
 
     step: int
     val_loss: float | None
     train_loss: float
     is_best: bool
     scored: tuple[int, int] = (0, 0)
-    """Validation tokens that were scored, and that there are."""
+    """Validation tokens that were scored, and all there are."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sample of the network's text."""
+    """A sample of the model's text."""
 
     step: int
     prompt: str
@@ -123,7 +114,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run stands: the JSON result of `gpt train`."""
+    """The outcome of a run so far: the JSON result of `gpt train`."""
 
     run_dir: str
     step: int
@@ -133,7 +124,7 @@ class Summary:
     best_val_loss: float | None
     tokens_per_second: float | None
     seconds: float
-    """Wall time up to now, resumed parts added up."""
+    """Wall time of the run, resumed parts added up."""
     checkpoint: str | None
     val_tokens: int | None = None
     """Validation tokens that each evaluation scores."""
@@ -167,7 +158,7 @@ Event = Started | StepDone | Working | EpochDone | Saved | Evaluated | Sampled |
 
 
 def summary_of(status: Mapping[str, Any]) -> Summary | None:
-    """Return the summary in what status.json says, None where it holds none that is usable."""
+    """Return the summary in the content of status.json, or None."""
     try:
         return TypeAdapter(Summary).validate_python(status.get("summary"))
     except ValidationError:
@@ -238,7 +229,7 @@ def describe(event: Event) -> str | None:
 
 
 def _describe_spent(spent: Spent) -> str:
-    """Say in a line where the time went, shares of a percent left out."""
+    """Return a line with the time by kind of work, below a thousandth left out."""
     total = sum(spent.values())
     parts = [f"{work} {seconds / total:.1%}" for work, seconds in spent.items()
              if seconds >= 0.001 * total]  # fmt: skip
@@ -246,42 +237,58 @@ def _describe_spent(spent: Spent) -> str:
 
 
 def _describe_start(event: Started) -> str:
-    compiled = ", compiled" if event.compiled else ""
-    device = event.device
-    if event.processes > 1:
-        device = f"{event.processes} x {device} ({event.parallel})"
-    goal = f"from step {event.step:,} to " * bool(event.step) + f"{event.max_steps:,}"
     lines = [
-        f"run {event.run_dir}: {event.n_params:,} parameters on {device}, {event.dtype}{compiled}",
-        f"data: {event.train_tokens:,} + {event.val_tokens:,} tokens,"
-        f" {vocabulary(event.tokenizer, event.vocab_size, event.model_vocab_size)}",
-        f"steps: {goal} of {event.tokens_per_step:,} tokens, {plural(event.epochs, 'epoch')}",
-        *_describe_evaluation(event),
-        *_describe_needs(event.outlook),
+        *(f"{label}: {text}" for label, text in event.plan.lines(event.step)),
         *(f"note: {note}" for note in event.notes),
-        *(f"advice: {one}" for one in event.outlook.advice),
+        *(f"advice: {one}" for one in event.plan.advice),
     ]
     return "\n".join(lines)
 
 
-def _describe_evaluation(event: Started) -> list[str]:
-    """Say on how much of the validation split the losses are measured, if not on all of it."""
-    part = scored(event.eval_tokens, event.val_tokens).strip(" ()")
-    return [f"evaluation: {part} of the validation split"] if part else []
+class Clock:
+    """The time of a run, by what it is spent on; continues what was spent before."""
+
+    def __init__(self, before: Spent) -> None:
+        self._began = time.perf_counter() - sum(before.values())
+        self._spent = dict(before)
+
+    def add(self, work: str, seconds: float) -> None:
+        """Count some of the time as spent on a kind of work."""
+        self._spent[work] = self._spent.get(work, 0.0) + seconds
+
+    @contextlib.contextmanager
+    def during(self, work: str) -> Iterator[None]:
+        """Count what the block takes."""
+        began = time.perf_counter()
+        yield
+        self.add(work, time.perf_counter() - began)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far."""
+        return time.perf_counter() - self._began
+
+    def spent(self) -> Spent:
+        """Return the seconds by kind of work; what was not counted is "other"."""
+        known = {work: spent for work, spent in self._spent.items() if work != "other"}
+        return {**known, "other": self.seconds - sum(known.values())}
 
 
-def vocabulary(tokenizer: str, n_ids: int, n_rows: int) -> str:
-    """Say how large a tokenizer's vocabulary is, and the model's if that is another."""
-    padded = f" (the model has {n_rows:,} rows)" if n_rows != n_ids else ""
-    return f"{tokenizer} of {n_ids:,} ids{padded}"
+def spent_before(status: Mapping[str, Any], step: int, seconds: float) -> Spent:
+    """Return the time of a run by kind of work before it was resumed at a step.
 
-
-def _describe_needs(outlook: Requirements) -> list[str]:
-    """Say what a run needs of memory and disk, and what there is."""
-    memory, disk = outlook.memory, outlook.disk
-    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
-    there = f" of {size(memory.available)}" if memory.available is not None else ""
-    return [
-        f"memory: about {size(memory.total)}{each}{there} (estimate)",
-        f"disk: {size(disk.needed)} for checkpoints, {size(disk.free)} free",
-    ]
+    Args:
+        status: The content of status.json, which may be older or newer than the checkpoint.
+        step: Where the run resumes.
+        seconds: The time until then according to the checkpoint.
+    """
+    try:
+        spent = TypeAdapter(Spent).validate_python(status.get("seconds_by_work"))
+    except ValidationError:
+        spent = {}
+    total = sum(spent.values())
+    if not 0 < total < math.inf or min(spent.values()) < 0:
+        return {"other": seconds}
+    if status.get("step") == step and total > seconds:  # an evaluation after it counts too
+        return spent
+    return {work: part / total * seconds for work, part in spent.items()}

@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Collection, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,15 +22,15 @@ from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
-from gptcli.training.clock import Clock, Spent, spent_before
-from gptcli.training.estimate import requirements_of
 from gptcli.training.events import (
+    Clock,
     EpochDone,
     Evaluated,
     Event,
     Finished,
     Sampled,
     Saved,
+    Spent,
     Started,
     StepDone,
     Stopped,
@@ -38,13 +39,18 @@ from gptcli.training.events import (
     describe,
     metrics_of,
     sample_of,
+    spent_before,
     summary_of,
 )
-from gptcli.training.failures import propagate_to_peers, report_to_torchrun, start_watchdog
-from gptcli.training.parallel import sharded_inference
-from gptcli.training.saver import AsyncCheckpointWriter
+from gptcli.training.parallel import all_local, sharded_inference
+from gptcli.training.plan import Plan
 from gptcli.training.setup import Session, set_up
-from gptcli.training.signals import StopRequest
+from gptcli.training.signals import (
+    StopRequest,
+    propagate_to_peers,
+    report_to_torchrun,
+    start_watchdog,
+)
 from gptcli.training.step import LARGE, Stepper, not_finite
 
 
@@ -55,13 +61,13 @@ def train(
     overwrite: bool = False,
     stop: StopRequest | None = None,
 ) -> Iterator[Event]:
-    """Train a network, yielding what happens.
+    """Train a model, yielding what happens.
 
     Args:
         config: The run.
-        resume: Go on from the newest checkpoint that verifies.
-        overwrite: Set an old run in the folder aside and begin anew.
-        stop: Read between micro-batches; once asked, the state is saved and the run ends.
+        resume: Resume from the newest checkpoint that verifies.
+        overwrite: Rename an old run in the folder and start over.
+        stop: Read between micro-batches; on request, the state is saved and the run ends.
 
     Raises:
         GptError: Every kind that a user can cause; what is saved stays usable.
@@ -84,22 +90,22 @@ def train(
 
 
 def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event]:
-    """Run a session and write down what it yields; one that was finished has nothing to do."""
+    """Run a session and record its events; a finished one has nothing to do."""
     run, step = session.run, session.state.step
-    ended = session.world.broadcast_object(run.read_status)
-    if resume and step >= session.max_steps:
-        if (summary := summary_of(ended)) is not None and summary.step == step:
-            recorded = ended.get("best_step")
+    status = session.world.broadcast_object(run.read_status)
+    if resume and step >= session.spec.max_steps:
+        if (summary := summary_of(status)) is not None and summary.step == step:
+            recorded = status.get("best_step")
             best_step = recorded if isinstance(recorded, int) else session.state.best_step
             run.restore_links(step, best_step)
             yield Finished(step, replace(summary, **run.places()), best_step=best_step)
             return
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
-    trainer = Trainer(session, stop, ended)
+    trainer = Trainer(session, stop, status)
     with contextlib.closing(trainer):
         try:
             for event in trainer.events():
-                again = event.step == step  # a look at the step that was resumed
+                again = event.step == step  # an evaluation of the step that was resumed
                 if (line := metrics_of(event)) is not None:
                     run.append(METRICS, line, again=again)
                 if (line := sample_of(event)) is not None:
@@ -120,7 +126,8 @@ class Trainer:
         self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
         self.stepper = Stepper(session)
         self.clock.add("compiling", self.stepper.compile_seconds)
-        self.saver = AsyncCheckpointWriter(session.saves_in_background)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[Saved | None] | None = None
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
@@ -130,45 +137,48 @@ class Trainer:
         self.sampled_step: int | None = None
 
     def close(self) -> None:
-        """End the threads that read ahead and save."""
-        self.saver.close()
+        """End the threads that write checkpoints and read ahead; what is being written is kept."""
+        self.writer.shutdown(wait=True)
         self.stepper.feed.close()
 
     def events(self) -> Iterator[Event]:
-        """Run to the last step, or until asked to stop."""
+        """Run to the last step, or until a stop is requested."""
         s, state, train = self.s, self.s.state, self.s.config.train
-        looked, left_out = s.world.broadcast_object(lambda: s.run.cut_history(state.step))
-        s.notes += left_out
+        # What was recorded after the checkpoint is cut, so that the files read as one run.
+        evaluated_before, problems = s.world.broadcast_object(lambda: s.run.cut_history(state.step))
+        s.notes += problems
         yield self._started()
         s.run.write_config(s.config)
         s.run.write_status("running", state.step, None, seconds_by_work=self.clock.spent())
         if self.saved_step is None:
             yield from self._save()  # also shows at once whether the disk takes a checkpoint
         else:
-            self.s.run.link_newest(state.step, state.best_step)  # the crash may have come before
-            yield from self._look(again=looked)
-        while state.step < s.max_steps:
+            s.run.link_newest(state.step, state.best_step)  # the crash may have come before
+            yield from self._evaluate_and_sample(again=evaluated_before)
+        while state.step < s.spec.max_steps:
             done = self._step()
             if done is None:
                 break
             yield done
-            yield from self.saver.finished()
+            yield from self._written()
             is_best_epoch = yield from self._end_epoch()
+            # Saved before it is evaluated: a crash during the evaluation then loses no step, and
+            # the checkpoint to link as best exists. Resuming first redoes an evaluation due here.
             if self._due(train.save_every) or self._due(train.eval_every):
                 yield from self._save()
             elif is_best_epoch:
                 yield from self._keep_best_epoch()
-            yield from self._look()
+            yield from self._evaluate_and_sample()
         is_stopped = self.stop.requested()
         if is_stopped and self.saved_step != state.step:
             yield from self._save()
         elif not is_stopped and self.sampled_step != state.step and not train.sample_every:
             yield from self._sample()
-        yield from self.saver.finished(wait=True)
+        yield from self._written(wait=True)
         yield self._end(is_stopped)
 
     def _end(self, is_stopped: bool) -> Event:
-        """Write down how the run has ended."""
+        """Record how the run has ended."""
         step, best, spent = self.s.state.step, self.s.state.best_step, self.clock.spent()
         summary, write = self._summary(spent), self.s.run.write_status
         if is_stopped:
@@ -177,8 +187,8 @@ class Trainer:
         write("finished", step, 0, summary=asdict(summary), best_step=best, seconds_by_work=spent)
         return Finished(step, summary, spent, best)
 
-    def _look(self, again: Collection[str] = ()) -> Iterator[Event]:
-        """Evaluate and sample, where it is due or, on resuming, was done `again` already."""
+    def _evaluate_and_sample(self, again: Collection[str] = ()) -> Iterator[Event]:
+        """Evaluate and sample where due, or where a resumed run did so before it stopped."""
         sample_every = self.s.config.train.sample_every
         if self._due(self.s.config.train.eval_every) or METRICS in again:
             yield from self._evaluate()
@@ -188,10 +198,10 @@ class Trainer:
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
         step = self.s.state.step
-        return step > 0 and (step % every == 0 or step == self.s.max_steps)
+        return step > 0 and (step % every == 0 or step == self.s.spec.max_steps)
 
     def _step(self) -> StepDone | None:
-        """Do one optimizer step and its bookkeeping; None if asked to stop before it was done."""
+        """Do one optimizer step and count it; None if a stop came before it was done."""
         state, config = self.s.state, self.s.config
         began, waited = time.perf_counter(), self.stepper.feed.waited
         result = self.stepper.step(self.stop.requested)
@@ -237,61 +247,74 @@ class Trainer:
         if completed:
             state.epoch_loss, state.epoch_tokens = 0.0, 0
             yield EpochDone(state.step, epoch, loss)
-        elif state.step < s.max_steps or state.best_loss is not None:
+        elif state.step < s.spec.max_steps or state.best_loss is not None:
             return False
         if s.val_tokens is not None or not state.is_better(loss):
             return False
         state.best_loss, state.best_step = loss, state.step
         return True
 
-    def _save(self, *, tell: bool = True) -> Iterator[Event]:
-        """Write a checkpoint, or have it written while training goes on; let go of old ones."""
+    def _save(self, *, report: bool = True) -> Iterator[Event]:
+        """Write a checkpoint, in the background where configured, and drop old ones."""
         s, step = self.s, self.s.state.step
-        if tell:
+        if report:
             yield Working(step, "saving")
         with self.clock.during("saving"), s.world.busy():
-            yield from self.saver.finished(wait=True)
+            yield from self._written(wait=True)
             s.state.seconds, spent = self.clock.seconds, self.clock.spent()
-            checkpoint = s.snapshot(copy=self.saver.in_background)
+            in_background = s.spec.saves_in_background
+            checkpoint = s.snapshot(copy=in_background)
             best_step, best_epoch, self.best_epoch = s.state.best_step, self.best_epoch, None
-            s.run.sync_metrics()
+            s.run.sync_metrics()  # a checkpoint must not be newer than its history
 
             def commit() -> Saved | None:
+                # In this order a crash at any point leaves files that resume: the checkpoint is
+                # complete before anything names it, and old ones go last.
                 if best_epoch is not None and best_epoch.state["step"] == best_step:
                     s.write(best_epoch, s.run.folder / BEST)
                 path = s.write(checkpoint)
                 s.run.write_status("running", step, None, seconds_by_work=spent)
                 s.run.link_newest(step, best_step)
                 s.run.retain(s.config.train.keep_last)
-                return Saved(step, path) if tell else None
+                return Saved(step, path) if report else None
 
-            if s.world.is_main:
-                self.saver.submit(commit)
+            if s.world.is_main and in_background:
+                self.writing = self.writer.submit(commit)
+            elif s.world.is_main:
+                self.writing = Future()
+                self.writing.set_result(commit())
             self.saved_step = step
-        yield from self.saver.finished()
+        yield from self._written()
+
+    def _written(self, *, wait: bool = False) -> Iterator[Saved]:
+        """Report the checkpoint that has been written meanwhile, or raise what went wrong."""
+        if self.writing is not None and (wait or self.writing.done()):
+            writing, self.writing = self.writing, None
+            if (saved := writing.result()) is not None:
+                yield saved
 
     def _keep_best_epoch(self) -> Iterator[Event]:
-        """Keep the best so far for the next checkpoint to write; epochs may be short."""
-        if self.s.model.n_params() >= LARGE:  # too large to be kept twice
+        """Keep the best so far in memory until the next checkpoint; epochs may be short."""
+        if self.s.spec.size.parameters >= LARGE:  # too large for a second copy
             yield from self._save()
         else:
             self.best_epoch = self.s.snapshot(copy=True)
 
     def rescued(self, error: StorageError) -> StorageError:
-        """Save the state if only files were taken away; return the error, which then says so."""
+        """Save the state if only files were removed; return the error, which then says so."""
         s, step, is_gone = self.s, self.s.state.step, FileNotFoundError | IsADirectoryError
         # A full disk takes no checkpoint that its history lacks; other ranks would not give theirs.
         alone = s.world.size == 1 and s.run.folder.is_dir()
         if not alone or not isinstance(error.__cause__, is_gone):
             return error
         with contextlib.suppress(GptError, OSError):
-            self.saver.close()
+            self.writer.shutdown(wait=True)
             atomic.make_folder(s.run.checkpoints)
             s.state.seconds = self.clock.seconds
             path = s.write(s.snapshot(copy=False))
-            with contextlib.suppress(GptError):  # one of the names may be what was taken
+            with contextlib.suppress(GptError):  # one of the names may be what was removed
                 s.run.link_newest(step, s.state.best_step)
-            hint = "move what is in the way elsewhere, then run the same command with --resume"
+            hint = "move what blocks the path elsewhere, then run the same command with --resume"
             return StorageError(f"{error.message}; step {step} is saved in {path}", hint)
         return error
 
@@ -306,12 +329,12 @@ class Trainer:
             n_tokens = min(n_tokens, len(s.val_tokens))
         train_loss = self._loss(s.train_tokens, n_tokens)
         if train_loss is None or (val_loss is None and s.val_tokens is not None):
-            return  # asked to stop; resuming evaluates again
-        s.sound_step, is_best = state.step, state.is_better(val_loss)
+            return  # a stop was requested; resuming evaluates again
+        s.finite_step, is_best = state.step, state.is_better(val_loss)
         if is_best and (state.best_step, state.best_loss) != (state.step, val_loss):
             state.best_step, state.best_loss = state.step, val_loss
-            yield from self._save(tell=False)
-        scored = (s.eval_tokens, s.n_val_tokens)
+            yield from self._save(report=False)
+        scored = (s.spec.eval_tokens[1], s.spec.val_tokens)
         self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored)
         yield self.evaluated
 
@@ -327,21 +350,23 @@ class Trainer:
             return None
         nats, n_scored = s.world.all_reduce_sum(result.nats, result.tokens)
         if not math.isfinite(nats):
-            self.saver.close()  # first, the checkpoint that is still being written
+            self.writer.shutdown(wait=True)  # the newest checkpoint is one of those to rename
             split = "validation" if tokens is s.val_tokens else "training"
-            raise not_finite(s, f"{split} loss", s.sound_step)
+            raise not_finite(s, f"{split} loss", s.finite_step)
         return nats / n_scored
 
     def _sample(self) -> Iterator[Event]:
-        """Draw a text with the network as it is."""
+        """Sample a text from the model as it is."""
         s = self.s
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
-        context, ends, seed = s.config.trained_context, s.tokenizer.ends, s.config.seed
-        ids = encode_prompt(s.tokenizer, prompt, context)
+        context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
+        ids = encode_prompt(tokenizer, prompt, context)
         s.model.eval()
-        decoding = iter(Decoding(s.model, ids, config, ends=ends, seed=seed, context=context))
-        text = TextStream(s.tokenizer, config)
+        decoding = iter(
+            Decoding(s.model, ids, config, ends=tokenizer.ends, seed=seed, context=context)
+        )
+        text = TextStream(tokenizer, config)
         with self.clock.during("sampling"), sharded_inference(s.model, s.compute):
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
@@ -356,45 +381,24 @@ class Trainer:
         yield Sampled(s.state.step, prompt or "", text.text)
 
     def _started(self) -> Started:
-        s = self.s
-        return Started(
-            run_dir=s.run.folder,
-            step=s.state.step,
-            max_steps=s.max_steps,
-            n_params=s.model.n_params(),
-            n_windows=s.loader.n_windows,
-            epochs=s.epochs,
-            tokens_per_step=s.config.tokens_per_step,
-            grad_accum_steps=s.grad_accum_steps,
-            train_tokens=len(s.train_tokens),
-            val_tokens=s.n_val_tokens,
-            eval_tokens=s.eval_tokens,
-            device=str(s.compute.device),
-            processes=s.world.size,
-            parallel=s.kind,
-            dtype=str(s.compute.dtype).removeprefix("torch."),
-            compiled=self.stepper.compiled,
-            tokenizer=s.tokenizer.name,
-            vocab_size=s.tokenizer.vocab_size,
-            model_vocab_size=s.model.wte.num_embeddings,
-            outlook=requirements_of(s),
-            best_loss=s.state.best_loss,
-            best_step=s.state.best_step,
-            notes=tuple(s.notes),
-        )
+        s, state = self.s, self.s.state
+        allocated = sum(local.nbytes for local in all_local(s.model.parameters()))
+        plan = Plan.of(s.spec, allocated)
+        return Started(plan, state.step, state.best_loss, state.best_step, tuple(s.notes))
 
     def _summary(self, spent: Spent) -> Summary:
         s, state = self.s, self.s.state
+        has_val = s.val_tokens is not None
         return Summary(
             **s.run.places(),
             step=state.step,
             tokens=state.step * s.config.tokens_per_step,
             train_loss=self.evaluated.train_loss if self.evaluated else None,
             val_loss=self.evaluated.val_loss if self.evaluated else None,
-            best_val_loss=state.best_loss if s.val_tokens is not None else None,
+            best_val_loss=state.best_loss if has_val else None,
             tokens_per_second=self.last_rate,
             seconds=sum(spent.values()),
-            val_tokens=s.eval_tokens if s.val_tokens is not None else None,
-            val_split_tokens=s.n_val_tokens or None,
-            best_epoch_loss=state.best_loss if s.val_tokens is None else None,
+            val_tokens=s.spec.eval_tokens[1] if has_val else None,
+            val_split_tokens=s.spec.val_tokens or None,
+            best_epoch_loss=None if has_val else state.best_loss,
         )

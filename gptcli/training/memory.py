@@ -1,7 +1,7 @@
-"""What a run needs of memory and disk, counted and estimated without taking any of it.
+"""What a run needs of memory and disk, estimated without allocating its model.
 
-An estimate: what compilers, allocators and libraries add is not known beforehand. A network's
-blocks are alike, so one is looked at, without weights: a million of them are counted as quickly.
+The blocks of a model are alike, so one is measured and multiplied: a thousand are estimated as
+quickly. What compilers, allocators and libraries add is not known beforehand.
 """
 
 import contextlib
@@ -9,155 +9,271 @@ import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import Config
 from gptcli.device import available_memory, machine_memory, memory_bytes
-from gptcli.errors import MemoryLimitError, StorageError
+from gptcli.errors import ConfigError, MemoryLimitError, StorageError
 from gptcli.formatting import size as bytes_text
 from gptcli.model import GPT
+from gptcli.model.loss import buffer_bytes
 from gptcli.training.optim import Optimizer
-from gptcli.training.parallel import Parallelism
-from gptcli.training.requirements import Disk, Memory
 from gptcli.training.weights import freeze
 
+Parallelism = Literal["none", "ddp", "fsdp"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KERNELS = 30_000_000  # bytes of code and buffers that the first steps load on a CPU, as measured
-_PROBED = (8, 16, 32)  # tokens of the rows that are tried
-_LARGE_BLOCK = 5_000_000  # parameters from which a block is passed through without its weights
+_SHARE = 0.6  # of the memory there is that `auto` fills: estimates were within 1.4 of the truth
+_FAR_TOO_MUCH = 1.5  # times the machine's memory, from where on a run is refused
+_ENOUGH_TOKENS = 8192  # of a micro-batch on a CPU, from where on more is not faster
+_LARGE_PROBE = 200_000_000  # products in a block's pass, from where on it is not computed
 _TENSOR = 400  # bytes that a checkpoint takes to name a tensor, as measured
 _PER_TENSOR = 4  # tensors in it of a parameter that learns: three are the optimizer's
 _PER_ID = 16  # bytes of a token in it; only the tokenizer of GPT-2 is not in it
-_FAR_TOO_MUCH = 1.5  # times what there is; estimates were within 1.4 of the truth
-_TABLE = {"cpu": 1 << 26}  # bytes of the loss's table of logits at most, see model/loss.py
-_TABLE_ELSEWHERE = 1 << 29
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a network and its optimizer come to.
+class ModelSize:
+    """Counts of a model and its optimizer.
 
     Attributes:
-        parameters: Of the network.
-        learning: Those of them that are not frozen.
+        parameters: All parameters.
+        trained: Those that are not frozen.
         block: Those of one block.
-        saved: Those that every checkpoint holds: all, or the adapters.
+        saved: Those in every checkpoint: all, or the adapters.
         optimizer_bytes: State that the optimizer keeps.
-        tensors: Those that every checkpoint holds.
+        tensors: Tensors in every checkpoint.
     """
 
     parameters: int
-    learning: int
+    trained: int
     block: int
     saved: int
     optimizer_bytes: int
     tensors: int
 
 
-def size_of(config: Config) -> Size:
-    """Count what a settled configuration's network comes to.
+@dataclass(frozen=True)
+class Memory:
+    """An estimate of the memory that one process needs, in bytes.
+
+    Attributes:
+        weights: In float32, or the process's shards of them.
+        gradients: One for each trained weight.
+        optimizer: The optimizer's state.
+        activations: Saved by a forward pass for the backward pass, the loss included.
+        program: Already used by Python and torch; 0 where the device has its own memory.
+        available: What all processes of this machine can have together; None if unknown.
+        processes: Processes that share it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    program: int
+    available: int | None
+    processes: int = 1
+
+    @property
+    def model(self) -> int:
+        """What the model and its optimizer need, whatever the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of it, for one process."""
+        return self.model + self.activations + self.program
+
+    def fits_in(self, share: float) -> bool:
+        """Tell whether what is not yet used fits in a share of what is free; yes if unknown."""
+        if self.available is None:
+            return True
+        return self.total * self.processes - self.program <= share * (self.available - self.program)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough; unknown counts as yes."""
+        return self.fits_in(1.0)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What checkpoints need, in bytes.
+
+    Attributes:
+        checkpoint: One checkpoint.
+        needed: All that are on the disk at once.
+        held: Those that are there already.
+        free: Free on the disk of the run folder.
+    """
+
+    checkpoint: int
+    needed: int
+    held: int
+    free: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough."""
+        return self.needed - self.held <= self.free
+
+
+def model_size(config: Config) -> ModelSize:
+    """Count the parameters of a settled configuration's model and the optimizer's state.
 
     Raises:
         ConfigError: `train.freeze` names nothing, or all there is.
     """
     shape, times = config.model, 1
-    if not config.train.freeze:  # which names single blocks; else they are alike
+    if not config.train.freeze:  # which names single blocks; otherwise they are alike
         shape, times = shape.model_copy(update={"n_layer": 1}), shape.n_layer
     with torch.device("meta"):
         model = GPT(shape)
     freeze(model, config.train.freeze)
     state = Optimizer(model, config.optim, torch.device(config.device)).bytes_by_name()
-    parameters = learning = state_bytes = tensors = 0
+    parameters = trained = state_bytes = tensors = 0
     for name, parameter in model.named_parameters():
         many = times if name.startswith("h.") else 1
         parameters += many * parameter.numel()
-        learning += many * parameter.numel() * parameter.requires_grad
+        trained += many * parameter.numel() * parameter.requires_grad
         state_bytes += many * state.get(name, 0)
         if parameter.requires_grad or config.model.lora is None:
             tensors += many * (_PER_TENSOR if parameter.requires_grad else 1)
     block = sum(parameter.numel() for parameter in model.h[0].parameters())
-    saved = parameters if config.model.lora is None else learning
-    return Size(parameters, learning, block, saved, state_bytes, tensors)
+    saved = parameters if config.model.lora is None else trained
+    return ModelSize(parameters, trained, block, saved, state_bytes, tensors)
 
 
 def estimate_memory(
-    config: Config, size: Size, rows: int, kind: Parallelism, n_processes: int
+    config: Config,
+    size: ModelSize,
+    rows: int,
+    parallel: Parallelism,
+    n_processes: int,
+    allocated: int = 0,
 ) -> Memory:
     """Estimate the memory of one process.
 
     Args:
-        config: Settled.
-        size: Of its network.
-        rows: Of a micro-batch.
-        kind: How the processes share the network.
-        n_processes: That train it.
+        config: The settled configuration.
+        size: Counts of its model.
+        rows: Rows of a micro-batch.
+        parallel: How the processes share the model.
+        n_processes: Processes that train.
+        allocated: Bytes of the estimate that this process has already.
     """
     parts, gathered = 1, 0
-    if kind == "fsdp":  # a block at a time is whole, and the next is on its way
+    if parallel == "fsdp":  # one block at a time is full, and the next is on its way
         parts = n_processes
         outside = size.parameters - size.block * config.model.n_layer
         gathered = (2 * size.block + outside) * _DTYPES[config.dtype].itemsize
     device = torch.device(config.device)
+    is_cpu = device.type == "cpu"
+    program = memory_bytes(device) + _KERNELS if is_cpu else 0
+    available = available_memory(device)
+    if available is not None:  # what this process has already is not available, but is its own
+        available += program or allocated
     return Memory(
         weights=4 * size.parameters // parts + gathered,
-        gradients=4 * size.learning // parts,
+        gradients=4 * size.trained // parts,
         optimizer=size.optimizer_bytes // parts,
         activations=_activations(config, rows) + _loss_bytes(config, rows),
-        program=memory_bytes(device) + _KERNELS if device.type == "cpu" else 0,
-        available=available_memory(device),
-        processes=n_processes if device.type == "cpu" else 1,
+        program=max(0, program - allocated),
+        available=available,
+        processes=n_processes if is_cpu else 1,
+    )
+
+
+def choose_parallelism(config: Config, size: ModelSize, n_processes: int) -> Parallelism:
+    """Say how the processes share a model: each has a copy while that fits, else a shard.
+
+    Raises:
+        ConfigError: The configuration requests what shards cannot do.
+    """
+    if n_processes == 1:
+        return "none"
+    parallel = config.train.parallel
+    if parallel == "auto":
+        fits = estimate_memory(config, size, 1, "ddp", n_processes).fits_in(_SHARE)
+        parallel = "ddp" if fits else "fsdp"
+    if parallel == "fsdp" and config.dtype == "float16":
+        raise ConfigError(
+            "dtype: float16 scales its loss, which fsdp does not support", "set dtype=bfloat16"
+        )
+    return parallel
+
+
+def fitting_rows(config: Config, size: ModelSize, parallel: Parallelism, n_processes: int) -> int:
+    """Return the most rows of a micro-batch that fit in memory and divide a process's share.
+
+    Raises:
+        MemoryLimitError: Not even one row fits.
+    """
+    n_rows = config.tokens_per_step // config.seq_len // n_processes
+    most = n_rows
+    if config.device == "cpu":
+        most = max(1, _ENOUGH_TOKENS // config.seq_len)
+
+    def memory(rows: int) -> Memory:
+        return estimate_memory(config, size, rows, parallel, n_processes)
+
+    for rows in range(min(n_rows, most), 1, -1):
+        if n_rows % rows == 0 and memory(rows).fits_in(_SHARE):
+            return rows
+    if memory(1).fits:
+        return 1
+    raise MemoryLimitError(
+        f"not even one row of {config.seq_len} tokens fits in memory",
+        "use a smaller model, a shorter data.seq_len, or dtype=bfloat16",
     )
 
 
 def require_memory(config: Config, memory: Memory) -> None:
-    """Refuse a run that this machine cannot hold by far: on a CPU the system would kill it.
+    """Refuse a run that far exceeds this machine: on a CPU the system would kill it.
 
     Raises:
         MemoryLimitError: With what is needed and what there is.
     """
-    there = machine_memory()
+    installed = machine_memory()
     needed = memory.total * memory.processes
-    if config.device != "cpu" or there is None or needed <= _FAR_TOO_MUCH * there:
+    if config.device != "cpu" or installed is None or needed <= _FAR_TOO_MUCH * installed:
         return
-    is_model = memory.model * memory.processes > there / 2
+    is_model = memory.model * memory.processes > installed / 2
     raise MemoryLimitError(
-        f"this needs about {bytes_text(needed)} of memory, {bytes_text(there)} are in this"
-        f" machine: {bytes_text(memory.model)} for the model and its optimizer,"
+        f"this run needs about {bytes_text(needed)} of memory, this machine has"
+        f" {bytes_text(installed)}: {bytes_text(memory.model)} for the model and its optimizer,"
         f" {bytes_text(memory.activations)} for a micro-batch",
         "use a smaller model" if is_model else "use a smaller train.micro_batch_size",
     )
 
 
-def estimate_disk(config: Config, size: Size) -> Disk:
+def estimate_disk(config: Config, size: ModelSize) -> Disk:
     """Return what the run's checkpoints need of the disk that its folder is, or will be, on."""
     n_ids = 0 if config.tokenizer.name == "gpt2" else config.model.vocab_size or 0
     rest = _TENSOR * size.tensors + _PER_ID * n_ids + (1 << 13)
     checkpoint = 4 * size.saved + size.optimizer_bytes + rest
-    # What is kept, the best, the one that is being written while these are there, and the base.
+    # Those that are kept, the best, the one being written beside them, and the base of adapters.
     needed = (config.train.keep_last + 2) * checkpoint + 4 * (size.parameters - size.saved)
-    checkpoints = config.run_folder / "checkpoints"
+    folder = (config.run_folder / "checkpoints").absolute()
     held = 0
-    if checkpoints.is_dir():
-        held = sum(path.stat().st_size for path in checkpoints.iterdir() if path.is_file())
-    place = checkpoints.absolute()
-    there = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path())
-    return Disk(checkpoint, needed, held, shutil.disk_usage(there).free)
+    if folder.is_dir():
+        held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), Path())
+    return Disk(checkpoint, needed, held, shutil.disk_usage(existing).free)
 
 
-def require_disk(config: Config, size: Size) -> None:
-    """Refuse a run whose checkpoints the disk cannot hold; one that has no folder yet is let by.
+def require_disk(config: Config, size: ModelSize) -> None:
+    """Refuse a run whose checkpoints the disk cannot hold, once it has a folder for them.
 
     Raises:
         StorageError: With what is needed and what is free.
     """
     checkpoints = config.run_folder / "checkpoints"
-    if not checkpoints.is_dir():
-        return
-    disk = estimate_disk(config, size)
-    if disk.needed - disk.held > disk.free:
+    if checkpoints.is_dir() and not (disk := estimate_disk(config, size)).fits:
         raise StorageError(
             f"{checkpoints}: checkpoints of {bytes_text(disk.checkpoint)} need"
             f" {bytes_text(disk.needed)} altogether, {bytes_text(disk.free)} are free",
@@ -166,64 +282,57 @@ def require_disk(config: Config, size: Size) -> None:
 
 
 def _activations(config: Config, rows: int) -> int:
-    """Return what the blocks keep for the backward pass of a micro-batch, and what that takes.
+    """Return what the blocks save for the backward pass of a micro-batch, and what that takes.
 
-    While a block goes backward, the gradients of what it kept take about as much again.
-    Found by passing short rows through one block and through two: more blocks and rows are as
-    many times that, and longer rows follow, for what is kept grows with their length, or with its
-    square where no fused attention kernel takes dropout.
+    Measured with one and two rows through one and two blocks, and extended to the rest.
     """
-    n_layer, length = config.model.n_layer, config.seq_len
-    one, two = (_kept(config, blocks, length) for blocks in (1, 2))
-    block = two[1] - one[1]
+    one, two = (
+        _extend(_saved_bytes(config, blocks, 1), _saved_bytes(config, blocks, 2), rows)
+        for blocks in (1, 2)
+    )
+    # While a block goes backward, the gradients of what it saved take about as much again.
     if config.train.activation_checkpointing:
-        entering = 4 * length * config.model.n_embd
-        return int(rows * (one[1] + block + n_layer * entering) + one[0])
-    casts = one[0] + (n_layer - 1) * (two[0] - one[0])
-    return int(rows * (one[1] + n_layer * block) + casts)
+        entering = 4 * rows * config.seq_len * config.model.n_embd
+        return two + config.model.n_layer * entering
+    return _extend(one, two, config.model.n_layer + 1)
 
 
-def _kept(config: Config, blocks: int, length: int) -> tuple[float, float]:
-    """Return the bytes kept whatever the number of rows, and those of a row of some length."""
-    kept = [_kept_at(config, blocks, tokens) for tokens in _PROBED]
-    (a, b, c), (x, y, z) = kept, _PROBED
-    square = ((c - b) / (z - y) - (b - a) / (y - x)) / (z - x)
-    slope = (b - a) / (y - x) - square * (x + y)
-    fixed = a - slope * x - square * x * x
-    return max(0.0, fixed), slope * length + square * length * length
+def _extend(one: int, two: int, n: int) -> int:
+    """Return what n take, if one and two take so much."""
+    return one + (n - 1) * (two - one)
 
 
-def _kept_at(config: Config, blocks: int, tokens: int) -> int:
-    """Return what a forward pass of one short row keeps, in bytes."""
+def _saved_bytes(config: Config, n_layer: int, rows: int) -> int:
+    """Return the bytes that a forward pass saves for the backward pass, weights aside."""
     dropout = config.model.dropout if config.device == "cpu" else 0.0  # others have fused kernels
-    update = {"n_layer": blocks, "block_size": tokens, "vocab_size": 64, "dropout": dropout}
-    dtype = _DTYPES[config.dtype]
-    kept: dict[int, Tensor] = {}
+    length, dtype = config.seq_len, _DTYPES[config.dtype]
+    update = {"n_layer": n_layer, "block_size": length, "vocab_size": 64, "dropout": dropout}
+    saved: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+    def save(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with _without_weights(config), torch.random.fork_rng(devices=[]):
+    with _uncomputed(config), torch.random.fork_rng(devices=[]):
         model = GPT(config.model.model_copy(update=update))
         freeze(model, [])
-        row = torch.zeros(1, tokens, dtype=torch.int64)
+        tokens = torch.zeros(rows, length, dtype=torch.int64)
         with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
         ):
-            out = model.hidden(row)
+            out = model.hidden(tokens)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         del out
-        return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items()
-                   if place not in weights)  # fmt: skip
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items()
+                   if key not in weights)  # fmt: skip
 
 
-def _without_weights(config: Config) -> AbstractContextManager[Any]:
-    """Return what keeps a large block from taking memory; it costs a second, small ones do not."""
-    if 12 * config.model.n_embd**2 < _LARGE_BLOCK:
+def _uncomputed(config: Config) -> AbstractContextManager[Any]:
+    """Return the mode in which tensors have shapes but no memory; small models need none."""
+    if 12 * config.model.n_embd**2 * config.seq_len < _LARGE_PROBE:
         return contextlib.nullcontext()
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
 
     return FakeTensorMode()
 
@@ -232,7 +341,6 @@ def _loss_bytes(config: Config, rows: int) -> int:
     """Return what the loss takes beside the gradients that it leaves, see model/loss.py."""
     n_ids, dtype = config.model.vocab_size or 0, _DTYPES[config.dtype]
     tokens = rows * config.seq_len
-    table = tokens * n_ids * dtype.itemsize
-    table = min(table, _TABLE.get(config.device, _TABLE_ELSEWHERE))
+    logits = min(tokens * n_ids * dtype.itemsize, buffer_bytes(config.device))
     cast = n_ids * config.model.n_embd * dtype.itemsize if dtype != torch.float32 else 0
-    return table + cast + 4 * tokens * config.model.n_embd
+    return logits + cast + 4 * tokens * config.model.n_embd

@@ -1,8 +1,7 @@
 """Muon (Jordan et al. 2024): momentum, made orthogonal before it is applied.
 
-torch.optim.Muon works on one matrix after another. Here matrices of one shape, which the blocks of
-a network have, are stacked: the same products, a quarter of the time in small networks. Knows
-tensors only.
+torch.optim.Muon updates one matrix after another. Here matrices of one shape, which the blocks of a
+model have, are stacked: the same products, in a quarter of the time for small models.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +17,7 @@ _LARGEST_STACK = {"cpu": 1 << 21, "cuda": 1 << 28, "mps": 1 << 24}
 
 
 def stacks(matrices: Sequence[Tensor], device: torch.device) -> list[list[int]]:
-    """Group matrices of one shape, or that shape on its side, by their positions.
-
-    Args:
-        matrices: Of any shapes.
-        device: Where they are updated.
-
-    Returns:
-        Positions in `matrices`, in groups of bounded size.
-    """
+    """Return positions of matrices of one shape, or its transpose, in groups of bounded size."""
     by_shape: dict[tuple[int, ...], list[list[int]]] = {}
     for index, matrix in enumerate(matrices):
         groups = by_shape.setdefault(tuple(sorted(matrix.shape)), [[]])
@@ -45,24 +36,24 @@ def muon(
     lr: float,
     momentum: float,
     weight_decay: float,
-    whole: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
-    share: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
+    gather: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
+    shard: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
 ) -> None:
     """Update matrices in place.
 
     Args:
         matrices: The parameters of one stack: (m, n), or (n, m).
-        gradients: As many, of the same shapes.
+        gradients: One for each, of the same shape.
         momenta: Running averages of the gradients, updated too.
         lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
         momentum: Decay of the averages.
         weight_decay: Decoupled.
-        whole: Where the matrices are shards, from a shard of the one at a position to all of it.
-        share: The other way.
+        gather: From a shard of the matrix at a position to all of it, where matrices are sharded.
+        shard: The inverse.
     """
     torch._foreach_lerp_(list(momenta), list(gradients), 1 - momentum)
     ahead = torch._foreach_lerp(list(gradients), list(momenta), momentum)  # Nesterov's look
-    full = [whole(index, a.bfloat16()) for index, a in enumerate(ahead)]
+    full = [gather(index, a.bfloat16()) for index, a in enumerate(ahead)]
     is_tall = [a.shape[0] > a.shape[1] for a in full]
     wide = [a.T if tall else a for a, tall in zip(full, is_tall, strict=True)]
     updates = orthogonalized(torch.stack(wide)).unbind()
@@ -70,7 +61,7 @@ def muon(
     torch._foreach_mul_(list(matrices), 1 - lr * weight_decay)
     for index, (matrix, update) in enumerate(zip(matrices, updates, strict=True)):
         upright = update.T.contiguous() if is_tall[index] else update
-        matrix.add_(share(index, upright), alpha=-lr * scale)
+        matrix.add_(shard(index, upright), alpha=-lr * scale)
 
 
 def orthogonalized(stack: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""Optimizers from the configuration: which parameters decay, and which go to Muon."""
+"""The optimizer and its learning rate: which parameters decay, which go to Muon, how far."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from gptcli.config.schema import OptimConfig
+from gptcli.config.schema import Config, OptimConfig
 from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
@@ -22,18 +23,19 @@ from gptcli.training.parallel import (
     to_local,
 )
 
-# Usual learning rates, as many times that of AdamW; 1 where nothing is said.
+# Usual learning rates, as multiples of AdamW's; 1 for an optimizer that is not named.
 LR_SCALE = {"muon": 4.0}
 OptimizerState = dict[str, dict[str, Tensor]]
 _FUSED = ("cuda", "cpu", "mps")  # devices on which one kernel does all of AdamW
+_WSD_DECAY_FRACTION = 0.2
 
 
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
-    Works with torch's functions, not its classes: their state is by position, ours by name, and
-    making the first one imports torch's compiler, which takes most of a second. Parameters that
-    do not require gradients are left alone: no decay, no state.
+    Calls torch's functions, not its classes: their state is by position, ours by name, and making
+    the first one imports torch's compiler, which takes most of a second. Parameters that do not
+    require gradients have no decay and no state.
     """
 
     def __init__(self, model: GPT, config: OptimConfig, device: torch.device) -> None:
@@ -52,13 +54,13 @@ class Optimizer:
             ([name for name in others if is_matrix[name]], config.weight_decay),
             ([name for name in others if not is_matrix[name]], 0.0),
         ]
-        # Asked for here and not in the first step: what steps need and free then lies behind it.
+        # Allocated here and not in the first step: what steps need and free then lies behind it.
         self._state = {name: self._fresh(name, name in inner) for name in self._parameters}
         self._has_stepped = False
         self._scaled = _Scaled(self)
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
-        """Bring gradients of a scaled loss back to size; only float16 scales."""
+        """Undo the scale of the loss in the gradients; only float16 scales."""
         if scaler.is_enabled():
             scaler.unscale_(cast(Any, self._scaled))
 
@@ -102,8 +104,8 @@ class Optimizer:
             lr=lr,
             momentum=self._config.momentum,
             weight_decay=self._config.weight_decay,
-            whole=lambda index, share: full_tensor(as_dtensor(share, parameters[index])),
-            share=lambda index, full: local_shard(full, parameters[index]),
+            gather=lambda index, shard: full_tensor(as_dtensor(shard, parameters[index])),
+            shard=lambda index, full: local_shard(full, parameters[index]),
         )
 
     def _gradients(self, names: Collection[str]) -> list[Tensor]:
@@ -124,20 +126,17 @@ class Optimizer:
         }
 
     def bytes_by_name(self) -> dict[str, int]:
-        """Return the bytes of state that each parameter has, or is going to have."""
+        """Return the bytes of each parameter's state."""
         return {name: sum(tensor.nbytes for tensor in state.values())
                 for name, state in self._state.items()}  # fmt: skip
 
     def zero_grad(self) -> None:
-        """Drop the gradients."""
+        """Set the gradients to None."""
         for parameter in self._parameters.values():
             parameter.grad = None
 
     def state(self) -> OptimizerState:
-        """Return the state of each parameter, by its name, and nothing before the first step.
-
-        No copies are made; of parameters in shards, they are in shards too.
-        """
+        """Return the state by parameter name, sharded as they are; empty before the first step."""
         if not self._has_stepped:
             return {}
         return {
@@ -151,12 +150,12 @@ class Optimizer:
         were_frozen: Collection[str] = (),
         world: World = SINGLE_PROCESS,
     ) -> None:
-        """Take up the state of a checkpoint, bit for bit.
+        """Load the state of a checkpoint, bit for bit.
 
         Args:
-            states: By parameter name; that of a parameter frozen since is dropped.
-            were_frozen: Parameters without a state there; one that learns now begins anew.
-            world: Rank 0 has the states, the others are given them.
+            states: State by parameter name; that of a parameter frozen since is dropped.
+            were_frozen: Parameters without a state there; one that learns now starts fresh.
+            world: Rank 0 has the states and scatters them.
 
         Raises:
             CheckpointError: It is the state of other parameters.
@@ -168,7 +167,7 @@ class Optimizer:
             if states and (foreign or missing):
                 differing = ", ".join(sorted(foreign | missing)[:3])
                 raise CheckpointError(f"optimizer state of other parameters ({differing})")
-            # That of another optimizer is of no use: it begins anew.
+            # That of another optimizer is of no use: this one starts fresh.
             return [name for name, fresh in self._state.items()
                     if states.get(name, {}).keys() == fresh.keys()]  # fmt: skip
 
@@ -176,12 +175,12 @@ class Optimizer:
         self._has_stepped = bool(names)
         for name in names:
             parameter = self._parameters[name]
-            mine = {key: as_dtensor(tensor, parameter) for key, tensor in self._state[name].items()}
-            scatter_from_rank0(world, mine, states.get(name, {}))
+            own = {key: as_dtensor(tensor, parameter) for key, tensor in self._state[name].items()}
+            scatter_from_rank0(world, own, states.get(name, {}))
 
 
 class _Scaled:
-    """What torch's GradScaler takes for an optimizer."""
+    """The optimizer as torch's GradScaler expects one."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -201,31 +200,54 @@ def clip_gradients(
 ) -> Tensor:
     """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm.
 
-    The norm, a float32 scalar, stays on the device: to read it is to wait for all of the step.
-
-    Squares are added up in float64, and the norm rounded to float32: so it has the same bits
-    whether one process has a gradient whole or several have shards of it, and Muon, whose
-    bfloat16 would make much of the last bit, goes the same way.
+    The norm, a float32 scalar, stays on the device: reading it would wait for all of the step.
 
     Args:
-        parameters: Those whose gradients are to be scaled.
+        parameters: Parameters whose gradients are scaled.
         max_norm: On the scale of the loss, nats.
-        world: Whose ranks have shards, if any of the parameters is one.
+        world: The ranks that have shards, if the parameters are sharded.
     """
-    found = [parameter.grad for parameter in parameters]
-    gradients = [gradient for gradient in found if gradient is not None]
-    mine = all_local(gradients)
-    dtype = torch.float32 if mine[0].device.type == "mps" else torch.float64  # it has no other
-    norms = torch.stack(torch._foreach_norm(mine, 2, dtype=dtype))
+    gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
+    local = all_local(gradients)
+    # Squares are summed in float64 and the norm is rounded to float32: so it has the same bits
+    # whether one process has a full gradient or several have shards of it. Muon's bfloat16 would
+    # amplify a difference in the last bit.
+    dtype = torch.float32 if local[0].device.type == "mps" else torch.float64  # it has no other
+    norms = torch.stack(torch._foreach_norm(local, 2, dtype=dtype))
     squared = (norms * norms).sum()
     if is_dtensor(gradients[0]):
         squared = squared.new_tensor(world.all_reduce_sum(float(squared))[0])
     norm = squared.sqrt().float()
     # On a CPU it costs nothing to ask, and small gradients are left alone.
     if max_norm and (norm.device.type != "cpu" or not norm <= max_norm):
-        torch._foreach_mul_(mine, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and name.startswith("h.")
+
+
+def lr_at(step: int, max_steps: int, config: Config) -> float:
+    """Return the learning rate of the step that follows `step` finished ones.
+
+    A linear warm-up, then the configured decay, which reaches min_lr at the last step. "wsd"
+    (Hu et al. 2024) holds the peak and falls linearly over the last fifth.
+    """
+    optim, lr, min_lr = config.optim, config.optim.lr, config.min_lr
+    if step < optim.warmup_steps:
+        return lr * (step + 1) / optim.warmup_steps
+    first, last = optim.warmup_steps, max(max_steps - 1, optim.warmup_steps + 1)
+    done = min(1.0, (step - first) / (last - first))
+    match optim.schedule:
+        case "cosine":
+            left = 0.5 * (1.0 + math.cos(math.pi * done))
+        case "linear":
+            left = 1.0 - done
+        case "wsd":
+            left = min(1.0, (1.0 - done) / _WSD_DECAY_FRACTION)
+        case "constant":
+            return lr
+        case unreachable:
+            assert_never(unreachable)
+    return min_lr + left * (lr - min_lr)

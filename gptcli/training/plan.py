@@ -1,123 +1,190 @@
-"""What a run would do, need and take, found out without training it."""
+"""A run before its first step: what it is, what it needs and takes, as a record and as text."""
 
-from collections.abc import Callable
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
-from gptcli.data.shards import read_manifest, read_tokenizer
-from gptcli.data.sources import data_dir
+from gptcli.device import memory_bytes, peak_flops, synchronize
 from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
+from gptcli.formatting import plural, scored, size
 from gptcli.runs import RUN
-from gptcli.training.advice import advise
-from gptcli.training.estimate import estimate_requirements
-from gptcli.training.memory import size_of
-from gptcli.training.parallel import Parallelism, choose_parallelism, rows_of
-from gptcli.training.requirements import Advice, Requirements
-from gptcli.training.resolve import (
-    close_tokens,
-    make_loader,
-    max_steps_of,
-    open_tokens,
-    resolve,
-    with_compile,
-    with_train,
-)
-from gptcli.training.timing import TimedSteps, time_steps
-from gptcli.training.weights import apply_pretrained_shape
-from gptcli.training.work import RunCounts, cost_of_step, estimate_work
+from gptcli.runs.folder import ReadOnlyRun
+from gptcli.training.advice import Advice, advise, estimate_work, step_cost
+from gptcli.training.memory import Disk, Memory, estimate_disk, estimate_memory
+from gptcli.training.optim import clip_gradients, lr_at
+from gptcli.training.setup import Session, set_up
+from gptcli.training.spec import RunSpec, compile_seconds, compiled_seconds, settle, with_train
+
+SECONDS = 4.0  # that are spent on micro-batches, about, however long one is
+_FIRST_TOKENS = 64
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class TimedSteps:
+    """What a step takes.
+
+    Attributes:
+        step: Steps done before, by a run that is resumed.
+        seconds_per_step: All its micro-batches and its update; 0 if there are no steps left.
+        measured_tokens: Tokens of the largest batch that was timed; the rest is multiplied.
+        setup_seconds: Reading, building and compiling.
+        memory_bytes: Peak memory.
+    """
+
+    step: int
+    seconds_per_step: float
+    measured_tokens: int
+    setup_seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A fresh run, as far as it is known beforehand.
+    """A settled run, what it needs, and advice about it.
 
     Attributes:
-        rows: Of a micro-batch in each process.
-        evaluations: In the whole run.
-        eval_tokens: Of the validation split that each evaluation scores.
-        eval_train_tokens: Of the training split, likewise.
-        processes: That are to do it.
-        parallel: How they share the network: none, ddp or fsdp.
-        holds_run: Whether the run folder has a run in it already.
+        spec: The run.
+        memory: Memory of one process.
+        disk: Disk space for checkpoints.
+        flops_per_token: Floating-point operations of training on one token.
+        peak_flops: Those that one device could do in a second; None if unknown.
+        advice: What few runs have on purpose.
     """
 
-    run_dir: str
-    data_dir: str
-    init_from: str
-    revision: str | None
-    parameters: int
-    trained_parameters: int
-    train_tokens: int
-    val_tokens: int
-    tokens_per_step: int
-    grad_accum_steps: int
-    max_steps: int
-    epochs: float
-    device: str
-    dtype: str
-    compile: bool
-    tokenizer: str
-    vocab_size: int
-    model_vocab_size: int
-    rows: int
-    evaluations: int
-    eval_tokens: int
-    eval_train_tokens: int
-    processes: int
-    parallel: Parallelism
-    holds_run: bool
-    outlook: Requirements
-    config: Config
-    counts: RunCounts
+    spec: RunSpec
+    memory: Memory
+    disk: Disk
+    flops_per_token: int
+    peak_flops: float | None
+    advice: tuple[Advice, ...]
 
-    def seconds_left(self, rehearsal: TimedSteps) -> dict[str, float]:
-        """Return the time that the rest of the run is expected to take, by what it goes into."""
-        per_token = rehearsal.seconds_per_step / cost_of_step(self.config)
-        work = estimate_work(self.config, self.counts, rehearsal.step)
+    @classmethod
+    def of(cls, spec: RunSpec, allocated: int = 0) -> "Plan":
+        """Estimate what a settled run needs.
+
+        Args:
+            spec: The run.
+            allocated: Bytes of its memory that this process has already.
+        """
+        config, counts = spec.config, spec.size
+        n_frozen = counts.parameters - counts.trained
+        name = torch.cuda.get_device_name() if config.device == "cuda" else ""
+        return cls(
+            spec,
+            estimate_memory(config, counts, spec.rows, spec.parallel, spec.n_processes, allocated),
+            estimate_disk(config, counts),
+            flops_per_token(config.model, counts.parameters, n_frozen, config.seq_len),
+            peak_flops(name, config.dtype),
+            advise(spec),
+        )
+
+    def seconds_left(self, timed: TimedSteps) -> dict[str, float]:
+        """Return the expected seconds of the rest of the run, by kind of work."""
+        per_token = timed.seconds_per_step / step_cost(self.spec.config)
+        costs = estimate_work(self.spec, timed.step).costs
         return {
-            "setting up": rehearsal.setup_seconds,
-            **{name: cost * per_token for name, cost in work.costs.items()},
+            "setting up": timed.setup_seconds,
+            **{work: cost * per_token for work, cost in costs.items()},
         }
 
-    def measured_advice(self, rehearsal: TimedSteps | None) -> tuple[Advice, ...]:
-        """Return what there is to say besides, now that it is known how long a token takes."""
-        if rehearsal is None or not rehearsal.seconds_per_step:
+    def measured_advice(self, timed: TimedSteps | None) -> tuple[Advice, ...]:
+        """Return the advice that follows from how long a token takes."""
+        if timed is None or not timed.seconds_per_step:
             return ()
-        per_token = rehearsal.seconds_per_step / cost_of_step(self.config)
-        found = advise(self.config, self.counts, per_token)
-        return tuple(one for one in found if one not in self.outlook.advice)
+        per_token = timed.seconds_per_step / step_cost(self.spec.config)
+        return tuple(one for one in advise(self.spec, per_token) if one not in self.advice)
 
-    def json(self, rehearsal: TimedSteps | None = None) -> dict[str, Any]:
-        """Return the JSON result of `gpt train --dry-run`."""
-        facts = asdict(self)
-        outlook = facts.pop("outlook")
-        del facts["config"], facts["counts"]
-        memory = self.outlook.memory
-        facts["memory_bytes"] = outlook.pop("memory") | {"total": memory.total}
-        facts["disk_bytes"] = outlook.pop("disk")
-        facts["advice"] = [
-            *outlook.pop("advice"), *(asdict(one) for one in self.measured_advice(rehearsal))
+    def lines(self, step: int = 0) -> list[tuple[str, str]]:
+        """Return the plan as text, by label, for a run that has done `step` steps."""
+        spec, config, counts = self.spec, self.spec.config, self.spec.size
+        trained = f", {counts.trained:,} of them trained" * (counts.trained < counts.parameters)
+        source = config.model.init_from
+        start = f", from {source}" * (source != "scratch")
+        goal = f"from step {step:,} to " * bool(step) + f"{spec.max_steps:,}"
+        machine: str = config.device
+        if spec.n_processes > 1:
+            machine = f"{spec.n_processes} x {machine} ({spec.parallel})"
+        compiled = ", compiled" * (config.compile is True)
+        micro = f"{spec.rows:,} x {spec.grad_accum_steps:,}"
+        micro += f" x {spec.n_processes}" * (spec.n_processes > 1)
+        return [
+            ("run", str(config.run_folder)),
+            ("model", f"{counts.parameters:,} parameters{trained}{start}"),
+            ("machine", f"{machine}, {config.dtype}{compiled}"),
+            ("data", f"{config.data.dir}: {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
+                     f" {_vocabulary(spec)}"),
+            ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')}"
+                      f" (rows: {micro}), {plural(spec.epochs, 'epoch')}"),
+            ("evaluation", f"{plural(estimate_work(spec).evaluations, 'time')}, {_scored(spec)}"),
+            ("memory", _memory_text(self.memory)),
+            ("disk", f"{size(self.disk.needed)} for checkpoints of {size(self.disk.checkpoint)}"
+                     f" each; {size(self.disk.free)} free"),
         ]  # fmt: skip
+
+    def json(self, timed: TimedSteps | None = None) -> dict[str, Any]:
+        """Return the JSON result of `gpt train --dry-run`."""
+        spec, config, counts = self.spec, self.spec.config, self.spec.size
+        n_ids = spec.manifest.tokenizer.vocab_size
         measured = dict.fromkeys(_MEASURED)
-        if rehearsal is not None and rehearsal.seconds_per_step:
+        if timed is not None and timed.seconds_per_step:
             measured = {
-                "step": rehearsal.step,
-                "seconds_per_step": rehearsal.seconds_per_step,
-                "tokens_per_second": self.tokens_per_step / rehearsal.seconds_per_step,
-                "seconds": sum(self.seconds_left(rehearsal).values()),
-                "measured_memory_bytes": rehearsal.memory_bytes,
+                "step": timed.step,
+                "seconds_per_step": timed.seconds_per_step,
+                "tokens_per_second": spec.tokens_per_step / timed.seconds_per_step,
+                "seconds": sum(self.seconds_left(timed).values()),
+                "measured_memory_bytes": timed.memory_bytes,
             }
-        return {**facts, **outlook, **measured}
+        return {
+            "run_dir": str(config.run_folder),
+            "data_dir": config.data.dir,
+            "init_from": config.model.init_from,
+            "revision": spec.pretrained.revision if spec.pretrained is not None else None,
+            "parameters": counts.parameters,
+            "trained_parameters": counts.trained,
+            "train_tokens": spec.train_tokens,
+            "val_tokens": spec.val_tokens,
+            "tokens_per_step": spec.tokens_per_step,
+            "grad_accum_steps": spec.grad_accum_steps,
+            "max_steps": spec.max_steps,
+            "epochs": round(spec.epochs, 3),
+            "device": config.device,
+            "dtype": config.dtype,
+            "compile": config.compile is True,
+            "tokenizer": spec.manifest.tokenizer.name,
+            "vocab_size": n_ids,
+            "model_vocab_size": config.model.vocab_size or n_ids,
+            "rows": spec.rows,
+            "evaluations": estimate_work(spec).evaluations,
+            "eval_tokens": spec.eval_tokens[1],
+            "eval_train_tokens": spec.eval_tokens[0],
+            "processes": spec.n_processes,
+            "parallel": spec.parallel,
+            "holds_run": self.holds_run,
+            "memory_bytes": asdict(self.memory) | {"total": self.memory.total},
+            "disk_bytes": asdict(self.disk),
+            "flops_per_token": self.flops_per_token,
+            "peak_flops": self.peak_flops,
+            "advice": [asdict(one) for one in (*self.advice, *self.measured_advice(timed))],
+            **measured,
+        }
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether the run folder has a run in it already."""
+        return (self.spec.config.run_folder / RUN).is_file()
 
 
-_MEASURED = (
-    "step", "seconds_per_step", "tokens_per_second", "seconds", "measured_memory_bytes"
-)  # fmt: skip
+_MEASURED = ("step", "seconds_per_step", "tokens_per_second", "seconds", "measured_memory_bytes")
 
 
 def plan(config: Config, n_processes: int = 1) -> Plan:
@@ -125,61 +192,13 @@ def plan(config: Config, n_processes: int = 1) -> Plan:
 
     Args:
         config: The run.
-        n_processes: That are to do it.
+        n_processes: Processes that train.
 
     Raises:
         ConfigError: The configuration does not fit the data.
         DataError, CheckpointError: The data, or the weights to start from, cannot be used.
     """
-    folder = data_dir(config.data)
-    manifest = read_manifest(folder)
-    config, origin = apply_pretrained_shape(config, read_tokenizer(folder, manifest), None)
-    config = resolve(config, folder, manifest, None, [])
-    train_tokens, val_tokens = open_tokens(folder, manifest, config)
-    n_train, n_val = len(train_tokens), len(val_tokens) if val_tokens is not None else 0
-    loader = make_loader(config, train_tokens)
-    close_tokens(train_tokens, val_tokens)
-    max_steps = max_steps_of(config, loader)
-    config = with_compile(config, max_steps)
-    size, rows = size_of(config), rows_of(config, n_processes)
-    kind = choose_parallelism(
-        config, World(size=n_processes), size.parameters, torch.device(config.device)
-    )
-    counts = RunCounts.of(
-        manifest, n_params=size.parameters, train_tokens=n_train, val_tokens=n_val,
-        max_steps=max_steps, n_windows=loader.n_windows, rows=rows, processes=n_processes,
-    )  # fmt: skip
-    work = estimate_work(config, counts)
-    return Plan(
-        run_dir=str(config.run_folder),
-        data_dir=str(folder),
-        init_from=config.model.init_from,
-        revision=origin.revision if origin is not None else None,
-        parameters=size.parameters,
-        trained_parameters=size.learning,
-        train_tokens=n_train,
-        val_tokens=n_val,
-        tokens_per_step=config.tokens_per_step,
-        grad_accum_steps=config.grad_accum_steps(rows, n_processes),
-        max_steps=max_steps,
-        epochs=round(loader.epochs(max_steps), 3),
-        device=config.device,
-        dtype=config.dtype,
-        compile=config.compile is True,
-        tokenizer=manifest.tokenizer.name,
-        vocab_size=manifest.tokenizer.vocab_size,
-        model_vocab_size=config.model.vocab_size or manifest.tokenizer.vocab_size,
-        rows=rows,
-        evaluations=work.evaluations,
-        eval_tokens=work.eval_tokens[1],
-        eval_train_tokens=work.eval_tokens[0],
-        processes=n_processes,
-        parallel=kind,
-        holds_run=(Path(config.run_folder) / RUN).is_file(),
-        outlook=estimate_requirements(config, size, counts, kind),
-        config=config,
-        counts=counts,
-    )
+    return Plan.of(settle(config, n_processes))
 
 
 def plan_with_steps(
@@ -192,14 +211,13 @@ def plan_with_steps(
     """Plan a run and time a little of it, where this process alone can.
 
     Of several processes with a GPU each, one does its share of a step; on a CPU, whose cores they
-    share, it does all of it. What the exchange of gradients takes is not in it.
+    share, it does all of it. The exchange of gradients is left out.
 
     Args:
         config: The run.
-        n_processes: That are to do it.
-        resume: Go on from its newest checkpoint.
-        on_plan: Given the plan as soon as it is known, which is before anything is timed unless
-            the rows of a micro-batch have to be found out.
+        n_processes: Processes that train.
+        resume: Resume from its newest checkpoint.
+        on_plan: Called with the plan before anything is timed.
 
     Returns:
         The plan; what was measured, None where there is too little memory for it, or shards.
@@ -208,30 +226,158 @@ def plan_with_steps(
         GptError: As training does.
     """
     found = plan(config, n_processes)
-    is_open = config.train.micro_batch_size == "auto"
-    if not is_open:
-        on_plan(found)
-    rehearsal = None
-    if found.parallel != "fsdp" and found.outlook.memory.fits:
-        rehearsal = _measure(config, found, resume)
-    if is_open:
-        if rehearsal is not None:
-            found = plan(with_train(config, micro_batch_size=rehearsal.rows), n_processes)
-        on_plan(found)
-    return found, rehearsal
-
-
-def _measure(config: Config, found: Plan, resume: bool) -> TimedSteps | None:
-    share = config
-    if found.processes > 1 and found.device != "cpu":
-        share = with_train(
-            config,
-            micro_batch_size=found.rows,
-            tokens_per_step=found.tokens_per_step // found.processes,
-        )
+    on_plan(found)
+    spec = found.spec
+    if spec.parallel == "fsdp" or not found.memory.fits:
+        return found, None
+    share = with_train(config, micro_batch_size=spec.rows)
+    if n_processes > 1 and spec.config.device != "cpu":
+        share = with_train(share, tokens_per_step=spec.tokens_per_step // n_processes)
     try:
-        return time_steps(share, resume=resume)
+        return found, time_steps(share, resume=resume)
     except ConfigError:
-        if found.processes > 1 and resume:  # its own share is another step than the run's
-            return None
+        if n_processes > 1 and resume:  # its own share is another step than the run's
+            return found, None
         raise
+
+
+def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
+    """Set up a run in this process alone, and time some of its micro-batches and an update.
+
+    Batches grow from a few tokens to a micro-batch while there is time for the next larger one, so
+    it takes seconds whatever the model. What compiling gives is computed, for it takes longer.
+    Nothing is kept or written.
+
+    Args:
+        config: The run.
+        resume: Resume from its newest checkpoint.
+
+    Raises:
+        GptError: As training does.
+    """
+    began = time.perf_counter()
+    run = ReadOnlyRun(config.run_folder)
+    with contextlib.closing(set_up(run, config, World(), resume=resume)) as session:
+        config, setup = session.spec.config, time.perf_counter() - began
+        per_token, measured = _seconds_per_token(session)
+        if session.compute.compile:
+            per_token = compiled_seconds(config, per_token)
+            setup += compile_seconds(config)
+        update = _timed(session, _update)
+        has_steps = session.state.step < session.spec.max_steps
+        return TimedSteps(
+            step=session.state.step,
+            seconds_per_step=(config.tokens_per_step * per_token + update) * has_steps,
+            measured_tokens=measured,
+            setup_seconds=setup,
+            memory_bytes=memory_bytes(session.compute.device),
+        )
+
+
+def _seconds_per_token(session: Session) -> tuple[float, int]:
+    """Return what a token of a micro-batch takes, and the tokens of the batch that showed it."""
+    batches = session.loader.micro_batches(session.state.step, session.spec.rows)
+    tokens, targets = (part.to(session.compute.device) for part in next(batches))
+    began = time.perf_counter()
+    seconds = n_tokens = 0.0
+    for rows, length in _sizes(*tokens.shape):
+        growth = rows * length / n_tokens if n_tokens else 1.0
+        if time.perf_counter() - began + growth * seconds > SECONDS and n_tokens:
+            break
+        part = tokens[:rows, :length].contiguous(), targets[:rows, :length].contiguous()
+        n_tokens = rows * length
+        seconds = _timed(session, _pass, *part)
+        while time.perf_counter() - began < SECONDS / 20:  # what is first used is slow once
+            seconds = _timed(session, _pass, *part)
+    again = [seconds]
+    while len(again) < _REPEATS and time.perf_counter() - began + seconds < SECONDS:
+        again.append(_timed(session, _pass, *part))
+    return statistics.median(again) / n_tokens, int(n_tokens)
+
+
+def _sizes(rows: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield growing parts of a micro-batch, all of it last."""
+    tokens = min(_FIRST_TOKENS, length)
+    while tokens < length:
+        yield 1, tokens
+        tokens *= 2
+    some = 1
+    while some < rows:
+        yield some, length
+        some *= 2
+    yield rows, length
+
+
+def _timed(session: Session, work: Callable[..., None], *arguments: Tensor) -> float:
+    began = time.perf_counter()
+    work(session, *arguments)
+    synchronize(session.compute.device)
+    return time.perf_counter() - began
+
+
+def _pass(session: Session, tokens: Tensor, targets: Tensor) -> None:
+    """Go forward and backward, gradients adding up as in a step."""
+    with session.compute.autocast():
+        recompute = session.config.train.activation_checkpointing
+        loss = session.model(tokens, targets, recompute=recompute).loss
+    torch.autograd.backward(loss)
+
+
+def _update(session: Session) -> None:
+    """Clip and update, as at the end of a step."""
+    config, scaler = session.spec.config, torch.amp.GradScaler(enabled=False)
+    clip_gradients(session.parameters.values(), config.optim.grad_clip)
+    session.optimizer.step(lr_at(session.state.step, session.spec.max_steps, config), scaler)
+    session.optimizer.zero_grad()
+
+
+def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: int) -> int:
+    """Return the floating-point operations of training on a token.
+
+    6 N + 12 L H D T of Chowdhery et al. 2022 (PaLM), appendix B, for N parameters in products. Rows
+    that are only looked up are in none: positions, and an embedding that is not the head too. Two
+    of the six operations are the parameter's gradient, which frozen ones lack.
+
+    Args:
+        config: The model.
+        n_params: All its parameters.
+        n_frozen: Those that do not learn.
+        seq_len: Tokens of a window.
+    """
+    looked_up = config.block_size * config.n_embd if config.position == "learned" else 0
+    if not config.tie_embeddings:
+        looked_up += (config.vocab_size or 0) * config.n_embd
+    in_products = n_params - looked_up
+    attention = 12 * config.n_layer * config.n_head * config.head_size * seq_len
+    return 6 * in_products - 2 * min(n_frozen, in_products) + attention
+
+
+def _vocabulary(spec: RunSpec) -> str:
+    """Return the size of the tokenizer's vocabulary, and the model's if that is another."""
+    record, n_rows = spec.manifest.tokenizer, spec.config.model.vocab_size
+    padded = f" (the model has {n_rows:,} rows)" if n_rows and n_rows != record.vocab_size else ""
+    return f"{record.name} of {record.vocab_size:,} ids{padded}"
+
+
+def _scored(spec: RunSpec) -> str:
+    """Return on how much of each split an evaluation measures the losses."""
+    splits = zip(spec.eval_tokens, (spec.train_tokens, spec.val_tokens),
+                 ("training", "validation"), strict=True)  # fmt: skip
+    return " and ".join(
+        f"{scored(n, total).strip(' ()') or f'{n:,} tokens'} of the {split} split"
+        for n, total, split in reversed(list(splits)) if n
+    )  # fmt: skip
+
+
+def _memory_text(memory: Memory) -> str:
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+        "program": memory.program,
+    }
+    shown = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
+    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
+    available = f" of {size(memory.available)}" if memory.available is not None else ""
+    return f"about {size(memory.total)}{each}{available}, an estimate: {shown}"

@@ -1,6 +1,6 @@
-"""Going on with a run: which checkpoint, and what may have changed since.
+"""Resuming a run: from which checkpoint, and what may have changed since.
 
-What a resumed run may not change is refused here, what it may is told.
+A change that a resumed run may not make is refused here, any other becomes a note.
 """
 
 import math
@@ -9,13 +9,11 @@ from typing import Any
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
-from gptcli.data.loader import TokenLoader
-from gptcli.data.shards import Manifest
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.runs.folder import Run
-from gptcli.tokenizers import Tokenizer, tokenizer_from
-from gptcli.training.resolve import max_steps_of
-from gptcli.training.schedule import lr_at
+from gptcli.tokenizers import tokenizer_from
+from gptcli.training.optim import lr_at
+from gptcli.training.spec import RunSpec, max_steps_of
 
 _FIXED_KEYS = ("seed", "data.seq_len", "data.stride", "train.tokens_per_step")
 
@@ -40,14 +38,13 @@ def newest_checkpoint(run: Run, notes: list[str]) -> Checkpoint | None:
     return None
 
 
-def compare_settings(
-    checkpoint: Checkpoint, config: Config, manifest: Manifest, tokenizer: Tokenizer
-) -> list[str]:
+def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     """Return the changed settings of a resumed run as notes; refuse those it must keep.
 
     Raises:
         ConfigError: With every key that may not change.
     """
+    config = spec.config
     # A checkpoint older than a key was made with what is now its default.
     defaults = _flatten(Config().model_dump(mode="json"))
     old, new = defaults | _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
@@ -58,9 +55,9 @@ def compare_settings(
         for key in changed
         if key in _FIXED_KEYS or key.startswith("model.")
     ]
-    if tokenizer_from(checkpoint.tokenizer).fingerprint != tokenizer.fingerprint:
+    if tokenizer_from(checkpoint.tokenizer).fingerprint != spec.tokenizer.fingerprint:
         refused.append("tokenizer")
-    if checkpoint.data["fingerprint"] != manifest.fingerprint:
+    if checkpoint.data["fingerprint"] != spec.manifest.fingerprint:
         refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
     if refused:
         raise ConfigError(
@@ -73,17 +70,16 @@ def compare_settings(
     return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
 
 
-def rate_change(
-    checkpoint: Checkpoint, config: Config, loader: TokenLoader, step: int
-) -> list[str]:
+def rate_change(checkpoint: Checkpoint, spec: RunSpec, step: int) -> list[str]:
     """Name a jump of the learning rate where a run resumes: it is a function of all the steps."""
-    old, steps = Config.model_validate(checkpoint.config), max_steps_of(config, loader)
-    before, after = lr_at(step, max_steps_of(old, loader), old), lr_at(step, steps, config)
+    old, steps = Config.model_validate(checkpoint.config), spec.max_steps
+    before = lr_at(step, max_steps_of(old, spec.n_windows), old)
+    after = lr_at(step, steps, spec.config)
     if step >= steps or math.isclose(before, after, rel_tol=0.01):
         return []
     return [
-        f"the learning rate goes from {before:.2e} to {after:.2e} at step {step}:"
-        f" optim.schedule={config.optim.schedule} is laid over {steps:,} steps now"
+        f"the learning rate changes from {before:.2e} to {after:.2e} at step {step}:"
+        f" optim.schedule={spec.config.optim.schedule} now covers {steps:,} steps"
     ]
 
 

@@ -1,20 +1,34 @@
-"""Being asked to stop: a flag that signals set and the loop reads between micro-batches."""
+"""How a run ends before its last step: by signals, by another process that fails, by a hang."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from gptcli.distributed.environment import place
+from gptcli import atomic
+from gptcli.config.schema import Config
+from gptcli.distributed.environment import place, report
 from gptcli.distributed.process_group import World
-from gptcli.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from gptcli.distributed.watchdog import Hang, Watchdog
+from gptcli.errors import (
+    EXIT_BUG,
+    EXIT_DISTRIBUTED,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    DistributedError,
+    GptError,
+)
+from gptcli.runs.folder import Run
+
+STACKS = "stacks.txt"
 
 
 class StopRequest:
-    """Whether, and with which exit code, somebody asked the run to end.
+    """A request to stop, which signals make and the loop reads between micro-batches.
 
     Attributes:
-        exit_code: None as long as nobody did.
+        exit_code: The exit code to stop with; None as long as there is no request.
         world: The processes that stop together.
     """
 
@@ -25,13 +39,13 @@ class StopRequest:
         self._listen: Callable[[], None] | None = None  # once the processes have met
 
     def join(self, world: World) -> None:
-        """Stop together with the processes of `world`, whose signals ask from now on."""
+        """Stop together with the processes of `world`, and listen to their signals from now on."""
         self.world = world
         if self._listen is not None:
             self._listen()
 
     def requested(self) -> bool:
-        """Tell whether somebody asked any of the processes; each of them must look."""
+        """Tell whether any of the processes was asked to stop; a collective call."""
         if self.exit_code is None:
             self.exit_code = self.world.all_reduce_max(self._asked or 0) or None
         return self.exit_code is not None
@@ -44,14 +58,13 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """Let Ctrl-C, SIGTERM and SIGUSR1 ask once; a second signal interrupts at once.
 
-        Not so where there are several processes: there one signal may come both from a scheduler
-        and from torchrun. These listen once they have met (`join`): a process that still waits for
-        the others has nothing to save, and a signal ends it even where it waits in a library.
+        Several processes never interrupt: one signal may reach them both from a scheduler and from
+        torchrun. They listen once they have met (`join`): before, there is nothing to save, and a
+        signal ends a process even where it waits in a library.
         """
         codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_PREEMPTED}
         if hasattr(signal, "SIGUSR1"):  # not on Windows
             codes[signal.SIGUSR1] = EXIT_PREEMPTED
-
         alone = place().size == 1
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -79,9 +92,69 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ignored_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end nothing: all is saved, and only its words are still to be printed."""
+    """Ignore Ctrl-C: all is saved, and only the result is still to be printed."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
+    """Watch over a run of several processes until the watchdog is closed.
+
+    A hang ends it with exit code 9, in status.json and log.txt too, with the stack of each process
+    in stacks.txt. A process whose parent is gone saves and ends.
+    """
+
+    def on_hang(hang: Hang) -> None:
+        run = Run(config.run_folder)
+        with contextlib.suppress(GptError, OSError):
+            atomic.write_bytes(run.folder / STACKS, hang.stacks.encode())
+            run.write_failure(EXIT_DISTRIBUTED, hang.message)
+            run.log(f"{hang.message}\n{hang.stacks}")
+        hint = f"the stack of each process is in {run.folder / STACKS}; rerun with --resume"
+        report(hang.message, EXIT_DISTRIBUTED, hint)
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {hang.message}\nhint: {hint}\n".encode())
+
+    def on_orphaned() -> None:
+        stop.request(EXIT_PREEMPTED)
+
+    return Watchdog(world, config.train.hang_timeout, on_hang, on_orphaned)
+
+
+@contextlib.contextmanager
+def propagate_to_peers(world: World) -> Iterator[None]:
+    """Let the other processes know why this one fails; an error of all is the first one's.
+
+    Raises:
+        GptError: As the block does; of a process that is gone, its reason.
+    """
+    try:
+        with world.peer_errors():
+            if (failure := world.peer_failure()) is not None:  # of those started before
+                raise failure
+            yield
+    except GptError as error:
+        if not isinstance(error, DistributedError):  # of another process: it may be tried again
+            prefix = "" if world.is_main else f"rank {world.rank}: "
+            if not world.post_failure(prefix + error.message, error.exit_code, error.hint):
+                raise (world.peer_failure() or error) from error
+        raise
+    except Exception as error:
+        world.post_failure(repr(error), EXIT_BUG)
+        raise
+
+
+@contextlib.contextmanager
+def report_to_torchrun() -> Iterator[None]:
+    """Let torchrun know why this process fails, if torchrun started it."""
+    try:
+        yield
+    except GptError as error:
+        report(error.message, error.exit_code, error.hint)
+        raise
+    except Exception as error:
+        report(repr(error), EXIT_BUG, None)
+        raise

@@ -14,8 +14,8 @@ from gptcli.config.schema import Config
 from gptcli.runs import METRICS
 from gptcli.training.loop import train
 from gptcli.training.plan import plan
-from gptcli.training.resolve import with_train
 from gptcli.training.signals import StopRequest
+from gptcli.training.spec import with_train
 
 _NEVER = 10**12
 _TIMES = ("tokens_per_second", "memory_bytes", "seconds")
@@ -53,7 +53,7 @@ def verify_resume(config: Config, steps: int, folder: Path) -> ResumeCheck:
     Raises:
         GptError: As `train` does.
     """
-    steps = min(steps, plan(config).max_steps)
+    steps = min(steps, plan(config).spec.max_steps)
     middle = steps // 2
     name = f"checkpoints/step-{steps:08d}.pt"
     whole = _in(config, folder / "whole")

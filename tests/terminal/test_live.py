@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 
+from gptcli.config import load_config
+from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord
 from gptcli.terminal.console import Terminal
 from gptcli.terminal.live import TrainScreen, frame
 from gptcli.terminal.run_state import RunState
 from gptcli.terminal.sparkline import draw_curve
 from gptcli.terminal.text import summary_text
+from gptcli.tokenizers.base import ByteTokenizer
+from gptcli.training.advice import Advice
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
@@ -32,28 +36,30 @@ from gptcli.training.events import (
     Summary,
     Working,
 )
-from gptcli.training.requirements import Advice, Disk, Memory, Requirements
+from gptcli.training.memory import Disk, Memory, ModelSize
+from gptcli.training.plan import Plan
+from gptcli.training.spec import RunSpec
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def started(**more: Any) -> Started:
-    """Return the start of a run of 100 steps."""
+def started(peak_flops: float | None = None, val_tokens: int = 5_000, **more: Any) -> Started:
+    """Return the start of a run of 100 steps of 1,000 tokens, which are two epochs."""
+    config = load_config(None, ["name=one", "data.dir=data", "data.seq_len=5", "device=cpu",
+                                "train.tokens_per_step=1000", "train.micro_batch_size=200",
+                                "dtype=float32", "compile=false", ])  # fmt: skip
+    tokens = Counts(train=50_000, val=val_tokens)
+    tokenizer = TokenizerRecord(name="bytes", vocab_size=257, sha256="")
+    recipe = Recipe.model_construct(tokenizer=tokenizer)
+    manifest = Manifest.model_construct(recipe=recipe, tokens=tokens)
+    size = ModelSize(1_000_000, 1_000_000, 0, 1_000_000, 8_000_000, 100)
     memory = Memory(4_000_000, 4_000_000, 8_000_000, 10_000_000, 0, 16_000_000_000)
-    outlook = Requirements(
-        memory, Disk(1_000_000, 4_000_000, 0, 10**10), 6_000_000, more.pop("peak_flops", None),
-        (Advice("warm-up of 90 steps in a run of 100", "most of it", "-s optim.warmup_steps=2"),),
-    )  # fmt: skip
-    known: dict[str, Any] = {
-        "run_dir": Path("runs/one"), "step": 0, "max_steps": 100, "n_params": 1_000_000,
-        "n_windows": 100, "epochs": 2.0, "eval_tokens": 5_000, "tokens_per_step": 1000,
-        "grad_accum_steps": 1, "train_tokens": 50_000,
-        "val_tokens": 5_000, "device": "cpu", "processes": 1, "parallel": "none",
-        "dtype": "float32", "compiled": False, "tokenizer": "bytes", "vocab_size": 257,
-        "model_vocab_size": 257,
-        "outlook": outlook,
-    }  # fmt: skip
-    return Started(**{**known, **more})
+    advice = Advice("warm-up of 90 steps in a run of 100", "most of it", "-s optim.warmup_steps=2")
+    spec = RunSpec(config, manifest, ByteTokenizer(), size, n_windows=10_000, max_steps=100,
+                   rows=200, n_processes=2 if peak_flops else 1)  # fmt: skip
+    disk = Disk(1_000_000, 4_000_000, 0, 10**10)
+    plan = Plan(spec, memory, disk, 6_000_000, peak_flops, (advice,))
+    return Started(plan, **{"step": 0, **more})
 
 
 def done(step: int, loss: float, **more: Any) -> StepDone:
@@ -115,7 +121,7 @@ def test_on_sixty_columns_no_number_is_cut() -> None:
 def test_mfu_is_told_where_the_device_is_known() -> None:
     assert "MFU" not in text(board())
     found = RunState(0.0)
-    found.update(started(peak_flops=1e12, processes=2), 0.0)
+    found.update(started(peak_flops=1e12), 0.0)
     found.update(done(1, 5.0), 1.0)
     assert found.mfu() == pytest.approx(12_345 * 6_000_000 / 2e12)
     assert "MFU 4%" in text(found)
@@ -234,7 +240,7 @@ def test_a_resized_terminal_is_drawn_anew() -> None:
         while "\x1b[2J" not in file.getvalue()[before:] and time.monotonic() < deadline:
             time.sleep(0.01)
     after = ESCAPE.sub("", file.getvalue()[before:].partition("\x1b[2J")[2])
-    assert "run runs/one" in after  # the head comes again
+    assert "run: runs/one" in after  # the head comes again
     assert all(len(line) <= 40 for line in after.replace("\r", "\n").splitlines())
 
 

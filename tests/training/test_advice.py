@@ -1,7 +1,6 @@
 """What is advised, that nothing usual is, and that what is to be tried can be."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,16 +9,17 @@ from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.schema import Config
 from gptcli.data.presets import PRESETS
-from gptcli.training.advice import advise, usual_lr
-from gptcli.training.memory import size_of
-from gptcli.training.requirements import Advice
-from gptcli.training.resolve import with_train
-from gptcli.training.work import RunCounts
+from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord
+from gptcli.tokenizers.base import ByteTokenizer
+from gptcli.training.advice import Advice, advise, usual_lr
+from gptcli.training.memory import ModelSize, model_size
+from gptcli.training.spec import RunSpec, with_train
 
-USUAL = RunCounts(
-    n_params=124_000_000, train_tokens=10**9, val_tokens=10**7, documents=10**6,
-    tokenizer_size=50257, asked_size=None, max_steps=1000, n_windows=10**6, rows=8,
-)  # fmt: skip
+USUAL = {
+    "n_params": 124_000_000, "train_tokens": 10**9, "val_tokens": 10**7, "documents": 10**6,
+    "tokenizer_size": 50257, "requested_size": None, "max_steps": 1000, "n_windows": 10**6,
+    "rows": 8, "n_processes": 1,
+}  # fmt: skip
 CUDA = "device=cuda"
 
 
@@ -29,11 +29,23 @@ def settled(*overrides: str) -> Config:
     return load_config(None, [*usual, *overrides])
 
 
-def about(config: Config, counts: RunCounts) -> tuple[Advice, ...]:
+def about(config: Config, counts: dict[str, Any]) -> tuple[Advice, ...]:
     """Return the advice on a configuration as a run settles it."""
     optim = config.optim.model_copy(update={"min_lr": config.min_lr})
     config = config.model_copy(update={"optim": optim})
-    return advise(with_train(config, tokens_per_step=config.tokens_per_step), counts)
+    config = with_train(config, tokens_per_step=config.tokens_per_step)
+    known = {**counts}
+    recipe = Recipe.model_construct(
+        max_vocab_size=known.pop("requested_size"),
+        tokenizer=TokenizerRecord(name="x", vocab_size=known.pop("tokenizer_size"), sha256=""),
+    )
+    tokens = Counts(train=known.pop("train_tokens"), val=known.pop("val_tokens"))
+    manifest = Manifest.model_construct(
+        recipe=recipe, tokens=tokens, documents=known.pop("documents")
+    )
+    n_params = known.pop("n_params")
+    size = ModelSize(n_params, n_params, 0, n_params, 0, 0)
+    return advise(RunSpec(config, manifest, ByteTokenizer(), size, **known))
 
 
 def test_there_is_nothing_to_say_about_what_is_usual() -> None:
@@ -54,7 +66,7 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
     ([CUDA, "train.micro_batch_size=1"], {"rows": 1}, "one row",
      "-s train.micro_batch_size=8 -s train.tokens_per_step=8192"),
     ([CUDA, "train.micro_batch_size=3", "train.tokens_per_step=15360"],
-     {"rows": 1, "processes": 3}, "one row",
+     {"rows": 1, "n_processes": 3}, "one row",
      "-s train.micro_batch_size=24 -s train.tokens_per_step=24576"),
     (["train.max_epochs=9"], {"n_windows": 4, "train_tokens": 4100}, "each step sees most of",
      "-s train.micro_batch_size=1 -s train.tokens_per_step=1024"),
@@ -81,11 +93,11 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
      "-s generate.max_new_tokens=100000"),
     ([CUDA, "model.vocab_size=50257"], {}, "vocabulary of 50,257", "-s model.vocab_size=50304"),
     (["model.vocab_size=50176", "tokenizer.name=bpe", "tokenizer.vocab_size=50176"],
-     {"tokenizer_size": 1073, "asked_size": 50176},
-     "the bpe vocabulary has 1,073 tokens, not the 50,176 asked for: the text has no more pairs to"
+     {"tokenizer_size": 1073, "requested_size": 50176},
+     "the bpe vocabulary has 1,073 tokens, not the 50,176 requested: the text has no more pairs to"
      " merge; 49,103 rows of the model are never used", "-s model.vocab_size=1088"),
     (["model.vocab_size=1073", "tokenizer.name=bpe"],
-     {"tokenizer_size": 1073, "asked_size": 50176}, "not the 50,176 asked for", ""),
+     {"tokenizer_size": 1073, "requested_size": 50176}, "not the 50,176 requested", ""),
     ([], {"documents": 10**8}, "documents of 10 on average",
      "-s model.block_size=64 -s train.tokens_per_step=8192"),
     (["data.seq_len=512", "data.stride=512", "model.position=rope"],
@@ -98,9 +110,9 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
 def test_each_says_what_and_why_and_what_to_try_is_accepted(
     overrides: list[str], counts: dict[str, Any], what: str, remedy: str
 ) -> None:
-    found = [one for one in about(settled(*overrides), replace(USUAL, **counts))
+    found = [one for one in about(settled(*overrides), USUAL | counts)
              if what in str(one)]  # fmt: skip
-    assert len(found) == 1, about(settled(*overrides), replace(USUAL, **counts))
+    assert len(found) == 1, about(settled(*overrides), USUAL | counts)
     (one,) = found
     assert remedy in one.set and bool(remedy) == bool(one.set) and "\n" not in str(one)
     assert str(one).endswith(f"; try: {one.set}") or not one.set
@@ -108,11 +120,10 @@ def test_each_says_what_and_why_and_what_to_try_is_accepted(
         words = attempt.split()
         assert words[::2] == ["-s"] * (len(words) // 2)
         tried = settled(*overrides, *words[1::2])
-        rows = tried.rows // max(1, counts.get("processes", 1))
+        rows = tried.rows // counts.get("n_processes", 1)
         more = {"rows": rows} if "micro_batch_size" in attempt else {}
         more |= {"max_steps": tried.train.max_steps} if "max_steps" in attempt else {}
-        again = about(tried, replace(USUAL, **counts, **more) if not more.keys() & counts.keys()
-                      else replace(replace(USUAL, **counts), **more))  # fmt: skip
+        again = about(tried, USUAL | counts | more)
         if "dropout" not in attempt and "tokens, not" not in what and "documents" not in what:
             assert what not in " ".join(map(str, again)), "it helps"
 
@@ -121,16 +132,16 @@ def test_each_says_what_and_why_and_what_to_try_is_accepted(
     "deliberate", ["model.dropout=0.1", "train.max_epochs=50", "data.val_fraction=0"]
 )
 def test_who_repeats_the_text_on_purpose_is_not_told_so(deliberate: str) -> None:
-    counts = replace(USUAL, n_windows=160)
+    counts = USUAL | {"n_windows": 160}
     if deliberate.startswith("data"):
-        counts = replace(counts, val_tokens=0)
+        counts = counts | {"val_tokens": 0}
     assert not [one for one in about(settled(deliberate), counts) if "epochs" in one.what]
 
 
 def test_a_gpu_is_not_spoken_of_where_there_is_none() -> None:
     assert about(settled("model.vocab_size=50257"), USUAL) == ()
     one = settled("train.micro_batch_size=1", "train.eval_tokens=1024")
-    assert about(one, replace(USUAL, rows=1)) == ()
+    assert about(one, USUAL | {"rows": 1}) == ()
     assert about(settled(CUDA, "model.vocab_size=257"), USUAL) == ()
 
 
@@ -182,12 +193,13 @@ def on_its_data(name: str, device: str) -> Iterator[Advice]:
     n_windows = max(1, (train - 1 - config.seq_len) // config.stride)
     per_step = config.tokens_per_step // config.seq_len
     epochs = int((config.train.max_epochs or 1) * n_windows / per_step)
-    counts = RunCounts(
-        n_params=size_of(config).parameters, train_tokens=train, val_tokens=val,
-        documents=documents, tokenizer_size=size,
-        asked_size=config.tokenizer.vocab_size, max_steps=config.train.max_steps or epochs,
-        n_windows=n_windows, rows=config.rows,
-    )  # fmt: skip
+    counts = {
+        "n_params": model_size(config).parameters, "train_tokens": train, "val_tokens": val,
+        "documents": documents, "tokenizer_size": size,
+        "requested_size": config.tokenizer.vocab_size,
+        "max_steps": config.train.max_steps or epochs,
+        "n_windows": n_windows, "rows": config.rows, "n_processes": 1,
+    }  # fmt: skip
     yield from about(config, counts)
 
 

@@ -24,15 +24,16 @@ def test_three_epochs_are_three_everywhere_when_windows_overlap(tiny: Tiny) -> N
     planned = plan(config)
     events = list(train(config))
     started = events[0]
-    assert isinstance(started, Started) and abs(started.epochs - 3) < 0.1
-    assert abs(planned.epochs - started.epochs) < 1e-3
-    told = f"{started.epochs:.3g} epochs"
+    assert isinstance(started, Started) and abs(started.spec.epochs - 3) < 0.1
+    assert planned.spec.epochs == started.spec.epochs
+    epochs = started.spec.epochs
+    told = f"{epochs:.3g} epochs"
     assert told in (describe(started) or "") and told in Path("runs/tiny/log.txt").read_text()
     board = RunState(0.0)
     for event in events:
         board.update(event, 1.0)
     shown = "\n".join(line.plain for line in frame(board, 80, 24, 2.0))
-    assert f"{started.epochs:.2f} of {started.epochs:.2f}" in shown
+    assert f"{epochs:.2f} of {epochs:.2f}" in shown
     assert told in render(read_run(Path("runs/tiny")), "now")
     assert [event.epoch for event in events if type(event).__name__ == "EpochDone"] == [1, 2, 3]
 
@@ -41,8 +42,8 @@ def test_a_loss_of_a_part_of_the_split_says_so_everywhere(tiny: Tiny, gpt: Any) 
     events = list(train(tiny("train.eval_tokens=32", "train.max_steps=2")))
     started, finished = events[0], events[-1]
     assert isinstance(started, Started) and isinstance(finished, Finished)
-    part = f"32 of {started.val_tokens:,} tokens"
-    assert f"evaluation: {part} of the validation split" in (describe(started) or "")
+    part = f"32 of {started.spec.val_tokens:,} tokens"
+    assert f"evaluation: 1 time, {part} of the validation split" in (describe(started) or "")
     evaluated = next(event for event in events if isinstance(event, Evaluated))
     assert f"val_loss {evaluated.val_loss:.4f} ({part})" in (describe(evaluated) or "")
     assert f"({part})" in summary_text(finished)
@@ -56,8 +57,8 @@ def test_a_padded_vocabulary_is_told_beside_the_tokenizers(
     config = tiny("model.vocab_size=320", "train.max_steps=1")
     started = next(iter(train(config)))
     assert "bytes of 257 ids (the model has 320 rows)" in (describe(started) or "")
-    found = plan(config)
-    assert (found.vocab_size, found.model_vocab_size) == (257, 320)
+    planned = plan(config).json()
+    assert (planned["vocab_size"], planned["model_vocab_size"]) == (257, 320)
 
 
 def test_a_runs_time_is_the_same_in_its_summary_its_status_and_its_parts(tiny: Tiny) -> None:

@@ -10,13 +10,13 @@ import torch
 
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config, load_config
-from gptcli.device import available_memory, init_runtime
+from gptcli.device import available_memory
 from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
-from gptcli.model import GPT
-from gptcli.training import batch_size, memory, setup, step
+from gptcli.training import memory, setup, spec, step
 from gptcli.training.events import Event, Finished, Started, StepDone, Stopped
 from gptcli.training.loop import train
+from gptcli.training.memory import model_size
 from gptcli.training.optim import Optimizer, clip_gradients
 from gptcli.training.signals import StopRequest
 
@@ -179,52 +179,44 @@ def test_the_last_good_step_is_one_that_gave_a_finite_loss(tiny: Tiny, wrecked: 
 # Rows of a micro-batch
 
 
-def fresh(config: Config) -> GPT:
-    model = GPT(config.model.model_copy(update={"vocab_size": 257}))
-    model.init_weights(0)
-    return model
-
-
 def test_auto_needs_to_know_a_step() -> None:
     with pytest.raises(ConfigError, match=r"auto needs train\.tokens_per_step"):
         load_config(None, ["train.micro_batch_size=auto"])
 
 
 def test_the_most_rows_that_fit_divide_a_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=192")  # 12 rows of 16
-    machine = init_runtime(config)
-    model = fresh(config)
-    row = batch_size._bytes_of_row(config, model, machine)
-    found = []
-    for rows in (1, 2, 3, 5, 6, 11, 12, 1000):
-        free = int(row * (rows + 0.5) / batch_size._SHARE)
-        monkeypatch.setattr(batch_size, "available_memory", lambda device, free=free: free)
-        found.append(batch_size.fitting_rows(config, model, machine))
-    assert found == [1, 2, 3, 4, 6, 6, 12, 12]
-    monkeypatch.setattr(batch_size, "available_memory", lambda device: row // 2)
+    config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=192",  # 12 rows of 16
+                  "model.vocab_size=257")  # fmt: skip
+    size = model_size(config)
+    monkeypatch.setattr(memory, "memory_bytes", lambda device: 0)
+
+    def fitting(free: float) -> int:
+        monkeypatch.setattr(memory, "available_memory", lambda device: int(free))
+        return memory.fitting_rows(config, size, "none", 1)
+
+    def needed(rows: int) -> int:
+        estimate = memory.estimate_memory(config, size, rows, "none", 1)
+        return estimate.total - estimate.program
+
+    share = memory._SHARE
+    wanted = (1, 2, 3, 5, 6, 11, 12, 1000)
+    assert [fitting((needed(rows) + 9) / share) for rows in wanted] == [1, 2, 3, 4, 6, 6, 12, 12]
+    assert fitting(needed(1) + 9) == 1  # it fits, if only just
     with pytest.raises(MemoryLimitError) as caught:
-        batch_size.fitting_rows(config, model, machine)
+        fitting(needed(1) / 2)
     assert caught.value.exit_code == 8
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_what_a_row_keeps_grows_with_the_network(tiny: Tiny) -> None:
-    small, deep = tiny(), tiny("model.n_layer=4")
-    one, other = (batch_size._bytes_of_row(c, fresh(c), init_runtime(c)) for c in (small, deep))
-    logits = 4 * small.seq_len * 257
-    assert logits < one < other < 4 * one
 
 
 def test_the_rows_are_settled_once_and_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     how = ("train.micro_batch_size=auto", "train.tokens_per_step=96", "train.max_steps=6")
-    monkeypatch.setattr(setup, "fitting_rows", lambda *args: 2)
+    monkeypatch.setattr(spec, "fitting_rows", lambda *args: 2)
     events = list(events_of(tiny(*how), until=3))
     started = events[0]
-    assert isinstance(started, Started) and started.grad_accum_steps == 3
+    assert isinstance(started, Started) and started.spec.grad_accum_steps == 3
     assert any("micro_batch_size is 2" in note for note in started.notes)
-    monkeypatch.setattr(setup, "fitting_rows", lambda *args: 6)
+    monkeypatch.setattr(spec, "fitting_rows", lambda *args: 6)
     resumed = next(events_of(tiny(*how), resume=True))
-    assert isinstance(resumed, Started) and resumed.grad_accum_steps == 3
+    assert isinstance(resumed, Started) and resumed.spec.grad_accum_steps == 3
     straight = list(events_of(tiny(*how[1:], "train.micro_batch_size=2", name="straight"), until=3))
     losses = [[e.loss for e in run if isinstance(e, StepDone)] for run in (events, straight)]
     assert losses[0] == losses[1]

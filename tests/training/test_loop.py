@@ -313,7 +313,7 @@ def test_a_resumed_run_keeps_its_data(tiny: Tiny, corpus: Path, gpt: Any) -> Non
 def test_settings_once_resolved_are_taken_up_again(tiny: Tiny) -> None:
     run_until(tiny("dtype=bfloat16"), 2)
     events = run_until(tiny("dtype=auto", "device=auto", "compile=auto"), 4, resume=True)
-    assert isinstance(events[0], Started) and events[0].dtype == "bfloat16"
+    assert isinstance(events[0], Started) and events[0].spec.config.dtype == "bfloat16"
     assert events[0].notes == ()
 
 

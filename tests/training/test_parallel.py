@@ -3,15 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from gptcli.config import Config
-from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
-from gptcli.training import parallel
-from gptcli.training.parallel import choose_parallelism, rows_of
-
-CPU = torch.device("cpu")
+from gptcli.training import memory
+from gptcli.training.memory import choose_parallelism, estimate_memory, model_size
+from gptcli.training.spec import rows_of
 
 
 @pytest.mark.parametrize(
@@ -28,15 +25,21 @@ def test_every_process_has_as_many_rows(
     assert found == rows and n_rows % (found * processes) == 0
 
 
-def test_whole_while_it_fits_and_in_shards_beyond(
+def test_copies_while_they_fit_and_shards_beyond(
     tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "available_memory", lambda device: 1000)
-    two = World(0, 2)
-    assert choose_parallelism(tiny(), World(), 10**9, CPU) == "none"
-    assert choose_parallelism(tiny(), two, 37, CPU) == "ddp"
-    assert choose_parallelism(tiny(), two, 38, CPU) == "fsdp"
-    assert choose_parallelism(tiny("train.parallel=ddp"), two, 10**9, CPU) == "ddp"
-    assert choose_parallelism(tiny("train.parallel=fsdp"), two, 1, CPU) == "fsdp"
+    def with_vocabulary(*sets: str) -> Config:
+        return tiny("model.vocab_size=257", *sets)
+
+    config = with_vocabulary()
+    size = model_size(config)
+    monkeypatch.setattr(memory, "memory_bytes", lambda device: -memory._KERNELS)  # no program
+    needed = 2 * estimate_memory(config, size, 1, "ddp", 2).total
+    for free, expected in ((needed / 0.6 + 9, "ddp"), (needed / 0.6 - 9, "fsdp")):
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: int(free))
+        assert choose_parallelism(config, size, 2) == expected
+    assert choose_parallelism(config, size, 1) == "none"
+    assert choose_parallelism(with_vocabulary("train.parallel=ddp"), size, 2) == "ddp"
+    assert choose_parallelism(with_vocabulary("train.parallel=fsdp"), size, 2) == "fsdp"
     with pytest.raises(ConfigError, match="float16"):
-        choose_parallelism(tiny("train.parallel=fsdp", "dtype=float16"), two, 1, CPU)
+        choose_parallelism(with_vocabulary("train.parallel=fsdp", "dtype=float16"), size, 2)

@@ -112,7 +112,7 @@ def test_other_micro_batches_are_refused_with_the_setting_that_allows_them(tiny:
 def test_a_learning_rate_that_jumps_on_resuming_is_named(tiny: Tiny) -> None:
     finish(tiny("train.max_steps=3"))
     said = notes(finish(tiny("train.max_steps=6")))
-    assert "the learning rate goes from 3.00e-04 to" in said and "over 6 steps now" in said
+    assert "the learning rate changes from 3.00e-04 to" in said and "now covers 6 steps" in said
     constant = ("optim.schedule=constant", "train.max_steps=7")
     assert "to 3.00e-03 at step 6" in notes(finish(tiny(*constant)))
     assert "learning rate" not in notes(finish(tiny(*constant, "train.max_steps=8")))

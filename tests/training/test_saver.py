@@ -11,7 +11,6 @@ from gptcli.config import Config
 from gptcli.errors import StorageError
 from gptcli.training.events import Saved, StepDone
 from gptcli.training.loop import train
-from gptcli.training.saver import AsyncCheckpointWriter
 from gptcli.training.setup import Session
 
 
@@ -69,13 +68,14 @@ def test_what_fails_in_the_background_ends_the_run_at_the_next_step(
     assert load_checkpoint(config.run_folder / "last.pt").state["step"] == 2
 
 
-def test_at_once_it_raises_at_once() -> None:
-    saver = AsyncCheckpointWriter(in_background=False)
+def test_what_fails_at_once_ends_the_run_at_once(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: Session, checkpoint: object) -> Path:
+        raise StorageError("the disk is full")
 
-    def fail() -> Saved:
-        raise StorageError("full")
-
-    with pytest.raises(StorageError):
-        saver.submit(fail)
-    saver.submit(lambda: Saved(3, Path("x")))
-    assert saver.finished() == [Saved(3, Path("x"))] and saver.finished() == []
+    monkeypatch.setattr(Session, "write", write)
+    events = train(tiny())
+    with pytest.raises(StorageError, match="full"):
+        for event in events:
+            assert not isinstance(event, StepDone)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from gptcli.config import Config, load_config
-from gptcli.training.schedule import lr_at
+from gptcli.training.optim import lr_at
 
 
 def rates(schedule: str, steps: int = 100, warmup: int = 10) -> list[float]:

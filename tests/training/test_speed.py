@@ -11,10 +11,10 @@ import torch
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
 from gptcli.model import GPT
-from gptcli.training.batch_size import compiling_pays
 from gptcli.training.events import Finished, Started, StepDone, describe
 from gptcli.training.loop import train
 from gptcli.training.signals import StopRequest
+from gptcli.training.spec import compiling_pays
 
 Tiny = Callable[..., Config]
 EVERY_OPTION = (
@@ -33,7 +33,7 @@ def losses(config: Config) -> list[float]:
 def test_resuming_is_exact_compiled_and_with_every_option(tiny: Tiny) -> None:
     whole, cut = (tiny(*EVERY_OPTION, f"name={name}") for name in ("whole", "cut"))
     events = list(train(whole))
-    assert isinstance(events[0], Started) and events[0].compiled, events[0].notes
+    assert isinstance(events[0], Started) and events[0].spec.config.compile, events[0].notes
     stop = StopRequest()
     for event in train(cut, stop=stop):
         if isinstance(event, StepDone) and event.step == 2:
@@ -79,7 +79,7 @@ def test_compiling_is_settled_by_the_length_of_a_run(tiny: Tiny) -> None:
     assert not compiling_pays(config, 10)
     assert compiling_pays(config, 10_000_000)
     started, *_ = train(tiny("device=cpu", "compile=auto"))
-    assert isinstance(started, Started) and not started.compiled
+    assert isinstance(started, Started) and not started.spec.config.compile
     assert load_checkpoint(Path("runs/tiny/last.pt")).config["compile"] is False
 
 
@@ -92,7 +92,7 @@ def test_a_compiler_that_fails_is_one_note_and_kept(
     monkeypatch.setattr(torch, "compile", lambda *args, **more: broken)
     config = tiny("compile=true", "train.max_steps=2")
     started = next(event for event in train(config) if isinstance(event, Started))
-    assert not started.compiled
+    assert not started.spec.config.compile
     assert any("not compiled: InvalidCxxCompiler" in note for note in started.notes)
 
 

@@ -1,0 +1,343 @@
+"""A run settled once: every `auto` and null, checked against its data and this machine.
+
+The plan, the session, the events and what is printed hold the same `RunSpec`.
+"""
+
+import shlex
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from gptcli.checkpoint import Checkpoint
+from gptcli.config import windows
+from gptcli.config.reference import keys
+from gptcli.config.schema import Config
+from gptcli.data.loader import require_window
+from gptcli.data.presets import PRESETS
+from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, read_tokenizer
+from gptcli.data.sources import data_dir, is_local
+from gptcli.device import available_devices, resolve_auto
+from gptcli.errors import ConfigError, DataError
+from gptcli.generation import encode_prompt
+from gptcli.interop.weights import Pretrained
+from gptcli.tokenizers import Tokenizer, make_tokenizer
+from gptcli.training.memory import (
+    ModelSize,
+    Parallelism,
+    choose_parallelism,
+    fitting_rows,
+    model_size,
+)
+from gptcli.training.weights import apply_pretrained_shape
+
+_TOKENIZER_KEYS = ("tokenizer.name", "tokenizer.vocab_size")
+_MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
+# Compiling on two cores: what it takes with a cold cache, and what it saves. It saves what is not
+# in matrix products, which grows with channels: 24 and 25 ns for each of a token, at 128 and 256.
+# It took 34 s at four blocks; how much of that each block takes was not measured.
+_SAVED_SECONDS = 25e-9
+_COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run with every setting settled, and the facts that follow from them.
+
+    Attributes:
+        config: The configuration, without `auto`.
+        manifest: The prepared data.
+        tokenizer: The data's tokenizer.
+        size: Counts of the model and its optimizer.
+        n_windows: Training windows of an epoch.
+        max_steps: Steps of the whole run.
+        rows: Rows of a micro-batch in each process.
+        n_processes: Processes that train.
+        parallel: How they share the model.
+        pretrained: The weights to start from; None to draw or resume them, and beyond rank 0.
+        notes: What the user should know about the way it was settled.
+    """
+
+    config: Config
+    manifest: Manifest
+    tokenizer: Tokenizer = field(repr=False, compare=False)
+    size: ModelSize
+    n_windows: int
+    max_steps: int
+    rows: int
+    n_processes: int = 1
+    parallel: Parallelism = "none"
+    pretrained: Pretrained | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all processes."""
+        return self.config.tokens_per_step
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches of a step in each process."""
+        return self.config.grad_accum_steps(self.rows, self.n_processes)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training windows that the whole run makes."""
+        return self.epochs_at(self.max_steps)
+
+    def epochs_at(self, step: int) -> float:
+        """Return the passes over the training windows that the first `step` steps make."""
+        return windows.epochs(step, self.tokens_per_step // self.config.seq_len, self.n_windows)
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of the training split."""
+        return self.manifest.tokens.train
+
+    @property
+    def val_tokens(self) -> int:
+        """Tokens of the validation split; 0 without one."""
+        return self.manifest.tokens.val
+
+    @property
+    def eval_tokens(self) -> tuple[int, int]:
+        """Training and validation tokens that an evaluation scores."""
+        most = self.config.train.eval_tokens
+        return windows.eval_tokens(self.train_tokens, self.val_tokens, self.config.seq_len, most)
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether training continues while a checkpoint is written."""
+        requested = self.config.train.async_save
+        return self.config.device == "cuda" if requested == "auto" else requested
+
+    def without_compile(self) -> "RunSpec":
+        """Return the run uncompiled, to be saved as such: eager and compiled dropout differ."""
+        return replace(self, config=self.config.model_copy(update={"compile": False}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the other processes need to hold the same record, for JSON."""
+        facts = {key: getattr(self, key) for key in
+                 ("n_windows", "max_steps", "rows", "n_processes", "parallel")}  # fmt: skip
+        return {
+            **facts, "config": self.config.model_dump(mode="json"), "size": asdict(self.size),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "RunSpec":
+        """Return the record that rank 0 described, with the data read again."""
+        config = Config.model_validate(facts["config"])
+        folder = data_dir(config.data)
+        manifest = read_manifest(folder)
+        known = {"config": config, "manifest": manifest, "size": ModelSize(**facts["size"])}
+        return cls(tokenizer=read_tokenizer(folder, manifest), **{**facts, **known})
+
+
+def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None = None) -> RunSpec:
+    """Settle a run: every `auto` and null, checked against its data; no model is allocated.
+
+    Args:
+        config: The run.
+        n_processes: Processes that train.
+        checkpoint: The one to resume from, whose settled values hold.
+
+    Raises:
+        ConfigError: The configuration does not fit the data.
+        DataError, CheckpointError: The data, or the weights to start from, cannot be used.
+    """
+    notes: list[str] = []
+    folder = data_dir(config.data)
+    manifest = read_manifest(folder)
+    tokenizer = read_tokenizer(folder, manifest)
+    config, pretrained = apply_pretrained_shape(config, tokenizer, checkpoint)
+    config = _resolve(config, folder, manifest, checkpoint, notes)
+    # A prompt that cannot be sampled from should not come to light at the end of the run.
+    encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
+    train_tokens, _ = open_tokens(folder, manifest, config)
+    n_windows = windows.training_windows(len(train_tokens), config.seq_len, config.stride)
+    max_steps = max_steps_of(config, n_windows)
+    if config.compile == "auto":  # the bits differ, so a run keeps to it from here on
+        config = config.model_copy(update={"compile": compiling_pays(config, max_steps)})
+    size = model_size(config)
+    parallel = choose_parallelism(config, size, n_processes)
+    rows = rows_of(config, n_processes)
+    if config.train.micro_batch_size == "auto":
+        rows = fitting_rows(config, size, parallel, n_processes)
+        notes.append(f"micro_batch_size is {rows}: the most rows that fit and divide a step")
+        config = with_train(config, micro_batch_size=rows)
+    elif rows != config.rows:
+        notes.append(
+            f"micro_batch_size reduced to {rows} so that it divides evenly among the processes"
+        )
+    return RunSpec(
+        config, manifest, tokenizer, size, n_windows, max_steps, rows, n_processes, parallel,
+        pretrained, tuple(notes),
+    )  # fmt: skip
+
+
+def _resolve(
+    config: Config,
+    folder: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint | None,
+    notes: list[str],
+) -> Config:
+    """Settle what the machine and the data decide, as the checkpoint has it if there is one."""
+    if checkpoint is not None:
+        update = {key: checkpoint.config[key] for key in _MACHINE_KEYS}
+        update = {key: value for key, value in update.items() if getattr(config, key) == "auto"}
+        if update.get("device", "cpu") not in available_devices():
+            notes.append(f"this machine has no {update['device']}: the bits will differ")
+            update = {}
+        config = config.model_copy(update=update)
+        if config.train.micro_batch_size == "auto":
+            rows = checkpoint.config["train"]["micro_batch_size"]
+            config = with_train(config, micro_batch_size=rows)
+    config = resolve_auto(config)
+    _require_same_data_settings(config, manifest.recipe)
+    source, recorded = config.data.source, manifest.recipe.source
+    is_file = isinstance(source, str) and is_local(config.data) and source not in PRESETS
+    if is_file and Path(str(source)).name != Path(recorded).name:
+        notes.append(
+            f"{folder} was prepared from {recorded}, not from {source}; to train on that:"
+            f" `{_prepare_command(config, manifest.recipe)}`"
+        )
+    vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
+    if vocab_size < manifest.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {vocab_size} is smaller than the {manifest.tokenizer.vocab_size}"
+            f" tokens of the vocabulary in {folder}"
+        )
+    sections = {
+        "data": {"dir": str(folder), "seq_len": config.seq_len, "stride": config.stride},
+        "tokenizer": {"name": manifest.tokenizer.name},
+        "model": {"vocab_size": vocab_size},
+        "train": {"tokens_per_step": config.tokens_per_step},
+        "optim": {"min_lr": config.min_lr},
+    }
+    update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
+    return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
+
+
+def with_train(config: Config, **values: Any) -> Config:
+    """Return `config` with other values in its train section."""
+    return config.model_copy(update={"train": config.train.model_copy(update=values)})
+
+
+def max_steps_of(config: Config, n_windows: int) -> int:
+    """Return the steps to train: given, or from epochs; one epoch if neither is."""
+    limits = [config.train.max_steps] if config.train.max_steps else []
+    if config.train.max_epochs or not limits:
+        n_seen = (config.train.max_epochs or 1) * n_windows
+        limits.append(max(1, ceil(n_seen / (config.tokens_per_step // config.seq_len))))
+    return min(limits)
+
+
+def rows_of(config: Config, n_processes: int) -> int:
+    """Return the rows of a micro-batch: at most those requested, and as many on every rank.
+
+    Raises:
+        ConfigError: The rows of a step cannot be divided evenly.
+    """
+    n_rows = config.tokens_per_step // config.seq_len
+    if n_rows % n_processes:
+        fewer = next(n for n in range(n_processes, 0, -1) if n_rows % n == 0)
+        more = -(-n_rows // n_processes) * n_processes * config.seq_len
+        raise ConfigError(
+            f"train.tokens_per_step: a step of {n_rows} rows of {config.seq_len} tokens cannot be"
+            f" divided evenly among {n_processes} processes",
+            f"use {fewer} processes, or -s train.tokens_per_step={more}",
+        )
+    each = n_rows // n_processes
+    return next(rows for rows in range(min(config.rows, each), 0, -1) if each % rows == 0)
+
+
+def open_tokens(
+    folder: Path, manifest: Manifest, config: Config
+) -> tuple[TokenReader, TokenReader | None]:
+    """Open both splits; without validation tokens there is no second one.
+
+    Raises:
+        DataError: A split cannot be read, or is shorter than one window.
+    """
+    train_tokens = TokenReader(folder, manifest, "train")
+    require_window(train_tokens, config.seq_len, "train")
+    val_tokens = TokenReader(folder, manifest, "val")
+    if not len(val_tokens):
+        return train_tokens, None
+    require_window(val_tokens, config.seq_len, "val")
+    return train_tokens, val_tokens
+
+
+def compiling_pays(config: Config, max_steps: int) -> bool:
+    """Tell whether a run is long enough to be worth compiling its model first."""
+    if config.device != "cpu":
+        return config.device == "cuda"
+    saved = max_steps * config.tokens_per_step * _saved_seconds(config)
+    return saved > compile_seconds(config)
+
+
+def compile_seconds(config: Config) -> float:
+    """Return what compiling takes, with a cold cache."""
+    return _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
+
+
+def compiled_seconds(config: Config, seconds: float) -> float:
+    """Return what a token takes compiled that took `seconds` uncompiled; unknown on a GPU."""
+    saved = _saved_seconds(config) if config.device == "cpu" else 0.0
+    return max(seconds / 2, seconds - saved)
+
+
+def _saved_seconds(config: Config) -> float:
+    """Return what compiling saves of a token on a CPU."""
+    return config.model.n_layer * config.model.n_embd * _SAVED_SECONDS
+
+
+def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
+    """Refuse shards that were prepared with other settings than the configuration has.
+
+    Raises:
+        DataError: With both values.
+    """
+    folder, again = data_dir(config.data), _prepare_command(config, recipe)
+    recorded = _settings_of(recipe)
+    if config.tokenizer.path is not None:
+        recorded.pop("tokenizer.name")
+        if make_tokenizer(config.tokenizer, list).fingerprint != recipe.tokenizer.sha256:
+            raise DataError(
+                f"{folder} was prepared with another tokenizer than"
+                f" tokenizer.path = {config.tokenizer.path}",
+                f"prepare it again: `{again}`",
+            )
+    for key, before in recorded.items():
+        requested = config.get(key)
+        if config.is_set(key) and requested is not None and requested != before:
+            raise DataError(
+                f"{folder} was prepared with {key} = {before}, the configuration says {requested}",
+                f"drop the setting, or prepare it again: `{again}`",
+            )
+
+
+def _settings_of(recipe: Recipe) -> dict[str, object]:
+    """Return the settings that a folder was prepared with, by their keys."""
+    return {
+        "tokenizer.name": recipe.tokenizer.name,
+        "tokenizer.vocab_size": recipe.max_vocab_size,
+        "data.text_field": recipe.text_field,
+        "data.encoding_errors": recipe.encoding_errors,
+        "data.val_fraction": recipe.val_fraction,
+    }
+
+
+def _prepare_command(config: Config, recipe: Recipe) -> str:
+    """Return the command that prepares the folder of `config` as it says, else as before."""
+    recorded = _settings_of(recipe)
+    given = {key: config.get(key) for key in ("tokenizer.path", *recorded) if config.is_set(key)}
+    if given.keys() & {"tokenizer.path", "tokenizer.name"}:
+        recorded = {key: value for key, value in recorded.items() if key not in _TOKENIZER_KEYS}
+    source = config.data.source if isinstance(config.data.source, str) else recipe.source
+    words = ["gpt", "prepare", source, "--out", str(data_dir(config.data)), "--force"]
+    for key, value in (recorded | given).items():
+        if value != keys()[key].default:
+            words += ["-s", f"{key}={value}"]
+    return shlex.join(words)
