@@ -1,40 +1,25 @@
 """Fixtures of the whole suite: a tiny corpus, a tiny configuration, and the command line."""
 
 import contextlib
-import importlib.util
 import json
 import os
-import re
-import shlex
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from gptcli import cli
 from gptcli.config import Config, load_config
-from gptcli.config.loader import example_files
-from gptcli.config.reference import keys
-from gptcli.errors import ConfigError
-
-TINY = (
-    "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
-    "train.micro_batch_size=4", "train.max_steps=6", "train.eval_every=3", "train.log_every=1",
-    "train.eval_tokens=64", "optim.lr=3e-3", "generate.max_new_tokens=8",
-    "device=cpu", "dtype=float32", "compile=false",
-)  # fmt: skip
-# A command of ours as it is printed: in backticks, or on lines that say what comes next.
-COMMAND = re.compile(r"`(gpt(?:cli)? [a-z][^`]*)`|^(?:next: |      )(gpt [a-z].*)$", re.MULTILINE)
-SETTING = re.compile(r"(?<![\w-])-s '?([\w.]+)=")
-EAGER = ("--help", "--version", "--install-completion")  # they print and end
-PLACEHOLDER = re.compile(r"\.\.\.|VALUE|PLACE|=[A-Z]+$")
+from support import hub
+from support.commands import Gpt, Result, require_good_advice
+from support.folders import copy_folder, sentences
+from support.processes import COMMAND, ForkServer
+from support.runs import Tiny, Trained, settings
 
 
 @pytest.fixture(autouse=True)
@@ -78,102 +63,17 @@ def without_privileges() -> Callable[[], AbstractContextManager[None]]:
     return ordinary_user
 
 
-@pytest.fixture(scope="session")
-def hub_module() -> ModuleType:
-    """The Hub that stands beside these folders."""
-    path = Path(__file__).with_name("hub.py")
-    spec = importlib.util.spec_from_file_location("hub", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sentences(count: int, seed: int = 0) -> str:
-    """Return plain text that a tiny network can learn something from."""
-    words = "the cat sat on a mat and the dog ran to a big red barn by the sea".split()
-    lines = []
-    state = seed * 7919 + 1
-    for _ in range(count):
-        picked = []
-        for _ in range(8):
-            state = (state * 1103515245 + 12345) % 2**31
-            picked.append(words[state // 65536 % len(words)])
-        lines.append(" ".join(picked).capitalize() + ".\n")
-    return "".join(lines)
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A text file of about 5 kB."""
-    path = tmp_path / "corpus.txt"
+    return write_corpus(tmp_path)
+
+
+def write_corpus(folder: Path) -> Path:
+    """Write corpus.txt into a folder."""
+    path = folder / "corpus.txt"
     path.write_text(sentences(150), encoding="utf-8", newline="\n")
     return path
-
-
-def require_understood(words: list[str]) -> None:
-    """Refuse a command line behind `gpt` that our parser or the schema refuses.
-
-    Files that it names need not be there, and a value with a placeholder is not looked at.
-    """
-    words = [word for word in words if word not in EAGER]
-    if not words:
-        return
-    command: Any = cli._command()
-    context = command.make_context("gpt", words)
-    while hasattr(command, "commands"):
-        rest = [*context._protected_args, *context.args]
-        if not rest:
-            return  # the name of a group
-        name, command, rest = command.resolve_command(context, rest)
-        if not rest and not hasattr(command, "commands"):
-            return  # `gpt export` is the name of a command, whatever it requires
-        context = command.make_context(name, rest, parent=context)
-    config = context.params.get("config")
-    shipped = {path.stem for path in example_files()}
-    is_there = config in shipped or Path(config or "").is_file()
-    overrides = context.params.get("set_") or []
-    for override in overrides:
-        if (key := override.partition("=")[0]) not in keys():
-            raise ConfigError(f"unknown key '{key}'")
-    whole = [text for text in overrides if not PLACEHOLDER.search(text)]
-    if is_there or config is None:
-        load_config(config, whole)
-
-
-def require_good_advice(text: str) -> None:
-    """Refuse printed commands and settings of `next:`, `hint:` and notes that do not work here."""
-    for command in COMMAND.findall(text):
-        for part in re.split(r" (?:&&|\|) ", "".join(command)):
-            program, *words = shlex.split(part, comments=True)
-            assert program in ("gpt", "gptcli"), part
-            require_understood(words)
-    for line in text.splitlines():
-        for key in SETTING.findall(line) if line.startswith(("hint:", "usual:", "next:")) else []:
-            assert key in keys(), line
-
-
-@dataclass
-class Result:
-    """What a command line printed and returned."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one JSON object on stdout."""
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-    @property
-    def err_lines(self) -> list[str]:
-        """The lines on stderr."""
-        return self.err.splitlines()
-
-
-Gpt = Callable[..., Result]
 
 
 @pytest.fixture
@@ -196,37 +96,92 @@ def gpt(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> G
     return run
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Callable[..., Result]]:
+    """Run a command line, or other code, in a process of its own that has torch at hand."""
+    if hasattr(os, "fork"):
+        with ForkServer() as server:
+            yield server.run
+        return
+
+    def run(
+        *words: str,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        code: str = COMMAND,
+        folder: Path | None = None,
+    ) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            input=stdin, capture_output=True, env=env, cwd=folder, timeout=120,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    yield run
+
+
 @pytest.fixture
-def gpt_process() -> Gpt:
-    """Run a command line in a process of its own."""
+def gpt_process(fork_server: Callable[..., Result]) -> Gpt:
+    """Run a command line in a process of its own; keywords are added to its environment."""
 
     def run(*arguments: str, stdin: bytes = b"", **env: str) -> Result:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *arguments],
-            input=stdin,
-            capture_output=True,
-            env={**os.environ, **env},
-            timeout=120,
-        )
-        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return fork_server(*arguments, stdin=stdin, env={**os.environ, **env})
 
     return run
 
 
 @pytest.fixture
-def data(corpus: Path, gpt: Gpt) -> Path:
+def gpt_at(fork_server: Callable[..., Result]) -> Gpt:
+    """Run a command line that sees the Hub at an address, in a folder that holds its cache."""
+
+    def run(url: str, *words: str, folder: Path | None = None, **env: str) -> Result:
+        place = folder or Path.cwd()
+        seen = hub.environment(place, url) | env
+        return fork_server(*words, env=seen, code=hub.IMPATIENT, folder=place)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the corpus and data/tiny, prepared from it as bytes; nobody writes here."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_corpus(folder)
+    with contextlib.chdir(folder):
+        words = ["prepare", "corpus.txt", "--out", "data/tiny", "-s", "tokenizer.name=bytes"]
+        assert cli.run(words) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared_corpus: Path) -> Trained:
+    """Tiny runs that are trained once, for all tests that ask for the same."""
+    return Trained(prepared_corpus)
+
+
+@pytest.fixture(scope="session")
+def finished_run(prepared_corpus: Path) -> Path:
+    """A tiny run of the command line; nobody writes here."""
+    with contextlib.chdir(prepared_corpus), pytest.MonkeyPatch.context() as patch:
+        words = ["train", *(part for word in settings() for part in ("-s", word))]
+        patch.setattr(sys, "argv", ["gpt", *words])
+        assert cli.run(words) == 0
+    return prepared_corpus / "runs/tiny"
+
+
+@pytest.fixture
+def data(corpus: Path, prepared_corpus: Path) -> Path:
     """The corpus, prepared as bytes."""
-    done = gpt("prepare", str(corpus), "--out", "data/tiny", "-s", "tokenizer.name=bytes")
-    assert done.code == 0, done.err
+    copy_folder(prepared_corpus / "data/tiny", Path("data/tiny"))
     return Path("data/tiny")
 
 
 @pytest.fixture
-def tiny(data: Path) -> Callable[..., Config]:
+def tiny(data: Path) -> Tiny:
     """Make tiny configurations on the prepared corpus; arguments are `--set` strings."""
 
     def make(*overrides: str, name: str = "tiny") -> Config:
-        return load_config(None, [*TINY, f"data.dir={data}", f"name={name}", *overrides])
+        return load_config(None, settings(*overrides, name=name))
 
     return make
 
@@ -234,15 +189,13 @@ def tiny(data: Path) -> Callable[..., Config]:
 @pytest.fixture
 def tiny_set(data: Path) -> list[str]:
     """The tiny configuration as command-line words."""
-    words = [*TINY, f"data.dir={data}", "name=tiny"]
-    return [part for word in words for part in ("-s", word)]
+    return [part for word in settings() for part in ("-s", word)]
 
 
 @pytest.fixture
-def run(tiny_set: list[str], gpt: Gpt) -> Path:
+def run(data: Path, finished_run: Path) -> Path:
     """A finished tiny run."""
-    done = gpt("train", *tiny_set)
-    assert done.code == 0, done.err
+    copy_folder(finished_run, Path("runs/tiny"))
     return Path("runs/tiny")
 
 

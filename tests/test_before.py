@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import Gpt
+from support.commands import Gpt
 
 VAL_LOSS = 3.274165503545241  # as that version evaluated it
 

@@ -21,8 +21,8 @@ from gptcli import errors
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import keys
-
-from .conftest import require_understood
+from support.commands import Gpt, require_understood
+from support.processes import COMMAND_OF_A_COPY
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -224,7 +224,7 @@ def apply_recipes(page: Path, scratch: Path) -> None:
         path.write_text(source.replace(before + "\n", after + "\n"), encoding="utf-8")
 
 
-def test_the_recipes_work(corpus: Path, tmp_path: Path) -> None:
+def test_the_recipes_work(corpus: Path, tmp_path: Path, fork_server: Gpt) -> None:
     scratch = tmp_path / "scratch"
     shutil.copytree(
         ROOT / "gptcli", scratch / "gptcli", ignore=shutil.ignore_patterns("__pycache__")
@@ -235,6 +235,7 @@ def test_the_recipes_work(corpus: Path, tmp_path: Path) -> None:
     overrides = [part for word in (*tiny, "name=r", "data.source=story.txt", "tokenizer.name=ascii",
                                    "optim.name=lion", "optim.lr=1e-3")
                  for part in ("-s", word)]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(scratch)}
     said = []
     for words in (
         ["prepare", "--list"],
@@ -244,19 +245,14 @@ def test_the_recipes_work(corpus: Path, tmp_path: Path) -> None:
         ["generate", "--checkpoint", "r", "The"],
         ["vocabulary", "--checkpoint", "r", "--count", "3"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *words], capture_output=True, text=True, timeout=120,
-            stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(scratch)},
-        )  # fmt: skip
-        assert done.returncode == 0, (words, done.stderr)
-        said.append(done.stdout)
+        done = fork_server(*words, code=COMMAND_OF_A_COPY, env=env)
+        assert done.code == 0, (words, done.err)
+        said.append(done.out)
     assert "fables" in said[0] and "ascii (129 ids" in said[1]
     assert "train_loss" in said[3] and len(said[5].splitlines()) == 3
-    export = [sys.executable, "-m", "gptcli", "export", "--checkpoint", "r", "--to", "hf", "out"]
-    done = subprocess.run(
-        export, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(scratch)}
-    )
-    assert done.returncode == 2 and "'ascii'" in done.stderr
+    export = ("export", "--checkpoint", "r", "--to", "hf", "out")
+    done = fork_server(*export, code=COMMAND_OF_A_COPY, env=env)
+    assert done.code == 2 and "'ascii'" in done.err
     shutil.copy(ROOT / "pyproject.toml", scratch)
     for check in (["check", "--quiet"], ["format", "--check", "--quiet"]):
         subprocess.run([sys.executable, "-m", "ruff", *check, "."], check=True, cwd=scratch)

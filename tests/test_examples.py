@@ -6,11 +6,8 @@ import os
 import re
 import shlex
 import string
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +27,8 @@ from gptcli.config.schema import SplitSource
 from gptcli.config.template import EDITOR_LINE, SCHEMA_FILE, about_example
 from gptcli.data.presets import PRESETS
 from gptcli.model import GPT
+from support.commands import Gpt
+from support.hub import Hub
 
 EXAMPLES = example_files()
 NAMES = [path.stem for path in EXAMPLES]
@@ -217,7 +216,7 @@ def dataset(config: str, train: str, val: str | None = None) -> dict[str, bytes]
 
 
 @pytest.fixture(scope="session")
-def hub(hub_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The data sets and the network that examples name, all small; and a cache for them."""
     folder = tmp_path_factory.mktemp("hub")
     GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=8)).save_pretrained(folder / "gpt2")
@@ -232,7 +231,7 @@ def hub(hub_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ite
     cached = cached_assets_path("gptcli", namespace="web", assets_dir=folder / "hf" / "assets")
     play = (STORY + "\n") * (preset.download_bytes // len(STORY))
     (cached / quote(preset.where, safe="")).write_text(play[: preset.download_bytes])
-    with hub_module.Hub(repositories) as running:
+    with Hub(repositories) as running:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
         env |= {"HF_HOME": str(folder / "hf"), "HF_ENDPOINT": running.url, "GPTCLI_FAST": "0"}
         running.env = env | {"HF_HUB_DISABLE_XET": "1"}
@@ -260,7 +259,7 @@ def smaller(config: Config) -> list[str]:
 
 
 @pytest.fixture
-def type_in(gpt: Any, hub: Any) -> Callable[[Config, list[str]], str]:
+def type_in(gpt: Gpt, hub: Any, fork_server: Gpt) -> Callable[[Config, list[str]], str]:
     """Run a command line of a head in small, where the Hub is ours; return its stdout."""
 
     def run(config: Config, words: list[str]) -> str:
@@ -279,12 +278,9 @@ def type_in(gpt: Any, hub: Any) -> Callable[[Config, list[str]], str]:
         words.insert(0, name)
         asks = config.data.source in PRESETS and PRESETS[str(config.data.source)].kind != "library"
         if (name == "prepare" and asks) or (name == "train" and config.model.init_from == "gpt2"):
-            done = subprocess.run(
-                [sys.executable, "-m", "gptcli", *words], env=hub.env, capture_output=True,
-                text=True, timeout=120, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            return done.stdout
+            done = fork_server(*words, env=hub.env)
+            assert done.code == 0, done.err
+            return done.out
         result = gpt(*words)
         assert result.code == 0, result.err
         return str(result.out)
@@ -383,11 +379,10 @@ def test_two_files_of_characters_with_a_vocabulary_and_another_batch(
     assert refused.code == 3 and "another tokenizer" in refused.err
 
 
-def test_stories_held_out_of_the_training_part_are_not_counted_as_missing(hub: Any) -> None:
-    words = ["prepare", "tinystories", "-c", "tinystories-small"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gptcli", *words], env=hub.env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_stories_held_out_of_the_training_part_are_not_counted_as_missing(
+    hub: Any, fork_server: Gpt
+) -> None:
+    done = fork_server("prepare", "tinystories", "-c", "tinystories-small", env=hub.env)
+    assert done.code == 0, done.err
     # Ours has fewer, and is told how many there should be.
-    assert "should have 2,119,719 documents, but 200 were found" in done.stderr
+    assert "should have 2,119,719 documents, but 200 were found" in done.err

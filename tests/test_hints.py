@@ -9,8 +9,7 @@ import pytest
 
 from gptcli.cli import _command
 from gptcli.config.reference import keys, sections
-
-from .conftest import COMMAND, SETTING, require_good_advice, require_understood
+from support.commands import COMMAND, SETTING, require_good_advice, require_understood
 
 PACKAGE = Path(__file__).parents[1] / "gptcli"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

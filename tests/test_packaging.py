@@ -12,8 +12,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gptcli.config import load_config
+from support.commands import require_understood
 
-from .test_documents import LINK, PAGES, require_understood
+from .test_documents import LINK, PAGES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

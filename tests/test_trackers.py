@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import struct
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from gptcli.commands import train as command
 from gptcli.distributed.environment import Place
 from gptcli.trackers import Trackers
 from gptcli.training.loop import train
+from support.commands import Gpt
 
 Points = dict[str, list[tuple[int, float]]]
 LONG = ("train.max_steps=12", "train.sample_every=6")
@@ -196,7 +195,7 @@ def test_only_the_first_process_logs(
 
 
 @pytest.fixture
-def with_fake_wandb(tiny_set: list[str]) -> Callable[..., tuple[str, list[Any]]]:
+def with_fake_wandb(tiny_set: list[str], fork_server: Gpt) -> Callable[..., tuple[str, list[Any]]]:
     """Train in a process that finds our stand-in; return its stderr and what wandb was told."""
     Path("fake").mkdir()
     Path("fake/wandb.py").write_text(FAKE_WANDB)
@@ -204,17 +203,15 @@ def with_fake_wandb(tiny_set: list[str]) -> Callable[..., tuple[str, list[Any]]]
     def run(*words: str, **env: str) -> tuple[str, list[Any]]:
         paths = [str(Path("fake").resolve()), str(Path(command.__file__).parents[2])]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", "train", *tiny_set,
-             "-s", "train.loggers=[wandb]", *words],
+        done = fork_server(
+            "train", *tiny_set, "-s", "train.loggers=[wandb]", *words,
             env={**clean, "PYTHONPATH": os.pathsep.join(paths), **env},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
         file = Path("wandb.jsonl")
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
-        return done.stderr, [json.loads(line) for line in lines]
+        return done.err, [json.loads(line) for line in lines]
 
     return run
 

@@ -16,22 +16,11 @@ from gptcli.config import Config
 from gptcli.data.inspection import damaged_shards
 from gptcli.data.shards import read_manifest
 from gptcli.errors import CheckpointError, DataError
-from gptcli.training.events import StepDone
-from gptcli.training.loop import train
-from gptcli.training.signals import StopRequest
-
-from .conftest import LONG, THOROUGH, finish, flip, put, result_of
+from support.folders import flip, put
+from support.runs import LONG, THOROUGH, Figures, Trained, finish, result_of
 
 FLIPS = 5000 if LONG else 200
-Figures = Callable[[str], None]
 SMALL = (*THOROUGH, "model.n_layer=1", "model.n_embd=8", "model.n_head=1", "train.keep_last=3")
-
-
-@pytest.fixture
-def trained(tiny: Callable[..., Config]) -> Config:
-    config = tiny(*SMALL, name="trained")
-    finish(config)
-    return config
 
 
 def newest(config: Config) -> Path:
@@ -67,8 +56,9 @@ def outcome(path: Path, original: Checkpoint) -> str:
     return "harmless"
 
 
-def test_flipped_bits_of_a_checkpoint(trained: Config, figures: Figures) -> None:
-    path = newest(trained)
+def test_flipped_bits_of_a_checkpoint(trained: Trained, figures: Figures) -> None:
+    path = newest(trained.copy(*SMALL))
+    small = trained.copy(*SMALL, name="small", until=1).run_folder / "checkpoints/step-00000000.pt"
     original, content = load_checkpoint(path), path.read_bytes()
     generator = random.Random("flips")
     found = {"found": 0, "harmless": 0}
@@ -76,6 +66,8 @@ def test_flipped_bits_of_a_checkpoint(trained: Config, figures: Figures) -> None
         flip(path, generator.randrange(8 * len(content)))
         found[outcome(path, original)] += 1
         put(path, content)
+    path = small  # without optimizer state, so that its directory is short
+    original, content = load_checkpoint(path), path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         directory = range(archive.start_dir, len(content))
     for byte in directory:
@@ -83,7 +75,7 @@ def test_flipped_bits_of_a_checkpoint(trained: Config, figures: Figures) -> None
         found[outcome(path, original)] += 1
         put(path, content)
     assert found["found"] > FLIPS / 2
-    figures(f"checkpoint: {FLIPS} random flips and every byte of its directory ({len(directory)}):"
+    figures(f"checkpoint: {FLIPS} random flips and every byte of a directory ({len(directory)}):"
             f" {found['found']} found, {found['harmless']} harmless, 0 wrong")  # fmt: skip
 
 
@@ -139,41 +131,34 @@ WAYS = [cut_to(0), cut_to(0.001), cut_to(0.5), cut_to(0.99), cut_to(1), remove, 
 
 @pytest.mark.parametrize("way", range(len(WAYS)))
 def test_a_spoiled_checkpoint_is_refused_and_resuming_falls_back(
-    tiny: Callable[..., Config], gpt: Any, tiny_set: list[str], way: int
+    data: Path, trained: Trained, gpt: Any, way: int
 ) -> None:
-    straight, broken = tiny(*SMALL, name="straight"), tiny(*SMALL, name="broken")
-    finish(straight)
-    stop = StopRequest()
-    for event in train(broken, stop=stop):
-        if isinstance(event, StepDone) and event.step == 16:
-            stop.request()
+    broken = trained.copy(*SMALL, until=16)
     path = newest(broken)
     WAYS[way](path)
     done = gpt("eval", "--checkpoint", str(path))
     assert done.code == 4 and len(done.err_lines) <= 3 and "Traceback" not in done.err, done.err
     finish(broken, resume=True)
-    assert result_of(broken) == result_of(straight)
+    assert result_of(broken) == trained.straight(*SMALL)
 
 
-def test_swapped_checkpoints_lose_nothing(tiny: Callable[..., Config]) -> None:
-    straight, swapped = tiny(*SMALL, name="straight"), tiny(*SMALL, name="swapped")
-    finish(straight)
-    finish(swapped)
+def test_swapped_checkpoints_lose_nothing(data: Path, trained: Trained) -> None:
+    swapped = trained.copy(*SMALL)
     files = sorted((swapped.run_folder / "checkpoints").glob("step-*.pt"))
     aside = files[0].with_suffix(".aside")
     files[0].rename(aside)
     files[-1].rename(files[0])
     aside.rename(files[-1])
     finish(swapped, resume=True)
-    assert result_of(swapped) == result_of(straight)
+    assert result_of(swapped) == trained.straight(*SMALL)
 
 
 def test_when_none_can_be_used_nothing_begins_afresh(
-    trained: Config, gpt: Any, tiny_set: list[str]
+    trained: Trained, gpt: Any, tiny_set: list[str]
 ) -> None:
-    for path in (trained.run_folder / "checkpoints").iterdir():
+    for path in (trained.copy(*SMALL).run_folder / "checkpoints").iterdir():
         put(path, path.read_bytes()[:-5])
-    how = [word for one in (*SMALL, "name=trained") for word in ("-s", one)]
+    how = [word for one in SMALL for word in ("-s", one)]
     done = gpt("train", *tiny_set, *how, "--resume")
     assert done.code == 4 and len(done.err_lines) <= 3 and "none of its" in done.err
 

@@ -14,13 +14,9 @@ import pytest
 import torch
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
-from gptcli.config import Config
-from gptcli.errors import StorageError
 from gptcli.training import setup
-
-from .conftest import THOROUGH, finish, forked, result_of, wait
-
-Figures = Callable[[str], None]
+from support.processes import forked, wait
+from support.runs import THOROUGH, Figures, Tiny, Trained, finish, result_of
 
 
 def limited(n_bytes: int, work: Callable[[], None]) -> int:
@@ -29,20 +25,16 @@ def limited(n_bytes: int, work: Callable[[], None]) -> int:
     def small() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
-        try:
-            work()
-        except StorageError as error:
-            raise SystemExit(error.exit_code) from None
+        work()
 
     return wait(forked(small))
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "metrics.jsonl", "log.txt"])
 def test_a_full_disk_ends_a_run_and_room_takes_it_up(
-    tiny: Callable[..., Config], figures: Figures, what: str
+    tiny: Tiny, trained: Trained, figures: Figures, what: str
 ) -> None:
-    straight, full = tiny(*THOROUGH, name="straight"), tiny(*THOROUGH, name="full")
-    finish(straight)
+    straight, full = trained.copy(*THOROUGH, name="straight"), tiny(*THOROUGH, name="full")
     size = max(path.stat().st_size for path in straight.run_folder.rglob("*.pt"))
     if what == "checkpoint":
         # The first, without optimizer state, is smaller and still fits.

@@ -11,8 +11,8 @@ import pytest
 
 from gptcli import atomic
 from gptcli.config import Config
-
-from .conftest import LONG, THOROUGH, die, finish, forked, result_of, wait
+from support.processes import die, forked, wait
+from support.runs import LONG, THOROUGH, Figures, Tiny, Trained, finish, result_of
 
 KILLS = 500 if LONG else 50
 IN_A_SAVE = KILLS * 3 // 10
@@ -62,15 +62,14 @@ def at_a_moment(config: Config, generator: random.Random, seconds: float) -> int
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_killed_runs_end_with_the_same_bits(
-    tiny: Callable[..., Config], figures: Callable[[str], None], optimizer: str
+    tiny: Tiny, trained: Trained, figures: Figures, optimizer: str
 ) -> None:
     generator = random.Random(f"kill {optimizer}")
     how = (*THOROUGH, f"optim.name={optimizer}")
-    straight = tiny(*how, name="straight")
+    wanted = trained.straight(*how)
     began = time.perf_counter()
-    assert wait(forked(lambda: finish(straight))) == 0
+    assert wait(forked(lambda: finish(tiny(*how, name="timed")))) == 0
     seconds = time.perf_counter() - began
-    wanted = result_of(straight)
     killed = {"in a save": 0, "at a moment": 0}
     runs = 0
     while sum(killed.values()) < KILLS // 2 or killed["in a save"] < IN_A_SAVE // 2 + 1:

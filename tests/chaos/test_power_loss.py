@@ -5,10 +5,11 @@ file since its last fsync, and the names of a folder since that folder's. From e
 recording all such states are made, and the program is asked to go on from them.
 """
 
+import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,16 @@ import pytest
 
 from gptcli import atomic
 from gptcli.checkpoint import load_checkpoint
-from gptcli.config import Config, load_config
+from gptcli.config import load_config
 from gptcli.data.inspection import damaged_shards
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.shards import read_manifest
 from gptcli.errors import GptError
 from gptcli.training.events import Evaluated, Saved
 from gptcli.training.loop import train
+from support.folders import copy_folder
+from support.runs import THOROUGH, Figures, settings
 
-from .conftest import THOROUGH
-
-Figures = Callable[[str], None]
 SITES = ("atomic_write", "sync_folder of atomic_write", "sync_folder of link",
          "sync_folder of make_folder", "sync_file", "sync_folder of sync_file")  # fmt: skip
 
@@ -51,8 +51,9 @@ class Operation:
 
 @dataclass
 class Recording:
-    """The operations, in order, and "ack" among them: what a user was told is safe."""
+    """The operations below a folder, in order, and "ack" among them: what was said to be safe."""
 
+    root: Path
     operations: list[Operation] = field(default_factory=list)
 
     def add(self, kind: str, path: Any, **more: Any) -> None:
@@ -70,13 +71,13 @@ class Recording:
         kept = [one for one in self.operations
                 if not (one.kind in ("fsync", "fsync folder") and one.site == site)]  # fmt: skip
         assert len(kept) < len(self.operations), f"nothing is flushed by {site}"
-        return Recording(kept)
+        return Recording(self.root, kept)
 
 
-@pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
-    """Record what this process does to files from now on."""
-    found = Recording()
+@contextlib.contextmanager
+def recording_in(root: Path) -> Iterator[Recording]:
+    """Work in a folder, and record what this process does to files."""
+    found = Recording(root)
     real = {name: getattr(os, name) for name in ("fsync", "replace", "link", "unlink", "mkdir")}
 
     def fsync(descriptor: int) -> None:
@@ -105,10 +106,10 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
         real["mkdir"](path, *how)
         found.add("folder", path)
 
-    for name, function in (("fsync", fsync), ("replace", replace), ("link", link),
-                           ("unlink", unlink), ("mkdir", mkdir)):  # fmt: skip
-        monkeypatch.setattr(os, name, function)
-    return found
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
+        for function in (fsync, replace, link, unlink, mkdir):
+            patch.setattr(os, function.__name__, function)
+        yield found
 
 
 @dataclass
@@ -208,11 +209,11 @@ def step_of(content: bytes, scratch: Path) -> int | None:
     return _loaded[content]
 
 
-def violations_of_a_run(recording: Recording, root: Path, run: str, scratch: Path) -> set[str]:
+def violations_of_a_run(recording: Recording, scratch: Path) -> set[str]:
     """Return what is wrong with the states that a recorded training may leave behind."""
     found, seen, count = set(), set(), 0
-    folder = str(root / run)
-    for state, acknowledged in states_of(recording, root):
+    folder = str(recording.root / "runs/tiny")
+    for state, acknowledged in states_of(recording, recording.root):
         key = (frozenset((path, content) for path, content in state.items()
                          if path.startswith(folder)), tuple(acknowledged[-2:]))  # fmt: skip
         if key in seen:
@@ -253,23 +254,25 @@ def _is_last(acknowledged: list[str], kind: str) -> bool:
     return acknowledged[-1].startswith(kind)
 
 
-@pytest.fixture
-def recorded_run(tiny: Callable[..., Config], recording: Recording, tmp_path: Path) -> Recording:
-    config = tiny(*THOROUGH, "train.max_steps=8", "train.log_every=1", "model.n_layer=1",
-                  "model.n_embd=8", "model.n_head=1", name="run")  # fmt: skip
-    recording.operations.clear()
-    for event in train(config):
-        if isinstance(event, Saved):
-            recording.add("ack", f"saved {event.step}")
-        if isinstance(event, Evaluated) and event.is_best:
-            recording.add("ack", f"best {event.step}")
-    return Recording(list(recording.operations))
+@pytest.fixture(scope="module")
+def recorded_run(prepared_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    small = ("train.max_steps=8", "train.log_every=1", "model.n_layer=1", "model.n_embd=8",
+             "model.n_head=1")  # fmt: skip
+    root = tmp_path_factory.mktemp("recorded")
+    copy_folder(prepared_corpus / "data", root / "data")
+    with recording_in(root) as recording:
+        for event in train(load_config(None, settings(*THOROUGH, *small))):
+            if isinstance(event, Saved):
+                recording.add("ack", f"saved {event.step}")
+            if isinstance(event, Evaluated) and event.is_best:
+                recording.add("ack", f"best {event.step}")
+    return recording
 
 
 def test_a_run_survives_a_cut_at_any_moment(
     recorded_run: Recording, tmp_path: Path, figures: Figures
 ) -> None:
-    assert violations_of_a_run(recorded_run, tmp_path, "runs/run", tmp_path / "scratch.pt") == set()
+    assert violations_of_a_run(recorded_run, tmp_path / "scratch.pt") == set()
     count = violations_of_a_run.states  # type: ignore[attr-defined]
     assert count > 60
     figures(f"power loss while training: {len(recorded_run.operations)} operations, {count} states,"
@@ -279,14 +282,14 @@ def test_a_run_survives_a_cut_at_any_moment(
 @pytest.mark.parametrize("site", SITES)
 def test_each_fsync_of_a_run_is_needed(recorded_run: Recording, tmp_path: Path, site: str) -> None:
     poorer = recorded_run.without(site)
-    assert violations_of_a_run(poorer, tmp_path, "runs/run", tmp_path / "scratch.pt")
+    assert violations_of_a_run(poorer, tmp_path / "scratch.pt")
 
 
-def violations_of_data(recording: Recording, root: Path, scratch: Path) -> set[str]:
+def violations_of_data(recording: Recording, scratch: Path) -> set[str]:
     """Return what is wrong with the states that a recorded preparation may leave behind."""
     found, seen, count = set(), set(), 0
-    folder = str(root / "data/rows")
-    for state, acknowledged in states_of(recording, root):
+    folder = str(recording.root / "data/rows")
+    for state, acknowledged in states_of(recording, recording.root):
         files = {path: content for path, content in state.items() if path.startswith(folder)}
         key = (frozenset(files.items()), bool(acknowledged))
         if key in seen:
@@ -314,23 +317,24 @@ def violations_of_data(recording: Recording, root: Path, scratch: Path) -> set[s
     return found
 
 
-@pytest.fixture
-def recorded_preparation(recording: Recording, tmp_path: Path) -> Recording:
-    rows = tmp_path / "rows"
+@pytest.fixture(scope="module")
+def recorded_preparation(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    root = tmp_path_factory.mktemp("recorded")
+    rows = root / "rows"
     rows.mkdir()
     for index in range(3):
         (rows / f"{index}.jsonl").write_text(f'{{"text": "row of file {index} and more"}}\n' * 9)
-    recording.operations.clear()
     sets = [f"data.source={rows}", "data.dir=data/rows", "tokenizer.name=bytes"]
-    prepare(make_plan(load_config(None, [*sets, "data.val_fraction=0.3"])))
-    recording.add("ack", "prepared")
-    return Recording(list(recording.operations))
+    with recording_in(root) as recording:
+        prepare(make_plan(load_config(None, [*sets, "data.val_fraction=0.3"])))
+        recording.add("ack", "prepared")
+    return recording
 
 
 def test_a_preparation_survives_a_cut_at_any_moment(
     recorded_preparation: Recording, tmp_path: Path, figures: Figures
 ) -> None:
-    assert violations_of_data(recorded_preparation, tmp_path, tmp_path / "scratch") == set()
+    assert violations_of_data(recorded_preparation, tmp_path / "scratch") == set()
     count = violations_of_data.states  # type: ignore[attr-defined]
     assert count > 40
     figures(f"power loss while preparing: {len(recorded_preparation.operations)} operations,"
@@ -343,4 +347,4 @@ def test_each_fsync_of_a_preparation_is_needed(
     recorded_preparation: Recording, tmp_path: Path, site: str
 ) -> None:
     poorer = recorded_preparation.without(site)
-    assert violations_of_data(poorer, tmp_path, tmp_path / "scratch")
+    assert violations_of_data(poorer, tmp_path / "scratch")

@@ -18,13 +18,19 @@ from gptcli.config import Config
 from gptcli.plotting import figure
 from gptcli.terminal import console, text
 from gptcli.training.setup import Session
-
-from .conftest import LONG, THOROUGH, finish, forked, result_of, wait
+from support.processes import forked, wait
+from support.runs import (
+    LONG,
+    THOROUGH,
+    Figures,
+    Tiny,
+    Trained,
+    finish,
+    result_of,
+    stop_after,
+)
 
 TERMS = 100 if LONG else 20
-Figures = Callable[[str], None]
-
-
 Command = Callable[..., list[str]]
 
 
@@ -73,12 +79,11 @@ def signalling(owner: object, name: str, number: int, call: int) -> Iterator[Non
          "sample"],
 )  # fmt: skip
 def test_a_signal_in_the_middle_of_something(
-    tiny: Callable[..., Config], command: Command, number: int, code: int,
+    tiny: Tiny, trained: Trained, command: Command, number: int, code: int,
     owner: object, name: str, call: int,
 ) -> None:  # fmt: skip
     how = (*THOROUGH, "train.sample_every=9")
-    straight, stopped = tiny(*how, name="straight"), tiny(*how, name="stopped")
-    assert wait(forked(lambda: finish(straight))) == 0
+    stopped, straight = tiny(*how, name="stopped"), trained.straight(*how)
 
     def work() -> None:
         with signalling(owner, name, number, call):
@@ -90,11 +95,11 @@ def test_a_signal_in_the_middle_of_something(
     if owner is loop.Stepper:
         assert before == call - 1  # the unfinished step is dropped
     assert wait(forked(lambda: finish(stopped, resume=True))) == 0
-    assert result_of(stopped) == result_of(straight)
+    assert result_of(stopped) == straight
 
 
 def test_a_signal_while_the_finished_run_is_drawn_ends_nothing(
-    tiny: Callable[..., Config], command: Command
+    tiny: Tiny, command: Command
 ) -> None:
     config = tiny(name="drawn")
 
@@ -107,13 +112,13 @@ def test_a_signal_while_the_finished_run_is_drawn_ends_nothing(
 
 
 def test_sigterm_at_random_moments(
-    tiny: Callable[..., Config], command: Command, figures: Figures
+    tiny: Tiny, trained: Trained, command: Command, figures: Figures
 ) -> None:
     generator = random.Random("term")
     how = (*THOROUGH, "train.max_steps=60")
-    straight = tiny(*how, name="straight")
+    straight = trained.straight(*how)
     began = time.perf_counter()
-    assert wait(forked(lambda: finish(straight))) == 0
+    assert wait(forked(lambda: finish(tiny(*how, name="timed")))) == 0
     seconds = time.perf_counter() - began
     terms = runs = 0
     slowest = 0.0
@@ -139,7 +144,7 @@ def test_sigterm_at_random_moments(
             terms += code == 75
             saved_step(stopped)
         assert wait(forked(lambda: finish(stopped, resume=True))) == 0  # noqa: B023
-        assert result_of(stopped) == result_of(straight)
+        assert result_of(stopped) == straight
     figures(f"SIGTERM: {terms} at random moments, each saved, exit 75, within"
             f" {slowest:.2f} s; {runs} runs, all bit-identical")  # fmt: skip
 
@@ -160,9 +165,7 @@ def _train_and_say(words: list[str], config: Config, writer: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_leaves_at_once(
-    tiny: Callable[..., Config], command: Command, number: int
-) -> None:
+def test_a_second_signal_leaves_at_once(tiny: Tiny, command: Command, number: int) -> None:
     config = tiny(*THOROUGH)
 
     def work() -> None:
@@ -181,7 +184,7 @@ def test_a_second_signal_leaves_at_once(
 
 @pytest.mark.parametrize("how", [[], ["--json"]], ids=["text", "json"])
 def test_a_third_ctrl_c_after_saving_ends_with_130_and_one_result(
-    tiny: Callable[..., Config], command: Command, capfd: pytest.CaptureFixture[str],
+    tiny: Tiny, command: Command, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, how: list[str],
 ) -> None:  # fmt: skip
     config = tiny(*THOROUGH)
@@ -205,27 +208,18 @@ def test_a_third_ctrl_c_after_saving_ends_with_130_and_one_result(
         assert json.loads(out)["run_dir"] == str(config.run_folder)
 
 
-def test_stopped_after_every_step(tiny: Callable[..., Config], figures: Figures) -> None:
-    from gptcli.training.events import StepDone
-    from gptcli.training.loop import train
-    from gptcli.training.signals import StopRequest
-
-    straight = tiny(*THOROUGH, name="straight")
-    finish(straight)
-    wanted = result_of(straight)
+def test_stopped_after_every_step(tiny: Tiny, trained: Trained, figures: Figures) -> None:
+    wanted = trained.straight(*THOROUGH)
     for step in range(1, 21):
         broken = tiny(*THOROUGH, name=f"after-{step}")
-        stop = StopRequest()
-        for event in train(broken, stop=stop):
-            if isinstance(event, StepDone) and event.step == step:
-                stop.request()
+        stop_after(broken, step)
         finish(broken, resume=True)
         assert result_of(broken) == wanted, f"after step {step}"
     figures("stopped after each of 20 steps and resumed: 20 of 20 bit-identical")
 
 
 def test_twenty_starts_in_one_folder(
-    tiny: Callable[..., Config], command: Command, figures: Figures, tmp_path: Path
+    tiny: Tiny, command: Command, figures: Figures, tmp_path: Path
 ) -> None:
     rounds = 10 if LONG else 2
     for turn in range(rounds):

@@ -9,20 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from support.commands import Gpt
+
 Press = Callable[..., list[str]]
 
 
-def ask(**env: str) -> list[str]:
-    code = "from gptcli.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    return done.stdout.split("\n")[:-1] if done.stdout.strip() else []
+@pytest.fixture
+def ask(gpt_process: Gpt) -> Press:
+    """Ask as a shell does, by variables; return the lines of the answer."""
+
+    def answer(**env: str) -> list[str]:
+        done = gpt_process(**env)
+        assert done.code == 0 and done.err == "", done.err
+        return done.out.split("\n")[:-1] if done.out.strip() else []
+
+    return answer
 
 
 @pytest.fixture
-def press() -> Press:
+def press(ask: Press) -> Press:
     """Press Tab in bash behind these words, as bash takes them apart."""
 
     def press_tab(*words: str) -> list[str]:
@@ -61,12 +66,12 @@ def test_the_long_option_and_settings_before(press: Press) -> None:
     assert press("train", *before, "-s", "optim.name", "=", "a") == ["adamw"]
 
 
-def test_words_with_spaces_between_are_understood_too() -> None:
+def test_words_with_spaces_between_are_understood_too(ask: Press) -> None:
     found = ask(COMP_WORDS="gpt train -s optim.nam", COMP_CWORD="3", _GPT_COMPLETE="complete_bash")
     assert found[0] == "optim.name="
 
 
-def test_other_shells_see_whole_words() -> None:
+def test_other_shells_see_whole_words(ask: Press) -> None:
     fish = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.name=m",
                _TYPER_COMPLETE_FISH_ACTION="get-args", _GPT_COMPLETE="complete_fish")  # fmt: skip
     assert [line.split("\t")[0] for line in fish] == ["optim.name=muon"]

@@ -1,8 +1,6 @@
 """`gpt config`: a file to start from, what is in force, the schema, and one key at a time."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +121,6 @@ def test_explain_lists_a_section_or_everything(gpt: Any) -> None:
 def test_explain_helps_with_a_typo(gpt: Any) -> None:
     done = gpt("config", "explain", "optim.shedule")
     assert done.code == 2 and done.err_lines[-1] == "hint: did you mean 'optim.schedule'?"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["init"], ["show", "-c", "quickstart"], ["explain"], ["explain", "lr"], ["schema"]],
-    ids=" ".join,
-)
-def test_nothing_here_loads_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys; from gptcli.cli import run; run(['config', *sys.argv[1:]]);"
-        "print('HEAVY', [name for name in ('torch', 'datasets', 'pyarrow') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "\udcff"])

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from gptcli import doctor
+from support.commands import Gpt
+from support.processes import COMMAND_OF_A_COPY
 
 NAMES = ["python", "torch", "device", "dtype", "compiler", "memory", "shm", "open files", "disk",
          "caches", "tokenizer", "examples", "network", "extras"]  # fmt: skip
@@ -74,7 +76,7 @@ def test_a_disk_that_takes_nothing_ends_with_its_code() -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
+def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path, fork_server: Gpt) -> None:
     package = Path(doctor.__file__).parent
     copy = tmp_path / "copy" / "gptcli"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -82,13 +84,11 @@ def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path) -> None:
     with (copy / "tokenizers" / "gpt2.tiktoken").open("ab") as file:
         file.write(b"x")
     env = {**os.environ, "PYTHONPATH": str(copy.parent), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "gptcli", "doctor"], capture_output=True, text=True, env=env
-    )
-    assert done.returncode == 2
-    assert "examples    ok" in done.stdout, "they are found in the package, as after pip install"
-    assert "tokenizer   error" in done.stdout and "mend:  install gptcli again" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 problem to fix"
+    done = fork_server("doctor", code=COMMAND_OF_A_COPY, env=env)
+    assert done.code == 2
+    assert "examples    ok" in done.out, "they are found in the package, as after pip install"
+    assert "tokenizer   error" in done.out and "mend:  install gptcli again" in done.out
+    assert done.out.splitlines()[-1] == "1 problem to fix"
 
 
 def test_the_caches_are_named_when_they_cannot_be_written(gpt_process: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `gpt prepare` says: the command that comes next, and what is not as it was asked for."""
+"""`gpt prepare`: what it returns, the command that comes next, and what is not as asked for."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptcli.config import load_config
@@ -133,3 +134,53 @@ def test_info_says_when_the_fraction_was_not_used(gpt: Any) -> None:
     assert gpt("prepare", "-s", "data.source={train: a.txt, val: b.txt}").code == 0
     assert gpt("data", "info", "data/a", "--json").json["val_fraction"] is None
     assert "not used: the source has its own validation text" in gpt("data", "info", "data/a").out
+
+
+def test_prepare_returns_the_object_of_the_contract(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus), "-s", "tokenizer.name=bytes", "--json")
+    assert done.code == 0
+    found = done.json
+    assert list(found) == ["dir", "tokenizer", "vocab_size", "documents", "tokens", "bytes",
+                           "shards", "seconds"]  # fmt: skip
+    n = corpus.stat().st_size
+    assert found["dir"] == str(Path("data/corpus")) and found["tokenizer"] == "bytes"
+    assert found["documents"] == 1 and found["vocab_size"] == 257 and found["shards"] == 2
+    assert found["tokens"]["train"] + found["tokens"]["val"] == n + 1
+    assert found["bytes"]["train"] + found["bytes"]["val"] == n
+
+
+def test_prepare_names_the_next_command(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus))
+    assert "next: gpt train -s data.dir=data/corpus" in done.err
+    settings = f"data: {{source: {corpus}, dir: data/other}}\nmodel: {{block_size: 64}}\n"
+    Path("run.yaml").write_text(settings)
+    assert "next: gpt train -c run.yaml" in gpt("prepare", "-c", "run.yaml").err
+
+
+def test_prepare_dry_run_writes_nothing(gpt: Any, corpus: Path) -> None:
+    done = gpt("prepare", str(corpus), "--dry-run", "--json")
+    assert done.code == 0 and done.json["source_bytes"] == corpus.stat().st_size
+    assert not Path("data").exists()
+
+
+def test_prepare_lists_the_presets(gpt: Any) -> None:
+    done = gpt("prepare", "--list")
+    assert done.code == 0 and "stdlib" in done.out and "openwebtext" in done.out
+
+
+def test_gpt2_tokens_of_the_standard_library(gpt: Any) -> None:
+    found = gpt("prepare", "stdlib", "--json").json
+    assert found["tokenizer"] == "gpt2" and found["vocab_size"] == 50257
+    share = found["bytes"]["val"] / (found["bytes"]["train"] + found["bytes"]["val"])
+    assert 0.08 < share < 0.105  # a tenth of the files; their text is a little less
+    shard = np.fromfile("data/stdlib/train_000000_000.bin", dtype="<i4", count=3)
+    assert shard.tolist() == [20240520, 1, found["tokens"]["train"]]
+
+
+def test_prepare_proposes_a_network_for_a_small_text(gpt: Any, corpus: Path) -> None:
+    [line] = [line for line in gpt("prepare", str(corpus)).err_lines if line.startswith("next: ")]
+    assert "data.dir=data/corpus" in line and "model.n_embd=384" in line
+    planned = gpt(*shlex.split(line.removeprefix("next: gpt ")), "--dry-run", "--json")
+    assert planned.code == 0 and planned.json["parameters"] < 40e6
+    chosen = gpt("prepare", str(corpus), "-s", "model.n_layer=3").err
+    assert "model.n_layer=3" in chosen and "n_embd" not in chosen

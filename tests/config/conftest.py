@@ -1,11 +1,10 @@
 """What the tests of the configuration share: a folder to write files into."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 @pytest.fixture

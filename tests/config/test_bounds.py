@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ from gptcli.config import Config, load_config
 from gptcli.config.reference import json_schema, keys
 from gptcli.config.yaml import MAX_BYTES
 from gptcli.errors import ConfigError
+from support.folders import Write
 
-Write = Callable[..., Path]
 NUMBERS = [key for key, info in keys().items() if "number" in info.takes]
 PATHS = ["run_dir={}", "data.dir={}", "data.source={}", "data.source={{train: {}, val: x}}",
          "tokenizer.path={}", "model.init_from={}"]  # fmt: skip

@@ -1,13 +1,9 @@
 """Where values come from, and what nulls become."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from gptcli.config import load_config
 from gptcli.config.derived import derived, explicit_settings
 from gptcli.config.loader import load_with_sources
-
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 def test_every_value_knows_where_it_comes_from(write: Write) -> None:

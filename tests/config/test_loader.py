@@ -1,6 +1,5 @@
 """The configuration from defaults, `extends:`, file, `--set` and options; errors name the place."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import pytest
 from gptcli.config import load_config, load_defaults
 from gptcli.config.loader import example_files
 from gptcli.errors import ConfigError
-
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 def refusal(path: Path | str | None, *overrides: str, **flags: Any) -> ConfigError:

@@ -1,16 +1,12 @@
 """What the schema derives, and the checks across its keys."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from pydantic import BaseModel
 
 from gptcli.config import Config, load_config
 from gptcli.config.yaml import dump_yaml
 from gptcli.errors import ConfigError
-
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The commented file and the reference page: made from the schema, and true."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from gptcli.config import load_config, load_defaults
 from gptcli.config.reference import keys
 from gptcli.config.template import STARTER, commented_file, reference_page, to_yaml
 from gptcli.config.yaml import read_value
+from support.folders import Write
 
-Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,7 +1,6 @@
 """YAML as version 1.2 means it, with the place of every key."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from gptcli.config.yaml import MAX_BYTES, Place, dump_yaml, read_value, read_yaml
 from gptcli.errors import ConfigError
-
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 def refusal(path: Path) -> str:

@@ -1,7 +1,6 @@
 """What the tests of the data share: files and prepared folders."""
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.shards import Manifest, Split
 from gptcli.errors import GptError
 from gptcli.tokenizers import Tokenizer
+from support.folders import Encoded, Prepared, Refusal, TokensOf, Write
 
 OUT = Path("data/out")
-Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
-Refusal = Callable[..., GptError]
-TokensOf = Callable[..., list[int]]
-Encoded = Callable[..., list[int]]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Ranks under datatrove's executors: the shipped example, as a user runs it."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from support.folders import content
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cluster" / "prepare_datatrove.py"
 N_FILES = 7
@@ -67,31 +68,24 @@ def example(run_yaml: Path) -> Example:
     return run
 
 
-def content(folder: str) -> dict[str, str]:
-    """Return the checksum of every file below a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
-
-
 def times(folder: Path, pattern: str = "*") -> dict[str, int]:
     """Return when each file of a folder was last written."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob(pattern)}
 
 
 @pytest.fixture
-def whole(gpt: Callable[..., object], run_yaml: Path) -> dict[str, str]:
+def whole(gpt: Callable[..., object], run_yaml: Path) -> dict[str, bytes]:
     """What one process makes of run.yaml."""
     gpt("prepare", "-c", str(run_yaml), "--out", "data/whole")
-    return content("data/whole")
+    return content(Path("data/whole"))
 
 
-def test_four_ranks_give_the_bytes_of_one_process(example: Example, whole: dict[str, str]) -> None:
+def test_four_ranks_give_the_bytes_of_one_process(
+    example: Example, whole: dict[str, bytes]
+) -> None:
     example()
     assert "manifest.json" in whole and len(whole) > N_FILES
-    assert content("data/shared") == whole
+    assert content(Path("data/shared")) == whole
     assert sorted(times(MARKS)) == ["00000", "00001", "00002", "00003"]
     stats = json.loads(Path("data/shared.logs/ranks/stats.json").read_text())[0]["stats"]
     manifest = json.loads(Path("data/shared/manifest.json").read_text())
@@ -99,13 +93,13 @@ def test_four_ranks_give_the_bytes_of_one_process(example: Example, whole: dict[
     assert stats["tokens"]["total"] == sum(manifest["tokens"].values())
 
 
-def test_ranks_may_have_workers_of_their_own(example: Example, whole: dict[str, str]) -> None:
+def test_ranks_may_have_workers_of_their_own(example: Example, whole: dict[str, bytes]) -> None:
     example(("PrepareShare(plan)", "PrepareShare(plan, workers=2)"))
-    assert content("data/shared") == whole
+    assert content(Path("data/shared")) == whole
 
 
 def test_only_a_rank_whose_mark_is_gone_is_run_again(
-    example: Example, whole: dict[str, str]
+    example: Example, whole: dict[str, bytes]
 ) -> None:
     unfinished = ("        finalize(plan)", "        pass")
     example(unfinished)
@@ -123,11 +117,11 @@ def test_only_a_rank_whose_mark_is_gone_is_run_again(
     rewritten = {name for name in shards if shards_now[name] != shards[name]}
     assert rewritten == {"train_000005_000.bin", "val_000005_000.bin"}
     example()
-    assert content("data/shared") == whole
+    assert content(Path("data/shared")) == whole
 
 
 def test_a_rank_that_fails_is_named_and_run_again_when_it_is_mended(
-    example: Example, whole: dict[str, str]
+    example: Example, whole: dict[str, bytes]
 ) -> None:
     bad = Path("texts/part-2.jsonl")
     good = bad.read_bytes()
@@ -143,25 +137,25 @@ def test_a_rank_that_fails_is_named_and_run_again_when_it_is_mended(
     example()
     assert sorted(times(MARKS)) == ["00000", "00001", "00002", "00003"]
     shards = {name: sha for name, sha in whole.items() if name.endswith(".bin")}
-    assert shards.items() <= content("data/shared").items()
+    assert shards.items() <= content(Path("data/shared")).items()
 
 
-def test_marks_of_other_data_are_not_believed(example: Example, whole: dict[str, str]) -> None:
+def test_marks_of_other_data_are_not_believed(example: Example, whole: dict[str, bytes]) -> None:
     example()
     Path("run.yaml").write_text(Path("run.yaml").read_text() + "seed: 5\n")
     failed = example(ok=False)
     assert "differs in: seed" in failed.stderr.splitlines()[-1]
-    assert content("data/shared") == whole
+    assert content(Path("data/shared")) == whole
 
 
-def test_the_same_on_slurm(example: Example, whole: dict[str, str]) -> None:
+def test_the_same_on_slurm(example: Example, whole: dict[str, bytes]) -> None:
     Path("bin").mkdir()
     for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
         (Path("bin") / name).write_text(script)
         (Path("bin") / name).chmod(0o755)
     example(("EXECUTOR = local", "EXECUTOR = slurm"), ("tasks=64", "tasks=3"))
     jobs = Path("jobs.log").read_text()
-    assert content("data/shared") == whole, jobs
+    assert content(Path("data/shared")) == whole, jobs
     assert sorted(times(MARKS)) == ["00000", "00001", "00002"]
     submitted = Path("sbatch.log").read_text().splitlines()
     assert any("--dependency=afterok:7" in line for line in submitted)

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptcli.data import readers
-from gptcli.data.shards import Manifest, read_manifest
-from gptcli.errors import DataError, GptError
+from gptcli.data.shards import read_manifest
+from gptcli.errors import DataError
 from gptcli.tokenizers import bpe
+from support.folders import Prepared, Refusal, Write
 
-Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
-Refusal = Callable[..., GptError]
 OUT = Path("data/out")
 SHARD = ("units", 0, "shards", 0)
 VOCABULARY = ("recipe", "tokenizer", "vocab_size")

@@ -2,14 +2,9 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptcli.tokenizers import bpe
+from support.commands import Gpt, Result
+from support.hub import COMMIT, Hub, environment
 
 # Runs the command lines it is given in one process, since importing `datasets` takes a second.
 # The Hub's client waits 23 seconds between its tries; no test needs to.
@@ -29,15 +26,6 @@ for arguments in json.loads(sys.argv[1]):
     print("\\x1e", code, end="\\x1f", flush=True)
     print("\\x1f", end="", file=sys.stderr, flush=True)
 """
-
-
-@dataclass
-class Done:
-    """What a command line printed and returned."""
-
-    code: int
-    json: dict[str, Any]
-    err: str
 
 
 def parquet(name: str, rows: int) -> bytes:
@@ -70,20 +58,14 @@ REPOSITORIES = {
 }
 
 
-def run_all(folder: Path, *commands: list[str], **env: str) -> list[Done]:
+def run_all(server: Gpt, folder: Path, url: str, *commands: list[str], **env: str) -> list[Result]:
     """Run command lines in `folder` in a process that sees a Hub."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
-    environment |= {"HF_HOME": str(folder / "hf"), "HOME": str(folder), **env}
-    process = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(commands)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    results = []
-    outs, errs = process.stdout.split("\x1f")[:-1], process.stderr.split("\x1f")[:-1]
-    for out, err in zip(outs, errs, strict=True):
-        printed, code = out.split("\x1e")
-        results.append(Done(int(code), json.loads(printed), err))
+    seen = environment(folder, url) | env
+    done = server(json.dumps(commands), code=DRIVER, folder=folder, env=seen)
+    assert done.code == 0, done.err
+    outs, errs = done.out.split("\x1f")[:-1], done.err.split("\x1f")[:-1]
+    printed = [out.split("\x1e") for out in outs]
+    results = [Result(int(code), out, err) for (out, code), err in zip(printed, errs, strict=True)]
     assert len(results) == len(commands)
     return results
 
@@ -100,12 +82,12 @@ class Online:
     folder: Path
     url: str
     commit: str
-    done: dict[str, Done]
+    done: dict[str, Result]
     requests: list[str]
 
 
 @pytest.fixture(scope="module")
-def online(tmp_path_factory: pytest.TempPathFactory, hub_module: ModuleType) -> Iterator[Online]:
+def online(tmp_path_factory: pytest.TempPathFactory, fork_server: Gpt) -> Iterator[Online]:
     """Everything that is asked of a Hub, asked in one go."""
     folder = tmp_path_factory.mktemp("online")
     commands = {
@@ -121,10 +103,10 @@ def online(tmp_path_factory: pytest.TempPathFactory, hub_module: ModuleType) -> 
         "unknown part": prepare("hf:me/parts", "--out", "b", "-s", "data.config=three"),
         "kind": prepare("hf:me/json"),
     }
-    with hub_module.Hub(REPOSITORIES) as hub:
-        done = run_all(folder, *commands.values(), HF_ENDPOINT=hub.url)
+    with Hub(REPOSITORIES) as hub:
+        done = run_all(fork_server, folder, hub.url, *commands.values())
     results = dict(zip(commands, done, strict=True))
-    yield Online(folder, hub.url, hub_module.COMMIT, results, hub.requests)
+    yield Online(folder, hub.url, COMMIT, results, hub.requests)
 
 
 def tokens(folder: Path, pattern: str) -> list[int]:
@@ -224,13 +206,16 @@ def test_nothing_is_left_of_what_failed(online: Online) -> None:
 
 
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "server down"])
-def test_what_was_downloaded_is_used_without_the_hub(online: Online, env: dict[str, str]) -> None:
+def test_what_was_downloaded_is_used_without_the_hub(
+    online: Online, fork_server: Gpt, env: dict[str, str]
+) -> None:
     again, elsewhere, other = run_all(
+        fork_server,
         online.folder,
+        online.url,
         ["prepare", "hf:me/tiny", "--json"],
         ["prepare", "hf:me/tiny", "--json", "--out", f"copy{len(env)}"],
         prepare("hf:me/other"),
-        HF_ENDPOINT=online.url,
         **env,
     )
     first = online.done["tiny"].json
@@ -244,21 +229,23 @@ def test_what_was_downloaded_is_used_without_the_hub(online: Online, env: dict[s
 
 
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {}], ids=["offline", "server down"])
-def test_an_empty_cache_without_the_hub_is_an_error(tmp_path: Path, env: dict[str, str]) -> None:
-    [done] = run_all(tmp_path, prepare("hf:me/tiny"), HF_ENDPOINT="http://127.0.0.1:9", **env)
+def test_an_empty_cache_without_the_hub_is_an_error(
+    tmp_path: Path, fork_server: Gpt, env: dict[str, str]
+) -> None:
+    [done] = run_all(fork_server, tmp_path, "http://127.0.0.1:9", prepare("hf:me/tiny"), **env)
     assert done.code == 3
     assert done.json["error"] == "hf:me/tiny: not in the cache, and the Hub cannot be reached"
     assert "error: hf:me/tiny: not in the cache" in done.err
     assert not (tmp_path / "data").exists()
 
 
-def test_a_damaged_memory_of_the_hub_is_no_memory(online: Online, tmp_path: Path) -> None:
+def test_a_damaged_memory_of_the_hub_is_no_memory(online: Online, fork_server: Gpt) -> None:
     [file] = (online.folder / "hf/assets/gptcli").rglob("me--tiny/**/*.json")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     [done] = run_all(
-        online.folder, prepare("hf:me/tiny", "--out", "x"),
-        HF_ENDPOINT=online.url, HF_HUB_OFFLINE="1",
+        fork_server, online.folder, online.url, prepare("hf:me/tiny", "--out", "x"),
+        HF_HUB_OFFLINE="1",
     )  # fmt: skip
     file.write_bytes(whole)
     assert done.code == 3

@@ -1,7 +1,6 @@
 """The text every machine has: this Python's own library, held out by package."""
 
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from gptcli.config import DataConfig
 from gptcli.data.sources import Source, find_source
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError
+from support.folders import Write
 
-Write = Callable[..., Path]
 TOPICS = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
 
 

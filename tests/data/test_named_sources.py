@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from gptcli.data.prepare import make_plan
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import StorageError
+from support.folders import Usage
 
 BYTES = ("-s", "tokenizer.name=bytes")
 
@@ -103,14 +104,6 @@ def test_the_plan_knows_what_is_in_the_folder(gpt: Any) -> None:
     again = gpt("prepare", "t.txt", *BYTES, "--dry-run")
     assert again.code == 0 and "is prepared already" in again.err
     assert sorted(Path("data/t").iterdir()) == before
-
-
-class Usage(NamedTuple):
-    """What shutil.disk_usage returns."""
-
-    total: int
-    used: int
-    free: int
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(

@@ -2,24 +2,15 @@
 
 import gzip
 import hashlib
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptcli.data import readers, shards, writer
-from gptcli.data.shards import Manifest
-from gptcli.errors import GptError
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import dump_tokenizer, load_tokenizer, tokenizer_from
-
-Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
-Refusal = Callable[..., GptError]
-TokensOf = Callable[..., list[int]]
-Encoded = Callable[..., list[int]]
+from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, as_jsonl, content
 
 OUT = Path("data/out")
 BYTES = tokenizer_from({"name": "bytes"})
@@ -27,16 +18,6 @@ TEXT = "".join(
     f"Line {i}: it's na\u00efve \U0001f600\r\n\n    indented  twice, <|endoftext|> {i * 7919}.\n"
     for i in range(60)
 )
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def as_jsonl(rows: list[str]) -> str:
-    """Return rows as lines of JSON."""
-    return "".join(json.dumps({"text": row}) + "\n" for row in rows)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes", "char", "bpe"])

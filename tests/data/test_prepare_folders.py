@@ -3,21 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gptcli.data import shards, writer
-from gptcli.data.shards import Manifest
-from gptcli.errors import DataError, GptError
+from gptcli.errors import DataError
 from gptcli.tokenizers import load_tokenizer, tokenizer_from
-
-Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
-Refusal = Callable[..., GptError]
-TokensOf = Callable[..., list[int]]
-Encoded = Callable[..., list[int]]
+from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, as_jsonl, content
 
 OUT = Path("data/out")
 BYTES = tokenizer_from({"name": "bytes"})
@@ -25,16 +18,6 @@ TEXT = "".join(
     f"Line {i}: it's na\u00efve \U0001f600\r\n\n    indented  twice, <|endoftext|> {i * 7919}.\n"
     for i in range(60)
 )
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def as_jsonl(rows: list[str]) -> str:
-    """Return rows as lines of JSON."""
-    return "".join(json.dumps({"text": row}) + "\n" for row in rows)
 
 
 def test_preparing_twice_leaves_the_folder_as_it_is(write: Write, prepared: Prepared) -> None:

@@ -1,16 +1,19 @@
 """Ranks that share the work of preparing: the folder is that of one process, to the byte."""
 
-import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gptcli import cli
+from support.folders import content
+from support.processes import forked, until, wait
 
 N_FILES = 7
 
@@ -26,17 +29,15 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, str]:
-    """Return the checksum of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files}  # fmt: skip
-
-
 def words(source: Path, out: str, *more: str) -> list[str]:
     """Return a command line that prepares the source."""
     sets = ("tokenizer.name=bpe", "tokenizer.vocab_size=280", "data.val_fraction=0.2")
     return ["prepare", str(source), "--out", out, *(w for s in sets for w in ("-s", s)), *more]
+
+
+def prepare_share(source: Path, out: str, rank: int, world_size: int) -> None:
+    """Prepare a rank's share, and end this process with the exit code."""
+    sys.exit(cli.run(words(source, out, "--rank", str(rank), "--world-size", str(world_size))))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 9])
@@ -57,15 +58,9 @@ def test_any_split_into_ranks_gives_the_same_bytes(gpt: Any, source: Path, world
 
 def test_ranks_at_once_in_processes_of_their_own(gpt: Any, source: Path) -> None:
     assert gpt(*words(source, "whole")).code == 0
-    started = [
-        subprocess.Popen([sys.executable, "-m", "gptcli", *words(
-            source, "shared", "--rank", str(rank), "--world-size", "3")],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for rank in range(3)
-    ]  # fmt: skip
-    for process in started:
-        _, err = process.communicate(timeout=100)
-        assert process.returncode == 0, err
+    started = [forked(lambda share=share: prepare_share(source, "shared", share, 3))
+               for share in range(3)]  # fmt: skip
+    assert [wait(child) for child in started] == [0, 0, 0]
     assert gpt(*words(source, "shared", "--finalize")).code == 0
     assert content(Path("shared")) == content(Path("whole"))
 
@@ -86,15 +81,18 @@ def test_only_what_is_missing_is_done_again(gpt: Any, source: Path) -> None:
 
 def test_a_killed_rank_is_run_again(gpt: Any, source: Path) -> None:
     assert gpt(*words(source, "whole")).code == 0
-    for delay in (0.3, 0.5, 0.7):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gptcli",
-             *words(source, "d", "--rank", "0", "--world-size", "2")],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+
+    def slowly() -> None:
+        replace = os.replace
+        os.replace = lambda *names: (time.sleep(0.1), replace(*names))[1]
+        prepare_share(source, "d", 0, 2)
+
+    for n_units in (0, 1, 2):
+        child = forked(slowly)
+        finished = partial(Path("d").glob, ".progress/unit-*.json")
+        until(lambda: Path("d").exists() and len(list(finished())) >= n_units)  # noqa: B023
+        os.kill(child, signal.SIGKILL)
+        assert wait(child) == -signal.SIGKILL
     for rank in range(2):
         assert gpt(*words(source, "d", "--rank", str(rank), "--world-size", "2")).code == 0
     assert gpt(*words(source, "d", "--finalize")).code == 0

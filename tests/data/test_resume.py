@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,12 @@ import pytest
 from gptcli.config import load_config
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.shards import Manifest
-from gptcli.errors import ConfigError, DataError, GptError, StorageError
+from gptcli.errors import ConfigError, DataError, StorageError
+from support.folders import content
+from support.processes import forked, wait
 
-Prepared = Callable[..., Manifest]
-Refusal = Callable[..., GptError]
 N_FILES = 12
 KILLS = 30
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Return the files below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -68,25 +57,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
     generator = random.Random(0)
     left_parts = kills = 0
     while kills < KILLS // 2:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                prepare_rows("data/cut", name)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+        child = forked(lambda: prepare_rows("data/cut", name))
         if kills % 2:  # every second one once it writes: training a tokenizer may fill the time
             wait_for_parts(child)
             time.sleep(generator.uniform(0, seconds / 10))
         else:
             time.sleep(generator.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):  # done before the signal: once more from the beginning
-            assert status == 0
+        if (code := wait(child)) != -signal.SIGKILL:  # done before: once more from the beginning
+            assert code == 0
             assert content(Path("data/cut")) == content(Path("data/whole"))
             subprocess.run(["rm", "-r", "data/cut"], check=True)
             continue

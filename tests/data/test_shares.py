@@ -1,7 +1,6 @@
 """How much is held out: the share that was asked for, also where there are few rows."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,11 @@ import pytest
 
 from gptcli.config import load_config
 from gptcli.data import writer
-from gptcli.data.prepare import _sample, make_plan, prepare
-from gptcli.data.shards import Manifest
+from gptcli.data.prepare import make_plan, prepare
 from gptcli.seeding import derive_uniform
-from gptcli.tokenizers import tokenizer_from
+from gptcli.tokenizers import load_tokenizer, tokenizer_from
+from support.folders import Encoded, Prepared, TokensOf, Write, as_jsonl
 
-Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
-TokensOf = Callable[..., list[int]]
-Encoded = Callable[..., list[int]]
 BYTES = tokenizer_from({"name": "bytes"})
 
 
@@ -73,13 +68,13 @@ def test_the_end_does_not_depend_on_batches_and_files(
     assert all(unit.tokens.val for unit in whole.units)
 
 
-def test_a_vocabulary_is_learned_without_the_end(write: Write) -> None:
-    write(
-        "a.jsonl", json.dumps({"text": "seen " * 50}) * 1 + "\n" + json.dumps({"text": "no " * 9})
-    )
-    sets = ["tokenizer.name=bpe", "data.source=a.jsonl", "data.val_fraction=0.2"]
-    text = "".join(_sample(make_plan(load_config(None, sets))))
-    assert "seen" in text and "no" not in text
+def test_a_vocabulary_is_learned_without_the_end(write: Write, prepared: Prepared) -> None:
+    write("a.jsonl", as_jsonl(["seen " * 50, "no " * 9]))
+    manifest = prepared("a.jsonl", "tokenizer.name=bpe", "data.val_fraction=0.2")
+    tokenizer = load_tokenizer(Path("data/out"))
+    learned = [tokenizer.token_bytes(id) for id in range(manifest.tokenizer.vocab_size)]
+    assert any(b"seen" in token for token in learned)
+    assert not any(b"no" in token for token in learned)
 
 
 def test_data_with_validation_text_of_its_own_says_so(write: Write, prepared: Prepared) -> None:

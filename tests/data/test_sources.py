@@ -15,8 +15,7 @@ from gptcli.data.sources import Source, find_source, source_name
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError, GptError, StorageError
 from gptcli.seeding import derive_uniform
-
-Write = Callable[..., Path]
+from support.folders import Write
 
 
 def source_of(source: str | None, **data: Any) -> Source:

@@ -4,8 +4,6 @@ import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,9 @@ import pytest
 from gptcli.config import load_config
 from gptcli.data.prepare import finalize, make_plan, prepare, prepare_share
 from gptcli.data.shards import Manifest, read_manifest
-from gptcli.errors import GptError, RunLockedError
-
-Prepared = Callable[..., Manifest]
-Write = Callable[..., Path]
+from gptcli.errors import RunLockedError
+from support.folders import Prepared, Write
+from support.processes import forked, until, wait
 
 OUT = Path("data/out")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
@@ -29,27 +26,6 @@ def source(request: pytest.FixtureRequest, write: Write) -> str:
         rows = [json.dumps({"text": f"file {index} row {row} " * 20}) for row in range(100)]
         write(f"rows/part-{index}.jsonl", "\n".join(rows))
     return "rows"
-
-
-def in_background(work: Callable[[], object]) -> int:
-    """Start `work` in a process that ends with its exit code, 70 for what is no error of ours."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            work()
-            code = 0
-        except GptError as error:
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
-
-
-def code_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def prepare_as(source: str, name: str, **options: bool) -> Manifest:
@@ -66,10 +42,10 @@ def test_one_of_two_is_refused_or_finds_the_others_work(
         prepare_as(source, "bytes")
     for attempt in range(8):
         children = [
-            in_background(lambda name=name: prepare_as(source, name, force=forced))  # type: ignore[misc]
+            forked(lambda name=name: prepare_as(source, name, force=forced))  # type: ignore[misc]
             for name in names
         ]
-        codes = [code_of(child) for child in children]
+        codes = [wait(child) for child in children]
         # Refused while the other works; of another tokenizer, refused afterwards as well.
         refused = {6} if names[0] == names[1] or forced else {6, 2}
         assert 0 in codes and set(codes) <= {0} | refused, f"{codes} at attempt {attempt}"
@@ -127,16 +103,15 @@ def test_a_finished_folder_is_looked_at_by_any_number_at_once(
     source: str, prepared: Prepared
 ) -> None:
     prepared(source)
-    children = [in_background(lambda: prepare_as(source, "bytes")) for _ in range(8)]
-    assert [code_of(child) for child in children] == [0] * 8
+    children = [forked(lambda: prepare_as(source, "bytes")) for _ in range(8)]
+    assert [wait(child) for child in children] == [0] * 8
 
 
 def test_a_killed_preparation_holds_nothing(source: str, prepared: Prepared) -> None:
-    child = in_background(lambda: prepared(source, on_progress=lambda n_bytes: time.sleep(60)))
-    while not (OUT / ".progress/recipe.json").exists():
-        time.sleep(0.01)
+    child = forked(lambda: prepared(source, on_progress=lambda n_bytes: time.sleep(60)))
+    until((OUT / ".progress/recipe.json").exists)
     with pytest.raises(RunLockedError, match=f"process {child} on "):
         prepare_as(source, "bytes")
     os.kill(child, 9)
-    code_of(child)
+    wait(child)
     assert prepare_as(source, "bytes") == prepared(source, out=Path("data/plain"))

@@ -19,9 +19,10 @@ from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import DataError
 from gptcli.training import loop
 from gptcli.training.signals import StopRequest
+from support.processes import Start, until
+from support.runs import Tiny, finish
 
-from .conftest import Start
-from .test_training import MODERN, end_of, finish, gap
+from .test_training import MODERN, end_of, gap
 
 KILLS = 10
 STEADY = (*MODERN, "train.max_steps=40", "model.dropout=0.1", "train.save_every=5")
@@ -35,13 +36,12 @@ def status_of(config: Config) -> dict[str, Any]:
 def until_step(config: Config, step: int) -> None:
     """Wait until a run has logged a step."""
     metrics = config.run_folder / "metrics.jsonl"
-    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
-        time.sleep(0.01)
+    until(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text())
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_killed_again_and_again_it_ends_with_the_same_bits(
-    tiny: Callable[..., Config], start: Start, kind: str
+    tiny: Tiny, start: Start, kind: str
 ) -> None:
     generator = random.Random(f"kill {kind}")
     how = (*STEADY, f"train.parallel={kind}")
@@ -80,12 +80,12 @@ def hanging(config: Config, rank: int, who: int) -> None:
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_hung_rank_ends_the_run_and_is_named_with_stacks(
-    tiny: Callable[..., Config], start: Start, who: int
+    tiny: Tiny, start: Start, who: int
 ) -> None:
     config = tiny(*STEADY, "train.hang_timeout=2", name="hung")
     began = time.monotonic()
     codes = start(2, lambda rank: hanging(config, rank, who)).wait()
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60  # and not the 1000 s that it sleeps
     assert codes[1 - who] == 9 and codes[who] in (9, -signal.SIGKILL)
     status = status_of(config)
     assert status["exit_code"] == 9 and f"rank {who} made no progress for 2 s" in status["error"]
@@ -94,7 +94,7 @@ def test_a_hung_rank_ends_the_run_and_is_named_with_stacks(
     assert start(2, lambda rank: finish(config, resume=True)).wait() == [0, 0]
 
 
-def test_a_stopped_process_is_found_too(tiny: Callable[..., Config], start: Start) -> None:
+def test_a_stopped_process_is_found_too(tiny: Tiny, start: Start) -> None:
     config = tiny(*STEADY, "train.hang_timeout=2", "train.max_steps=100000", name="stopped")
     ranks = start(2, lambda rank: finish(config))
     until_step(config, 3)
@@ -117,7 +117,7 @@ def test_a_rank_that_is_busy_is_waited_for(start: Start) -> None:
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_the_error_of_one_rank_is_the_end_of_all_and_stays_so(
-    tiny: Callable[..., Config], start: Start, who: int
+    tiny: Tiny, start: Start, who: int
 ) -> None:
     config = tiny(*STEADY, name="torn")
 
@@ -143,9 +143,7 @@ def test_the_error_of_one_rank_is_the_end_of_all_and_stays_so(
     assert status_of(config)["step"] == status["step"]
 
 
-def test_a_setting_that_is_refused_ends_all_with_its_code(
-    tiny: Callable[..., Config], start: Start
-) -> None:
+def test_a_setting_that_is_refused_ends_all_with_its_code(tiny: Tiny, start: Start) -> None:
     uneven = tiny(*MODERN, "train.tokens_per_step=96")
     assert start(4, lambda rank: finish(uneven)).wait() == [2] * 4
     assert not (uneven.run_folder / "run.json").exists()
@@ -156,9 +154,7 @@ def test_a_setting_that_is_refused_ends_all_with_its_code(
 
 
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_signal_to_one_stops_all_at_the_same_step(
-    tiny: Callable[..., Config], start: Start, who: int
-) -> None:
+def test_a_signal_to_one_stops_all_at_the_same_step(tiny: Tiny, start: Start, who: int) -> None:
     how = (*STEADY, "train.max_steps=120", "optim.schedule=constant")
     straight, stopped = tiny(*how, name="straight"), tiny(*how, name="stopped")
 
@@ -183,9 +179,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(
     assert gap(end_of(stopped), end_of(straight)) == 0
 
 
-def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
-    tiny: Callable[..., Config], start: Start
-) -> None:
+def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(tiny: Tiny, start: Start) -> None:
     config = tiny(*STEADY)
 
     def work(rank: int) -> None:
@@ -197,8 +191,7 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(
             list(loop.train(config, stop=stop))
 
     waiting, other = start(2, work).pids
-    while not Path("waits").exists():
-        time.sleep(0.01)
+    until(Path("waits").exists)
     time.sleep(0.3)  # it has come to where it waits
     os.kill(waiting, signal.SIGTERM)
     end = time.monotonic() + 20
@@ -247,8 +240,7 @@ def test_a_process_that_waits_for_the_others_ends_when_its_parent_is_gone(start:
         ranks.wait()
 
     parent = start(1, launcher).pids[0]
-    while not Path("waits").exists() or not Path("pids").exists():
-        time.sleep(0.01)
+    until(lambda: Path("waits").exists() and Path("pids").exists())
     time.sleep(0.3)
     other, waiting = map(int, Path("pids").read_text().split())
     os.kill(parent, signal.SIGKILL)
@@ -260,9 +252,7 @@ def test_a_process_that_waits_for_the_others_ends_when_its_parent_is_gone(start:
     os.kill(other, signal.SIGKILL)
 
 
-def test_processes_whose_parent_is_gone_save_and_end(
-    tiny: Callable[..., Config], start: Start
-) -> None:
+def test_processes_whose_parent_is_gone_save_and_end(tiny: Tiny, start: Start) -> None:
     config = tiny(*STEADY, "train.max_steps=100000", name="orphaned")
 
     def launcher(rank: int) -> None:

@@ -12,9 +12,8 @@ from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
 from gptcli.data import loader
 from gptcli.data.shards import TokenReader
-from gptcli.training.loop import train
-
-from .conftest import Start
+from support.processes import Start
+from support.runs import Tiny, Trained, finish
 
 # Without biases: that of a key has a gradient of nothing but rounding, which AdamW makes large.
 MODERN = (
@@ -23,11 +22,6 @@ MODERN = (
     "train.eval_every=4", "train.save_every=4",
 )  # fmt: skip
 BOTH = pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-
-
-def finish(config: Config, resume: bool = False) -> None:
-    for _ in train(config, resume=resume):
-        pass
 
 
 def end_of(config: Config) -> Checkpoint:
@@ -47,25 +41,22 @@ def gap(one: Checkpoint, other: Checkpoint) -> float:
 @BOTH
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_end_where_one_does(
-    tiny: Callable[..., Config], start: Start, kind: str, optimizer: str
+    tiny: Tiny, trained: Trained, start: Start, kind: str, optimizer: str
 ) -> None:
-    how = (*MODERN, f"optim.name={optimizer}", f"train.parallel={kind}")
-    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
-    finish(alone)
+    how = (*MODERN, f"optim.name={optimizer}")
+    alone = trained.copy(*how, name="alone")
+    shared = tiny(*how, f"train.parallel={kind}", name="shared")
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     assert gap(end_of(shared), end_of(alone)) < 1e-5
 
 
 @BOTH
 def test_a_run_goes_on_with_another_number_of_processes(
-    tiny: Callable[..., Config], start: Start, kind: str
+    tiny: Tiny, trained: Trained, start: Start, kind: str
 ) -> None:
-    how = (
-        *MODERN, f"train.parallel={kind}", "model.dropout=0.1", "optim.schedule=constant",
-    )  # fmt: skip
-    alone = tiny(*how, "train.max_steps=12", name="alone")
-    moved = partial(tiny, *how, name="moved")
-    finish(alone)
+    how = (*MODERN, "model.dropout=0.1", "optim.schedule=constant")
+    alone = trained.copy(*how, "train.max_steps=12", name="alone")
+    moved = partial(tiny, *how, f"train.parallel={kind}", name="moved")
     finish(moved("train.max_steps=4"))
     middle = moved("train.max_steps=8")
     assert start(2, lambda rank: finish(middle, resume=True)).wait() == [0, 0]
@@ -76,7 +67,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 @BOTH
 def test_what_is_resumed_ends_with_the_bits_of_what_was_not(
-    tiny: Callable[..., Config], start: Start, kind: str
+    tiny: Tiny, start: Start, kind: str
 ) -> None:
     how = (
         *MODERN, f"train.parallel={kind}", "train.tokens_per_step=96", "model.dropout=0.1",
@@ -90,7 +81,7 @@ def test_what_is_resumed_ends_with_the_bits_of_what_was_not(
 
 
 def test_every_step_has_the_same_windows_in_the_same_order(
-    tiny: Callable[..., Config], start: Start, tmp_path: Path
+    tiny: Tiny, start: Start, tmp_path: Path
 ) -> None:
     how = (*MODERN, "train.tokens_per_step=128")
 
@@ -128,11 +119,11 @@ def test_every_step_has_the_same_windows_in_the_same_order(
     ],
 )  # fmt: skip
 def test_what_can_be_chosen_can_be_chosen_with_several_too(
-    tiny: Callable[..., Config], start: Start, kind: str, option: str
+    tiny: Tiny, trained: Trained, start: Start, kind: str, option: str
 ) -> None:
-    how = (*MODERN, "train.max_steps=4", "train.sample_every=2", f"train.parallel={kind}", option)
-    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
-    finish(alone)
+    how = (*MODERN, "train.max_steps=4", "train.sample_every=2", option)
+    alone = trained.copy(*how, name="alone")
+    shared = tiny(*how, f"train.parallel={kind}", name="shared")
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     assert gap(end_of(shared), end_of(alone)) < 1e-5
     samples = [(run.run_folder / "samples.jsonl").read_text() for run in (alone, shared)]
@@ -141,11 +132,11 @@ def test_what_can_be_chosen_can_be_chosen_with_several_too(
 
 @BOTH
 def test_in_16_bits_the_losses_are_those_of_one_process(
-    tiny: Callable[..., Config], start: Start, kind: str
+    tiny: Tiny, trained: Trained, start: Start, kind: str
 ) -> None:
-    how = (*MODERN, "dtype=bfloat16", f"train.parallel={kind}")
-    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
-    finish(alone)
+    how = (*MODERN, "dtype=bfloat16")
+    alone = trained.copy(*how, name="alone")
+    shared = tiny(*how, f"train.parallel={kind}", name="shared")
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     lines = [(run.run_folder / "metrics.jsonl").read_text().splitlines() for run in (alone, shared)]
     losses = [[value for line in found for key, value in json.loads(line).items()
@@ -155,15 +146,14 @@ def test_in_16_bits_the_losses_are_those_of_one_process(
 
 @BOTH
 def test_adapters_learn_on_several_processes(
-    tiny: Callable[..., Config], start: Start, kind: str
+    tiny: Tiny, trained: Trained, start: Start, kind: str
 ) -> None:
-    origin = tiny(*MODERN, "train.max_steps=4", name="origin")
-    finish(origin)
+    origin = trained.copy(*MODERN, "train.max_steps=4", name="origin")
     how = (
-        *MODERN, "train.max_steps=4", f"train.parallel={kind}", "model.lora.rank=2",
-        f"model.init_from={origin.run_folder}",
+        *MODERN, "train.max_steps=4", "model.lora.rank=2", f"model.init_from={origin.run_folder}",
     )  # fmt: skip
-    alone, shared = tiny(*how, name="alone"), tiny(*how, name="shared")
+    alone = tiny(*how, name="alone")
+    shared = tiny(*how, f"train.parallel={kind}", name="shared")
     finish(alone)
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     assert gap(end_of(shared), end_of(alone)) < 1e-5

@@ -2,13 +2,9 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from gptcli.checkpoint import load_checkpoint, load_model, save_checkpoint
-from gptcli.config import Config, ModelConfig
+from gptcli.config import ModelConfig
 from gptcli.data.loader import TokenLoader
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import CheckpointError
@@ -25,11 +21,13 @@ from gptcli.interop.pretrained import open_pretrained
 from gptcli.interop.weights import resize_vocab
 from gptcli.training.events import StepDone
 from gptcli.training.loop import train
+from support.commands import Gpt
+from support.hub import COMMIT, Hub
+from support.runs import Tiny
 
 from .conftest import gpt2, ours_of, shaken
 from .nanogpt_network import save_nanogpt
 
-Tiny = Callable[..., Config]
 BRIEF = (
     "train.max_steps=3", "train.micro_batch_size=2", "train.eval_every=3", "train.log_every=1",
     "train.eval_tokens=64", "generate.max_new_tokens=4", "device=cpu", "dtype=float32",
@@ -295,25 +293,6 @@ def test_what_cannot_be_frozen(gpt: Any, words: Any, theirs: Any, names: str, sa
 # The Hub.
 
 
-IMPATIENT = """
-import sys
-from gptcli import cli
-from gptcli.data import hub
-hub._WAITS = (0.1, 0.1)
-sys.exit(cli.run(sys.argv[1:]))
-"""
-
-
-def gpt_at(url: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `gpt` in a process that sees the Hub at `url`, with a cache of its own."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
-    env |= {"HF_HOME": str(Path.cwd() / "hf"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"} | more
-    return subprocess.run(
-        [sys.executable, "-c", IMPATIENT, *words],
-        env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def english(gpt: Any, corpus: Path) -> list[str]:
     """A run on gpt2 tokens from the Hub's gpt2, as command-line words."""
@@ -323,16 +302,16 @@ def english(gpt: Any, corpus: Path) -> list[str]:
     return ["train", *(part for word in every for part in ("-s", word)), "--json"]
 
 
-def test_gpt2_of_the_hub_end_to_end(hub_module: ModuleType, english: list[str]) -> None:
+def test_gpt2_of_the_hub_end_to_end(gpt_at: Gpt, english: list[str]) -> None:
     # 26 MB: huggingface_hub keeps what came in pieces of 10 MiB.
     shaken(gpt2(1, 2, 128, vocab_size=50257)).save_pretrained("theirs")
     files = {path.name: path.read_bytes() for path in Path("theirs").iterdir()}
     repositories = {"openai-community/gpt2": files}
     # Half of the weights come, then the line is cut: the rest is asked for, not all again.
-    with hub_module.Hub(repositories, {"model.safetensors": ["cut"]}) as hub:
+    with Hub(repositories, {"model.safetensors": ["cut"]}) as hub:
         done = gpt_at(hub.url, *english)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["step"] == 3
+    assert done.code == 0, done.err
+    assert done.json["step"] == 3
     [(resumed, start)] = hub.ranges
     assert resumed == "model.safetensors" and 10_000_000 < start < 13_000_000
     revision = GPT2_REVISIONS["gpt2"]
@@ -343,22 +322,18 @@ def test_gpt2_of_the_hub_end_to_end(hub_module: ModuleType, english: list[str]) 
     # What is in the cache needs no network.
     shutil.rmtree("runs")
     done = gpt_at("http://127.0.0.1:9", *english)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
 
 
-def test_a_named_model_is_pinned_to_the_commit_it_has_now(
-    hub_module: ModuleType, english: list[str]
-) -> None:
+def test_a_named_model_is_pinned_to_the_commit_it_has_now(gpt_at: Gpt, english: list[str]) -> None:
     shaken(gpt2(1, 2, 16, vocab_size=50257)).save_pretrained("theirs")
     files = {path.name: path.read_bytes() for path in Path("theirs").iterdir()}
-    with hub_module.Hub({"me/small": files}) as hub:
+    with Hub({"me/small": files}) as hub:
         done = gpt_at(hub.url, *english, "-s", "model.init_from=hf:me/small")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
     state = load_checkpoint(Path("runs/tuned/last.pt")).state
-    assert state["origin"] == {"init_from": "hf:me/small", "revision": hub_module.COMMIT}
-    assert any(
-        f"/resolve/{hub_module.COMMIT}/model.safetensors" in request for request in hub.requests
-    )
+    assert state["origin"] == {"init_from": "hf:me/small", "revision": COMMIT}
+    assert any(f"/resolve/{COMMIT}/model.safetensors" in request for request in hub.requests)
 
 
 @pytest.mark.parametrize(
@@ -371,21 +346,21 @@ def test_a_named_model_is_pinned_to_the_commit_it_has_now(
     ],
 )
 def test_models_of_the_hub_that_cannot_be_used(
-    hub_module: ModuleType, english: list[str], name: str, says: str
+    gpt_at: Gpt, english: list[str], name: str, says: str
 ) -> None:
     gpt2(1, 2, 16, vocab_size=50257).save_pretrained("theirs")
     config = Path("theirs/config.json").read_bytes()
     pickles = {"config.json": config, "pytorch_model.bin": b"\x80\x04."}
-    with hub_module.Hub({"me/pickles": pickles, "me/empty": {"README.md": b"# Hello"}}) as hub:
+    with Hub({"me/pickles": pickles, "me/empty": {"README.md": b"# Hello"}}) as hub:
         done = gpt_at(hub.url, *english, "-s", f"model.init_from={name}")
-    assert done.returncode == 4, done.stderr
-    assert says in done.stderr and 1 <= len(done.stderr.splitlines()) <= 3
+    assert done.code == 4, done.err
+    assert says in done.err and 1 <= len(done.err_lines) <= 3
     assert not any(request == "GET" and ".bin" in request for request in hub.requests)
     assert list(Path("runs").rglob("*.pt")) == []
 
 
-def test_without_a_network(english: list[str]) -> None:
+def test_without_a_network(gpt_at: Gpt, english: list[str]) -> None:
     done = gpt_at("http://127.0.0.1:9", *english)
-    assert done.returncode == 4, done.stderr
-    assert "the Hub cannot be reached" in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert done.code == 4, done.err
+    assert "the Hub cannot be reached" in done.err and len(done.err_lines) <= 3
     assert list(Path("runs").rglob("*.pt")) == []

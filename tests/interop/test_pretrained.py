@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,10 +17,11 @@ from gptcli.interop.hf_tokenizer import tokenizer_json
 from gptcli.interop.pretrained import open_pretrained
 from gptcli.tokenizers import load_tokenizer
 from gptcli.tokenizers.bpe import gpt2 as gpt2_tokenizer
+from support.commands import Gpt
+from support.hub import Hub
 
 from .conftest import gpt2, shaken
 from .nanogpt_network import NanoGPT
-from .test_init_from import gpt_at
 
 SHORT = ("--max-new-tokens", "5", "--json", "-s", "device=cpu", "-s", "dtype=float32")
 EXACT = ("--json", "-s", "device=cpu")
@@ -266,24 +266,24 @@ def test_training_goes_on_from_characters_as_they_are(gpt: Any, corpus: Path) ->
 # The Hub, and what cannot be used.
 
 
-def test_gpt2_of_the_hub_is_scored_and_talks(hub_module: ModuleType, corpus: Path) -> None:
+def test_gpt2_of_the_hub_is_scored_and_talks(gpt_at: Gpt, corpus: Path) -> None:
     model = shaken(gpt2(1, 2, 16, vocab_size=50257))
     model.save_pretrained("saved")
     files = {path.name: path.read_bytes() for path in Path("saved").iterdir()}
     llama_files = dict(files)
     llama_files["tokenizer.json"] = json.dumps(tokenizer_json(gpt2_tokenizer())).encode()
     repositories = {"openai-community/gpt2": files, "me/mine": llama_files}
-    with hub_module.Hub(repositories) as hub:
+    with Hub(repositories) as hub:
         done = gpt_at(hub.url, "eval", "gpt2", "hf:me/mine", "--text", str(corpus), *EXACT)
-    assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout)["results"]
+    assert done.code == 0, done.err
+    first, second = done.json["results"]
     assert (first["checkpoint"], second["checkpoint"]) == ("gpt2", "hf:me/mine")
     expected = plain_loss(model, gpt2_tokenizer().encode(corpus.read_text()).tolist(), 24)
     assert first["loss"] == pytest.approx(expected, abs=1e-5) and second["loss"] == first["loss"]
     # What is in the cache needs no network.
     done = gpt_at("http://127.0.0.1:9", "generate", "--checkpoint", "gpt2", "Hello", *SHORT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["samples"][0]["tokens"] == 5
+    assert done.code == 0, done.err
+    assert done.json["samples"][0]["tokens"] == 5
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,14 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gptcli.plotting.report import write_report
 from gptcli.runs import read_run
+from support.runs import Logged, MakeRun
 
-MakeRun = Callable[..., Path]
-Logged = Callable[..., dict[str, Any]]
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
      if (found := shutil.which(name))),

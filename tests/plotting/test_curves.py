@@ -1,16 +1,10 @@
 """Curves: smoothing that invents nothing, thinning that hides nothing."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from gptcli.plotting.curves import Axis, Curve, Panel, loss_curves, panel_curve, smoothed, thinned
 from gptcli.runs import read_run
-
-MakeRun = Callable[..., Path]
-Logged = Callable[..., dict[str, Any]]
+from support.runs import Logged, MakeRun
 
 
 def test_smoothing_keeps_what_is_constant_and_what_is_straight() -> None:

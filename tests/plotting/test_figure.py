@@ -1,6 +1,5 @@
 """Pictures: every kind of file, whatever the runs hold."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from gptcli.errors import ConfigError, StorageError
 from gptcli.plotting.curves import Axis, Panel
 from gptcli.plotting.figure import Picture, draw_figure
 from gptcli.runs import read_run
-
-MakeRun = Callable[..., Path]
-Logged = Callable[..., dict[str, Any]]
+from support.runs import Logged, MakeRun
 
 
 def some_lines(logged: Logged) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import pytest
 
 from gptcli.plotting.report import embed, escape, render
 from gptcli.runs import read_run
+from support.runs import Logged, MakeRun
 
-MakeRun = Callable[..., Path]
-Logged = Callable[..., dict[str, Any]]
 HOSTILE = (
     "</script><script>alert(1)</script><img src=http://evil.example/x>\x1b[31m\x00\u202e&amp;\ud800"
 )

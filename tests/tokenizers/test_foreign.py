@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 import pytest
-import tokenizers as hf
 
+import tokenizers as hf
 from gptcli.errors import DataError
 from gptcli.generation import encode_prompt
 from gptcli.tokenizers import TextDecoder, UnknownCharacters

@@ -1,11 +1,9 @@
 """One run, one set of figures: the plan, the events, the screen, the log and the files agree."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptcli.config import Config
 from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from gptcli.terminal.live import frame
@@ -14,8 +12,7 @@ from gptcli.terminal.text import summary_text
 from gptcli.training.events import Evaluated, Finished, Started, describe
 from gptcli.training.loop import train
 from gptcli.training.plan import plan
-
-Tiny = Callable[..., Config]
+from support.runs import Tiny
 
 
 def test_three_epochs_are_three_everywhere_when_windows_overlap(tiny: Tiny) -> None:

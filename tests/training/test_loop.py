@@ -2,23 +2,19 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config
-from gptcli.errors import ConfigError, NonFiniteError, RunLockedError
+from gptcli.errors import ConfigError, NonFiniteError
 from gptcli.runs import folder as module
-from gptcli.runs.folder import open_run
 from gptcli.training.events import (
     EpochDone,
     Evaluated,
-    Event,
     Finished,
     Sampled,
     Saved,
@@ -29,51 +25,7 @@ from gptcli.training.events import (
 )
 from gptcli.training.loop import train
 from gptcli.training.signals import StopRequest
-
-Tiny = Callable[..., Config]
-TIMES = ("seconds", "tokens_per_second", "memory_bytes")
-THOROUGH = (
-    "train.max_steps=20", "train.eval_every=4", "train.save_every=3", "model.dropout=0.1",
-    "train.micro_batch_size=2", "train.tokens_per_step=96", "train.log_every=2",
-    "optim.warmup_steps=3",
-)  # fmt: skip
-
-
-def run_until(config: Config, step: int, *, resume: bool = False) -> list[Event]:
-    """Train, asking to stop once `step` steps are done."""
-    stop, events = StopRequest(), []
-    for event in train(config, resume=resume, stop=stop):
-        events.append(event)
-        if isinstance(event, StepDone) and event.step == step:
-            stop.exit_code = 130
-    return events
-
-
-def finish(config: Config, **how: bool) -> list[Event]:
-    """Train to the end."""
-    return list(train(config, **how))
-
-
-def content(config: Config) -> dict[str, Any]:
-    """Return what the last checkpoint holds, times aside."""
-    found = load_checkpoint(config.run_folder / "last.pt")
-    state = {key: value for key, value in found.state.items() if key != "seconds"}
-    return {"model": found.model, "optimizer": found.optimizer, "state": state}
-
-
-def metrics(config: Config) -> list[dict[str, Any]]:
-    """Return metrics.jsonl, times aside."""
-    lines = (config.run_folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def assert_same_bits(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Compare two checkpoints' content bit for bit."""
-    assert one["state"] == two["state"]
-    assert one["model"].keys() == two["model"].keys()
-    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
-    for name, state in one["optimizer"].items():
-        assert all(torch.equal(state[key], two["optimizer"][name][key]) for key in state)
+from support.runs import THOROUGH, Tiny, Trained, finish, last_state, metrics, result_of, stop_after
 
 
 def samples(config: Config) -> list[dict[str, Any]]:
@@ -91,20 +43,17 @@ def test_stopping_and_resuming_changes_no_bit(
     how = (*THOROUGH, f"dtype={dtype}", f"optim.name={optimizer}", f"optim.schedule={schedule}")
     straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
     finish(straight)
-    run_until(broken, 11)
+    stop_after(broken, 11)
     finish(broken, resume=True)
-    assert_same_bits(content(straight), content(broken))
-    assert metrics(straight) == metrics(broken)
+    assert result_of(broken) == result_of(straight)
 
 
-def test_stopping_after_every_step_changes_no_bit(tiny: Tiny) -> None:
-    straight, broken = tiny(*THOROUGH, name="straight"), tiny(*THOROUGH, name="broken")
-    finish(straight)
+def test_stopping_after_every_step_changes_no_bit(tiny: Tiny, trained: Trained) -> None:
+    straight, broken = trained.copy(*THOROUGH, name="straight"), tiny(*THOROUGH, name="broken")
     for step in range(1, 20):
-        assert isinstance(run_until(broken, step, resume=step > 1)[-1], Stopped)
+        assert isinstance(stop_after(broken, step, resume=step > 1)[-1], Stopped)
     finish(broken, resume=True)
-    assert_same_bits(content(straight), content(broken))
-    assert metrics(straight) == metrics(broken)
+    assert result_of(broken) == result_of(straight)
     best = [load_checkpoint(c.run_folder / "best.pt").state["step"] for c in (straight, broken)]
     assert best[0] == best[1]
 
@@ -118,7 +67,7 @@ def test_samples_are_kept_and_read_as_those_of_one_run(tiny: Tiny) -> None:
         {"step": event.step, "prompt": "The", "text": event.text} for event in drawn
     ]
     assert [line["step"] for line in samples(straight)] == [2, 4, 6, 8]
-    run_until(broken, 6)  # the sample at step 6 is cut short by the stop
+    stop_after(broken, 6)  # the sample at step 6 is cut short by the stop
     with (broken.run_folder / "samples.jsonl").open("a") as file:
         file.write('{"step": 7, "prompt": "", "text": "of a future that was lost"}\n{"ste')
     finish(broken, resume=True)
@@ -166,10 +115,9 @@ def test_resuming_without_validation_keeps_the_epochs(corpus: Path, gpt: Any, ti
            "train.max_epochs=3", "train.max_steps=null", "train.save_every=4")  # fmt: skip
     straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
     events = finish(straight)
-    run_until(broken, 7)
+    stop_after(broken, 7)
     finish(broken, resume=True)
-    assert_same_bits(content(straight), content(broken))
-    assert metrics(straight) == metrics(broken)
+    assert result_of(broken) == result_of(straight)
     epochs = [event for event in events if isinstance(event, EpochDone)]
     assert [event.epoch for event in epochs] == [1, 2, 3]
     assert epochs[2].train_loss < epochs[0].train_loss
@@ -182,8 +130,9 @@ def test_evaluating_more_often_changes_no_weight(tiny: Tiny) -> None:
     often = tiny("train.eval_every=1", "model.dropout=0.1", "train.sample_every=1", name="often")
     finish(rare)
     finish(often)
-    one, two = content(rare), content(often)
-    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    (one, _), (two, _) = last_state(rare), last_state(often)
+    weights = [name for name in one if name.startswith("model ")]
+    assert weights and all(one[name] == two[name] for name in weights)
 
 
 def test_the_micro_batch_size_changes_the_loss_only_by_rounding(tiny: Tiny) -> None:
@@ -296,14 +245,14 @@ def test_resuming_a_finished_run_does_nothing(tiny: Tiny) -> None:
     ],
 )
 def test_a_resumed_run_keeps_its_model_data_and_seed(tiny: Tiny, change: str, named: str) -> None:
-    run_until(tiny(), 2)
+    stop_after(tiny(), 2)
     with pytest.raises(ConfigError) as caught:
         finish(tiny(change), resume=True)
     assert named in caught.value.message and caught.value.exit_code == 2
 
 
 def test_a_resumed_run_keeps_its_data(tiny: Tiny, corpus: Path, gpt: Any) -> None:
-    run_until(tiny(), 2)
+    stop_after(tiny(), 2)
     corpus.write_text(corpus.read_text() * 2)
     gpt("prepare", str(corpus), "--out", "data/tiny", "-s", "tokenizer.name=bytes", "--force")
     with pytest.raises(ConfigError, match="data"):
@@ -311,8 +260,8 @@ def test_a_resumed_run_keeps_its_data(tiny: Tiny, corpus: Path, gpt: Any) -> Non
 
 
 def test_settings_once_resolved_are_taken_up_again(tiny: Tiny) -> None:
-    run_until(tiny("dtype=bfloat16"), 2)
-    events = run_until(tiny("dtype=auto", "device=auto", "compile=auto"), 4, resume=True)
+    stop_after(tiny("dtype=bfloat16"), 2)
+    events = stop_after(tiny("dtype=auto", "device=auto", "compile=auto"), 4, resume=True)
     assert isinstance(events[0], Started) and events[0].spec.config.dtype == "bfloat16"
     assert events[0].notes == ()
 
@@ -323,48 +272,9 @@ def test_resuming_where_nothing_is_starts_at_step_0_and_says_so(tiny: Tiny) -> N
     assert "nothing to resume here: starting at step 0" in events[0].notes
 
 
-def test_a_folder_with_a_run_is_not_trained_over(tiny: Tiny) -> None:
-    finish(tiny())
-    before = (tiny().run_folder / "last.pt").read_bytes()
-    with pytest.raises(ConfigError, match="already holds a run") as caught:
-        finish(tiny())
-    assert caught.value.hint is not None and "--resume" in caught.value.hint
-    assert (tiny().run_folder / "last.pt").read_bytes() == before
-
-
-def test_overwriting_sets_the_old_run_aside(tiny: Tiny) -> None:
-    finish(tiny())
-    old = (tiny().run_folder / "last.pt").read_bytes()
-    finish(tiny("seed=5"), overwrite=True)
-    finish(tiny("seed=6"), overwrite=True)
-    assert Path("runs/tiny~1/last.pt").read_bytes() == old
-    assert Path("runs/tiny~2/last.pt").exists()
-    assert load_checkpoint(Path("runs/tiny/last.pt")).config["seed"] == 6
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_files_that_are_no_run_are_left_alone(tiny: Tiny, overwrite: bool) -> None:
-    Path("runs/tiny").mkdir(parents=True)
-    Path("runs/tiny/config.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds config\.yaml but no run"):
-        finish(tiny(), overwrite=overwrite)
-    assert Path("runs/tiny/config.yaml").read_text() == "mine"
-
-
-def test_a_second_trainer_is_refused(tiny: Tiny) -> None:
-    run_until(tiny(), 2)
-    with (
-        open_run(tiny(), resume=True, overwrite=False),
-        pytest.raises(RunLockedError, match="is training in this folder") as caught,
-    ):
-        finish(tiny(), resume=True)
-    assert caught.value.exit_code == 6
-
-
-def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny) -> None:
-    straight, broken = tiny(*THOROUGH, name="straight"), tiny(*THOROUGH, name="broken")
-    finish(straight)
-    run_until(broken, 11)
+def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny, trained: Trained) -> None:
+    broken = tiny(*THOROUGH, name="broken")
+    stop_after(broken, 11)
     newest = broken.run_folder / "checkpoints/step-00000011.pt"
     raw = bytearray(newest.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -372,12 +282,11 @@ def test_a_damaged_checkpoint_is_passed_over(tiny: Tiny) -> None:
     newest.write_bytes(raw)
     events = finish(broken, resume=True)
     assert any("skipped" in note and "step-00000011" in note for note in events[0].notes)  # type: ignore[union-attr]
-    assert_same_bits(content(straight), content(broken))
-    assert metrics(straight) == metrics(broken)
+    assert result_of(broken) == trained.straight(*THOROUGH)
 
 
 def test_damaged_checkpoints_alone_never_start_afresh(tiny: Tiny) -> None:
-    run_until(tiny(), 2)
+    stop_after(tiny(), 2)
     for path in (tiny().run_folder / "checkpoints").iterdir():
         path.write_bytes(b"nonsense")
     with pytest.raises(Exception, match="none of its") as caught:
@@ -398,10 +307,11 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny: Tiny) -> None
 
 @pytest.mark.parametrize("reads", range(20, 32))
 @pytest.mark.parametrize("seen", [True, False])
-def test_a_stop_at_any_moment_of_a_step_changes_no_bit(tiny: Tiny, reads: int, seen: bool) -> None:
-    how = (*THOROUGH, "train.max_steps=9", "generate.max_new_tokens=1", "train.log_every=1")
-    straight, broken = tiny(*how, name="straight"), tiny(*how, name="broken")
-    finish(straight)
+def test_a_stop_at_any_moment_of_a_step_changes_no_bit(
+    tiny: Tiny, trained: Trained, reads: int, seen: bool
+) -> None:
+    how = (*THOROUGH, "train.max_steps=9", "train.log_every=1")
+    broken, straight = tiny(*how, name="broken"), trained.straight(*how)
 
     class AtRead(StopRequest):
         """Asks at the given look of the loop, or just after it."""
@@ -418,8 +328,7 @@ def test_a_stop_at_any_moment_of_a_step_changes_no_bit(tiny: Tiny, reads: int, s
     last = list(train(broken, stop=AtRead()))[-1]
     assert isinstance(last, Stopped) and 0 < last.step <= 9
     finish(broken, resume=True)
-    assert_same_bits(content(straight), content(broken))
-    assert metrics(straight) == metrics(broken)
+    assert result_of(broken) == straight
 
 
 def test_a_prompt_that_cannot_be_sampled_is_refused_before_training(tiny: Tiny) -> None:
@@ -432,22 +341,3 @@ def test_learning_happens(tiny: Tiny) -> None:
     losses = [event.loss for event in finish(config) if isinstance(event, StepDone)]
     assert losses[0] == pytest.approx(5.55, abs=0.1)  # ln 257
     assert sum(losses[-5:]) / 5 < 2.2
-
-
-def test_a_run_begun_between_looking_and_locking_is_seen(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny()
-    looked = module._refuse_foreign
-
-    def meanwhile(folder: Path) -> None:
-        monkeypatch.setattr(module, "_refuse_foreign", looked)
-        finish(config)  # another process trains here, and is done
-        looked(folder)
-
-    monkeypatch.setattr(module, "_refuse_foreign", meanwhile)
-    with (
-        pytest.raises(ConfigError, match="already holds a run"),
-        open_run(config, resume=False, overwrite=False),
-    ):
-        pass

@@ -1,7 +1,6 @@
 """Plans: what a run needs and takes, beforehand, with nothing written."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from gptcli.training.plan import (
     time_steps,
 )
 from gptcli.training.weights import freeze
+from support.runs import Tiny
 
-Tiny = Callable[..., Config]
 OLD_KEYS = {
     "run_dir", "data_dir", "init_from", "revision", "parameters", "trained_parameters",
     "train_tokens", "val_tokens", "tokens_per_step", "grad_accum_steps", "max_steps", "epochs",

@@ -13,8 +13,8 @@ from gptcli.errors import StorageError
 from gptcli.runs import read_run
 from gptcli.training.events import Event, Finished, Started, StepDone
 from gptcli.training.loop import train
+from support.runs import Tiny
 
-Tiny = Callable[..., Config]
 FOLDER = Path("runs/tiny")
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from gptcli.training.events import Finished, Started, StepDone, describe
 from gptcli.training.loop import train
 from gptcli.training.signals import StopRequest
 from gptcli.training.spec import compiling_pays
+from support.runs import Tiny
 
-Tiny = Callable[..., Config]
 EVERY_OPTION = (
     "compile=true", "dtype=bfloat16", "optim.name=muon", "optim.momentum=0.9", "model.norm=rmsnorm",
     "model.position=rope", "model.mlp=relu2", "model.qk_norm=true", "model.tie_embeddings=false",

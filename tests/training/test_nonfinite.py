@@ -1,33 +1,23 @@
-"""What is found out before the first step, and what is kept from the weights."""
+"""A loss or gradient that is not finite: kept from the weights, skipped on request, named."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from gptcli.checkpoint import load_checkpoint
-from gptcli.config import Config, load_config
-from gptcli.device import available_memory
+from gptcli.config import Config
 from gptcli.distributed.process_group import World
-from gptcli.errors import ConfigError, MemoryLimitError, NonFiniteError, StorageError
-from gptcli.training import memory, setup, spec, step
+from gptcli.errors import NonFiniteError
+from gptcli.training import step
 from gptcli.training.events import Event, Finished, Started, StepDone, Stopped
 from gptcli.training.loop import train
-from gptcli.training.memory import model_size
-from gptcli.training.optim import Optimizer, clip_gradients
+from gptcli.training.optim import clip_gradients
 from gptcli.training.signals import StopRequest
-
-Tiny = Callable[..., Config]
-
-
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
+from support.runs import Tiny
 
 STEPS = ("train.max_steps=12", "train.eval_every=12", "train.save_every=1", "train.keep_last=20")
 
@@ -174,132 +164,3 @@ def test_the_last_good_step_is_one_that_gave_a_finite_loss(tiny: Tiny, wrecked: 
     with pytest.raises(NonFiniteError, match=r"step 5: the loss .* step 3 was .*step-00000003"):
         list(events_of(config))
     assert load_checkpoint(config.run_folder / "last.pt").state["step"] == 3
-
-
-# Rows of a micro-batch
-
-
-def test_auto_needs_to_know_a_step() -> None:
-    with pytest.raises(ConfigError, match=r"auto needs train\.tokens_per_step"):
-        load_config(None, ["train.micro_batch_size=auto"])
-
-
-def test_the_most_rows_that_fit_divide_a_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny("train.micro_batch_size=auto", "train.tokens_per_step=192",  # 12 rows of 16
-                  "model.vocab_size=257")  # fmt: skip
-    size = model_size(config)
-    monkeypatch.setattr(memory, "memory_bytes", lambda device: 0)
-
-    def fitting(free: float) -> int:
-        monkeypatch.setattr(memory, "available_memory", lambda device: int(free))
-        return memory.fitting_rows(config, size, "none", 1)
-
-    def needed(rows: int) -> int:
-        estimate = memory.estimate_memory(config, size, rows, "none", 1)
-        return estimate.total - estimate.program
-
-    share = memory._SHARE
-    wanted = (1, 2, 3, 5, 6, 11, 12, 1000)
-    assert [fitting((needed(rows) + 9) / share) for rows in wanted] == [1, 2, 3, 4, 6, 6, 12, 12]
-    assert fitting(needed(1) + 9) == 1  # it fits, if only just
-    with pytest.raises(MemoryLimitError) as caught:
-        fitting(needed(1) / 2)
-    assert caught.value.exit_code == 8
-
-
-def test_the_rows_are_settled_once_and_kept(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = ("train.micro_batch_size=auto", "train.tokens_per_step=96", "train.max_steps=6")
-    monkeypatch.setattr(spec, "fitting_rows", lambda *args: 2)
-    events = list(events_of(tiny(*how), until=3))
-    started = events[0]
-    assert isinstance(started, Started) and started.spec.grad_accum_steps == 3
-    assert any("micro_batch_size is 2" in note for note in started.notes)
-    monkeypatch.setattr(spec, "fitting_rows", lambda *args: 6)
-    resumed = next(events_of(tiny(*how), resume=True))
-    assert isinstance(resumed, Started) and resumed.spec.grad_accum_steps == 3
-    straight = list(events_of(tiny(*how[1:], "train.micro_batch_size=2", name="straight"), until=3))
-    losses = [[e.loss for e in run if isinstance(e, StepDone)] for run in (events, straight)]
-    assert losses[0] == losses[1]
-
-
-def test_memory_of_this_machine_is_known() -> None:
-    free = available_memory(torch.device("cpu"))
-    assert free is not None and 1 << 26 < free < 1 << 45
-
-
-# Disk
-
-
-def test_a_disk_without_room_for_the_checkpoints_is_refused(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny()
-    with monkeypatch.context() as patch, pytest.raises(StorageError) as caught:
-        patch.setattr(memory.shutil, "disk_usage", lambda path: Usage(10, 0, 1_000_000))
-        list(train(config))
-    assert caught.value.exit_code == 5 and "keep_last" in (caught.value.hint or "")
-    assert "checkpoints of 468 kB need 1.87 MB" in caught.value.message
-    assert not list((config.run_folder / "checkpoints").iterdir())
-    list(train(config))  # the failure left nothing in the way
-    size = sum(path.stat().st_size for path in (config.run_folder / "checkpoints").iterdir())
-    assert size < 2_000_000  # so the estimate was not too low
-    # What is there already need not be there a second time.
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: Usage(10, 0, 2_000_000 - size))
-    list(train(tiny("train.max_steps=40"), resume=True))
-
-
-# Machines
-
-
-def test_another_machine_is_named_when_a_run_is_resumed(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    list(events_of(tiny(), until=2))
-    facts = {"torch": "9.9.9", "device": "abacus", "threads": 77}
-    monkeypatch.setattr(setup, "machine_facts", lambda device: facts)
-    started = next(events_of(tiny(), resume=True))
-    assert isinstance(started, Started)
-    [note] = [note for note in started.notes if "no longer bit-exact" in note]
-    assert f"torch ({torch.__version__} then, 9.9.9 now)" in note and "threads" in note
-
-
-def test_the_same_machine_is_not_mentioned(tiny: Tiny) -> None:
-    list(events_of(tiny(), until=2))
-    started = next(events_of(tiny(), resume=True))
-    assert isinstance(started, Started)
-    assert not [note for note in started.notes if "no longer bit-exact" in note]
-
-
-# Proof
-
-
-def test_exact_resume_is_proved_in_fresh_processes(
-    data: Path, gpt_process: Any, tiny_set: Any
-) -> None:
-    done = gpt_process("train", *tiny_set, "--verify-resume", "6", "--json")
-    assert done.code == 0, done.err
-    assert done.json["differing"] == [] and done.json["steps"] == 6
-    assert done.json["stopped_at"] == 3 and done.json["tensors"] > 20
-    assert not Path("runs").exists() and not list(Path().glob(".verify-*"))
-
-
-def test_a_resume_that_is_not_exact_is_found_out(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from gptcli.training import verify
-
-    def careless(config: Config, step: int, *, resume: bool) -> None:
-        """Forget the optimizer's state, as many scripts do."""
-        load = Optimizer.load_state
-        monkeypatch.setattr(Optimizer, "load_state", lambda self, *state: None)
-        verify._train_to(config, step, resume)
-        monkeypatch.setattr(Optimizer, "load_state", load)
-
-    monkeypatch.setattr(verify, "_train_apart", careless)
-    verdict = verify.verify_resume(tiny(), 6, tmp_path / "proof")
-    assert verdict.differing and verdict.largest > 0
-    assert any(name.startswith("model") for name in verdict.differing)
-
-
-def test_verifying_needs_two_steps(gpt: Any, tiny_set: list[str]) -> None:
-    assert gpt("train", *tiny_set, "--verify-resume", "1").code == 2

@@ -1,8 +1,7 @@
-"""`gpt plot` and `gpt report`: what they write, print and refuse."""
+"""`gpt plot`, and the picture that training leaves: what they write, print and refuse."""
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 from gptcli.plotting.curves import Axis, loss_curves
 from gptcli.plotting.report import render
 from gptcli.runs import read_run
-
-MakeRun = Callable[..., Path]
-Logged = Callable[..., dict[str, Any]]
+from support.runs import Logged, MakeRun
 
 
 def test_plot_draws_the_newest_run_into_its_folder(
@@ -114,16 +111,6 @@ def test_a_picture_that_fails_does_not_fail_the_run(gpt: Any, tiny_set: list[str
     done = gpt("train", *tiny_set, "--json")
     assert done.code == 0 and done.json["step"] == 6
     assert "note: loss.pdf could not be drawn" in done.err
-
-
-def test_report_writes_a_page_into_the_run_folder(gpt: Any, run: Path) -> None:
-    done = gpt("report")
-    assert done.code == 0 and done.out.startswith(str(run / "report.html"))
-    page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>") and "tiny" in page
-    found = gpt("report", "tiny", "-o", "page.html", "--json").json
-    assert list(found) == ["file", "bytes", "run"] and found["file"] == "page.html"
-    assert found["bytes"] == Path("page.html").stat().st_size and found["run"]["step"] == 6
 
 
 def test_epoch_losses_that_choose_the_best_are_drawn_and_shown(

@@ -6,15 +6,32 @@ asked for at another commit has the same files there.
 
 import hashlib
 import json
+import os
 import re
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 
 Repositories = dict[str, dict[str, bytes]]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# `gpt`, but with short waits between the tries of a download.
+IMPATIENT = """
+import sys
+from gptcli import cli
+from gptcli.data import hub
+hub._WAITS = (0.1, 0.1)
+sys.exit(cli.run(sys.argv[1:]))
+"""
+
+
+def environment(folder: Path, url: str) -> dict[str, str]:
+    """Return an environment that sees the Hub at `url`, with its caches in `folder`."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    env |= {"HF_HOME": str(folder.resolve() / "hf"), "HOME": str(folder.resolve())}
+    return env | {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
 
 
 class Hub:
