@@ -5,7 +5,7 @@ Knows neither matplotlib nor HTML nor terminals.
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -51,10 +51,12 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in the order they are joined."""
+    """Points in the order they are joined; `kind` is how: line, faint, dotted or marked."""
 
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
+    name: str = ""
+    kind: str = "line"
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,18 @@ class LossCurves:
     """The losses of a run, nats per token.
 
     Attributes:
-        train: As logged, each over its own step's tokens.
-        smoothed: Without noise and single peaks; empty where there are too few.
-        evaluated: On fixed training windows.
-        val: On the validation split.
-        epochs: Means of whole epochs, where nothing is validated.
+        curves: Those that have points, of training, then of validation (of epochs without it).
         best: The point of the loss that chose best.pt.
         frame: The lowest and the highest loss to show: all of the curves, most of the single
             steps, and not the steep first part of a long run. None where there is no loss.
     """
 
-    train: Curve
-    smoothed: Curve
-    evaluated: Curve
-    val: Curve
-    epochs: Curve
+    curves: tuple[Curve, ...]
     best: tuple[float, float] | None
     frame: tuple[float, float] | None
+
+    def __getitem__(self, name: str) -> Curve:
+        return next((curve for curve in self.curves if curve.name == name), Curve())
 
 
 def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
@@ -92,12 +89,18 @@ def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
     evaluated = _curve((at(row.step), row.train_loss) for row in run.evaluations)
     val = _curve((at(row.step), row.val_loss) for row in run.evaluations)
     epochs = Curve() if val.x else _curve((at(row.step), row.train_loss) for row in run.epochs)
+    named = (
+        ("training", "faint" if smooth.x else "line", train),
+        ("training, smoothed", "line", smooth),
+        ("training, evaluated", "dotted", evaluated),
+        ("validation", "marked", val),
+        ("epoch mean", "marked", epochs),
+    )
+    curves = (replace(thinned(curve, most), name=name, kind=kind)
+              for name, kind, curve in named if curve.x)  # fmt: skip
     best = (at(run.best_point[0]), run.best_point[1]) if run.best_point else None
     frame = _frame(train, smooth if smooth.x else train, val, epochs)
-    train, smooth, evaluated, val, epochs = (
-        thinned(curve, most) for curve in (train, smooth, evaluated, val, epochs)
-    )
-    return LossCurves(train, smooth, evaluated, val, epochs, best, frame)
+    return LossCurves(tuple(curves), best, frame)
 
 
 def panel_curve(run: "RunHistory", axis: Axis, panel: Panel, most: int) -> Curve:

@@ -31,6 +31,9 @@ _TRAIN, _VAL = "#4c78a8", "#e4572e"
 # Ten hues that stay apart for most eyes, the first ones most.
 _COLORS = ("#4c78a8", "#e4572e", "#2a9d5c", "#b279a2", "#d9a400",
            "#17a2b8", "#8c564b", "#6b6ecf", "#c51b7d", "#6e7781")  # fmt: skip
+_STYLES: dict[str, dict[str, Any]] = {
+    "line": {}, "faint": {"linewidth": 0.7, "alpha": 0.25}, "marked": {"marker": "o"}
+}  # fmt: skip
 # Without a date, the same runs give the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {
     "png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}
@@ -158,25 +161,25 @@ def _draw_losses(
     frames: list[tuple[float, float]] = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         losses = loss_curves(run, picture.axis, _MAX_POINTS)
-        train_color, val_color = (_TRAIN, _VAL) if is_one else (_color(number), _color(number))
-        best = ""
-        if run.best_point is not None:
-            best = f"best {loss(run.best_point[1])} at step {run.best_point[0]:,}"
-        main, label = losses.train, "training" if losses.train.x else None
-        if losses.smoothed.x:
-            axes.plot(*_scaled(main, seconds), color=train_color, linewidth=0.7, alpha=0.25)
-            main, label = losses.smoothed, "training, smoothed"
-        label = label if is_one else f"{name}  {best}".rstrip()
-        axes.plot(*_scaled(main, seconds), color=train_color, label=label)
-        scored = losses.val if losses.val.x else losses.epochs
-        label = "validation" if losses.val.x else "epoch mean" if scored.x else None
-        axes.plot(*_scaled(scored, seconds), color=val_color, linestyle="-" if is_one else _DASHED,
-                  marker="o", markersize=3.0 if len(scored.x) <= _MAX_DOTS else 0.0,
-                  label=label if is_one else None)  # fmt: skip
+        step, lowest = run.best_point or (0, 0.0)
+        best = f"best {loss(lowest)} at step {step:,}" if run.best_point else ""
+        color, val_color = (_TRAIN, _VAL) if is_one else (_color(number), _color(number))
+        if not is_one:
+            axes.plot([], [], color=color, label=f"{name}  {best}".rstrip())
+        for curve in (curve for curve in losses.curves if curve.kind in _STYLES):
+            is_val = curve.kind == "marked"
+            axes.plot(
+                *_scaled(curve, seconds),
+                color=val_color if is_val else color,
+                linestyle=_DASHED if is_val and not is_one else "-",
+                label=curve.name if is_one and curve.kind != "faint" else None,
+                markersize=3.0 if len(curve.x) <= _MAX_DOTS else 0.0,
+                **_STYLES[curve.kind],
+            )
         if losses.best is not None:
             x, y = losses.best
-            axes.plot(x / seconds, y, marker="*", markersize=11, color=val_color, zorder=5,
-                      markeredgecolor="white", linestyle="none",
+            axes.plot(x / seconds, y, marker="*", markersize=11, zorder=5, linestyle="none",
+                      color=val_color, markeredgecolor="white",
                       label=best if is_one else None)  # fmt: skip
         frames += [losses.frame] if losses.frame else []
     if not is_one:

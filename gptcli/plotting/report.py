@@ -1,7 +1,6 @@
 """A run as one HTML page that needs no other file: curves, settings, data, samples.
 
-page.html is its skeleton, page.js draws the charts. The page's policy lets the browser run that
-one script and style sheet, and load nothing from anywhere.
+page.html is its skeleton, page.js draws the charts; its policy lets a browser run nothing else.
 """
 
 import base64
@@ -9,7 +8,7 @@ import hashlib
 import html
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -83,8 +82,8 @@ def render(run: RunHistory, now: str) -> str:
         for name in ("page.html", "page.css", "page.js")
     )
     charts = _charts(run)
-    numbers = {"charts": charts, "tokens": _scale(run, Axis.TOKENS),
-               "seconds": _scale(run, Axis.HOURS)}  # fmt: skip
+    numbers = {"charts": charts, "tokens": _scale(run, run.tokens_at),
+               "seconds": _scale(run, run.seconds_at)}  # fmt: skip
     figures = "\n".join(
         f"<figure><figcaption><b>{escape(chart['title'])}</b></figcaption></figure>"
         for chart in charts
@@ -128,45 +127,31 @@ def _digest(text: str) -> str:
 def _charts(run: RunHistory) -> list[dict[str, Any]]:
     """Return what the script draws; nothing where nothing is logged yet."""
     losses = loss_curves(run, Axis.STEPS, _MAX_POINTS)
-    series = [
-        ("training", "faint" if losses.smoothed.x else "line", losses.train),
-        ("training, smoothed", "line", losses.smoothed),
-        ("training, evaluated", "dotted", losses.evaluated),
-        ("validation", "marked", losses.val),
-        ("training, epoch mean", "marked", losses.epochs),
-    ]
     best = run.best_point and (run.best_point[0], _rounded(run.best_point[1]))
-    charts = [_chart(Panel.LOSS, series, *(losses.frame or (0.0, 1.0)), best)]
+    charts = [_chart(Panel.LOSS, losses.curves, *(losses.frame or (0.0, 1.0))) | {"best": best}]
     for panel in (panel for panel in PANELS if panel is not Panel.LOSS):
         curve = panel_curve(run, Axis.STEPS, panel, _MAX_POINTS)
         highest = _rounded(1.08 * max(curve.y, default=0.0)) or 1.0
-        charts.append(_chart(panel, [(PANELS[panel][0], "line", curve)], 0.0, highest))
+        charts.append(_chart(panel, [curve] if curve.x else [], 0.0, highest))
     return [chart for chart in charts if chart["series"]]
 
 
-def _chart(
-    panel: Panel,
-    series: Iterable[tuple[str, str, Curve]],
-    low: float,
-    high: float,
-    best: tuple[int, float] | None = None,
-) -> dict[str, Any]:
-    title, unit = PANELS[panel]
-    drawn = [
-        {"name": name, "kind": kind,
+def _chart(panel: Panel, curves: Iterable[Curve], low: float, high: float) -> dict[str, Any]:
+    label, unit = PANELS[panel]
+    series = [
+        {"name": curve.name, "kind": curve.kind,
          "steps": [int(x) for x in curve.x], "values": [_rounded(y) for y in curve.y]}
-        for name, kind, curve in series if curve.x
+        for curve in curves
     ]  # fmt: skip
-    title = title[0].upper() + title[1:]
-    return {"title": title, "unit": unit, "series": drawn, "low": low, "high": high, "best": best}
+    title = label[0].upper() + label[1:]
+    return {"title": title, "unit": unit, "series": series, "low": low, "high": high}
 
 
-def _scale(run: RunHistory, axis: Axis) -> tuple[list[int], list[float]]:
+def _scale(run: RunHistory, at: Callable[[int], float]) -> tuple[list[int], list[float]]:
     """Return steps and what has passed by then, close enough together to draw between them."""
     steps = sorted({0, *(row.step for row in run.steps), *(row.step for row in run.evaluations)})
     every = max(1, len(steps) // _MAX_POINTS)
     steps = sorted({*steps[::every], steps[-1]})
-    at = run.tokens_at if axis is Axis.TOKENS else run.seconds_at
     return steps, [_rounded(at(step)) for step in steps]
 
 

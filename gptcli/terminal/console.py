@@ -16,24 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from rich import progress
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from gptcli.errors import ConfigError, StorageError
 from gptcli.formatting import duration, printable, size
+
+_LOG_SECONDS = 30.0  # between lines of progress
 
 
 class Terminal(Console):
@@ -192,27 +184,27 @@ def is_live() -> bool:
 class Bar:
     """A bar of work; without a terminal it is not drawn."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, bars: progress.Progress, task: progress.TaskID) -> None:
+        self._bars, self._task = bars, task
 
     def advance(self, amount: int) -> None:
         """Add `amount` to what is done."""
-        self._progress.advance(self._task, amount)
+        self._bars.advance(self._task, amount)
 
     def update(self, done: int, total: int) -> None:
         """Set what is done, and what there is."""
-        self._progress.update(self._task, completed=done, total=total)
+        self._bars.update(self._task, completed=done, total=total)
 
 
 @contextmanager
 def bar(text: str, total: int | None = None) -> Iterator[Bar]:
     """Show a bar while the block runs; without `total`, that something is in progress."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
-               TaskProgressColumn(), TimeRemainingColumn())  # fmt: skip
-    progress = Progress(*columns, console=_err, transient=True)
-    task = progress.add_task(printable(text), total=total)
-    with progress if is_live() else contextlib.nullcontext():
-        yield Bar(progress, task)
+    columns = (progress.SpinnerColumn(), "{task.description}", progress.BarColumn(bar_width=None),
+               progress.TaskProgressColumn(), progress.TimeRemainingColumn())  # fmt: skip
+    bars = progress.Progress(*columns, console=_err, transient=True)
+    task = bars.add_task(printable(text), total=total)
+    with bars if is_live() else contextlib.nullcontext():
+        yield Bar(bars, task)
 
 
 @contextmanager
@@ -226,44 +218,42 @@ def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], No
         totals: The bytes there are of each kind; None where that is not known.
     """
     if not is_live():
-        yield _ByteLog(totals).advance
+        yield _byte_log(totals)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(),
-               TransferSpeedColumn(), TimeRemainingColumn(compact=True))  # fmt: skip
-    with Progress(*columns, console=_err, transient=True, expand=True) as progress:
-        tasks = {kind: progress.add_task(kind, total=total) for kind, total in totals.items()}
+    columns = ("{task.description}", progress.BarColumn(bar_width=None), progress.DownloadColumn(),
+               progress.TransferSpeedColumn(),
+               progress.TimeRemainingColumn(compact=True))  # fmt: skip
+    with progress.Progress(*columns, console=_err, transient=True, expand=True) as bars:
+        tasks = {kind: bars.add_task(kind, total=total) for kind, total in totals.items()}
 
         def advance(kind: str, n_bytes: int) -> None:
             if kind not in tasks:  # a download that was not planned
-                tasks[kind] = progress.add_task(kind, total=None)
-            progress.advance(tasks[kind], n_bytes)
+                tasks[kind] = bars.add_task(kind, total=None)
+            bars.advance(tasks[kind], n_bytes)
 
         yield advance
 
 
-class _ByteLog:
-    """Logs how much is done in plain lines, twice a minute."""
+def _byte_log(totals: dict[str, int | None]) -> Callable[[str, int], None]:
+    """Return what logs in plain lines, now and then, how much is done."""
+    bytes_done = dict.fromkeys(totals, 0)
+    began = last = time.monotonic()
 
-    _SECONDS = 30.0
-
-    def __init__(self, totals: dict[str, int | None]) -> None:
-        self._totals = totals
-        self._done = dict.fromkeys(totals, 0)
-        self._began = self._last = time.monotonic()
-
-    def advance(self, kind: str, n_bytes: int) -> None:
-        self._done[kind] = self._done.get(kind, 0) + n_bytes
+    def advance(kind: str, n_bytes: int) -> None:
+        nonlocal last
+        bytes_done[kind] = bytes_done.get(kind, 0) + n_bytes
         now = time.monotonic()
-        if now - self._last < self._SECONDS:
+        if now - last < _LOG_SECONDS:
             return
-        self._last = now
-        parts = []
-        for each, done in self._done.items():
-            total, rate = self._totals.get(each), done / (now - self._began)
+        last, parts = now, []
+        for each, done in bytes_done.items():
+            total, rate = totals.get(each), done / (now - began)
             of = f" of {size(total)}" if total else ""
             left = f", {duration((total - done) / rate)} left" if total and rate else ""
             parts.append(f"{each} {size(done)}{of}, {size(rate)}/s{left * (done < (total or 0))}")
         message("; ".join(parts))
+
+    return advance
 
 
 def table(

@@ -6,7 +6,6 @@ every way out too.
 
 import threading
 import time
-from types import TracebackType
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console, Group
@@ -53,12 +52,7 @@ class TrainScreen:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is None:
             return
         self._ended.set()

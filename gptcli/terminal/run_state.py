@@ -4,18 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from gptcli.plotting.curves import Curve, thinned
-from gptcli.training.events import (
-    EpochDone,
-    Evaluated,
-    Event,
-    Finished,
-    Sampled,
-    Saved,
-    Started,
-    StepDone,
-    Stopped,
-    Working,
-)
+from gptcli.training import events
 
 _SMOOTHED_STEPS = 50  # that the smoothed loss averages over, roughly
 _STEPS_TO_JUDGE = 3  # before the time left is shown
@@ -38,50 +27,50 @@ class RunState:
     """
 
     began: float
-    started: Started | None = None
+    started: events.Started | None = None
     started_at: float = 0.0
-    now: StepDone | None = None
+    now: events.StepDone | None = None
     now_at: float = 0.0
     work: str = "setting up"
     smoothed: float | None = None
-    evaluated: Evaluated | None = None
+    evaluated: events.Evaluated | None = None
     best: tuple[int, float] | None = None
     marks: list[tuple[int, float]] = field(default_factory=list)
-    sample: Sampled | None = None
+    sample: events.Sampled | None = None
     saved: tuple[int, float] | None = None
     skipped: int = 0
     losses: list[tuple[int, float]] = field(default_factory=list)
     _weight: float = 0.0
     _sum: float = 0.0
 
-    def update(self, event: Event, at: float) -> None:
+    def update(self, event: events.Event, at: float) -> None:
         """Take in an event that came at a time of the clock."""
-        if not isinstance(event, Working):
+        if not isinstance(event, events.Working):
             self.work = "training"
         match event:
-            case Started():
+            case events.Started():
                 self.started, self.started_at = event, at
                 if event.best_step is not None and event.best_loss is not None:
                     self.best = event.best_step, event.best_loss
-            case StepDone():
+            case events.StepDone():
                 self._step(event)
                 self.now_at = at
-            case Working():
+            case events.Working():
                 self.work = event.work
-            case Evaluated() | EpochDone():
+            case events.Evaluated() | events.EpochDone():
                 self._score(event)
-            case Sampled():
+            case events.Sampled():
                 self.sample = event
-            case Saved():
+            case events.Saved():
                 self.saved = event.step, at
-            case Stopped() | Finished():
-                self.work = "stopped" if isinstance(event, Stopped) else "finished"
+            case events.Stopped() | events.Finished():
+                self.work = "stopped" if isinstance(event, events.Stopped) else "finished"
             case _:
                 pass
 
-    def _score(self, event: Evaluated | EpochDone) -> None:
+    def _score(self, event: events.Evaluated | events.EpochDone) -> None:
         """Take in a loss that decides which is best: of validation, or of epochs without it."""
-        if isinstance(event, EpochDone):
+        if isinstance(event, events.EpochDone):
             has_val = self.started is not None and self.started.spec.val_tokens
             if not has_val and (self.best is None or event.train_loss < self.best[1]):
                 self.best = event.step, event.train_loss
@@ -92,7 +81,7 @@ class RunState:
             if event.is_best:
                 self.best = event.step, event.val_loss
 
-    def _step(self, event: StepDone) -> None:
+    def _step(self, event: events.StepDone) -> None:
         self.now = event
         if event.skipped or not math.isfinite(event.loss):
             self.skipped += 1

@@ -127,6 +127,6 @@ def test_epoch_losses_that_choose_the_best_are_drawn_and_shown(
     facts = gpt("plot", "epochs", "-o", "a.svg", "--json").json["runs"][0]
     assert (facts["best_epoch_loss"], facts["best_step"], facts["best_val_loss"]) == (3.0, 20, None)
     losses = loss_curves(read_run(Path("runs/epochs")), Axis.STEPS, 99)
-    assert losses.epochs.y == (4.0, 3.0, 5.0) and losses.best == (20.0, 3.0)
+    assert losses["epoch mean"].y == (4.0, 3.0, 5.0) and losses.best == (20.0, 3.0)
     page = render(read_run(Path("runs/epochs")), "now")
-    assert "Best epoch loss" in page and '"training, epoch mean"' in page
+    assert "Best epoch loss" in page and '"epoch mean"' in page

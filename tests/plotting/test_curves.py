@@ -57,22 +57,27 @@ def test_losses_lie_where_their_steps_are(make_run: MakeRun, logged: Logged) -> 
     lines[9:9] = [{"step": 10, "val_loss": 2.5, "train_loss": 2.0}]
     lines += [{"step": 30, "val_loss": 3.5, "train_loss": 1.0}]
     run = read_run(make_run("a", lines))
-    assert loss_curves(run, Axis.STEPS, 100).val == Curve((10.0, 30.0), (2.5, 3.5))
+    val = loss_curves(run, Axis.STEPS, 100)["validation"]
+    assert (val.x, val.y) == ((10.0, 30.0), (2.5, 3.5))
     assert loss_curves(run, Axis.STEPS, 100).best == (10.0, 2.5)
-    assert loss_curves(run, Axis.TOKENS, 100).val.x == (640.0, 1920.0)
-    assert loss_curves(run, Axis.HOURS, 100).val.x == (20.0, 60.0)
-    assert len(loss_curves(run, Axis.STEPS, 100).smoothed.x) == 30
+    assert loss_curves(run, Axis.TOKENS, 100)["validation"].x == (640.0, 1920.0)
+    assert loss_curves(run, Axis.HOURS, 100)["validation"].x == (20.0, 60.0)
+    assert len(loss_curves(run, Axis.STEPS, 100)["training, smoothed"].x) == 30
 
 
 def test_a_few_steps_are_not_smoothed(make_run: MakeRun, logged: Logged) -> None:
     run = read_run(make_run("a", [logged(1), logged(2)]))
     losses = loss_curves(run, Axis.STEPS, 100)
-    assert losses.smoothed == Curve() and losses.train.y == (4.9, 4.8) and losses.best is None
+    assert (
+        losses["training, smoothed"] == Curve()
+        and losses["training"].y == (4.9, 4.8)
+        and losses.best is None
+    )
 
 
 def test_what_was_not_finite_is_not_drawn(make_run: MakeRun, logged: Logged) -> None:
     lines = [logged(1), logged(2, loss=None, grad_norm=None, skipped=True), logged(3)]
     run = read_run(make_run("a", lines))
-    assert loss_curves(run, Axis.STEPS, 100).train.x == (1.0, 3.0)
+    assert loss_curves(run, Axis.STEPS, 100)["training"].x == (1.0, 3.0)
     assert panel_curve(run, Axis.STEPS, Panel.GRAD_NORM, 100).x == (1.0, 3.0)
     assert panel_curve(run, Axis.STEPS, Panel.MEMORY, 100).y == (1e6, 1e6, 1e6)
