@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check bench chaos interop install clean
+.PHONY: demo test check bench gpu mps chaos interop install clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,12 @@ bench: $(VENV)/.installed-dev
 		$(if $(LLAMA),--llama $(LLAMA))
 	$(BIN)/python benchmarks/parallel.py
 	$(BIN)/python benchmarks/ablations.py
+
+# Whether all is right and fast on this machine's GPU, in about ten minutes. GPUS=8 adds the checks for
+# several, NANOGPT=DIR measures nanoGPT beside us; exit code 2 where there is no such device.
+gpu mps: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --device $(if $(filter mps,$@),mps,cuda) \
+		$(if $(GPUS),--gpus $(GPUS)) $(if $(NANOGPT),--nanogpt $(NANOGPT))
 
 # Exports in the programs they are for. llama-cpp-python is compiled, which takes some minutes.
 interop: $(VENV)/.installed-dev

@@ -5,7 +5,7 @@
 Both train nanoGPT's own network with AdamW on the same tokens and batches, as whole processes, in
 turn. nanoGPT runs as its README says for a CPU (float32, no compiler); `gpt train` runs as it
 does by itself. The rate is the median over steps after the first three: no start, no compiling.
-With --device cuda both compile and compute in bfloat16.
+On a GPU, gpu.py measures both.
 """
 
 import argparse
@@ -37,19 +37,17 @@ SIZES = {
     "11M": Size(6, 6, 384, 256, 16, 20, "char"),
     "124M": Size(12, 12, 768, 512, 4, 8, "gpt2"),
 }
-ON_A_GPU = {"124M": Size(12, 12, 768, 1024, 16, 60, "gpt2")}
 FIRST = 3  # steps that are not counted
 
 
-def nanogpt(size: Size, folder: Path, device: str, data: str) -> tuple[float, Measured]:
+def nanogpt(size: Size, folder: Path, data: str) -> tuple[float, Measured]:
     """Train with nanoGPT's script; return tokens per second and the process."""
-    gpu = {"dtype": "bfloat16"} if device == "cuda" else {}
     command = nanogpt_command(
-        dataset=data, device=device, compile=device == "cuda", eval_interval=10**6,
+        dataset=data, device="cpu", compile=False, eval_interval=10**6,
         eval_iters=1, log_interval=1, block_size=size.block_size, batch_size=size.rows,
         gradient_accumulation_steps=1, n_layer=size.n_layer, n_head=size.n_head,
         n_embd=size.n_embd, max_iters=size.steps, always_save_checkpoint=False,
-        out_dir="out-bench", **gpu,
+        out_dir="out-bench",
     )  # fmt: skip
     done = run(command, folder)
     times = [float(ms) for ms in re.findall(r"^iter \d+: loss .*? time ([\d.]+)ms", done.output,
@@ -58,12 +56,10 @@ def nanogpt(size: Size, folder: Path, device: str, data: str) -> tuple[float, Me
     return size.rows * size.block_size / milliseconds * 1000, done
 
 
-def ours(
-    size: Size, folder: Path, device: str, data: Path, sets: tuple[str, ...]
-) -> tuple[float, Measured]:
+def ours(size: Size, folder: Path, data: Path, sets: tuple[str, ...]) -> tuple[float, Measured]:
     """Train with `gpt train`; return tokens per second and the process."""
     settings = [
-        f"data.dir={data}", f"device={device}", f"run_dir={folder / 'run'}",
+        f"data.dir={data}", "device=cpu", f"run_dir={folder / 'run'}",
         f"model.n_layer={size.n_layer}", f"model.n_head={size.n_head}",
         f"model.n_embd={size.n_embd}", f"model.block_size={size.block_size}", "model.bias=false",
         "model.mlp=gelu_erf", f"train.micro_batch_size={size.rows}",
@@ -86,16 +82,13 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's train.py")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--peak-tflops", type=float, help="of the device, for the MFU")
     parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
     options = parser.parse_args()
-    sizes = ON_A_GPU if options.device == "cuda" else SIZES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for label in [label for label in options.sizes if label in sizes]:
-            size = sizes[label]
-            report = Report(f"Training throughput, {label} on {options.device}")
+        for label in [label for label in options.sizes if label in SIZES]:
+            size = SIZES[label]
+            report = Report(f"Training throughput, {label} on cpu")
             if options.nanogpt is None:
                 report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
             data = folder / f"data-{size.tokenizer}"
@@ -105,17 +98,16 @@ def main() -> None:
             for _ in range(options.rounds):
                 if options.nanogpt is not None:
                     as_nanogpt_data(data, options.nanogpt, data.name)
-                    theirs = nanogpt(size, options.nanogpt, options.device, data.name)
+                    theirs = nanogpt(size, options.nanogpt, data.name)
                     measured.setdefault("nanoGPT", []).append(theirs)
-                one = ours(size, folder, options.device, data, tuple(options.set))
+                one = ours(size, folder, data, tuple(options.set))
                 measured.setdefault("gpt train", []).append(one)
-            tell(report, label, size, measured, options.peak_tflops)
+            tell(report, label, size, measured)
             report.save()
 
 
 def tell(
-    report: Report, label: str, size: Size, measured: dict[str, list[tuple[float, Measured]]],
-    peak_tflops: float | None,
+    report: Report, label: str, size: Size, measured: dict[str, list[tuple[float, Measured]]]
 ) -> None:  # fmt: skip
     """Report one size: medians, spread and ratios."""
     medians = {}
@@ -124,12 +116,9 @@ def tell(
         rate = statistics.median(rates)
         peak = statistics.median(done.peak_bytes for _, done in runs)
         medians[name] = rate, peak
-        n_params = 12 * size.n_layer * size.n_embd**2 + 50304 * size.n_embd
-        flops = rate * (6 * n_params + 12 * size.n_layer * size.n_embd * size.block_size)
-        mfu = f"   MFU {flops / peak_tflops / 1e12:.1%}" if peak_tflops else ""
         report.line(
             f"{label:>5}, {size.rows} x {size.block_size} tokens, {name:<10} {rate:9,.0f} tokens/s"
-            f" ({min(rates):,.0f} to {max(rates):,.0f})   peak {peak / 1e6:,.0f} MB{mfu}"
+            f" ({min(rates):,.0f} to {max(rates):,.0f})   peak {peak / 1e6:,.0f} MB"
         )
     if len(medians) == 2:
         (theirs, their_peak), (ours_, our_peak) = medians["nanoGPT"], medians["gpt train"]
