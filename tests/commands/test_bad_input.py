@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gptcli.errors import GptError
+from support.commands import Gpt
 
 
 def assert_refused(done: Any, code: int, *parts: str) -> None:
@@ -250,7 +251,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(gpt: Any) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads how much is taken from /proc")
-def test_too_little_memory_is_exit_8_with_a_hint(run: Path) -> None:
+def test_too_little_memory_is_exit_8_with_a_hint(run: Path, fork_server: Gpt) -> None:
     # Of the address space, as much as the interpreter has after torch is loaded, and little more.
     limited = (
         "import resource, sys, torch; from gptcli import cli;"
@@ -260,15 +261,12 @@ def test_too_little_memory_is_exit_8_with_a_hint(run: Path) -> None:
     )
     words = (["eval", str(run)], ["generate", "--checkpoint", str(run), "x"])
     for command, room in [(one, room) for one in words for room in ("0", "20")]:
-        done = subprocess.run(
-            [sys.executable, "-c", limited, room, *command],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        if done.returncode:  # how much is too little depends on the machine
-            assert done.returncode == 8, done.stderr
-            assert "out of memory" in done.stderr and "hint: free memory" in done.stderr
-            assert "Traceback" not in done.stderr
-        assert room != "0" or done.returncode == 8
+        done = fork_server(room, *command, code=limited)
+        if done.code:  # how much is too little depends on the machine
+            assert done.code == 8, done.err
+            assert "out of memory" in done.err and "hint: free memory" in done.err
+            assert "Traceback" not in done.err
+        assert room != "0" or done.code == 8
 
 
 def test_no_room_for_what_comes_on_stdin_is_exit_5(

@@ -1,7 +1,6 @@
 """Folders that hold something already, and what is left when preparing fails: nothing."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from gptcli.data import shards, writer
 from gptcli.errors import DataError
 from gptcli.tokenizers import load_tokenizer, tokenizer_from
+from support.commands import Gpt
 from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, as_jsonl, content
 
 OUT = Path("data/out")
@@ -190,15 +190,15 @@ sys.exit(cli.run(["prepare", "a.txt", "--out", "data/out", "-s", "tokenizer.name
 @pytest.mark.parametrize(
     ("limit", "file"), [(1030, "train_000000_000.bin"), (1100, "manifest.json")]
 )
-def test_a_full_disk_loses_nothing(write: Write, prepared: Prepared, limit: int, file: str) -> None:
+def test_a_full_disk_loses_nothing(
+    write: Write, prepared: Prepared, fork_server: Gpt, limit: int, file: str
+) -> None:
     """The largest file size allowed stands in for the disk."""
     write("a.txt", "some text")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(limit)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 5, done.stderr
-    assert f"{file}: File too large" in done.stderr
-    assert 1 <= len(done.stderr.splitlines()) <= 3
+    done = fork_server(str(limit), code=FULL)
+    assert done.code == 5, done.err
+    assert f"{file}: File too large" in done.err
+    assert 1 <= len(done.err_lines) <= 3
     assert not (OUT / "manifest.json").exists()
     # What is finished is kept; a first unit that is not leaves nothing.
     assert Path("data").exists() == (file == "manifest.json")
@@ -271,11 +271,11 @@ sys.exit(cli.run(["prepare", "a.txt", "--workers", "4", "-s", "tokenizer.name=by
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 @pytest.mark.parametrize("limit", [12, 16])
-def test_too_few_open_files_are_a_limit_to_be_raised(write: Write, limit: int) -> None:
+def test_too_few_open_files_are_a_limit_to_be_raised(
+    write: Write, fork_server: Gpt, limit: int
+) -> None:
     write("a.txt", "some text")
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_FILES, str(limit)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 5, done.stderr
-    assert done.stderr == "error: too many open files\nhint: raise the limit: ulimit -n 4096\n"
+    done = fork_server(str(limit), code=FEW_FILES)
+    assert done.code == 5, done.err
+    assert done.err == "error: too many open files\nhint: raise the limit: ulimit -n 4096\n"
     assert not Path("data").exists()

@@ -18,11 +18,18 @@ def gpt2() -> Tokenizer:
     return make_tokenizer(TokenizerConfig(name="gpt2"), lambda: [])
 
 
+@pytest.fixture(scope="module")
+def stats(gpt2: Tokenizer) -> TokenStats:
+    return TokenStats(gpt2)
+
+
 @settings(deadline=None)
 @given(st.text(alphabet="ab é\n\t.\u2028\u00a0日", max_size=40))
-def test_words_and_bytes_of_the_tokens_are_those_of_the_text(gpt2: Tokenizer, text: str) -> None:
+def test_words_and_bytes_of_the_tokens_are_those_of_the_text(
+    gpt2: Tokenizer, stats: TokenStats, text: str
+) -> None:
     ids = np.concatenate([[gpt2.eot], gpt2.encode(text)]).astype(np.int64)
-    n_bytes, n_words = TokenStats(gpt2).count(ids[:-1], ids[1:])
+    n_bytes, n_words = stats.count(ids[:-1], ids[1:])
     assert int(n_bytes.sum()) == len(text.encode())
     assert int(n_words.sum()) == len(text.encode().split())
 

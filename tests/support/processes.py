@@ -47,7 +47,9 @@ os.environ.clear()
 os.environ.update(given["env"])
 sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
 for number, (name, how) in enumerate(zip(given["files"], ("r", "w", "w"))):
-    os.dup2(os.open(name, os.O_WRONLY if how == "w" else os.O_RDONLY), number)
+    opened = os.open(name, os.O_WRONLY if how == "w" else os.O_RDONLY)
+    os.dup2(opened, number)
+    os.close(opened)
 sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", 1)
 sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 sys.argv = ["gpt", *given["words"]]
