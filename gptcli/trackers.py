@@ -18,7 +18,7 @@ from gptcli import atomic
 from gptcli.config.schema import LoggerName
 from gptcli.errors import ConfigError
 from gptcli.runs import CONFIG, METRICS, RUN, SAMPLES
-from gptcli.training.events import Event, Started, metrics_of, sample_of
+from gptcli.training.events import Event, Started, history_line
 
 Values = Mapping[str, float | str]
 _GROUPS = {"val_loss": "eval", "epoch": "epoch", "loss": "train"}
@@ -72,9 +72,8 @@ class Trackers:
             started, self._started = self._started, None
             for name in self._names:
                 self._guard(name, partial(self._begin, name, started))
-        line = metrics_of(event) or sample_of(event)
-        if line is not None:
-            step, values = _point(line)
+        if (recorded := history_line(event)) is not None:
+            step, values = _point(recorded[1])
             for name, tracker in list(self._open.items()):
                 self._guard(name, partial(tracker.add, step, values))
 

@@ -11,6 +11,7 @@ from typing import Any, assert_never
 from pydantic import TypeAdapter, ValidationError
 
 from gptcli.formatting import loss, scored, size
+from gptcli.runs import METRICS, SAMPLES
 from gptcli.training.plan import Plan
 from gptcli.training.spec import RunSpec
 
@@ -165,36 +166,32 @@ def summary_of(status: Mapping[str, Any]) -> Summary | None:
         return None
 
 
-def metrics_of(event: Event) -> dict[str, Any] | None:
-    """Return the line of metrics.jsonl for an event, or None."""
-    keys: tuple[str, ...]
+def history_line(event: Event) -> tuple[str, dict[str, Any]] | None:
+    """Return the file of the run folder that records an event, and its line there; or None."""
     match event:
         case StepDone(logged=True):
-            keys = (
-                "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second",
-                "memory_bytes", "seconds", *(["skipped"] if event.skipped else []),
-            )  # fmt: skip
+            left_out = {"logged"} if event.skipped else {"logged", "skipped"}
         case Evaluated():
-            keys = ("step", "val_loss", "train_loss")
+            left_out = {"is_best", "scored"}
         case EpochDone():
-            keys = ("step", "epoch", "train_loss")
+            left_out = set()
+        case Sampled():
+            return SAMPLES, asdict(event)
         case _:
             return None
-    line = {key: getattr(event, key) for key in keys}
+    line = {key: value for key, value in asdict(event).items() if key not in left_out}
     # JSON knows no NaN.
-    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
-
-
-def sample_of(event: Event) -> dict[str, Any] | None:
-    """Return the line of samples.jsonl for an event, or None."""
-    return asdict(event) if isinstance(event, Sampled) else None
+    return METRICS, {key: None if value is not None and not math.isfinite(value) else value
+                     for key, value in line.items()}  # fmt: skip
 
 
 def describe(event: Event) -> str | None:
     """Return the plain log line for an event, or None if it has none."""
     match event:
         case Started():
-            return _describe_start(event)
+            lines = [*event.plan.lines(event.step), *(("note", note) for note in event.notes),
+                     *(("advice", str(one)) for one in event.plan.advice)]  # fmt: skip
+            return "\n".join(f"{label}: {text}" for label, text in lines)
         case StepDone(logged=False) | Working():
             return None
         case StepDone(skipped=True):
@@ -234,15 +231,6 @@ def _describe_spent(spent: Spent) -> str:
     parts = [f"{work} {seconds / total:.1%}" for work, seconds in spent.items()
              if seconds >= 0.001 * total]  # fmt: skip
     return f"\ntime: {total:.1f} s: {', '.join(parts)}" if parts else ""
-
-
-def _describe_start(event: Started) -> str:
-    lines = [
-        *(f"{label}: {text}" for label, text in event.plan.lines(event.step)),
-        *(f"note: {note}" for note in event.notes),
-        *(f"advice: {one}" for one in event.plan.advice),
-    ]
-    return "\n".join(lines)
 
 
 class Clock:

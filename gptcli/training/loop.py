@@ -30,15 +30,13 @@ from gptcli.training.events import (
     Finished,
     Sampled,
     Saved,
-    Spent,
     Started,
     StepDone,
     Stopped,
     Summary,
     Working,
     describe,
-    metrics_of,
-    sample_of,
+    history_line,
     spent_before,
     summary_of,
 )
@@ -106,10 +104,8 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
         try:
             for event in trainer.events():
                 again = event.step == step  # an evaluation of the step that was resumed
-                if (line := metrics_of(event)) is not None:
-                    run.append(METRICS, line, again=again)
-                if (line := sample_of(event)) is not None:
-                    run.append(SAMPLES, line, again=again)
+                if (recorded := history_line(event)) is not None:
+                    run.append(*recorded, again=again)
                 if (text := describe(event)) is not None:
                     run.log(text)
                 yield event
@@ -132,7 +128,7 @@ class Trainer:
         self.steps_timed = 0
         self.last_rate: float | None = None
         self.evaluated: Evaluated | None = None
-        self.best_epoch: Checkpoint | None = None  # still to be written
+        self.best_epoch: Checkpoint | None = None  # not yet written
         self.saved_step = session.state.step if session.is_resumed else None
         self.sampled_step: int | None = None
 
@@ -147,7 +143,9 @@ class Trainer:
         # What was recorded after the checkpoint is cut, so that the files read as one run.
         evaluated_before, problems = s.world.broadcast_object(lambda: s.run.cut_history(state.step))
         s.notes += problems
-        yield self._started()
+        allocated = sum(local.nbytes for local in all_local(s.model.parameters()))
+        plan, notes = Plan.of(s.spec, allocated), tuple(s.notes)
+        yield Started(plan, state.step, state.best_loss, state.best_step, notes)
         s.run.write_config(s.config)
         s.run.write_status("running", state.step, None, seconds_by_work=self.clock.spent())
         if self.saved_step is None:
@@ -166,8 +164,10 @@ class Trainer:
             # the checkpoint to link as best exists. Resuming first redoes an evaluation due here.
             if self._due(train.save_every) or self._due(train.eval_every):
                 yield from self._save()
-            elif is_best_epoch:
-                yield from self._keep_best_epoch()
+            elif is_best_epoch and s.spec.size.parameters >= LARGE:  # too large for a second copy
+                yield from self._save()
+            elif is_best_epoch:  # written with the next checkpoint, for epochs may be short
+                self.best_epoch = s.snapshot(copy=True)
             yield from self._evaluate_and_sample()
         is_stopped = self.stop.requested()
         if is_stopped and self.saved_step != state.step:
@@ -176,16 +176,6 @@ class Trainer:
             yield from self._sample()
         yield from self._written(wait=True)
         yield self._end(is_stopped)
-
-    def _end(self, is_stopped: bool) -> Event:
-        """Record how the run has ended."""
-        step, best, spent = self.s.state.step, self.s.state.best_step, self.clock.spent()
-        summary, write = self._summary(spent), self.s.run.write_status
-        if is_stopped:
-            write("stopped", step, self.stop.exit_code, seconds_by_work=spent)
-            return Stopped(step, summary, spent, best)
-        write("finished", step, 0, summary=asdict(summary), best_step=best, seconds_by_work=spent)
-        return Finished(step, summary, spent, best)
 
     def _evaluate_and_sample(self, again: Collection[str] = ()) -> Iterator[Event]:
         """Evaluate and sample where due, or where a resumed run did so before it stopped."""
@@ -293,19 +283,12 @@ class Trainer:
             if (saved := writing.result()) is not None:
                 yield saved
 
-    def _keep_best_epoch(self) -> Iterator[Event]:
-        """Keep the best so far in memory until the next checkpoint; epochs may be short."""
-        if self.s.spec.size.parameters >= LARGE:  # too large for a second copy
-            yield from self._save()
-        else:
-            self.best_epoch = self.s.snapshot(copy=True)
-
     def rescued(self, error: StorageError) -> StorageError:
         """Save the state if only files were removed; return the error, which then says so."""
-        s, step, is_gone = self.s, self.s.state.step, FileNotFoundError | IsADirectoryError
+        s, step, removed = self.s, self.s.state.step, FileNotFoundError | IsADirectoryError
         # A full disk takes no checkpoint that its history lacks; other ranks would not give theirs.
         alone = s.world.size == 1 and s.run.folder.is_dir()
-        if not alone or not isinstance(error.__cause__, is_gone):
+        if not alone or not isinstance(error.__cause__, removed):
             return error
         with contextlib.suppress(GptError, OSError):
             self.writer.shutdown(wait=True)
@@ -380,25 +363,27 @@ class Trainer:
         self.sampled_step = s.state.step
         yield Sampled(s.state.step, prompt or "", text.text)
 
-    def _started(self) -> Started:
-        s, state = self.s, self.s.state
-        allocated = sum(local.nbytes for local in all_local(s.model.parameters()))
-        plan = Plan.of(s.spec, allocated)
-        return Started(plan, state.step, state.best_loss, state.best_step, tuple(s.notes))
-
-    def _summary(self, spent: Spent) -> Summary:
-        s, state = self.s, self.s.state
-        has_val = s.val_tokens is not None
-        return Summary(
+    def _end(self, is_stopped: bool) -> Event:
+        """Record how the run has ended."""
+        s, step, spent = self.s, self.s.state.step, self.clock.spent()
+        best_step, best_loss, has_val = s.state.best_step, s.state.best_loss, bool(s.val_tokens)
+        summary = Summary(
             **s.run.places(),
-            step=state.step,
-            tokens=state.step * s.config.tokens_per_step,
+            step=step,
+            tokens=step * s.config.tokens_per_step,
             train_loss=self.evaluated.train_loss if self.evaluated else None,
             val_loss=self.evaluated.val_loss if self.evaluated else None,
-            best_val_loss=state.best_loss if has_val else None,
+            best_val_loss=best_loss if has_val else None,
             tokens_per_second=self.last_rate,
             seconds=sum(spent.values()),
             val_tokens=s.spec.eval_tokens[1] if has_val else None,
             val_split_tokens=s.spec.val_tokens or None,
-            best_epoch_loss=None if has_val else state.best_loss,
+            best_epoch_loss=None if has_val else best_loss,
         )
+        if is_stopped:
+            s.run.write_status("stopped", step, self.stop.exit_code, seconds_by_work=spent)
+            return Stopped(step, summary, spent, best_step)
+        s.run.write_status(
+            "finished", step, 0, summary=asdict(summary), best_step=best_step, seconds_by_work=spent
+        )
+        return Finished(step, summary, spent, best_step)

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli.checkpoint import Checkpoint
 from gptcli.config import windows
@@ -20,7 +20,6 @@ from gptcli.data.sources import data_dir, is_local
 from gptcli.device import available_devices, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation import encode_prompt
-from gptcli.interop.weights import Pretrained
 from gptcli.tokenizers import Tokenizer, make_tokenizer
 from gptcli.training.memory import (
     ModelSize,
@@ -30,6 +29,9 @@ from gptcli.training.memory import (
     model_size,
 )
 from gptcli.training.weights import apply_pretrained_shape
+
+if TYPE_CHECKING:
+    from gptcli.interop.weights import Pretrained
 
 _TOKENIZER_KEYS = ("tokenizer.name", "tokenizer.vocab_size")
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
@@ -67,7 +69,7 @@ class RunSpec:
     rows: int
     n_processes: int = 1
     parallel: Parallelism = "none"
-    pretrained: Pretrained | None = field(default=None, repr=False, compare=False)
+    pretrained: "Pretrained | None" = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
     @property

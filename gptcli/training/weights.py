@@ -1,11 +1,9 @@
-"""A run's first weights: drawn, or taken from another network whose shape then holds.
-
-What is not to learn is frozen here too. Knows no file format.
-"""
+"""The first weights of a run, random or pretrained, and which of them are frozen."""
 
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -13,31 +11,26 @@ from gptcli.checkpoint import Checkpoint, load_weights
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
-from gptcli.interop.pretrained import open_pretrained
-from gptcli.interop.weights import Pretrained, resize_vocab
 from gptcli.model import GPT, init_adapters, is_adapter
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import Tokenizer
 
-_OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides itself
+if TYPE_CHECKING:  # of other programs only what starts from their weights imports them
+    from gptcli.interop.weights import Pretrained
+
+_OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides
 _BLOCKS = re.compile(r"h\.(\d{1,9})-(\d{1,9})((?:\..+)?)\Z")
 
 
 def apply_pretrained_shape(
     config: Config, tokenizer: Tokenizer, checkpoint: Checkpoint | None
-) -> tuple[Config, Pretrained | None]:
-    """Give `config` the shape of the weights it starts from.
+) -> tuple[Config, "Pretrained | None"]:
+    """Return `config` with the shape of the weights it starts from, and these; None for random.
 
-    Args:
-        config: As it was given: what is set there must not contradict the shape.
-        tokenizer: That of the data.
-        checkpoint: What a resumed run goes on from, which has the shape; its origin may be gone.
-
-    Returns:
-        The configuration, and where to take the weights from; None to draw them.
+    Of a resumed run, the checkpoint has the shape: the pretrained weights may be gone.
 
     Raises:
-        ConfigError: A key contradicts the shape, or the tokenizer is not that of the weights.
+        ConfigError: A key that is set contradicts the shape, or the tokenizer is not the weights'.
         CheckpointError: The weights are missing or cannot be used.
     """
     name = config.model.init_from
@@ -45,40 +38,40 @@ def apply_pretrained_shape(
         return config, None
     if checkpoint is not None:
         try:
-            shape = ModelConfig(
-                **{**checkpoint.config["model"], "init_from": "scratch", "lora": None}
-            )
+            values = {**checkpoint.config["model"], "init_from": "scratch", "lora": None}
+            shape = ModelConfig(**values)
         except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"a checkpoint without a network's shape ({error})") from error
+            raise CheckpointError(f"a checkpoint without a model's shape ({error})") from error
         return _with_shape(config, shape, "the run"), None
-    origin = open_pretrained(name)
-    config = _with_shape(config, origin.shape_for(tokenizer), name)
-    origin.require_tokenizer(tokenizer)
-    return config, origin
+    from gptcli.interop.pretrained import open_pretrained
+
+    pretrained = open_pretrained(name)
+    config = _with_shape(config, pretrained.shape_for(tokenizer), name)
+    pretrained.require_tokenizer(tokenizer)
+    return config, pretrained
 
 
 def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
-    """Return `config` with an imported shape; a smaller context and more rows may be asked for."""
+    """Return `config` with an imported shape; a smaller context and more rows may be requested."""
     values = shape.model_dump() | {key: getattr(config.model, key) for key in _OWN}
-    there = values | {
+    imported = values | {
         "n_kv_head": shape.n_kv_head or shape.n_head,
         "n_inner": shape.mlp_width,
         "head_dim": shape.head_size,
         "qkv_bias": shape.bias if shape.qkv_bias is None else shape.qkv_bias,
     }
     for key in sorted(config.model.model_fields_set - _OWN):
-        value = getattr(config.model, key)
-        fits = {"block_size": "smaller", "vocab_size": "larger"}.get(key)
-        if value is None or value == there[key]:
+        value, given = getattr(config.model, key), imported[key]
+        if value is None or value == given:
             continue
-        if (fits == "smaller" and value < there[key]) or (fits == "larger" and value > there[key]):
-            values[key] = value
-            continue
-        raise ConfigError(
-            f"model.{key}: {str(value).lower()} is set, but {whose} has {str(there[key]).lower()}"
-            + (f"; it can only be made {fits}" if fits else ""),
-            "drop the setting: the shape comes with the weights",
-        )
+        change = {"block_size": "smaller", "vocab_size": "larger"}.get(key)
+        if not change or (value > given) != (change == "larger"):
+            raise ConfigError(
+                f"model.{key}: {str(value).lower()} is set, but {whose} has {str(given).lower()}"
+                + (f"; it can only be made {change}" if change else ""),
+                "drop the setting: the shape comes with the weights",
+            )
+        values[key] = value
     try:
         Config.model_validate({**config.model_dump(), "model": values})
         model = ModelConfig.model_validate(values)
@@ -89,32 +82,30 @@ def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def build_model(config: Config, origin: Pretrained | None) -> GPT:
-    """Make a fresh run's network with its weights.
+def build_model(config: Config, pretrained: "Pretrained | None") -> GPT:
+    """Make the model of a fresh run with its weights.
 
     Raises:
-        CheckpointError: The weights are damaged or of another network.
+        CheckpointError: The weights are damaged or of another model.
     """
-    if origin is None:
+    if pretrained is None:
         model = GPT(config.model)
         model.init_weights(derive_seed("weights", config.seed))
         return model
-    # Read first: no memory is asked for before the file has shown that it is of such a size.
-    weights = resize_vocab(origin.weights(), config.model)
+    from gptcli.interop.weights import resize_vocab
+
+    # Read first: nothing is allocated before the file has shown that it is of that size.
+    weights = resize_vocab(pretrained.weights(), config.model)
     model = GPT(config.model)
     if config.model.lora is not None:
         init_adapters(model, derive_seed("adapters", config.seed))
         weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}
-    load_weights(model, weights, Path(origin.place))
+    load_weights(model, weights, Path(pretrained.place))
     return model
 
 
 def freeze(model: GPT, names: list[str]) -> None:
-    """Keep the parameters that `names` name from learning, and all beside adapters.
-
-    Args:
-        model: The network.
-        names: Modules or parameters, `h.0-5` for blocks 0 to 5.
+    """Freeze the modules or parameters named (`h.0-5`: blocks 0 to 5), and all beside adapters.
 
     Raises:
         ConfigError: Nothing has such a name, or nothing is left to learn.
@@ -129,11 +120,6 @@ def freeze(model: GPT, names: list[str]) -> None:
         raise ConfigError("train.freeze: everything is frozen, nothing is left to train")
 
 
-def n_trainable(model: GPT) -> int:
-    """Return the number of parameters that are not frozen."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def frozen_names(model: GPT, names: Iterable[str]) -> set[str]:
     """Return the parameters that the names of `train.freeze` stand for.
 
@@ -144,10 +130,10 @@ def frozen_names(model: GPT, names: Iterable[str]) -> set[str]:
     frozen: set[str] = set()
     for name in names:
         for prefix in _expand(name):
-            found = [p for p in parameters if p == prefix or p.startswith(f"{prefix}.")]
-            if not found:
+            matches = [p for p in parameters if p == prefix or p.startswith(f"{prefix}.")]
+            if not matches:
                 raise ConfigError(f"train.freeze: {_no_such(name, prefix, model)}")
-            frozen.update(found)
+            frozen.update(matches)
     return frozen
 
 
@@ -170,12 +156,8 @@ def _no_such(name: str, prefix: str, model: GPT) -> str:
     if model.config.tie_embeddings:
         top.remove("lm_head")
     last = model.config.n_layer - 1
-    inner = dict.fromkeys(p.split(".", 2)[2].rsplit(".", 1)[0] for p in _block_names(model))
+    inner = dict.fromkeys(name.rsplit(".", 1)[0] for name, _ in model.h[0].named_parameters())
     return (
         f"nothing is named {prefix!r}; there are {', '.join(top)}, h.0 to h.{last},"
         f" and in each of these {', '.join(inner)}"
     )
-
-
-def _block_names(model: GPT) -> list[str]:
-    return [name for name, _ in model.named_parameters() if name.startswith("h.0.")]
