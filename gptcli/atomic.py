@@ -6,6 +6,7 @@ a reader sees the old content or the new, never a part. Knows nothing of what is
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
 from gptcli.errors import StorageError
 from gptcli.formatting import size
@@ -34,7 +35,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         if _ASIDE.match(named.name):
             named = path  # the name that was asked for
         if error.errno in _FULL:
-            hint = f"free space on that disk and run the same command again{_free(path)}"
+            hint = "free space on that disk and run the same command again"
+            with contextlib.suppress(OSError):
+                hint += f" ({size(shutil.disk_usage(existing_folder(path)).free)} free)"
             raise StorageError(f"{named}: {error.strerror}", hint) from error
         if error.errno in _DENIED:
             raise StorageError(f"{named}: {error.strerror}") from error
@@ -69,41 +72,21 @@ def create_errors(path: Path) -> Iterator[None]:
 
 
 def existing_folder(path: Path) -> Path:
-    """Return the folder that `path` is, or would be in; the nearest one that is there."""
+    """Return `path` if it is a folder, else the nearest one above it."""
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
-def _free(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f" ({size(shutil.disk_usage(existing_folder(path)).free)} free)"
-    return ""
+class _Remembering(io.BufferedWriter):
+    """A file that keeps the first error of a write, which torch.save hides behind its own."""
 
+    error: OSError | None = None
 
-class _Remembering:
-    """A file that keeps the first error of a write.
-
-    torch.save reports a failed write as "unexpected pos 576 vs 534"; the cause is kept here.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: Any) -> int:
         try:
-            return self._file.write(data)
+            return super().write(data)
         except OSError as error:
             self.error = self.error or error
             raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 @contextlib.contextmanager
@@ -119,13 +102,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     with create_errors(path):
         try:
             aside.unlink(missing_ok=True)
-            with aside.open("xb") as file:  # never through a link that stands there
-                target = _Remembering(file)
+            with _Remembering(io.FileIO(aside, "xb")) as file:  # never through a link of this name
                 try:
-                    yield cast(BinaryIO, target)
+                    yield file
                 except Exception:
-                    if target.error is not None:
-                        raise target.error from None
+                    if file.error is not None:
+                        raise file.error from None
                     raise
                 file.flush()
                 os.fsync(file.fileno())
@@ -138,11 +120,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def aside_name(path: Path) -> Path:
-    """Return the name a file is written under before it is complete.
-
-    It is short and plain whatever `path` is called: a name of 255 bytes has room for no more, and
-    not every library takes one that is not text, or has no suffix (torch).
-    """
+    """Return the name a file is written under before it is complete."""
+    # Short and plain whatever `path` is called: a name of 255 bytes has room for no more, and not
+    # every library takes one that is not text, or has no suffix (torch).
     mark = zlib.crc32(os.fsencode(path.name))
     return path.parent / f".tmp-{os.getpid()}-{mark:08x}.part"
 
@@ -154,11 +134,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add a line to a file; it is on the disk after `sync_file`, not before.
-
-    Raises:
-        StorageError: The disk is full, or the name is a link, which may lead anywhere, or a pipe.
-    """
+    """Add a line to a file, never through a link; it is on the disk after `sync_file`."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
     with create_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as file:
@@ -184,27 +160,17 @@ def link(source: Path, path: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a file; a name that no file can have names none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+    """Tell whether there is a file, also of a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises for such a name
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether there is a folder; a name that no folder can have names none."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    """Tell whether there is a folder, also of a name that no folder can have."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content; a pipe or a device, which may have no end, is no file.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return a file's content; an OSError for a pipe or a device, which may have no end."""
     _require_file(path, path.stat().st_mode)
     return path.read_bytes()
 
@@ -217,21 +183,16 @@ def _require_file(path: Path, mode: int) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Path]:
-    """Yield a name that stays this file's, for readers that open a name more than once.
-
-    `path` itself may become another file between two opens; where files have no second name
-    (Windows) one that is open cannot be replaced.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
+    """Yield a name that stays this file's, for readers that open a name more than once."""
+    # `path` itself may become another file between two opens; where files have no second name
+    # (Windows) one that is open cannot be replaced.
     with path.open("rb") as file:
         name = Path(f"/dev/fd/{file.fileno()}")
         yield name if name.exists() else path
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, so that they are there after a power cut."""
+    """Make a folder and its parents, which survive a power cut."""
     with create_errors(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -259,7 +220,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted `replacing` or `link` left in `folder`."""
+    """Remove what an interrupted `atomic_write` or `link` left in `folder`."""
     for path in folder.iterdir():
         if _ASIDE.match(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)

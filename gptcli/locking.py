@@ -27,7 +27,7 @@ def hold(folder: Path, doing: str, hint: str, *, shared: bool = False) -> Iterat
         doing: What the holder is doing, for the message: "is training in this folder".
         hint: What to do about it.
         shared: Let others share it. A folder that may not be written, or whose file system has no
-            locks, is then nobody's, and is not held.
+            locks, is then not held.
 
     Raises:
         RunLockedError: Another process holds it.
@@ -45,20 +45,15 @@ def hold(folder: Path, doing: str, hint: str, *, shared: bool = False) -> Iterat
             raise
         raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
     if lock is None:
-        raise RunLockedError(f"{folder}: {_holder(path)} {doing}", hint)
+        holder = "another process"
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+            pid, host = file.read(300).decode().split()
+            holder = f"process {pid} on {host}"
+        raise RunLockedError(f"{folder}: {holder} {doing}", hint)
     try:
         yield
     finally:
         _release(path, lock)
-
-
-def _holder(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            pid, host = file.read(300).decode().split()
-    except (OSError, ValueError):
-        return "another process"
-    return f"process {pid} on {host}"
 
 
 if sys.platform == "win32":
@@ -83,15 +78,17 @@ else:
 
     def _acquire(path: Path, shared: bool) -> int | None:
         """Return the descriptor of the locked file, or None if another process holds it."""
-        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
             lock = os.open(path, flags, 0o666)
             try:
-                fcntl.flock(lock, how | fcntl.LOCK_NB)
+                fcntl.flock(lock, mode | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), os.fstat(lock)):
-                        _name_holder(lock)
+                        with contextlib.suppress(OSError):  # a full disk; the lock holds anyway
+                            os.ftruncate(lock, 0)
+                            os.pwrite(lock, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
                         return lock
             except BlockingIOError:
                 os.close(lock)
@@ -100,11 +97,6 @@ else:
                 os.close(lock)
                 raise
             os.close(lock)  # its last holder has just removed the file: make another
-
-    def _name_holder(lock: int) -> None:
-        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
     def _release(path: Path, lock: int) -> None:
         with contextlib.suppress(OSError):  # others share it: the last one removes the file

@@ -23,14 +23,9 @@ _HEADERLESS = ("train.bin", "val.bin")
 
 
 def token_files(config: DataConfig) -> tuple[Path, Preset | None, str | None] | None:
-    """Return the folder of token files that need no tokenizing, and where they come from.
+    """Return the folder of token files, the preset that has them, and which part of it.
 
-    Returns:
-        The folder, the preset that has them ready-made and which part of it; None if the source
-        is text.
-
-    Raises:
-        ConfigError: The files would have to be moved.
+    None if the source is text; token files that would have to be moved are refused.
     """
     source = config.source
     if not source or not isinstance(source, str):
@@ -58,11 +53,6 @@ def adopt(
     folder: Path, config: Config, on_progress: Callable[[int], None] = lambda n_bytes: None
 ) -> Manifest:
     """Write a manifest for the token files in `folder`; an existing one is kept.
-
-    Args:
-        folder: Holds the files; becomes a data folder.
-        config: `tokenizer` says what the ids mean.
-        on_progress: Called with the bytes of tokens read.
 
     Raises:
         ConfigError: The tokenizer would have to be learned from text that is not there.
@@ -163,14 +153,7 @@ def _describe(path: Path) -> tuple[Shard, Dtype]:
 def fetch_ready_made(
     preset: Preset, part: str | None, folder: Path, on_bytes: hub.OnBytes = lambda n_bytes: None
 ) -> None:
-    """Download ready-made shards into `folder`: the first `part` training files, or all.
-
-    The folder gets links to what is in the Hub's cache.
-
-    Raises:
-        ConfigError: `part` is no number of files.
-        DataError: A file cannot be downloaded.
-    """
+    """Download and link ready-made shards: the first `part` training files, or all."""
     assert preset.revision is not None and preset.n_shards is not None
     n_shards = preset.n_shards
     if part is not None:

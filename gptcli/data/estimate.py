@@ -67,11 +67,7 @@ def estimate(plan: PreparePlan) -> Estimate:
 
 
 def require_room(plan: PreparePlan, found: Estimate) -> None:
-    """Refuse what the disk cannot hold.
-
-    Raises:
-        StorageError: With what is needed and what is free.
-    """
+    """Refuse, with a StorageError, what the disk cannot hold."""
     if found.disk_bytes > found.free_bytes:
         hint = "free some space, or choose a folder on another disk with --out"
         if found.download_bytes and plan.data.keep_downloads:

@@ -32,12 +32,13 @@ _UNREACHABLE = {
 }  # fmt: skip
 _DROPPED = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
             "IncompleteRead"}  # fmt: skip
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before the second, third, ... try
+# Seconds before the second, third, ... try: huggingface_hub gives up at the first 5xx on a file,
+# and a long preparation meets some.
+_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 T = TypeVar("T")
 
-OnBytes = Callable[[int], None]
-"""Called with the number of bytes that have arrived since the last call."""
+OnBytes = Callable[[int], None]  # is called with the bytes that have arrived since the last call
 
 
 def _ignore(n_bytes: int) -> None:
@@ -82,11 +83,7 @@ class HubFile(_Cached):
     repo_type: str = "dataset"
 
     def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
-        """Return the local path, downloading the file if it is not in the cache.
-
-        Raises:
-            DataError: It cannot be downloaded.
-        """
+        """Return the local path, after downloading what is missing; a DataError if that fails."""
         import huggingface_hub
 
         counter = _counter(on_bytes)
@@ -99,11 +96,7 @@ class HubFile(_Cached):
         return Path(_retry(f"{self.repository}/{self.path}", download))
 
     def exists(self) -> bool:
-        """Tell whether the repository has the file, without downloading it.
-
-        Raises:
-            DataError: The Hub does not say.
-        """
+        """Tell whether the repository has the file, without downloading it."""
         import huggingface_hub
 
         name = f"{self.repository}/{self.path}"
@@ -196,10 +189,6 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
         repository: `org/name`.
         config: The subset; None for the only or default one.
         revision: Branch, tag or commit; None for the newest.
-
-    Raises:
-        ConfigError: The subset is unknown.
-        DataError: The dataset is unknown, has no training split, or cannot be reached.
     """
     known = _remembered(repository, config, revision)
     if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
@@ -273,13 +262,7 @@ def _hub_files(urls: list[str]) -> tuple[HubFile, ...]:
 
 
 def _retry(name: str, ask: Callable[[], T]) -> T:
-    """Ask the Hub, and again later if it is overloaded or the connection drops.
-
-    huggingface_hub gives up at the first 5xx on a file, and a long preparation meets some.
-
-    Raises:
-        DataError: `name` cannot be had, or not now.
-    """
+    """Ask the Hub, and again later if it is overloaded or the connection drops."""
     for seconds in (*_WAITS, None):
         try:
             with atomic.storage_errors(Path(name)):
@@ -294,10 +277,7 @@ def _retry(name: str, ask: Callable[[], T]) -> T:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Tell whether the same request may succeed later.
-
-    With no server at all it will not: huggingface_hub has asked often enough.
-    """
+    """Tell whether the same request may succeed later; with no server at all it will not."""
     status = _status(error)
     if status is not None:
         return status == 429 or status >= 500
@@ -319,11 +299,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _require_reachable() -> None:
-    """Fail at once when nobody answers, where huggingface_hub would ask for half a minute.
-
-    Raises:
-        ConnectionError: There is no server at the Hub's address.
-    """
+    """Raise a ConnectionError at once if no server answers: huggingface_hub would ask for long."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies():

@@ -50,11 +50,7 @@ def damaged_shards(
 def windows_as_text(
     folder: Path, manifest: Manifest, split: Split, *, count: int, seq_len: int, seed: int
 ) -> list[tuple[int, str]]:
-    """Return (first token's place, decoded text) of windows drawn by `seed`.
-
-    Raises:
-        DataError: The split is shorter than a window, or holds ids outside the vocabulary.
-    """
+    """Return (place of the first token, decoded text) of windows drawn by `seed`."""
     tokenizer = read_tokenizer(folder, manifest)
     with TokenReader(folder, manifest, split) as tokens:
         n_starts = len(tokens) - seq_len + 1

@@ -34,11 +34,7 @@ class Journal:
             return None
 
     def begin(self, recipe: Recipe) -> None:
-        """Start the preparation of `recipe`, or resume it.
-
-        Raises:
-            ConfigError: The folder holds an unfinished preparation of something else.
-        """
+        """Start the preparation of `recipe`, or resume it; refuse one of something else."""
         unfinished = self.recipe()
         if unfinished is None:
             atomic.make_folder(self._folder)
@@ -102,11 +98,7 @@ class Journal:
 
 
 def remove_prepared(folder: Path, manifest: Manifest) -> None:
-    """Remove the files a manifest lists, itself first: what is left is an unfinished folder.
-
-    Raises:
-        StorageError: One of them may not be removed.
-    """
+    """Remove the files a manifest lists, itself first: what is left is an unfinished folder."""
     listed = [shard.file for unit in manifest.units for shard in unit.shards]
     for name in [shards.MANIFEST, *listed, shards.TOKENIZER]:
         _remove(folder / name)

@@ -29,13 +29,7 @@ _ROUNDS = 8
 
 
 def permuted(indices: Indices, n: int, *key: int | str) -> Indices:
-    """Map each index in [0, n) to its place in a pseudo-random permutation of [0, n).
-
-    Args:
-        indices: Any shape.
-        n: Size of the permutation.
-        key: What the permutation depends on.
-    """
+    """Map each index in [0, n) to its place in the permutation of [0, n) that `key` names."""
     half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     keys = np.array([derive_seed("round", i, *key) for i in range(_ROUNDS)], dtype=np.uint64)
@@ -59,20 +53,11 @@ def _feistel(values: Indices, half_bits: np.uint64, mask: np.uint64, keys: Indic
 
 
 class TokenLoader:
-    """The training windows of a split, by step.
-
-    Attributes:
-        n_windows: Windows of one epoch.
-    """
+    """The training windows of a split, by step; an epoch has `n_windows`."""
 
     def __init__(
         self, tokens: TokenReader, *, seq_len: int, stride: int, windows_per_step: int, seed: int
     ) -> None:
-        """Lay the windows over `tokens`.
-
-        Raises:
-            DataError: The split is shorter than one window.
-        """
         self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
         self._windows_per_step, self._seed = windows_per_step, seed
         require_window(tokens, seq_len, "train")
@@ -107,7 +92,7 @@ class TokenLoader:
     ) -> Iterator[Batch]:
         """Yield the tokens (B, T) and targets (B, T) of a step, int64, `size` rows at a time.
 
-        With a turn, (rank, ranks), only those of one rank, each in turn.
+        With a turn (rank, world_size), only those of that rank: the ranks take turns.
         """
         starts = self.starts(step)
         for first in range(turn[0] * size, len(starts), turn[1] * size):
@@ -115,11 +100,7 @@ class TokenLoader:
 
 
 def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
-    """Refuse a split that is shorter than one window.
-
-    Raises:
-        DataError: With the longest seq_len that would fit.
-    """
+    """Refuse, with a DataError, a split that is shorter than one window."""
     if len(tokens) < seq_len + 1:
         longest = len(tokens) - 1
         raise DataError(
@@ -140,35 +121,22 @@ def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: in
 
 
 class Prefetcher:
-    """The loader's micro-batches in order; the next is read while one is worked on.
+    """The loader's micro-batches in order; a step's are read while the one before is computed.
 
     Attributes:
-        waited: Seconds that were spent waiting for a batch.
+        waited: Seconds spent waiting for a batch.
     """
 
     def __init__(
-        self,
-        loader: TokenLoader,
-        size: int,
-        device: torch.device,
-        turn: tuple[int, int] = (0, 1),
+        self, loader: TokenLoader, size: int, device: torch.device, turn: tuple[int, int] = (0, 1)
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            loader: Where batches come from.
-            size: Rows of a micro-batch.
-            device: Where they are to be.
-            turn: Rank and number of those who take the micro-batches of a step in turn.
-        """
-        self._loader, self._size, self._device = loader, size, device
-        self._turn = turn
+        self._loader, self._size, self._device, self._turn = loader, size, device, turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
         self.waited = 0.0
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """Yield the micro-batches of a step, and have those of the next step read meanwhile."""
+        """Yield the micro-batches of a step while those of the next step are read."""
         began = time.perf_counter()
         if self._ahead is None or self._ahead[0] != step:
             self._ahead = step, self._thread.submit(self._read, step)
@@ -191,5 +159,5 @@ class Prefetcher:
         return [(tokens.pin_memory(), targets.pin_memory()) for tokens, targets in batches]
 
     def close(self) -> None:
-        """End the thread; what it still reads is dropped."""
+        """End the thread; what it is reading is dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)

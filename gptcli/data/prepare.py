@@ -28,12 +28,7 @@ _VOCABULARY_CHARS = 200_000_000  # enough for any vocabulary; more only takes lo
 
 
 def make_plan(config: Config) -> PreparePlan:
-    """Find the source of `config` and settle what it leaves open.
-
-    Raises:
-        ConfigError: Unknown source.
-        DataError: The source cannot be found.
-    """
+    """Find the source of `config` and settle what it leaves open."""
     source = find_source(config.data, config.seed)
     data = config.data
     if source.text_field and not config.is_set("data.text_field"):
@@ -58,14 +53,7 @@ def prepare(
     """Tokenize the source and write the data folder.
 
     A finished folder is kept as it is, and an unfinished one is resumed: units whose shards are
-    there are skipped.
-
-    Args:
-        plan: What to do.
-        workers: Processes that tokenize.
-        force: Replace other data in the folder.
-        on_progress: Called as text is done.
-        on_download: Called as bytes are downloaded.
+    there are skipped. `force` replaces other data in the folder.
 
     Raises:
         ConfigError: Unknown tokenizer, or the folder holds other data.

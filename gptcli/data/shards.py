@@ -184,11 +184,7 @@ class Manifest(_Record):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a data folder.
-
-    Raises:
-        DataError: There is none, or it is damaged.
-    """
+    """Read the manifest of a data folder; a DataError if there is none or it is damaged."""
     path = folder / MANIFEST
     try:
         content = json.loads(atomic.read_bytes(path))
@@ -231,11 +227,7 @@ def _checksum(manifest: Manifest) -> str:
 
 
 def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
-    """Return the tokenizer of a data folder.
-
-    Raises:
-        DataError: It is missing or not the one the manifest names.
-    """
+    """Return the tokenizer of a data folder; a DataError if it is not the manifest's."""
     tokenizer = load_tokenizer(folder / TOKENIZER)
     record = manifest.tokenizer
     if (tokenizer.fingerprint, tokenizer.vocab_size) != (record.sha256, record.vocab_size):
@@ -251,11 +243,7 @@ class TokenReader:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        """Open a split; sizes and headers are checked, hashes are not.
-
-        Raises:
-            DataError: A shard is missing or is not what the manifest says.
-        """
+        """Open a split; sizes and headers are checked (a DataError if wrong), hashes are not."""
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._shards = manifest.shards(split)
         self._paths = [folder / shard.file for shard in self._shards]
@@ -269,11 +257,7 @@ class TokenReader:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, start: int, count: int) -> Tokens:
-        """Return tokens start to start + count, (count,); the range must lie in the split.
-
-        Raises:
-            DataError: A shard has become shorter.
-        """
+        """Return tokens start to start + count, (count,); the range must lie in the split."""
         assert 0 <= start <= start + count <= len(self)
         parts: list[Tokens] = []
         index = int(np.searchsorted(self._ends, start, side="right"))
@@ -321,11 +305,7 @@ class TokenReader:
 
 
 def check_shards(folder: Path, manifest: Manifest) -> None:
-    """Compare the sizes and headers of all shards with the manifest.
-
-    Raises:
-        DataError: A shard is missing or is not what the manifest says.
-    """
+    """Compare the sizes and headers of all shards with the manifest, or raise a DataError."""
     for split in SPLITS:
         for shard in manifest.shards(split):
             check_shard(folder / shard.file, shard, manifest.dtype)

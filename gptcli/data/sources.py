@@ -88,11 +88,7 @@ def _folder_name(name: str) -> str:
 
 
 def data_dir(config: DataConfig) -> Path:
-    """Return the folder of the shards.
-
-    Raises:
-        ConfigError: Neither `data.dir` nor `data.source` is set.
-    """
+    """Return the folder of the shards; a ConfigError if neither dir nor source is set."""
     if config.dir is not None:
         return Path(config.dir)
     if not config.source:
@@ -119,12 +115,7 @@ def is_local(config: DataConfig) -> bool:
 
 
 def find_source(config: DataConfig, seed: int) -> Source:
-    """Return the source that `data.source` names.
-
-    Raises:
-        ConfigError: Nothing is named, or the name is unknown.
-        DataError: The files are missing or of an unsupported type.
-    """
+    """Return the source that `data.source` names."""
     if not config.source:
         raise ConfigError("no dataset named", "e.g. gpt prepare stdlib, or gpt prepare input.txt")
     if not isinstance(config.source, SplitSource):

@@ -108,11 +108,7 @@ def _groups(files: list[Path]) -> Iterator[tuple[Path, ...]]:
 
 
 def library_packages() -> dict[str, list[Path]]:
-    """Return the sources of this Python's library without its tests, by top-level package.
-
-    Raises:
-        DataError: This Python comes without them.
-    """
+    """Return the sources of this Python's library without its tests, by top-level package."""
     root = Path(sysconfig.get_path("stdlib"))
     packages: dict[str, list[Path]] = {}
     for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
@@ -164,11 +160,7 @@ class Fetcher(AbstractContextManager["Fetcher"]):
         self._downloaded: dict[int, list[RemoteFile]] = {}
 
     def __iter__(self) -> Iterator[Unit | None]:
-        """Yield the units with local files; a None comes before a unit that must be waited for.
-
-        Raises:
-            DataError: A file cannot be downloaded.
-        """
+        """Yield the units with local files; a None comes before a unit that must be waited for."""
         ahead: Future[Unit] | None = None
         for unit, following in itertools.zip_longest(self._units, self._units[1:]):
             future = ahead or self._pool.submit(self._fetch, unit)

@@ -23,8 +23,7 @@ from gptcli.data.units import Unit, content_hash, documents, file_stats
 from gptcli.errors import DataError
 from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for
 
-OnProgress = Callable[[int], None]
-"""Called with the bytes of text done since the last call."""
+OnProgress = Callable[[int], None]  # is called with the bytes of text done since the last call
 
 _BATCH_CHARS = 1 << 19
 _BATCH_TEXTS = 4096
@@ -42,14 +41,8 @@ def write_units(
 ) -> Iterator[tuple[Unit, UnitRecord]]:
     """Tokenize units and write their shards into the plan's folder; yield each that is finished.
 
-    While one is finished the next is already being encoded.
-
-    Args:
-        units: Units with local files; a None says that the next is still downloading.
-        plan: Where to, and how units are split.
-        tokenizer: Its ids are written.
-        encoder: Encodes with the same tokenizer.
-        on_progress: Called as text is done.
+    While one is finished the next is already being encoded. The units have local files; a None
+    says that the next is still downloading.
 
     Raises:
         DataError: The text cannot be used, or its files changed meanwhile.
@@ -119,11 +112,7 @@ class _UnitWriter(contextlib.ExitStack):
             self._bytes[self._split] += n_bytes
 
     def finish(self) -> UnitRecord:
-        """Complete the shards and return what the unit became.
-
-        Raises:
-            DataError: Its files have changed meanwhile.
-        """
+        """Complete the shards and return what the unit became; refuse files that have changed."""
         self._divide()
         self.close()
         content = content_hash(self._unit)

@@ -1,4 +1,4 @@
-"""What torchrun, or another launcher, says to this process and hears from it; no torch."""
+"""What torchrun, or another launcher, tells this process, and is told by it; without torch."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from gptcli.errors import ConfigError
 
 _HINT = "start the processes with --gpus N or torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
-_MOST = 1 << 20  # processes; more are a mistake
+_MAX = 1 << 20  # processes; more are a mistake
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
 
@@ -37,12 +37,8 @@ ALONE = Place()
 
 
 def place() -> Place:
-    """Return the place of this process; alone where the environment says nothing.
-
-    Raises:
-        ConfigError: It contradicts itself, or lacks something that several processes need.
-    """
-    size = _number("WORLD_SIZE", 1, _MOST) or 1
+    """Return the place of this process; a ConfigError if the environment contradicts itself."""
+    size = _number("WORLD_SIZE", 1, _MAX) or 1
     rank = _number("RANK", 0, size - 1)
     local_rank = _number("LOCAL_RANK", 0, size - 1) or 0
     if size > 1:
@@ -55,11 +51,11 @@ def place() -> Place:
 
 def n_restarts() -> int:
     """Return how often torchrun has restarted this process."""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0, _MOST) or 0
+    return _number("TORCHELASTIC_RESTART_COUNT", 0, _MAX) or 0
 
 
 def report(message: str, exit_code: int, hint: str | None) -> None:
-    """Write the file in which torchrun looks for why a process failed; alone there is none."""
+    """Write the file in which torchrun looks for why a process failed, if torchrun started it."""
     path = _value("TORCHELASTIC_ERROR_FILE")
     if path is None or Path(path).exists():
         return
@@ -69,13 +65,13 @@ def report(message: str, exit_code: int, hint: str | None) -> None:
         Path(path).write_text(json.dumps({"message": about}))
 
 
-def _number(name: str, least: int, most: int) -> int | None:
+def _number(name: str, low: int, high: int) -> int | None:
     text = _value(name)
     if text is None:
         return None
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-    if not least <= number <= most:
-        what = f"expected an integer from {least} to {most}"
+    if not low <= number <= high:
+        what = f"expected an integer from {low} to {high}"
         if name != "WORLD_SIZE" and not _value("WORLD_SIZE"):
             what = "WORLD_SIZE is not set"
         raise ConfigError(f"{name}={text}: {what}", _HINT)

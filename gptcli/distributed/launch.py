@@ -1,7 +1,6 @@
-"""`--gpus N`: torchrun, started for those who do not want to type it.
+"""`--gpus N`: torchrun without typing it, quiet, and with the exit code of the process that failed.
 
-Its restarts, its store and its signals are torch's own; what is added is that it is quiet, and that
-the exit code of the process that failed is not lost.
+Restarts, store and signals are torch's own.
 """
 
 import contextlib
@@ -44,10 +43,10 @@ class Ended:
     """How the processes ended.
 
     Attributes:
-        exit_code: 0 if all did what they should; None if that is not known.
-        message: What the first to fail said, or what befell it.
+        exit_code: 0 if all succeeded; None if that is not known.
+        message: What the first to fail reported, or how it ended.
         hint: What it said to do about it.
-        is_stopped: Whether they were ended by a signal to the one that started them.
+        is_stopped: Whether a signal to the launcher ended them.
     """
 
     exit_code: int | None
@@ -57,35 +56,23 @@ class Ended:
 
 
 def require_devices(n_processes: int, device: str) -> None:
-    """Refuse more processes than there are devices for.
-
-    Args:
-        n_processes: Wanted.
-        device: cpu, cuda or mps.
-
-    Raises:
-        ConfigError: With how many there are.
-    """
-    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, n_processes)
-    if n_processes > there:
+    """Refuse, with a ConfigError, more processes than there are devices (cpu, cuda or mps)."""
+    n_devices = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, n_processes)
+    if n_processes > n_devices:
         raise ConfigError(
-            f"--gpus {n_processes}: this machine has {there} of device {device}",
-            f"use --gpus {there}, or -s device=cpu",
+            f"--gpus {n_processes}: this machine has {n_devices} of device {device}",
+            f"use --gpus {n_devices}, or -s device=cpu",
         )
 
 
 def require_files(n_processes: int) -> None:
-    """Refuse more processes than this one may keep open files for.
-
-    Raises:
-        StorageError: With how many files it takes.
-    """
+    """Refuse, with a StorageError, more processes than the limit of open files allows."""
     if resource is None:
         return
-    may, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 8 * n_processes
-    if 0 <= may < needed:
+    limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 8 * n_processes
+    if 0 <= limit < needed:
         raise StorageError(
-            f"--gpus {n_processes}: only {may} files may be open, and {needed} are needed",
+            f"--gpus {n_processes}: only {limit} files may be open, and {needed} are needed",
             "raise the limit: ulimit -n 1024",
         )
 
@@ -93,15 +80,19 @@ def require_files(n_processes: int) -> None:
 def launch(arguments: Sequence[str], n_processes: int) -> Ended:
     """Run a command line of this program in several processes of this machine, to their end.
 
-    A process that is killed has them all started again, up to three times. The first SIGINT,
-    SIGTERM or SIGUSR1 is passed on to them.
+    If one is killed, all are restarted, up to three times. The first SIGINT, SIGTERM or SIGUSR1 is
+    passed on to them.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // n_processes)))
-    with _signals(SignalException), _logs() as logs, _quiet():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals(SignalException))
+        logs = stack.enter_context(_logs())
+        logging.disable()  # of torchrun: the processes say themselves what went wrong
+        stack.callback(logging.disable, logging.NOTSET)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -121,22 +112,21 @@ def launch(arguments: Sequence[str], n_processes: int) -> Ended:
             return Ended(code, f"stopped by {error.sigval.name}", is_stopped=True)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            return _said(failure.error_file_data) or Ended(
-                None, f"rank {rank}: {failure.message.splitlines()[0]}"
-            )
+            message = f"rank {rank}: {failure.message.splitlines()[0]}"
+            return _reported(failure.error_file_data) or Ended(None, message)
         attempts = sorted(logs.glob("*/attempt_*"))
         for file in attempts[-1].glob("*/error.json") if attempts else ():
-            if (lost := _said(json.loads(file.read_text()))) is not None:
-                return lost
+            if (ended := _reported(json.loads(file.read_text()))) is not None:
+                return ended
     return Ended(0)
 
 
-def _said(reported: dict[str, Any]) -> Ended | None:
+def _reported(content: dict[str, Any]) -> Ended | None:
     """Return what a process reported; None where it is not one of our reports."""
-    said = reported.get("message")
-    if not isinstance(said, dict) or "errorCode" not in said:
+    report = content.get("message")
+    if not isinstance(report, dict) or "errorCode" not in report:
         return None
-    return Ended(said["errorCode"], said["message"], said.get("hint"))
+    return Ended(report["errorCode"], report["message"], report.get("hint"))
 
 
 @contextlib.contextmanager
@@ -144,8 +134,8 @@ def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
     """Raise torchrun's exception at the first signal, and ignore more of them.
 
     A second one would end this process while the others are saving. A signal that comes while
-    torchrun starts the processes waits until all are started: a process that torchrun has forked
-    but not yet noted would never be stopped.
+    torchrun starts the processes waits until all are started: one that torchrun has forked but not
+    yet noted would never be stopped.
     """
     names = ("SIGINT", "SIGTERM", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -169,7 +159,7 @@ def _signals(interrupted: Callable[..., Exception]) -> Iterator[None]:
 
 
 def _is_starting(frame: FrameType | None) -> bool:
-    """Return whether torchrun's agent is starting processes in this frame or one above it."""
+    """Tell whether torchrun's agent is starting processes in this frame or one above it."""
     while frame is not None and frame.f_code.co_name != "_start_workers":
         frame = frame.f_back
     return frame is not None
@@ -178,28 +168,13 @@ def _is_starting(frame: FrameType | None) -> bool:
 @contextlib.contextmanager
 def _logs() -> Iterator[Path]:
     """Make a folder for what the processes report; remove those of launchers that were killed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_LOGS}*"):
+    for old in Path(tempfile.gettempdir()).glob(f"{_LOGS}*"):
         with contextlib.suppress(OSError, GptError):
-            about = left.lstat()
-            is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
-            if is_ours and time.time() - about.st_mtime > _SETTLED:
-                with hold(left, "", ""):
-                    shutil.rmtree(left)
+            status = old.lstat()
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if is_ours and time.time() - status.st_mtime > _SETTLED:
+                with hold(old, "", ""):
+                    shutil.rmtree(old)
     with tempfile.TemporaryDirectory(prefix=_LOGS, ignore_cleanup_errors=True) as folder:
         with hold(Path(folder), "", ""):
             yield Path(folder)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torchrun from telling at length what the processes say themselves."""
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict
-               if name.startswith("torch.distributed")]  # fmt: skip
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

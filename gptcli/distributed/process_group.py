@@ -46,7 +46,7 @@ class World:
         size: How many there are.
         name: Of this start; no other start has it.
         restarts: How often torchrun has restarted them.
-        position: How many points this process has passed that every process passes.
+        position: How many of the points that every process passes this one has passed.
         progress: Grows whenever this process makes progress, with the others or alone.
         is_busy: Whether this process does something that may take any time, such as saving.
     """
@@ -166,11 +166,7 @@ class World:
         )
 
     def post_failure(self, message: str, exit_code: int, hint: str | None = None) -> bool:
-        """Say why the run ends, to the others and to those started in its place.
-
-        Returns:
-            Whether this process is the first to; the first report holds.
-        """
+        """Tell all, those of later starts too, why the run ends; False if another process has."""
         if self._store is not None:
             with contextlib.suppress(RuntimeError):  # the store has gone with its host
                 report = json.dumps([message, exit_code, hint, self.rank])
@@ -207,11 +203,7 @@ def local_pid(store: Store | None, start: str, rank: int) -> int | None:
 
 
 def rendezvous_store(is_kept_here: bool = False) -> Store:
-    """Return a connection to the store that torchrun, or else rank 0, keeps.
-
-    Raises:
-        DistributedError: Nobody answers at MASTER_ADDR and MASTER_PORT.
-    """
+    """Return a connection to the store that torchrun, or else rank 0, keeps."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if is_kept_here:
         _kept.append(TCPStore(host, port, is_master=True, wait_for_workers=False))
@@ -231,11 +223,7 @@ def rendezvous_store(is_kept_here: bool = False) -> Store:
 
 
 def _waiting(missing: Callable[[], str]) -> Iterator[float]:
-    """Yield the seconds waited for other processes to start, until the caller has what it needs.
-
-    Raises:
-        DistributedError: The process that started this one is gone.
-    """
+    """Yield the seconds waited for other processes to start, as long as the launcher is there."""
     began, parent, is_noted = time.monotonic(), os.getppid(), False
     while True:
         seconds = time.monotonic() - began
@@ -252,10 +240,7 @@ def _waiting(missing: Callable[[], str]) -> Iterator[float]:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[World]:
-    """Connect to the other processes that the environment names.
-
-    Args:
-        device: Of the configuration; with CUDA, each process takes one.
+    """Connect to the other processes that the environment names; each takes its GPU, if any.
 
     Raises:
         ConfigError: There are more processes than devices, or the environment contradicts itself.

@@ -27,12 +27,7 @@ _GRACE = 3.0  # seconds for the others to notice too and post their stacks
 
 @dataclass(frozen=True)
 class Hang:
-    """What was found when nothing made progress any more.
-
-    Attributes:
-        message: Which ranks hang, as far as that can be told.
-        stacks: Where each process was that could still say so.
-    """
+    """Which ranks hang, as far as that can be told, and the stacks of those that are alive."""
 
     message: str
     stacks: str
@@ -58,8 +53,8 @@ class Watchdog:
         """Start to watch; a world of one has nobody to wait for.
 
         Args:
-            world: Its `progress` says that this process makes some.
-            seconds: Without any before the run is ended with exit code 9.
+            world: The processes of the run.
+            seconds: Without progress before the run is ended with exit code 9.
             on_hang: Called in one of the processes before they end.
             on_orphaned: Called when the parent of this process is gone.
         """

@@ -39,15 +39,7 @@ def is_learned(config: "TokenizerConfig") -> bool:
 
 
 def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Make the tokenizer that `config` names.
-
-    Args:
-        config: The section of the configuration.
-        texts: Gives the text to learn an alphabet or a vocabulary from, where one is learned.
-
-    Raises:
-        ConfigError: Unknown name, or a size no vocabulary can have.
-    """
+    """Make the tokenizer that `config` names, from `texts()` where a vocabulary is learned."""
     if config.path is not None:
         return _from_path(config, Path(config.path))
     match config.name:
@@ -92,11 +84,7 @@ def _from_path(config: "TokenizerConfig", path: Path) -> Tokenizer:
 
 
 def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
-    """Make a tokenizer from what `Tokenizer.definition()` returned.
-
-    Raises:
-        DataError: The definition is not one of ours.
-    """
+    """Make a tokenizer from its `definition()`; a DataError if that is not one of ours."""
     try:
         match definition["name"]:
             case "gpt2":
@@ -118,11 +106,7 @@ def dump_tokenizer(tokenizer: Tokenizer) -> bytes:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`, or the one in the folder `path`.
-
-    Raises:
-        DataError: The file is missing or not one of ours.
-    """
+    """Read a `tokenizer.json`, or the one in a folder; a DataError if it is not one of ours."""
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         content = json.loads(atomic.read_bytes(file))

@@ -106,11 +106,7 @@ class Tokenizer(ABC):
             ) from None
 
     def returns(self, text: str = _PROBE) -> bool:
-        """Tell whether decoding the ids of `text` gives it back.
-
-        Raises:
-            DataError: The underlying library fails on it: the vocabulary is not sound.
-        """
+        """Tell whether decoding the ids of `text` gives it back."""
         with rust_panics(self.name, quiet=True):
             return self.decode(self.encode(text).tolist()) == text
 

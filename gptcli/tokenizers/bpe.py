@@ -46,10 +46,8 @@ Ranks = dict[bytes, int]
 class BpeTokenizer(Tokenizer):
     """A byte-pair vocabulary in tiktoken's form.
 
-    Attributes:
-        pattern: Splits text into words.
-        ranks: Tokens and their ids; the lower is merged first.
-        specials: Special tokens and their ids.
+    `pattern` splits text into words; `ranks` has tokens and their ids, the lower of which are
+    merged first; `specials` has special tokens and their ids.
     """
 
     def __init__(self, name: str, pattern: str, ranks: Ranks, specials: dict[str, int]) -> None:
@@ -112,11 +110,7 @@ def gpt2_file() -> Path:
 
 @cache
 def gpt2() -> BpeTokenizer:
-    """Return GPT-2's vocabulary from the file in this package; needs no network.
-
-    Raises:
-        DataError: The installed file is damaged.
-    """
+    """Return GPT-2's vocabulary from the file in this package; needs no network."""
     path = gpt2_file()
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != GPT2_SHA256:
@@ -125,11 +119,7 @@ def gpt2() -> BpeTokenizer:
 
 
 def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
-    """Make a tokenizer again from what `definition` returned.
-
-    Raises:
-        KeyError, TypeError, ValueError: The definition is damaged.
-    """
+    """Make a tokenizer from its `definition()`; a KeyError, TypeError or ValueError if damaged."""
     for key in ("name", "pattern", "ranks"):
         if not isinstance(definition[key], str):
             raise TypeError(f"{key} is not text")
@@ -166,12 +156,7 @@ def dump_ranks(ranks: Ranks) -> bytes:
 
 
 def from_tiktoken(name: str) -> BpeTokenizer:
-    """Return one of tiktoken's own encodings, downloaded once into its cache.
-
-    Raises:
-        ConfigError: There is no such encoding, or it has no end-of-text.
-        DataError: It is not in the cache and cannot be downloaded.
-    """
+    """Return one of tiktoken's own encodings, downloaded once into its cache."""
     if name not in tiktoken.list_encoding_names():
         own = ["gpt2", "char", "bytes", "bpe"]
         known = ", ".join(dict.fromkeys([*own, *tiktoken.list_encoding_names()]))
@@ -193,11 +178,8 @@ def from_tiktoken(name: str) -> BpeTokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """Train a byte-pair vocabulary with GPT-2's split on `texts`.
 
-    The `tokenizers` library counts and merges; tiktoken encodes, with the same ids.
-
-    Args:
-        texts: The training text in any pieces, cut at `SAFE_CUT` places.
-        vocab_size: The most ids, end-of-text included; at least 257.
+    The `tokenizers` library counts and merges; tiktoken encodes, with the same ids. The texts are
+    pieces cut at `SAFE_CUT` places; `vocab_size`, at least 257, is a maximum with end-of-text.
     """
     return from_tokenizers(train_tokenizers(texts, vocab_size - 1))
 

@@ -12,22 +12,14 @@ from gptcli.tokenizers.bpe import CAREFUL_CUT, byte_level_alphabet
 
 
 class ForeignTokenizer(Tokenizer):
-    """The vocabulary of a model of another program.
-
-    Attributes:
-        content: The `tokenizer.json`.
-    """
+    """The vocabulary of another program's model; `content` is its `tokenizer.json`."""
 
     name = "tokenizer.json"
     safe_cut = CAREFUL_CUT
     is_foreign = True
 
     def __init__(self, content: str, ends: Sequence[int]) -> None:
-        """Read a `tokenizer.json`.
-
-        Args:
-            content: Of the file.
-            ends: The ids that end a text, the first of which is end-of-text.
+        """Read the content of a `tokenizer.json`; the first of `ends` is end-of-text.
 
         Raises:
             DataError: The library does not take it, or its tokens are not bytes of the text.
@@ -87,11 +79,7 @@ class ForeignTokenizer(Tokenizer):
 
 
 def _is_byte_level(decoder: Any) -> bool:
-    """Tell whether tokens spell bytes; fused, they spell characters.
-
-    Raises:
-        DataError: Neither: a token's text depends on what stands before it.
-    """
+    """Tell whether tokens spell bytes; fused, they spell characters. Refuse other decoders."""
     kind = type(decoder).__name__
     if kind not in ("ByteLevel", "Fuse"):
         raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are supported")

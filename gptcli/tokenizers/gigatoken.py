@@ -37,11 +37,7 @@ class FastBpe:
         return Kinds()
 
     def encode(self, texts: list[str]) -> list[Ids]:
-        """Return the ids (n,) of each text, as `Tokenizer.encode` does.
-
-        Raises:
-            UnknownCharacters: A text holds an unpaired surrogate.
-        """
+        """Return the ids (n,) of each text, as `Tokenizer.encode` does."""
         trusted = [
             index for index, text in enumerate(texts) if text.isascii() or self.kinds.agree_on(text)
         ]

@@ -3,6 +3,7 @@
 The plan, the session, the events and what is printed hold the same `RunSpec`.
 """
 
+import json
 import shlex
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
@@ -334,11 +335,18 @@ def _settings_of(recipe: Recipe) -> dict[str, object]:
 def _prepare_command(config: Config, recipe: Recipe) -> str:
     """Return the command that prepares the folder of `config` as it says, else as before."""
     recorded = _settings_of(recipe)
-    given = {key: config.get(key) for key in ("tokenizer.path", *recorded) if config.is_set(key)}
+    set_keys = filter(config.is_set, ("tokenizer.path", "data.config", *recorded))
+    given = {key: config.get(key) for key in set_keys}
     if given.keys() & {"tokenizer.path", "tokenizer.name"}:
         recorded = {key: value for key, value in recorded.items() if key not in _TOKENIZER_KEYS}
-    source = config.data.source if isinstance(config.data.source, str) else recipe.source
-    words = ["gpt", "prepare", source, "--out", str(data_dir(config.data)), "--force"]
+    source = config.data.source or recipe.source
+    words = ["gpt", "prepare"]
+    if isinstance(source, str):
+        words.append(source)
+    else:  # which has its own validation text
+        words += ["-s", f"data.source={json.dumps(source.model_dump())}"]
+        recorded.pop("data.val_fraction")
+    words += ["--out", str(data_dir(config.data)), "--force"]
     for key, value in (recorded | given).items():
         if value != keys()[key].default:
             words += ["-s", f"{key}={value}"]

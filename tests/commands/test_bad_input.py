@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.data.shards import read_manifest
 from gptcli.errors import GptError
 from support.commands import Gpt
 
@@ -128,6 +129,30 @@ def test_shards_prepared_otherwise(gpt: Any, tiny_set: list[str], change: str, p
     again = re.search(r"prepare it again: `gpt (prepare .*)`$", refused.err_lines[-1])
     assert again is not None and gpt(*shlex.split(again[1])).code == 0
     assert gpt("train", *tiny_set, "-s", change, "--dry-run").code == 0
+
+
+def test_two_texts_prepared_otherwise(gpt: Any, corpus: Path) -> None:
+    Path("val.txt").write_text(corpus.read_text()[:2000])
+    source = ["-s", f"data.source={{train: {corpus}, val: val.txt}}", "-s", "data.dir=data/two"]
+    assert gpt("prepare", *source, "-s", "tokenizer.name=bytes").code == 0
+    refused = gpt("train", *source, "-s", "tokenizer.name=char")
+    assert_refused(refused, 3, "tokenizer.name = bytes, the configuration says char")
+    again = re.search(r"prepare it again: `gpt (prepare .*)`$", refused.err_lines[-1])
+    assert again is not None and gpt(*shlex.split(again[1])).code == 0
+    assert read_manifest(Path("data/two")).recipe.tokenizer.name == "char"
+
+
+def test_the_command_that_prepares_again_names_the_subset(gpt: Any, data: Path) -> None:
+    words = [
+        "-s",
+        "data.source=wikipedia",
+        "-s",
+        "data.config=20231101.de",
+        "-s",
+        f"data.dir={data}",
+    ]
+    refused = gpt("train", *words, "-s", "tokenizer.name=char")
+    assert "-s data.config=20231101.de" in refused.err_lines[-1]
 
 
 def test_shards_of_a_larger_vocabulary(gpt: Any, tiny_set: list[str]) -> None:
