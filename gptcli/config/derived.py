@@ -10,7 +10,7 @@ from gptcli.config.reference import keys
 from gptcli.config.schema import Config
 
 _VOCABULARIES = {"gpt2": 50257, "bytes": 257}
-_DEFAULT_BPE_SIZE = 4096
+DEFAULT_BPE_SIZE = 4096
 # Null by default, and what others are derived from.
 _KEPT = {"data.source", "train.max_epochs", "tokenizer.path"}
 # What an automatic choice depends on.
@@ -61,7 +61,7 @@ def _known(config: Config, data_dir: str | None) -> dict[str, Any]:
     name = config.name or (folder.rstrip("/").rpartition("/")[2] if folder else "run")
     found |= {"name": name, "run_dir": f"runs/{name}"}
     if config.tokenizer.name == "bpe" and config.tokenizer.path is None:
-        found["tokenizer.vocab_size"] = _DEFAULT_BPE_SIZE
+        found["tokenizer.vocab_size"] = DEFAULT_BPE_SIZE
     if config.train.max_epochs is None:
         found["train.max_steps"] = "one epoch"
     else:

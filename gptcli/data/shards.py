@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gptcli import atomic
 from gptcli.errors import DataError
 from gptcli.formatting import plural
-from gptcli.tokenizers import Dtype, Tokenizer, dtype_for, load_tokenizer
+from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for, load_tokenizer
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-Tokens = npt.NDArray[np.unsignedinteger]
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

@@ -29,7 +29,6 @@ __all__ = ["SAFE_CUT", "ByteTokenizer", "CharTokenizer", "Dtype", "Ids", "TextDe
            "load_tokenizer", "make_tokenizer", "tokenizer_from"]  # fmt: skip
 
 _VERSION = 1
-_DEFAULT_BPE_SIZE = 4096
 _MIN_BPE_SIZE = 257  # the bytes and end-of-text
 
 
@@ -50,7 +49,9 @@ def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]
         case "char":
             return CharTokenizer.of(texts())
         case "bpe":
-            size = config.vocab_size or _DEFAULT_BPE_SIZE
+            from gptcli.config.derived import DEFAULT_BPE_SIZE  # not for workers, who start quickly
+
+            size = config.vocab_size or DEFAULT_BPE_SIZE
             if size < _MIN_BPE_SIZE:
                 raise ConfigError(
                     f"tokenizer.vocab_size: {size} is too small; bpe needs at least"

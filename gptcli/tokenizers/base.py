@@ -86,6 +86,8 @@ class Tokenizer(ABC):
     """Bytes of text for each token, before any was read: GPT-2's on OpenWebText."""
     safe_cut: re.Pattern[str] = SAFE_CUT
     """Matches where a text can be cut without changing its tokens."""
+    start: tuple[int, ...] = ()
+    """The ids that come before a prompt, such as Llama's begin-of-text."""
     is_foreign: bool = False
     """Whether another program made it: it may change a text, and its library may panic."""
 
@@ -129,11 +131,6 @@ class Tokenizer(ABC):
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`; bytes that are no characters become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
-
-    @property
-    def start(self) -> tuple[int, ...]:
-        """The ids that come before a prompt."""
-        return ()
 
     @property
     def ends(self) -> tuple[int, ...]:

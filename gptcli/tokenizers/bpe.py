@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words (Radford et al. 2019), in an equivalent form. All that needs no
-# look-ahead stands in one group, which tiktoken's regex engine then runs as one automaton: twice
+# look-ahead is in one group, which tiktoken's regex engine then runs as one automaton: twice
 # as fast as tiktoken's own form, where each alternative is tried by itself.
 GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"
 # The same for the `tokenizers` library, whose `$` would match at every newline.
 _GPT2_PATTERN_PLAIN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
-# Other patterns take newlines together with what stands before them (cl100k: `...]+[\r\n]*`).
+# Other patterns take newlines together with what is before them (cl100k: `...]+[\r\n]*`).
 CAREFUL_CUT = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 # The look-ahead needs memory for each character of white space; from a million on tiktoken ends
-# the process. Before the last one of a run that a word follows, GPT-2's split begins anew anyway.
+# the process. Before the last one of a run that a word follows, GPT-2's split starts afresh anyway.
 _LONG_SPACE = 250_000
 _SPACE = r"[^\S\x1c-\x1f]"  # what Unicode calls white space; Python's \s is wider
 _LAST_OF_SPACE = re.compile(
     rf"(?<!{_SPACE}){_SPACE}{{{_LONG_SPACE - 1},}}(?={_SPACE}[\S\x1c-\x1f])"
 )
 
-_LONGEST_NAME = 100
-_MOST_IDS = 1 << 21  # the library makes room for all that are asked for before it counts
+_MAX_NAME_CHARS = 100
+_MAX_IDS = 1 << 21  # the library makes room for all that are asked for before it counts
 
 Ranks = dict[bytes, int]
 
@@ -73,7 +73,6 @@ class BpeTokenizer(Tokenizer):
         return {rank: token for token, rank in self.ranks.items()}
 
     def _encode(self, text: str) -> Ids:
-        """Return the byte-pair ids of `text`, (n,)."""
         parts = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in _tame(text)]
         ids: Ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return ids
@@ -125,7 +124,7 @@ def from_definition(definition: dict[str, Any]) -> BpeTokenizer:
             raise TypeError(f"{key} is not text")
     if not definition["pattern"] or not isinstance(definition["specials"], dict):
         raise ValueError("there is no pattern, or no special token")
-    if len(definition["name"]) > _LONGEST_NAME or not definition["name"].isprintable():
+    if len(definition["name"]) > _MAX_NAME_CHARS or not definition["name"].isprintable():
         raise ValueError("the name is not one of a tokenizer")
     ranks, specials = _read_ranks(definition["ranks"].encode()), dict(definition["specials"])
     ids = [*ranks.values(), *specials.values()]
@@ -181,7 +180,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     The `tokenizers` library counts and merges; tiktoken encodes, with the same ids. The texts are
     pieces cut at `SAFE_CUT` places; `vocab_size`, at least 257, is a maximum with end-of-text.
     """
-    return from_tokenizers(train_tokenizers(texts, vocab_size - 1))
+    vocabulary = train_tokenizers(texts, vocab_size - 1).get_vocab()
+    # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
+    byte_of = byte_level_alphabet()
+    by_rank = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens = [bytes(byte_of[char] for char in token) for token in by_rank]
+    merged = [token for token in tokens if len(token) > 1]
+    ranks = {token: rank for rank, token in enumerate([bytes([i]) for i in range(256)] + merged)}
+    return BpeTokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
 
 
 def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
@@ -189,7 +195,7 @@ def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
     import tokenizers as hf
 
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=min(vocab_size, _MOST_IDS),
+        vocab_size=min(vocab_size, _MAX_IDS),
         show_progress=False,
         initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
     )
@@ -202,17 +208,6 @@ def train_tokenizers(texts: Iterable[str], vocab_size: int) -> "hf.Tokenizer":
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def from_tokenizers(tokenizer: "hf.Tokenizer") -> BpeTokenizer:
-    """Return a trained vocabulary of the `tokenizers` library with an end-of-text id after it."""
-    # tiktoken merges by rank: the 256 bytes first, then the merges in the order they were found.
-    byte_of = byte_level_alphabet()
-    found = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    tokens = [bytes(byte_of[char] for char in token) for token, _ in found]
-    merged = [token for token in tokens if len(token) > 1]
-    ranks = {token: rank for rank, token in enumerate([bytes([i]) for i in range(256)] + merged)}
-    return BpeTokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks)})
 
 
 def byte_level_alphabet() -> dict[str, int]:

@@ -39,22 +39,19 @@ class ForeignTokenizer(Tokenizer):
             self._backend.no_padding()
             if getattr(self._backend.model, "dropout", None):
                 self._backend.model.dropout = None  # of training: ids would be random
-            self._start = tuple(self._backend.encode("").ids)
+            self.start = tuple(self._backend.encode("").ids)
         except Exception as error:  # the library raises nothing more special
             raise DataError(f"the tokenizers library cannot read it ({error})") from error
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         added = self._backend.get_added_tokens_decoder()
-        byte_of = byte_level_alphabet() if _is_byte_level(self._backend.decoder) else None
-        self._bytes = {
-            id: _bytes_of(token, byte_of) if id not in added else _added_bytes(added[id])
-            for token, id in vocabulary.items()
-        }
-
-    @property
-    def start(self) -> tuple[int, ...]:
-        """The ids that the model expects before a text, such as Llama's begin-of-text."""
-        return self._start
+        kind = type(self._backend.decoder).__name__
+        if kind not in ("ByteLevel", "Fuse"):  # of others, a token's text depends on what is before
+            raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are supported")
+        byte_of = byte_level_alphabet() if kind == "ByteLevel" else {}
+        self._bytes = {id: _bytes_of(token, byte_of) for token, id in vocabulary.items()}
+        for id, token in added.items():
+            self._bytes[id] = b"" if token.special else token.content.encode()
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -78,22 +75,9 @@ class ForeignTokenizer(Tokenizer):
         return {"name": self.name, "sha256": hashlib.sha256(self.content.encode()).hexdigest()}
 
 
-def _is_byte_level(decoder: Any) -> bool:
-    """Tell whether tokens spell bytes; fused, they spell characters. Refuse other decoders."""
-    kind = type(decoder).__name__
-    if kind not in ("ByteLevel", "Fuse"):
-        raise DataError(f"its decoder is {kind}, and only ByteLevel and Fuse are supported")
-    return kind == "ByteLevel"
-
-
-def _bytes_of(token: str, byte_of: dict[str, int] | None) -> bytes:
-    if byte_of is None:
-        return token.encode()
+def _bytes_of(token: str, byte_of: dict[str, int]) -> bytes:
+    """Return the bytes that a token spells in `byte_of`, else those of its characters."""
     try:
         return bytes(byte_of[char] for char in token)
     except KeyError:
         return token.encode()
-
-
-def _added_bytes(token: Any) -> bytes:
-    return b"" if token.special else token.content.encode()
