@@ -95,7 +95,7 @@ class Decoding:
         tokens = sample_tokens(self._penalized(logits), self._config, uniforms)
         logprobs = [0.0] * len(tokens)
         if self._wants_logprobs:
-            chosen = torch.tensor(tokens)[:, None]
+            chosen = torch.tensor(tokens, device=logits.device)[:, None]
             logprobs = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
         drawn = [
             found
@@ -114,7 +114,7 @@ class Decoding:
         self._keep([other for other in self.alive if other != sample])
 
     def _next_logits(self) -> Tensor:
-        """Feed what the cache has not seen; return the logits (B, V) that follow, on the CPU."""
+        """Feed what the cache has not seen; return the logits (B, V) that follow."""
         texts = [self._texts[sample] for sample in self.alive]
         if self._n_drawn == 0:  # the prompt is the same for all: it is read once
             logits = self._feed(texts[:1])
@@ -130,7 +130,7 @@ class Decoding:
         device = self._model.wte.weight.device
         with decoding_kernels(device):
             logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
-        logits = logits.float().cpu()  # (B, V)
+        logits = logits.float()  # (B, V); they stay on the device, and only ids come down
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
                 "the model's output is not finite",
@@ -141,9 +141,11 @@ class Decoding:
     def _penalized(self, logits: Tensor) -> Tensor:
         if self._config.repetition_penalty == 1:
             return logits
-        seen = torch.zeros(logits.shape, dtype=torch.bool)
-        for row, sample in enumerate(self.alive):
-            seen[row, [token for token in self._texts[sample] if token < logits.shape[1]]] = True
+        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        places = [(row, token) for row, sample in enumerate(self.alive)
+                  for token in self._texts[sample] if token < logits.shape[1]]  # fmt: skip
+        rows, columns = torch.tensor(places, device=logits.device).unbind(1)
+        seen[rows, columns] = True
         return apply_repetition_penalty(logits, seen, self._config.repetition_penalty)
 
     def _keep(self, samples: list[int]) -> None:

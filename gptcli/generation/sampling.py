@@ -35,7 +35,7 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     if config.top_p is not None:
         if ids is None:
             values, ids = torch.topk(probs, min(_LIKELIEST, V))
-            if bool((values.double().sum(-1) < config.top_p).any()):
+            if bool((values.sum(-1, dtype=_sums_dtype(values)) < config.top_p).any()):
                 values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
             probs = values
         probs = probs * (probs.cumsum(-1) - probs < config.top_p)
@@ -53,13 +53,17 @@ def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[flo
         greedy: list[int] = logits.argmax(-1).tolist()
         return greedy
     ids, probs = filter_logits(logits, config)
-    ends = probs.cumsum(-1, dtype=torch.float64)  # (B, K)
-    points = torch.tensor(uniforms, dtype=torch.float64)[:, None] * ends[:, -1:]
+    ends = probs.cumsum(-1, dtype=_sums_dtype(probs))  # (B, K)
+    points = torch.tensor(uniforms, dtype=ends.dtype, device=ends.device)[:, None] * ends[:, -1:]
     at = torch.searchsorted(ends, points, right=True)  # (B, 1)
     # Rounding may lead beyond the last candidate, to one of probability 0.
     at = torch.minimum(at, (ends < ends[:, -1:]).sum(-1, keepdim=True))
     tokens: list[int] = (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
     return tokens
+
+
+def _sums_dtype(probs: Tensor) -> torch.dtype:
+    return torch.float32 if probs.device.type == "mps" else torch.float64  # which MPS lacks
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

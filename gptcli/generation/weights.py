@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.device import synchronize
+from gptcli.errors import ConfigError
 from gptcli.model import GPT
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
@@ -61,10 +62,12 @@ def prepare_for_decoding(
     """
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     head = {"lm_head": linears.pop("lm_head")}
-    if model.wte.weight.device.type != "cpu":
-        model.to(dtype)  # all of it: there, what lies between the products has this precision too
+    if (device := model.wte.weight.device.type) != "cpu":
         if int8:
-            return _replace(model, linears, _int8_candidates(linears), rows).name
+            raise ConfigError(
+                f"--quantize int8: it is slower than 16 bits on {device}", "leave --quantize out"
+            )
+        model.to(dtype)  # all of it: there, what lies between the products has this precision too
         return f"{_name(model.wte.weight.dtype)} weights"
     if int8:
         chosen = _replace(model, linears, _int8_candidates(linears), rows)

@@ -28,7 +28,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _KERNELS = 30_000_000  # bytes of code and buffers that the first steps load on a CPU, as measured
 _SHARE = 0.6  # of the memory there is that `auto` fills: estimates were within 1.4 of the truth
 _FAR_TOO_MUCH = 1.5  # times the machine's memory, from where on a run is refused
-_ENOUGH_TOKENS = 8192  # of a micro-batch on a CPU, from where on more is not faster
+# Tokens of a micro-batch from where on more is not faster.
+_ENOUGH_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
 _LARGE_PROBE = 200_000_000  # products in a block's pass, from where on it is not computed
 _TENSOR = 400  # bytes that a checkpoint takes to name a tensor, as measured
 _PER_TENSOR = 4  # tensors in it of a parameter that learns: three are the optimizer's
@@ -179,7 +180,7 @@ def estimate_memory(
         available += program or allocated
     return Memory(
         weights=4 * size.parameters // parts + gathered,
-        gradients=4 * size.trained // parts,
+        gradients=4 * size.trained * (2 if parallel == "ddp" else 1) // parts,  # and its buckets
         optimizer=size.optimizer_bytes // parts,
         activations=_activations(config, rows) + _loss_bytes(config, rows),
         program=max(0, program - allocated),
@@ -214,9 +215,7 @@ def fitting_rows(config: Config, size: ModelSize, parallel: Parallelism, n_proce
         MemoryLimitError: Not even one row fits.
     """
     n_rows = config.tokens_per_step // config.seq_len // n_processes
-    most = n_rows
-    if config.device == "cpu":
-        most = max(1, _ENOUGH_TOKENS // config.seq_len)
+    most = max(1, _ENOUGH_TOKENS[config.device] // config.seq_len)
 
     def memory(rows: int) -> Memory:
         return estimate_memory(config, size, rows, parallel, n_processes)

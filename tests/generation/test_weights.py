@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config import GenerateConfig, ModelConfig
+from gptcli.errors import ConfigError
 from gptcli.generation import Decoding, prepare_for_decoding
 from gptcli.generation import weights as module
 from gptcli.model import GPT
@@ -123,3 +124,10 @@ def test_decoding_with_other_weights_agrees_with_itself() -> None:
     config = GenerateConfig(max_new_tokens=40, temperature=0)
     found = [drawn.token for drawn in Decoding(model, [3], config, ends=(), seed=1)]
     assert len(found) == 40
+
+
+def test_int8_is_refused_where_it_is_slower() -> None:
+    with torch.device("meta"):
+        model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=40))
+    with pytest.raises(ConfigError, match="int8: it is slower than 16 bits on meta"):
+        prepare_for_decoding(model, torch.bfloat16, int8=True)
