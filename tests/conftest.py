@@ -17,9 +17,10 @@ from gptcli import cli
 from gptcli.config import Config, load_config
 from support import hub
 from support.commands import Gpt, Result, require_good_advice
-from support.folders import copy_folder, sentences
+from support.folders import copy_folder
 from support.processes import COMMAND, ForkServer
 from support.runs import Tiny, Trained, settings
+from support.texts import sentences
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ import pytest
 from gptcli.data import readers, shards, writer
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import dump_tokenizer, load_tokenizer, tokenizer_from
-from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, as_jsonl, content
+from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, content
+from support.texts import as_jsonl
 
 OUT = Path("data/out")
 BYTES = tokenizer_from({"name": "bytes"})

@@ -10,7 +10,8 @@ from gptcli.data import shards, writer
 from gptcli.errors import DataError
 from gptcli.tokenizers import load_tokenizer, tokenizer_from
 from support.commands import Gpt
-from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, as_jsonl, content
+from support.folders import Encoded, Prepared, Refusal, TokensOf, Write, content
+from support.texts import as_jsonl
 
 OUT = Path("data/out")
 BYTES = tokenizer_from({"name": "bytes"})

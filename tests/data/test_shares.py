@@ -11,7 +11,8 @@ from gptcli.data import writer
 from gptcli.data.prepare import make_plan, prepare
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import load_tokenizer, tokenizer_from
-from support.folders import Encoded, Prepared, TokensOf, Write, as_jsonl
+from support.folders import Encoded, Prepared, TokensOf, Write
+from support.texts import as_jsonl
 
 BYTES = tokenizer_from({"name": "bytes"})
 

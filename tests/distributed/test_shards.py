@@ -9,8 +9,8 @@ import torch
 from gptcli.config import Config
 from gptcli.training.events import Started
 from gptcli.training.loop import train
+from support.processes import Start
 
-from .conftest import Start
 from .test_training import MODERN, end_of, finish, gap
 
 SHARDS = (*MODERN, "train.parallel=fsdp")

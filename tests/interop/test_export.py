@@ -20,8 +20,8 @@ from gptcli.interop.export import export
 from gptcli.interop.hf import model_card
 from gptcli.interop.hf_config import family_of
 from gptcli.tokenizers.bpe import train_bpe
+from support.pretrained import difference, ours_of
 
-from .conftest import difference, ours_of
 from .exports import LLAMA, SHAPES, TEXT, loaded, trained
 
 

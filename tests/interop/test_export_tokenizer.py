@@ -12,9 +12,9 @@ from gptcli.interop.export import export
 from gptcli.interop.hf import require_same_ids
 from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
 from gptcli.tokenizers.bpe import BpeTokenizer, gpt2, train_bpe
+from support.pretrained import edit_json
+from support.texts import HOSTILE as HOSTILE_ELSEWHERE
 
-from ..tokenizers.conftest import HOSTILE as HOSTILE_ELSEWHERE
-from .conftest import edit_json
 from .exports import HOSTILE, LLAMA, TEXT, trained
 
 FAMILIES: dict[str, dict[str, Any]] = {

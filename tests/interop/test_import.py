@@ -15,8 +15,7 @@ from gptcli.interop.names import GPT2, from_format, to_format
 from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT
 from gptcli.runs import find_checkpoint
-
-from .conftest import KINDS, difference, edit_json, gpt2, ours_of, shaken
+from support.pretrained import KINDS, difference, edit_json, gpt2, ours_of, shaken
 
 Saved = Callable[..., tuple[Any, Path]]
 # gpt2, medium, large and xl with an eighth of the blocks and four dimensions a head.

@@ -23,9 +23,9 @@ from gptcli.training.events import StepDone
 from gptcli.training.loop import train
 from support.commands import Gpt
 from support.hub import COMMIT, Hub
+from support.pretrained import gpt2, ours_of, shaken
 from support.runs import Tiny
 
-from .conftest import gpt2, ours_of, shaken
 from .nanogpt_network import save_nanogpt
 
 BRIEF = (

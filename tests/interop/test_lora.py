@@ -11,8 +11,7 @@ import torch
 
 from gptcli.checkpoint import load_checkpoint, load_model
 from gptcli.model import is_adapter
-
-from .conftest import gpt2, shaken
+from support.pretrained import gpt2, shaken
 
 SETS = (
     "train.max_steps=4", "train.micro_batch_size=2", "train.eval_every=2", "train.log_every=1",

@@ -19,8 +19,8 @@ from gptcli.tokenizers import load_tokenizer
 from gptcli.tokenizers.bpe import gpt2 as gpt2_tokenizer
 from support.commands import Gpt
 from support.hub import Hub
+from support.pretrained import gpt2, shaken
 
-from .conftest import gpt2, shaken
 from .nanogpt_network import NanoGPT
 
 SHORT = ("--max-new-tokens", "5", "--json", "-s", "device=cpu", "-s", "dtype=float32")

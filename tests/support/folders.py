@@ -1,9 +1,8 @@
 """Files and folders: what is in them, copies that keep links, damage, and text to put in."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,22 +61,3 @@ def flip(path: Path, bit: int) -> bytes:
     changed[bit // 8] ^= 1 << bit % 8
     put(path, bytes(changed))
     return before
-
-
-def as_jsonl(rows: Iterable[str]) -> str:
-    """Return rows as lines of JSON."""
-    return "".join(json.dumps({"text": row}) + "\n" for row in rows)
-
-
-def sentences(count: int, seed: int = 0) -> str:
-    """Return plain text that a tiny model can learn something from."""
-    words = "the cat sat on a mat and the dog ran to a big red barn by the sea".split()
-    lines = []
-    state = seed * 7919 + 1
-    for _ in range(count):
-        picked = []
-        for _ in range(8):
-            state = (state * 1103515245 + 12345) % 2**31
-            picked.append(words[state // 65536 % len(words)])
-        lines.append(" ".join(picked).capitalize() + ".\n")
-    return "".join(lines)
