@@ -192,7 +192,7 @@ def one_rank(device: str, tiny: bool) -> dict[str, Any]:
                 updates = Optimizer(model, config.optim, compute.device)
                 for _ in range(3):
                     torch.autograd.backward(network(tokens, tokens).loss / tokens.numel())
-                    updates.step(1e-3, torch.amp.GradScaler(device, enabled=False))
+                    updates.step(1e-3)
                     updates.zero_grad()
                 weights = [full_tensor(p.detach()).cpu() for p in model.parameters()]
                 ends[kind, compiled] = torch.cat([w.flatten() for w in weights])

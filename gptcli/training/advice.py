@@ -10,6 +10,8 @@ kind, and before anything is measured.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from gptcli.config.schema import Config
 from gptcli.formatting import decimal, plural
@@ -33,16 +35,11 @@ _USUAL_SECONDS = 1e-4  # of training on a token, on a laptop
 
 @dataclass(frozen=True)
 class Advice:
-    """A setting that few runs have on purpose.
+    """A setting that few runs have on purpose."""
 
-    Attributes:
-        what: The setting, with its value.
-        why: What to expect of it, and what helps that is no setting.
-        set: What to try instead, as words of a command line, perhaps with "or"; empty if nothing.
-    """
-
-    what: str
-    why: str
+    what: str  # the setting, with its value
+    why: str  # what to expect of it, and what helps that is no setting
+    # what to try instead, as words of a command line, perhaps with "or"; empty if nothing
     set: str = ""
 
     def __str__(self) -> str:
@@ -50,14 +47,11 @@ class Advice:
         return f"{self.what}: {self.why}" + (f"; try: {self.set}" if self.set else "")
 
 
-@dataclass(frozen=True)
-class Work:
-    """How often a run evaluates, saves and samples; `costs` has the tokens' worth of each kind."""
+class Work(NamedTuple):
+    """How often a run does something, and what all of it costs, in tokens' worth."""
 
-    evaluations: int
-    saves: int
-    samples: int
-    costs: dict[str, float]
+    times: int
+    cost: float
 
 
 def step_cost(config: Config) -> int:
@@ -65,8 +59,8 @@ def step_cost(config: Config) -> int:
     return max(config.tokens_per_step, _LEAST_STEP)
 
 
-def estimate_work(spec: RunSpec, done: int = 0) -> Work:
-    """Return what is left of a run after its first `done` steps."""
+def estimate_work(spec: RunSpec, done: int = 0) -> dict[str, Work]:
+    """Return what is left of a run after its first `done` steps, by kind."""
     config, train, last = spec.config, spec.config.train, spec.max_steps
     on_gpu = config.device != "cpu"
 
@@ -83,33 +77,20 @@ def estimate_work(spec: RunSpec, done: int = 0) -> Work:
     samples = times(train.sample_every or last)
     save_cost = 0 if spec.saves_in_background else _GPU_SAVE_COST if on_gpu else _SAVE_COST
     sample_cost = (_GPU_SAMPLE_COST if on_gpu else _SAMPLE_COST) * config.generate.max_new_tokens
-    costs = {
-        "steps": float((last - done) * step_cost(config)),
-        "evaluating": evaluations * sum(spec.eval_tokens) * _FORWARD_SHARE,
-        "saving": float(saves * save_cost),
-        "sampling": float(samples * sample_cost),
+    return {
+        "steps": Work(last - done, (last - done) * step_cost(config)),
+        "evaluating": Work(evaluations, evaluations * sum(spec.eval_tokens) * _FORWARD_SHARE),
+        "saving": Work(saves, saves * save_cost),
+        "sampling": Work(samples, samples * sample_cost),
     }
-    return Work(evaluations, saves, samples, costs)
 
 
 def advise(spec: RunSpec, seconds_per_token: float = _USUAL_SECONDS) -> tuple[Advice, ...]:
-    """Return advice about a settled run, most telling first.
-
-    Args:
-        spec: The run.
-        seconds_per_token: Seconds of training on a token, where that was measured.
-    """
-    return (
-        *_learning_rate(spec),
-        *_warmup(spec),
-        *_batch(spec),
-        *_epochs(spec),
-        *_context(spec),
-        *_evaluation(spec),
-        *_shares(spec, worth_saying=_WORTH_SAYING / seconds_per_token),
-        *_vocabulary(spec),
-        *_documents(spec),
-    )
+    """Return advice about a settled run, most telling first; a token's time may be measured."""
+    shares = partial(_shares, worth_saying=_WORTH_SAYING / seconds_per_token)
+    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation, shares, _vocabulary,
+             _documents)  # fmt: skip
+    return tuple(advice for rule in rules for advice in rule(spec))
 
 
 def usual_lr(n_params: int) -> float:
@@ -233,12 +214,12 @@ def _evaluation(spec: RunSpec) -> Iterator[Advice]:
 
 def _shares(spec: RunSpec, worth_saying: float) -> Iterator[Advice]:
     """Name what takes more than a third of a run and is not training."""
-    config, work, steps = spec.config, estimate_work(spec), spec.max_steps
-    times = {"evaluating": work.evaluations, "saving": work.saves, "sampling": work.samples}
+    config, work = spec.config, estimate_work(spec)
+    steps, training = work.pop("steps")
 
     def every(kind: str) -> int:
         """Return the interval at which a kind of work costs a tenth of the steps."""
-        fitting = times[kind] * _SMALL_SHARE * work.costs["steps"] / max(1.0, work.costs[kind])
+        fitting = work[kind].times * _SMALL_SHARE * training / max(1.0, work[kind].cost)
         return min(steps, math.ceil(steps / max(1.0, fitting)))
 
     settings = {
@@ -246,15 +227,14 @@ def _shares(spec: RunSpec, worth_saying: float) -> Iterator[Advice]:
         "saving": f"-s train.save_every={every('saving')} -s train.eval_every={every('saving')}",
         "sampling": f"-s train.sample_every={every('sampling')}",
     }
-    if work.evaluations == 1:
-        tokens = max(config.seq_len, int(0.3 * work.costs["steps"] / 2))
+    if work["evaluating"].times == 1:
+        tokens = max(config.seq_len, int(0.3 * training / 2))
         settings["evaluating"] = f"-s train.eval_tokens={tokens}"
-    if config.train.sample_every is None or work.samples == 1:
+    if config.train.sample_every is None or work["sampling"].times == 1:
         tokens = config.generate.max_new_tokens // 10 or 1
         settings["sampling"] = f"-s generate.max_new_tokens={tokens}"
-    total = sum(work.costs.values())
-    for kind, n_times in times.items():
-        cost = work.costs[kind]
+    total = training + sum(cost for _, cost in work.values())
+    for kind, (n_times, cost) in work.items():
         if cost > max(_LARGE_SHARE * total, worth_saying):
             often = "once" if n_times == 1 else f"{n_times:,} times"
             yield Advice(

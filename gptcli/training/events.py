@@ -23,13 +23,12 @@ class Started:
     """The run is set up and about to train."""
 
     plan: Plan
-    step: int
-    """Steps already done: 0, or where the run resumes."""
+    step: int  # steps already done: 0, or where the run resumes
+    # the lowest validation loss of a resumed run (epoch loss without validation)
     best_loss: float | None = None
-    """The lowest validation loss of a resumed run (epoch loss without validation)."""
     best_step: int | None = None
+    # what the user should know: changed settings, fallbacks, a skipped checkpoint
     notes: tuple[str, ...] = ()
-    """What the user should know: changed settings, fallbacks, a skipped checkpoint."""
 
     @property
     def spec(self) -> RunSpec:
@@ -47,22 +46,17 @@ class StepDone:
     """An optimizer step is done."""
 
     step: int
-    tokens: int
-    """Tokens trained on since the run began."""
-    loss: float
-    """Mean over the step's tokens, nats."""
+    tokens: int  # tokens trained on since the run began
+    loss: float  # mean over the step's tokens, nats
     lr: float
-    grad_norm: float
-    """Global norm before clipping."""
+    grad_norm: float  # global norm before clipping
+    # over the steps since the last logged one, without evaluation and saving
     tokens_per_second: float
-    """Over the steps since the last logged one, without evaluation and saving."""
     memory_bytes: int
-    seconds: float
-    """Wall time of the run, resumed parts added up."""
-    logged: bool
-    """Whether it is a line of metrics.jsonl."""
+    seconds: float  # wall time of the run, resumed parts added up
+    logged: bool  # whether it is a line of metrics.jsonl
+    # whether nothing changed, because the loss or the gradient was not finite
     skipped: bool = False
-    """Whether nothing changed, because the loss or the gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +64,7 @@ class Working:
     """Something other than a step begins."""
 
     step: int
-    work: str
-    """evaluating, saving or sampling."""
+    work: str  # evaluating, saving or sampling
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,7 @@ class EpochDone:
 
     step: int
     epoch: int
-    train_loss: float
-    """Mean over the epoch's tokens, as they were trained on."""
+    train_loss: float  # mean over the epoch's tokens, as they were trained on
 
 
 @dataclass(frozen=True)
@@ -100,8 +92,7 @@ class Evaluated:
     val_loss: float | None
     train_loss: float
     is_best: bool
-    scored: tuple[int, int] = (0, 0)
-    """Validation tokens that were scored, and all there are."""
+    scored: tuple[int, int] = (0, 0)  # validation tokens that were scored, and all there are
 
 
 @dataclass(frozen=True)
@@ -124,14 +115,12 @@ class Summary:
     val_loss: float | None
     best_val_loss: float | None
     tokens_per_second: float | None
-    seconds: float
-    """Wall time of the run, resumed parts added up."""
+    seconds: float  # wall time of the run, resumed parts added up
     checkpoint: str | None
-    val_tokens: int | None = None
-    """Validation tokens that each evaluation scores."""
+    val_tokens: int | None = None  # validation tokens that each evaluation scores
     val_split_tokens: int | None = None
+    # without validation, the lowest mean training loss of an epoch
     best_epoch_loss: float | None = None
-    """Without validation, the lowest mean training loss of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +139,7 @@ class Finished:
 
     step: int
     summary: Summary
-    spent: Spent = field(default_factory=dict)
-    """Empty if there was nothing left to do."""
+    spent: Spent = field(default_factory=dict)  # empty if there was nothing left to do
     best_step: int | None = None
 
 
@@ -265,10 +253,7 @@ class Clock:
 def spent_before(status: Mapping[str, Any], step: int, seconds: float) -> Spent:
     """Return the time of a run by kind of work before it was resumed at a step.
 
-    Args:
-        status: The content of status.json, which may be older or newer than the checkpoint.
-        step: Where the run resumes.
-        seconds: The time until then according to the checkpoint.
+    The checkpoint says `seconds`; status.json may be older or newer than it.
     """
     try:
         spent = TypeAdapter(Spent).validate_python(status.get("seconds_by_work"))

@@ -38,46 +38,27 @@ _PER_ID = 16  # bytes of a token in it; only the tokenizer of GPT-2 is not in it
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Counts of a model and its optimizer.
+    """Counts of a model and its optimizer."""
 
-    Attributes:
-        parameters: All parameters.
-        trained: Those that are not frozen.
-        block: Those of one block.
-        saved: Those in every checkpoint: all, or the adapters.
-        optimizer_bytes: State that the optimizer keeps.
-        tensors: Tensors in every checkpoint.
-    """
-
-    parameters: int
-    trained: int
-    block: int
-    saved: int
-    optimizer_bytes: int
-    tensors: int
+    parameters: int  # all parameters
+    trained: int  # those that are not frozen
+    block: int  # those of one block
+    saved: int  # those in every checkpoint: all, or the adapters
+    optimizer_bytes: int  # state that the optimizer keeps
+    tensors: int  # tensors in every checkpoint
 
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate of the memory that one process needs, in bytes.
-
-    Attributes:
-        weights: In float32, or the process's shards of them.
-        gradients: One for each trained weight.
-        optimizer: The optimizer's state.
-        activations: Saved by a forward pass for the backward pass, the loss included.
-        program: Already used by Python and torch; 0 where the device has its own memory.
-        available: What all processes of this machine can have together; None if unknown.
-        processes: Processes that share it.
-    """
+    """An estimate of the memory that one process needs, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
-    activations: int
-    program: int
-    available: int | None
-    processes: int = 1
+    activations: int  # saved by a forward pass for the backward pass, the loss included
+    program: int  # already used by Python and torch; 0 where the device has its own memory
+    available: int | None  # what all processes of this machine can have together; None if unknown
+    processes: int = 1  # processes that share it
 
     @property
     def model(self) -> int:
@@ -103,19 +84,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """What checkpoints need, in bytes.
+    """What checkpoints need, in bytes."""
 
-    Attributes:
-        checkpoint: One checkpoint.
-        needed: All that are on the disk at once.
-        held: Those that are there already.
-        free: Free on the disk of the run folder.
-    """
-
-    checkpoint: int
-    needed: int
-    held: int
-    free: int
+    checkpoint: int  # one checkpoint
+    needed: int  # all that are on the disk at once
+    held: int  # those that are there already
+    free: int  # free on the disk of the run folder
 
     @property
     def fits(self) -> bool:
@@ -157,16 +131,7 @@ def estimate_memory(
     n_processes: int,
     allocated: int = 0,
 ) -> Memory:
-    """Estimate the memory of one process.
-
-    Args:
-        config: The settled configuration.
-        size: Counts of its model.
-        rows: Rows of a micro-batch.
-        parallel: How the processes share the model.
-        n_processes: Processes that train.
-        allocated: Bytes of the estimate that this process has already.
-    """
+    """Estimate the memory of one process; `allocated` bytes of it this one has already."""
     parts, gathered = 1, 0
     if parallel == "fsdp":  # one block at a time is full, and the next is on its way
         parts = n_processes

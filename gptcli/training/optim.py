@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, assert_never, cast
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -57,21 +57,15 @@ class Optimizer:
         # Allocated here and not in the first step: what steps need and free then lies behind it.
         self._state = {name: self._fresh(name, name in inner) for name in self._parameters}
         self._has_stepped = False
-        self._scaled = _Scaled(self)
 
-    def unscale(self, scaler: torch.amp.GradScaler) -> None:
-        """Undo the scale of the loss in the gradients; only float16 scales."""
-        if scaler.is_enabled():
-            scaler.unscale_(cast(Any, self._scaled))
-
-    def step(self, lr: float, scaler: torch.amp.GradScaler) -> None:
-        """Update the parameters from their gradients."""
-        self._scaled.lr = lr
-        scaler.step(cast(Any, self._scaled))
-        scaler.update()
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameters, as torch's GradScaler asks for them."""
+        return [{"params": list(self._parameters.values())}]
 
     @torch.no_grad()
-    def _update(self, lr: float) -> None:
+    def step(self, lr: float) -> None:
+        """Update the parameters from their gradients."""
         self._has_stepped = True
         for names in self._stacks:
             self._update_by_muon(names, lr)
@@ -150,12 +144,9 @@ class Optimizer:
         were_frozen: Collection[str] = (),
         world: World = SINGLE_PROCESS,
     ) -> None:
-        """Load the state of a checkpoint, bit for bit.
+        """Load the state of a checkpoint, bit for bit; rank 0 has it and scatters it.
 
-        Args:
-            states: State by parameter name; that of a parameter frozen since is dropped.
-            were_frozen: Parameters without a state there; one that learns now starts fresh.
-            world: Rank 0 has the states and scatters them.
+        The state of a parameter frozen since is dropped; one that was frozen starts fresh.
 
         Raises:
             CheckpointError: It is the state of other parameters.
@@ -179,21 +170,6 @@ class Optimizer:
             scatter_from_rank0(world, own, states.get(name, {}))
 
 
-class _Scaled:
-    """The optimizer as torch's GradScaler expects one."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self.lr = 0.0
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self._optimizer._parameters.values())}]
-
-    def step(self) -> None:
-        self._optimizer._update(self.lr)
-
-
 @torch.no_grad()
 def clip_gradients(
     parameters: Iterable[Tensor], max_norm: float, world: World = SINGLE_PROCESS
@@ -201,11 +177,6 @@ def clip_gradients(
     """Scale the gradients to a global norm of at most `max_norm` (0: any); return the norm.
 
     The norm, a float32 scalar, stays on the device: reading it would wait for all of the step.
-
-    Args:
-        parameters: Parameters whose gradients are scaled.
-        max_norm: On the scale of the loss, nats.
-        world: The ranks that have shards, if the parameters are sharded.
     """
     gradients = [gradient for p in parameters if (gradient := p.grad) is not None]
     local = all_local(gradients)

@@ -27,13 +27,8 @@ def apply_fsdp(model: GPT, compute: Runtime) -> str | None:
     Full parameters exist only while their block computes. With a 16-bit dtype they are gathered
     in it, gradients are reduced in float32.
 
-    Args:
-        model: On any device; its shards are on that of `compute`.
-        compute: Device and precision; with `compile`, each block is compiled, inside of the hooks
-            that gather its parameters, which a compiler cannot read.
-
-    Returns:
-        Why blocks that should have been compiled are not.
+    To compile, each block is compiled inside of the hooks that gather its parameters, which a
+    compiler cannot read; returned is why blocks that should have been compiled are not.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
@@ -105,11 +100,7 @@ def compile_failure(error: Exception) -> str:
 def wrap_ddp(model: GPT, compute: Runtime, tokens: Tensor, recompute: bool) -> nn.Module:
     """Return a model whose backward pass sums the gradients over the ranks (DDP).
 
-    Args:
-        model: The same on every rank.
-        compute: Its device and precision.
-        tokens: (B, T) int64, of the shape of a micro-batch: they are passed through once.
-        recompute: As in training.
+    Tokens (B, T) of the shape of a micro-batch are passed through it once.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -199,11 +190,9 @@ def local_shard(full: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Return full tensors, on the CPU unless they were full already.
+    """Return full tensors on the ranks that `keep` them, on the CPU unless they were full already.
 
-    Args:
-        tensors: The same names in the same order on every rank.
-        keep: Whether this rank gets them; others only take part.
+    A collective call, with the same names in the same order on every rank.
     """
     full = {}
     for name, tensor in tensors.items():
@@ -217,13 +206,7 @@ def gather_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 def scatter_from_rank0(
     world: World, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> None:
-    """Fill every rank's parameters with the values of rank 0, or its shards of them.
-
-    Args:
-        world: The ranks.
-        parameters: Filled, by name.
-        values: On rank 0, a full tensor for each; unused elsewhere.
-    """
+    """Fill every rank's parameters with rank 0's full values by name, or its shards of them."""
     for name, parameter in parameters.items():
         local = to_local(parameter)
         if world.size == 1:

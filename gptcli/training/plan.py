@@ -31,51 +31,29 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class TimedSteps:
-    """What a step takes.
+    """What a step takes."""
 
-    Attributes:
-        step: Steps done before, by a run that is resumed.
-        seconds_per_step: All its micro-batches and its update; 0 if there are no steps left.
-        measured_tokens: Tokens of the largest batch that was timed; the rest is multiplied.
-        setup_seconds: Reading, building and compiling.
-        memory_bytes: Peak memory.
-    """
-
-    step: int
-    seconds_per_step: float
-    measured_tokens: int
-    setup_seconds: float
-    memory_bytes: int
+    step: int  # steps done before, by a run that is resumed
+    seconds_per_step: float  # all its micro-batches and its update; 0 if there are no steps left
+    measured_tokens: int  # tokens of the largest batch that was timed; the rest is multiplied
+    setup_seconds: float  # reading, building and compiling
+    memory_bytes: int  # peak memory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A settled run, what it needs, and advice about it.
+    """A settled run, what it needs, and advice about it."""
 
-    Attributes:
-        spec: The run.
-        memory: Memory of one process.
-        disk: Disk space for checkpoints.
-        flops_per_token: Floating-point operations of training on one token.
-        peak_flops: Those that one device could do in a second; None if unknown.
-        advice: What few runs have on purpose.
-    """
-
-    spec: RunSpec
-    memory: Memory
-    disk: Disk
-    flops_per_token: int
-    peak_flops: float | None
-    advice: tuple[Advice, ...]
+    spec: RunSpec  # the run
+    memory: Memory  # memory of one process
+    disk: Disk  # disk space for checkpoints
+    flops_per_token: int  # floating-point operations of training on one token
+    peak_flops: float | None  # those that one device could do in a second; None if unknown
+    advice: tuple[Advice, ...]  # what few runs have on purpose
 
     @classmethod
     def of(cls, spec: RunSpec, allocated: int = 0) -> "Plan":
-        """Estimate what a settled run needs.
-
-        Args:
-            spec: The run.
-            allocated: Bytes of its memory that this process has already.
-        """
+        """Estimate what a run needs; `allocated` bytes of it this process has already."""
         config, counts = spec.config, spec.size
         n_frozen = counts.parameters - counts.trained
         name = torch.cuda.get_device_name() if config.device == "cuda" else ""
@@ -91,11 +69,9 @@ class Plan:
     def seconds_left(self, timed: TimedSteps) -> dict[str, float]:
         """Return the expected seconds of the rest of the run, by kind of work."""
         per_token = timed.seconds_per_step / step_cost(self.spec.config)
-        costs = estimate_work(self.spec, timed.step).costs
-        return {
-            "setting up": timed.setup_seconds,
-            **{work: cost * per_token for work, cost in costs.items()},
-        }
+        work = estimate_work(self.spec, timed.step)
+        parts = {kind: cost * per_token for kind, (_, cost) in work.items()}
+        return {"setting up": timed.setup_seconds, **parts}
 
     def measured_advice(self, timed: TimedSteps | None) -> tuple[Advice, ...]:
         """Return the advice that follows from how long a token takes."""
@@ -117,6 +93,7 @@ class Plan:
         compiled = ", compiled" * (config.compile is True)
         micro = f"{spec.rows:,} x {spec.grad_accum_steps:,}"
         micro += f" x {spec.n_processes}" * (spec.n_processes > 1)
+        n_evaluations = estimate_work(spec)["evaluating"].times
         return [
             ("run", str(config.run_folder)),
             ("model", f"{counts.parameters:,} parameters{trained}{start}"),
@@ -125,7 +102,7 @@ class Plan:
                      f" {_vocabulary(spec)}"),
             ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')}"
                       f" (rows: {micro}), {plural(spec.epochs, 'epoch')}"),
-            ("evaluation", f"{plural(estimate_work(spec).evaluations, 'time')}, {_scored(spec)}"),
+            ("evaluation", f"{plural(n_evaluations, 'time')}, {_scored(spec)}"),
             ("memory", _memory_text(self.memory)),
             ("disk", f"{size(self.disk.needed)} for checkpoints of {size(self.disk.checkpoint)}"
                      f" each; {size(self.disk.free)} free"),
@@ -135,15 +112,8 @@ class Plan:
         """Return the JSON result of `gpt train --dry-run`."""
         spec, config, counts = self.spec, self.spec.config, self.spec.size
         n_ids = spec.manifest.tokenizer.vocab_size
-        measured = dict.fromkeys(_MEASURED)
-        if timed is not None and timed.seconds_per_step:
-            measured = {
-                "step": timed.step,
-                "seconds_per_step": timed.seconds_per_step,
-                "tokens_per_second": spec.tokens_per_step / timed.seconds_per_step,
-                "seconds": sum(self.seconds_left(timed).values()),
-                "measured_memory_bytes": timed.memory_bytes,
-            }
+        if timed is not None and not timed.seconds_per_step:
+            timed = None
         return {
             "run_dir": str(config.run_folder),
             "data_dir": config.data.dir,
@@ -164,7 +134,7 @@ class Plan:
             "vocab_size": n_ids,
             "model_vocab_size": config.model.vocab_size or n_ids,
             "rows": spec.rows,
-            "evaluations": estimate_work(spec).evaluations,
+            "evaluations": estimate_work(spec)["evaluating"].times,
             "eval_tokens": spec.eval_tokens[1],
             "eval_train_tokens": spec.eval_tokens[0],
             "processes": spec.n_processes,
@@ -175,7 +145,11 @@ class Plan:
             "flops_per_token": self.flops_per_token,
             "peak_flops": self.peak_flops,
             "advice": [asdict(one) for one in (*self.advice, *self.measured_advice(timed))],
-            **measured,
+            "step": timed and timed.step,
+            "seconds_per_step": timed and timed.seconds_per_step,
+            "tokens_per_second": timed and spec.tokens_per_step / timed.seconds_per_step,
+            "seconds": timed and sum(self.seconds_left(timed).values()),
+            "measured_memory_bytes": timed and timed.memory_bytes,
         }
 
     @property
@@ -184,20 +158,8 @@ class Plan:
         return (self.spec.config.run_folder / RUN).is_file()
 
 
-_MEASURED = ("step", "seconds_per_step", "tokens_per_second", "seconds", "measured_memory_bytes")
-
-
 def plan(config: Config, n_processes: int = 1) -> Plan:
-    """Check a fresh run as far as that is possible without training, and say what it would do.
-
-    Args:
-        config: The run.
-        n_processes: Processes that train.
-
-    Raises:
-        ConfigError: The configuration does not fit the data.
-        DataError, CheckpointError: The data, or the weights to start from, cannot be used.
-    """
+    """Return the plan of a fresh run; raises what `settle` does."""
     return Plan.of(settle(config, n_processes))
 
 
@@ -216,7 +178,7 @@ def plan_with_steps(
     Args:
         config: The run.
         n_processes: Processes that train.
-        resume: Resume from its newest checkpoint.
+        resume: Time it from its newest checkpoint.
         on_plan: Called with the plan before anything is timed.
 
     Returns:
@@ -246,14 +208,7 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
 
     Batches grow from a few tokens to a micro-batch while there is time for the next larger one, so
     it takes seconds whatever the model. What compiling gives is computed, for it takes longer.
-    Nothing is kept or written.
-
-    Args:
-        config: The run.
-        resume: Resume from its newest checkpoint.
-
-    Raises:
-        GptError: As training does.
+    Nothing is kept or written. Raises what training does.
     """
     began = time.perf_counter()
     run = ReadOnlyRun(config.run_folder)
@@ -325,9 +280,8 @@ def _pass(session: Session, tokens: Tensor, targets: Tensor) -> None:
 
 def _update(session: Session) -> None:
     """Clip and update, as at the end of a step."""
-    config, scaler = session.spec.config, torch.amp.GradScaler(enabled=False)
-    clip_gradients(session.parameters.values(), config.optim.grad_clip)
-    session.optimizer.step(lr_at(session.state.step, session.spec.max_steps, config), scaler)
+    clip_gradients(session.parameters.values(), session.config.optim.grad_clip)
+    session.optimizer.step(lr_at(session.state.step, session.spec.max_steps, session.config))
     session.optimizer.zero_grad()
 
 
@@ -337,12 +291,6 @@ def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: 
     6 N + 12 L H D T of Chowdhery et al. 2022 (PaLM), appendix B, for N parameters in products. Rows
     that are only looked up are in none: positions, and an embedding that is not the head too. Two
     of the six operations are the parameter's gradient, which frozen ones lack.
-
-    Args:
-        config: The model.
-        n_params: All its parameters.
-        n_frozen: Those that do not learn.
-        seq_len: Tokens of a window.
     """
     looked_up = config.block_size * config.n_embd if config.position == "learned" else 0
     if not config.tie_embeddings:
@@ -370,14 +318,8 @@ def _scored(spec: RunSpec) -> str:
 
 
 def _memory_text(memory: Memory) -> str:
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimizer": memory.optimizer,
-        "activations": memory.activations,
-        "program": memory.program,
-    }
-    shown = ", ".join(f"{name} {size(n)}" for name, n in parts.items() if n)
+    names = ("weights", "gradients", "optimizer", "activations", "program")
+    shown = ", ".join(f"{name} {size(n)}" for name in names if (n := getattr(memory, name)))
     each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
     available = f" of {size(memory.available)}" if memory.available is not None else ""
     return f"about {size(memory.total)}{each}{available}, an estimate: {shown}"

@@ -37,32 +37,22 @@ from gptcli.training.weights import build_model, freeze, frozen_names
 
 @dataclass
 class TrainState:
-    """The position of a run; saved in every checkpoint.
+    """The position of a run; saved in every checkpoint."""
 
-    Attributes:
-        step: Optimizer steps done.
-        best_loss: Lowest validation loss so far (epoch loss without validation).
-        best_step: The step it was measured at.
-        epoch_loss: Sum of the losses of this epoch's tokens so far, nats.
-        epoch_tokens: Tokens of this epoch so far.
-        seconds: Wall time so far.
-        scaler: State of the gradient scaler, which only float16 has.
-        skipped: Steps skipped in a row up to this one, because a number was not finite.
-        machine: What the bits depend on besides the configuration, such as torch's version.
-        origin: Where the first weights came from; empty if they were random.
-        base: Checksum of the weights in base.pt that adapters belong to; empty without adapters.
-    """
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    epoch_loss: float = 0.0
-    epoch_tokens: int = 0
-    seconds: float = 0.0
+    step: int = 0  # optimizer steps done
+    best_loss: float | None = None  # lowest validation loss so far (epoch loss without validation)
+    best_step: int | None = None  # the step it was measured at
+    epoch_loss: float = 0.0  # sum of the losses of this epoch's tokens so far, nats
+    epoch_tokens: int = 0  # tokens of this epoch so far
+    seconds: float = 0.0  # wall time so far
+    # state of the gradient scaler, which only float16 has
     scaler: dict[str, Any] = field(default_factory=dict)
-    skipped: int = 0
+    skipped: int = 0  # steps skipped in a row up to this one, because a number was not finite
+    # what the bits depend on besides the configuration, such as torch's version
     machine: dict[str, Any] = field(default_factory=dict)
+    # where the first weights came from; empty if they were random
     origin: dict[str, Any] = field(default_factory=dict)
+    # checksum of the weights in base.pt that adapters belong to; empty without adapters
     base: str = ""
 
     def is_better(self, loss: float | None) -> bool:
@@ -74,12 +64,7 @@ class TrainState:
 
 @dataclass
 class Session:
-    """All that one call of `train` works with.
-
-    Attributes:
-        notes: What the user should know: changed settings, fallbacks, a skipped checkpoint.
-        finite_step: The last step whose weights are known to give a finite loss.
-    """
+    """All that one call of `train` works with."""
 
     run: Run
     world: World
@@ -93,8 +78,8 @@ class Session:
     optimizer: Optimizer
     state: TrainState
     is_resumed: bool
-    notes: list[str]
-    finite_step: int | None = None
+    notes: list[str]  # what the user should know: changed settings, fallbacks, a skipped checkpoint
+    finite_step: int | None = None  # the last step whose weights are known to give a finite loss
 
     @property
     def config(self) -> Config:
@@ -220,14 +205,18 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Start:
     require_memory(config, estimate_memory(config, size, spec.rows, spec.parallel, world.size))
     require_disk(config, size)
     if checkpoint is None:
-        pretrained = spec.pretrained
-        state = TrainState(origin=pretrained.facts() if pretrained is not None else {})
-        model = build_model(config, pretrained)
+        state, pretrained = TrainState(), spec.pretrained
         if pretrained is not None:
+            state.origin = pretrained.facts()
             at = f" at {pretrained.revision}" if pretrained.revision else ""
             notes.append(f"weights of {pretrained.name}{at}")
+        model = build_model(config, pretrained)
     else:
-        state = _restore_state(checkpoint)
+        try:
+            state = TrainState(**checkpoint.state)
+        except TypeError as error:
+            message = f"incompatible training state in checkpoint ({error})"
+            raise CheckpointError(message) from error
         notes += rate_change(checkpoint, spec, state.step)
         notes += machine_changes(state.machine, _machine_facts(config, world))
         model = GPT(config.model)
@@ -263,7 +252,17 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
         states = checkpoint.optimizer if checkpoint is not None else {}
         optimizer.load_state(states, frozen_names(model, frozen), world)
     if not isinstance(run, ReadOnlyRun):
-        describe_run(run, {**_facts(spec, start.state), "given": given})
+        facts = {
+            "gptcli": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "parameters": spec.size.parameters,
+            "origin": start.state.origin,
+            "data": data_facts(spec),
+        }
+        describe_run(run, {**facts, "given": given})
     loader = TokenLoader(
         train_tokens,
         seq_len=config.seq_len,
@@ -280,24 +279,3 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
 def _machine_facts(config: Config, world: World) -> dict[str, Any]:
     """Return what the bits depend on besides the configuration."""
     return {**machine_facts(torch.device(config.device)), "processes": world.size}
-
-
-def _facts(spec: RunSpec, state: TrainState) -> dict[str, Any]:
-    """Return what run.json records about the program, the machine and the data."""
-    return {
-        "gptcli": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "parameters": spec.size.parameters,
-        "origin": state.origin,
-        "data": data_facts(spec),
-    }
-
-
-def _restore_state(checkpoint: Checkpoint) -> TrainState:
-    try:
-        return TrainState(**checkpoint.state)
-    except TypeError as error:
-        raise CheckpointError(f"incompatible training state in checkpoint ({error})") from error

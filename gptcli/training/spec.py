@@ -45,33 +45,20 @@ _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run with every setting settled, and the facts that follow from them.
+    """A run with every setting settled, and the facts that follow from them."""
 
-    Attributes:
-        config: The configuration, without `auto`.
-        manifest: The prepared data.
-        tokenizer: The data's tokenizer.
-        size: Counts of the model and its optimizer.
-        n_windows: Training windows of an epoch.
-        max_steps: Steps of the whole run.
-        rows: Rows of a micro-batch in each process.
-        n_processes: Processes that train.
-        parallel: How they share the model.
-        pretrained: The weights to start from; None to draw or resume them, and beyond rank 0.
-        notes: What the user should know about the way it was settled.
-    """
-
-    config: Config
-    manifest: Manifest
-    tokenizer: Tokenizer = field(repr=False, compare=False)
-    size: ModelSize
-    n_windows: int
-    max_steps: int
-    rows: int
-    n_processes: int = 1
-    parallel: Parallelism = "none"
+    config: Config  # the configuration, without `auto`
+    manifest: Manifest  # the prepared data
+    tokenizer: Tokenizer = field(repr=False, compare=False)  # the data's tokenizer
+    size: ModelSize  # counts of the model and its optimizer
+    n_windows: int  # training windows of an epoch
+    max_steps: int  # steps of the whole run
+    rows: int  # rows of a micro-batch in each process
+    n_processes: int = 1  # processes that train
+    parallel: Parallelism = "none"  # how they share the model
+    # the weights to start from; None to draw or resume them, and beyond rank 0
     pretrained: "Pretrained | None" = field(default=None, repr=False, compare=False)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the user should know about the way it was settled
 
     @property
     def tokens_per_step(self) -> int:

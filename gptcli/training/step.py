@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,7 @@ class StepResult:
 
 
 class Stepper:
-    """Steps through a session's data with its model and optimizer.
-
-    Attributes:
-        compile_seconds: What compiling took.
-        feed: Where the batches come from.
-    """
+    """Steps through a session's data with its model and optimizer."""
 
     def __init__(self, session: Session) -> None:
         self.s = session
@@ -63,7 +59,7 @@ class Stepper:
             wrap_ddp(model, session.compute, _zeros(session), self._recompute) if is_ddp else model
         )
         self._asks_every = 1  # micro-batches; asking is a message to every rank, and waits for it
-        self._scaler = torch.amp.GradScaler(
+        self._scaler: Any = torch.amp.GradScaler(
             device.type, enabled=session.compute.dtype == torch.float16
         )
         self._is_large = device.type == "cpu" and session.spec.size.parameters >= LARGE
@@ -88,7 +84,8 @@ class Stepper:
             if total is None:
                 s.optimizer.zero_grad()
                 return None
-            s.optimizer.unscale(self._scaler)
+            if self._scaler.is_enabled():
+                self._scaler.unscale_(s.optimizer)
             clipped = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
             # The one time that a step waits for the device.
             nats, norm = torch.stack((total, clipped)).tolist()
@@ -99,7 +96,8 @@ class Stepper:
             if not self._is_finite(loss, norm):
                 s.optimizer.zero_grad()
                 return StepResult(loss, lr, norm, skipped=True)
-            s.optimizer.step(lr, self._scaler)
+            self._scaler.step(s.optimizer, lr)
+            self._scaler.update()
             s.optimizer.zero_grad()
             if self._is_large:
                 trim_malloc()
@@ -158,12 +156,8 @@ def not_finite(
 ) -> NonFiniteError:
     """Rename the checkpoints that gave a non-finite loss, and return the error to raise.
 
-    Args:
-        s: The session.
-        what: What is not finite.
-        good: The last step known to be good; None if none is since the run was resumed.
-        step: The step that showed it; None for an evaluation of the current one.
-        hint: More to try.
+    `good` is the last step known to be good, None if none is since the run was resumed; `step` is
+    the one that showed it, None for an evaluation of the current one.
     """
     last = s.state.step - (s.state.skipped if what == "loss" else 1) if good is None else good
     files = s.run.step_files()

@@ -22,21 +22,13 @@ _TIMES = ("tokens_per_second", "memory_bytes", "seconds")
 
 @dataclass(frozen=True)
 class ResumeCheck:
-    """The result of training some steps with and without a stop in between.
+    """The result of training some steps with and without a stop in between."""
 
-    Attributes:
-        steps: Steps done.
-        stopped_at: Where one of the runs was stopped and resumed.
-        tensors: Tensors compared, of the weights and of the optimizer.
-        differing: Those that are not the same bit for bit, and other state that is not.
-        largest: The largest difference between two of their numbers.
-    """
-
-    steps: int
-    stopped_at: int
-    tensors: int
-    differing: list[str]
-    largest: float
+    steps: int  # steps done
+    stopped_at: int  # where one of the runs was stopped and resumed
+    tensors: int  # tensors compared, of the weights and of the optimizer
+    differing: list[str]  # those that are not the same bit for bit, and other state that is not
+    largest: float  # the largest difference between two of their numbers
 
 
 def verify_resume(config: Config, steps: int, folder: Path) -> ResumeCheck:

@@ -8,8 +8,6 @@ from gptcli.errors import CheckpointError
 from gptcli.model import GPT
 from gptcli.training.optim import Optimizer, clip_gradients
 
-SCALER = torch.amp.GradScaler("cpu", enabled=False)
-
 
 def make_model() -> GPT:
     """Return a tiny network with gradients of zero."""
@@ -26,7 +24,7 @@ def test_only_matrices_decay(name: str) -> None:
     model = make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = Optimizer(model, OptimConfig(name=name, weight_decay=0.5), torch.device("cpu"))
-    optimizer.step(0.1, SCALER)
+    optimizer.step(0.1)
     for parameter_name, parameter in model.named_parameters():
         factor = 0.95 if parameter.dim() >= 2 else 1.0
         assert torch.allclose(parameter, before[parameter_name] * factor), parameter_name
@@ -35,7 +33,7 @@ def test_only_matrices_decay(name: str) -> None:
 def test_muon_takes_the_matrices_of_the_blocks() -> None:
     model = make_model()
     optimizer = Optimizer(model, OptimConfig(name="muon"), torch.device("cpu"))
-    optimizer.step(0.1, SCALER)
+    optimizer.step(0.1)
     state = optimizer.state()
     muons = {name for name, kept in state.items() if "momentum_buffer" in kept}
     assert muons == {
@@ -51,7 +49,7 @@ def test_adamw_does_what_the_paper_says() -> None:
     weight.grad = torch.full_like(weight, 0.3)
     start = weight.detach().clone()
     config = OptimConfig(weight_decay=0.1, beta1=0.9, beta2=0.95)
-    Optimizer(model, config, torch.device("cpu")).step(0.01, SCALER)
+    Optimizer(model, config, torch.device("cpu")).step(0.01)
     expected = start * (1 - 0.01 * 0.1) - 0.01 * 0.3 / (0.3 + 1e-8)
     assert torch.allclose(weight, expected, atol=1e-7)
 
