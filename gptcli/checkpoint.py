@@ -80,9 +80,8 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
     """Read and verify a checkpoint; one of adapters is completed by the base of its run.
 
-    Args:
-        path: The file; it is mapped, so what is not touched is not read.
-        model_only: Verify the weights and everything small, but not the optimizer's tensors.
+    With `model_only` the optimizer's tensors are not verified; the file is mapped, so they are not
+    read either.
 
     Raises:
         CheckpointError: Missing, not one of ours, or damaged; so is the base.
@@ -208,7 +207,7 @@ class TrainedModel:
         Raises:
             DataError: It is in neither place.
         """
-        named = self.checkpoint.data.get("dir")
+        named: str | None = self.checkpoint.data.get("dir")
         hint = "name prepared data with --data DIR, or a file with --text FILE"
         if named is None:
             raise DataError(f"{self.path}: there is no data that belongs to this model", hint)
@@ -228,10 +227,8 @@ class TrainedModel:
 def load_model(path: Path, device: torch.device, *, whole: bool = False) -> TrainedModel:
     """Load the model and the tokenizer of a checkpoint, in evaluation mode.
 
-    Args:
-        path: The file.
-        device: Where to.
-        whole: Keep positions that were never trained, because rows were shorter than the context.
+    Positions that were never trained, because rows were shorter than the context, are left out
+    unless `whole`.
 
     Raises:
         CheckpointError: Missing, damaged, or not of this model.
@@ -268,15 +265,14 @@ def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
     return shape.model_copy(update={"lora": None}), weights
 
 
-@torch.no_grad()
 def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
     """Copy weights into `model`, whose parameters must be exactly these.
 
     Raises:
         CheckpointError: Names or shapes differ.
     """
-    for name, parameter in _matching(model, weights, path).items():
-        parameter.copy_(weights[name])
+    _require_same(model, weights, path)
+    model.load_state_dict(weights, strict=False)  # but for a tied head, which is not repeated
 
 
 def place_weights(
@@ -287,22 +283,19 @@ def place_weights(
     Raises:
         CheckpointError: Names or shapes differ.
     """
-    for name in _matching(model, weights, path):
-        parent, _, last = name.rpartition(".")
-        # Copied, for a mapped file that somebody writes to would change under the model.
-        weight = weights[name].to(device, torch.float32, copy=True)
-        parameter = torch.nn.Parameter(weight, requires_grad=False)
-        setattr(model.get_submodule(parent), last, parameter)
+    _require_same(model, weights, path)
+    # Copied, for a mapped file that somebody writes to would change under the model.
+    copies = {n: weight.to(device, torch.float32, copy=True) for n, weight in weights.items()}
+    model.load_state_dict(copies, strict=False, assign=True)
+    model.requires_grad_(False)
     if model.config.tie_embeddings:
         model.lm_head.weight = model.wte.weight
 
 
-def _matching(model: GPT, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the parameters of `model`, once it is clear that the weights are theirs."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+def _require_same(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
+    parameters = dict(model.named_parameters())
     differing = sorted(parameters.keys() ^ weights.keys()) or [
         name for name, weight in weights.items() if weight.shape != parameters[name].shape
     ]
     if differing:
         raise CheckpointError(f"{path}: weights of another model ({', '.join(differing[:3])})")
-    return parameters

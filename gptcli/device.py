@@ -5,7 +5,6 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -54,10 +53,8 @@ def resolve_auto(config: Config) -> Config:
 def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
     """Prepare this process for `config` and return what it says about the machine.
 
-    Args:
-        config: The configuration.
-        trains: Whether CUDA may round the factors of float32 products to TF32's 11 bits, which is
-            several times as fast; results that are reported in float32 are not rounded so.
+    One that `trains` may round the factors of float32 products on CUDA to TF32's 11 bits, which is
+    several times as fast; results that are reported in float32 are not rounded so.
     """
     resolved = resolve_auto(config)
     device, deterministic = torch.device(resolved.device), bool(resolved.deterministic)
@@ -80,22 +77,20 @@ def tune_malloc() -> None:
     them is cleared: a third of the time of a small model's step. Blocks of more than 64 MB still
     go back, for they would leave holes that nothing else fills.
     """
-    mallopt = _glibc("mallopt")
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 26)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 26)
+    _glibc("mallopt", _M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def trim_malloc() -> None:
     """Give freed memory back after all: for large models, whose steps would add hole to hole."""
-    malloc_trim = _glibc("malloc_trim")
-    if malloc_trim is not None:
-        malloc_trim(0)
+    _glibc("malloc_trim", 0)
 
 
-def _glibc(name: str) -> Callable[..., int] | None:
-    """Return a function of the C library, or None where it has none of this name."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+def _glibc(name: str, *arguments: int) -> None:
+    """Call a function of the C library, where it has one of this name."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def available_devices() -> list[str]:

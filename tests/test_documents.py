@@ -244,12 +244,14 @@ def test_the_recipes_work(corpus: Path, tmp_path: Path, fork_server: Gpt) -> Non
         ["train", "--resume", *overrides, "-s", "train.max_steps=6"],
         ["generate", "--checkpoint", "r", "The"],
         ["vocabulary", "--checkpoint", "r", "--count", "3"],
+        ["export", "--checkpoint", "r", "--to", "plain", "r.safetensors"],
     ):
         done = fork_server(*words, code=COMMAND_OF_A_COPY, env=env)
         assert done.code == 0, (words, done.err)
         said.append(done.out)
     assert "fables" in said[0] and "ascii (129 ids" in said[1]
     assert "train_loss" in said[3] and len(said[5].splitlines()) == 3
+    assert "read back: largest logit difference 0" in said[6]
     export = ("export", "--checkpoint", "r", "--to", "hf", "out")
     done = fork_server(*export, code=COMMAND_OF_A_COPY, env=env)
     assert done.code == 2 and "'ascii'" in done.err

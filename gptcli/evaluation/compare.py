@@ -25,10 +25,7 @@ _SMALLEST_SPAN = 512  # bytes
 class Difference:
     """Bits per byte of one model minus those of another; below zero, the first is better.
 
-    Attributes:
-        bits_per_byte: The difference.
-        low: Lower end of the confidence interval; not a number with a single span.
-        high: Its upper end.
+    `low` and `high` are the confidence interval; not numbers with a single span.
     """
 
     bits_per_byte: float
@@ -44,9 +41,7 @@ class Difference:
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     """Return how many more bits per byte `first` needs than `second`.
 
-    Args:
-        first: Scored with the same spans of the same text as `second`.
-        second: As `first`; it may have another tokenizer.
+    Both are scored with the same spans of the same text, perhaps with other tokenizers.
     """
 
     def residuals(found: Evaluation) -> tuple[Sums, npt.NDArray[np.bool_]]:
@@ -64,11 +59,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
 
 
 def spans_of_bytes(n_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the span of the text in which each token ends, whatever the tokenizer.
-
-    Args:
-        n_bytes: Bytes of each token of the text, (n,).
-    """
+    """Return the span of the text in which each token ends, from the bytes of each (n,)."""
     ends = np.cumsum(n_bytes)
     length = max(_SMALLEST_SPAN, math.ceil(int(ends[-1]) / MOST_SPANS))
     return np.maximum(ends - 1, 0) // length
@@ -77,9 +68,7 @@ def spans_of_bytes(n_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def student_t(confidence: float, freedom: int) -> float:
     """Return the two-sided quantile of Student's t (Cornish-Fisher; Abramowitz, Stegun 26.7.5).
 
-    Args:
-        confidence: Such as 0.95.
-        freedom: Degrees of freedom; below 3 the series is too short, and the quantile not a number.
+    Below 3 degrees of freedom the series is too short, and the quantile not a number.
     """
     if freedom < 3:
         return math.nan

@@ -38,12 +38,7 @@ class TokenStats:
         self._ends_word = np.array([bool(text[-1:].strip()) for text in texts])
 
     def count(self, before: Counts, tokens: Counts) -> tuple[Counts, Counts]:
-        """Return the bytes and the words of each token, (n,) each.
-
-        Args:
-            before: The token before each, (n,).
-            tokens: (n,).
-        """
+        """Return the bytes and the words of tokens (n,), given the token before each (n,)."""
         continues = self._ends_word[before] & self._starts_word[tokens]
         return self._bytes[tokens], self._words[tokens] - continues
 
@@ -51,19 +46,12 @@ class TokenStats:
 class SpanSums:
     """Sums of nats, tokens, bytes and words for each span of the text, (n_spans,) each."""
 
-    def __init__(self, sums: Sums | None = None) -> None:
-        self._set(np.zeros((4, 0)) if sums is None else sums)
-
-    def _set(self, sums: Sums) -> None:
-        self._sums = sums
-        self.nats, self.tokens, self.bytes, self.words = sums  # views
+    def __init__(self, n_spans: int) -> None:
+        self._sums: Sums = np.zeros((4, n_spans))
+        self.nats, self.tokens, self.bytes, self.words = self._sums
 
     def __len__(self) -> int:
-        return self._sums.shape[1]
-
-    def padded(self, n: int) -> "SpanSums":
-        """Return the sums with empty spans after them, `n` in all."""
-        return SpanSums(np.pad(self._sums, ((0, 0), (0, n - len(self)))))
+        return len(self.nats)
 
     def add(
         self,
@@ -73,90 +61,62 @@ class SpanSums:
         n_words: Counts | None = None,
     ) -> None:
         """Add scored tokens: the span of each, its loss, its bytes and its words, (n,) each."""
-        if not len(spans):
-            return
-        first, end = int(spans.min()), int(spans.max()) + 1
-        if end > len(self):  # doubling, so that a long text is not copied with every batch
-            self._set(np.pad(self._sums, ((0, 0), (0, max(end - len(self), len(self))))))
         ones = np.ones(len(spans))
         for sums, values in zip(self._sums, (nats, ones, n_bytes, n_words), strict=True):
             if values is not None:
-                sums[first:end] += np.bincount(spans - first, weights=values)
+                sums += np.bincount(spans, weights=values, minlength=len(self))
+
+    def padded(self, n: int) -> "SpanSums":
+        """Return the sums with empty spans after them, `n` in all."""
+        longer = SpanSums(n)
+        longer._sums[:, : len(self)] = self._sums
+        return longer
 
 
 class Evaluation:
-    """The result of scoring tokens.
+    """The result of scoring tokens in windows of `context` tokens, `stride` apart.
 
     Attributes:
-        context: The most tokens the model saw before a scored one.
-        stride: Tokens scored by each window but the first.
-        spans: The sums behind the figures, for each span of the text.
-        paired: The same for the spans that a comparison is over.
+        nats: Negative log-likelihood of all scored tokens.
+        tokens: Tokens scored.
+        bytes: Bytes of text of the scored tokens.
+        words: Words of text that begin in the scored tokens.
+        loss: Nats per token.
+        perplexity: The exponential of the loss.
+        word_perplexity: The exponential of the nats per word: comparable across tokenizers.
+        bits_per_byte: Comparable across tokenizers, too.
+        standard_error: Of the loss; not a number with a single span.
+        paired: The sums for each span that a comparison is over.
     """
 
     def __init__(
         self, context: int, stride: int, spans: SpanSums, paired: SpanSums | None = None
     ) -> None:
-        self.context, self.stride, self.spans = context, stride, spans
-        self.paired = paired or spans
-
-    @property
-    def nats(self) -> float:
-        """Negative log-likelihood of all scored tokens."""
-        return math.fsum(self.spans.nats)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens scored."""
-        return int(self.spans.tokens.sum())
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of text of the scored tokens."""
-        return int(self.spans.bytes.sum())
-
-    @property
-    def words(self) -> int:
-        """Words of text that begin in the scored tokens."""
-        return int(self.spans.words.sum())
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood, nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """The exponential of the loss, per token."""
-        return _exp(self.loss)
-
-    @property
-    def word_perplexity(self) -> float:
-        """The exponential of the nats per word: comparable across tokenizers."""
-        return _exp(self.nats / self.words) if self.words else math.nan
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits the model needs for each byte of the text: comparable across tokenizers."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the loss, in nats per token; not a number with a single span."""
-        residuals = self.spans.nats - self.loss * self.spans.tokens
-        return standard_error_of_sum(residuals[self.spans.tokens > 0]) / self.tokens
+        self.context, self.stride, self.paired = context, stride, paired or spans
+        self.nats = math.fsum(spans.nats)
+        self.tokens, self.bytes, self.words = (
+            int(sums.sum()) for sums in (spans.tokens, spans.bytes, spans.words)
+        )
+        self.loss = _ratio(self.nats, self.tokens)
+        self.perplexity = _exp(self.loss)
+        self.word_perplexity = _exp(_ratio(self.nats, self.words))
+        self.bits_per_byte = _ratio(self.nats / math.log(2), self.bytes)
+        residuals = (spans.nats - self.loss * spans.tokens)[spans.tokens > 0]
+        self.standard_error = _ratio(standard_error_of_sum(residuals), self.tokens)
 
 
 def standard_error_of_sum(residuals: Sums) -> float:
-    """Return the standard error of a sum of independent parts, from what remains of each.
+    """Return the standard error of a sum of independent parts, from their residuals (n,).
 
-    Divided by a total it is that of a ratio of two sums (Cochran 1977, chapter 6).
-
-    Args:
-        residuals: The sum of each part minus what the ratio predicts for it, (n,).
+    These are the sum of each part minus what a ratio of two sums predicts for it; divided by a
+    total, the standard error is that of the ratio (Cochran 1977, chapter 6).
     """
     n = len(residuals)
     return math.sqrt(n / (n - 1) * float(np.square(residuals).sum())) if n > 1 else math.nan
+
+
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
 
 
 def _exp(nats: float) -> float:

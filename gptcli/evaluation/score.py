@@ -34,9 +34,11 @@ class TokenSequence(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        return None
 
     def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `count` tokens from `start` on."""
@@ -44,19 +46,13 @@ class TokenSequence(Protocol):
 
 
 @dataclass(frozen=True)
-class TokenArray:
+class TokenArray(TokenSequence):
     """Tokens in memory, (n,)."""
 
     tokens: npt.NDArray[np.unsignedinteger]
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
 
     def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `count` tokens from `start` on."""
@@ -109,8 +105,8 @@ def evaluate(
         model: Its mode is restored afterwards.
         tokens: At least two.
         compute: Device and precision.
-        context: Window length.
-        stride: Tokens between window starts; `context` if None.
+        context: Length of a window.
+        stride: Tokens between the starts of windows; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
         units: Counts bytes and words of the scored tokens; neither is counted if None.
         span_of: From positions (n,) of tokens to the span of the text that each is in, for a
@@ -126,7 +122,10 @@ def evaluate(
     evenly_spaced = (window(i * total // chosen) for i in range(chosen))
     n_together = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
     rows, length = max(1, n_together // context), span_length(len(tokens))
-    sums, paired = SpanSums(), SpanSums() if span_of is not None else None
+    last = len(tokens) - 1
+    sums, paired = SpanSums((last - 1) // length + 1), None
+    if span_of is not None:
+        paired = SpanSums(int(span_of(np.array([last]))[0]) + 1)
     done, was_training = 0, model.training
     model.eval()
     try:
@@ -134,17 +133,15 @@ def evaluate(
             if stopped():
                 return None
             raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
-            n_unscored = np.array([[w.length - w.n_scored] for w in batch])
-            scored = np.arange(raw.shape[1] - 1) >= n_unscored  # (B, T), as are positions
-            positions = np.array([[w.start] for w in batch]) + np.arange(1, raw.shape[1])
+            scored, positions = _targets(batch)
             nats = _token_losses(model, raw, scored, compute)
             if not counts:
                 continue
-            before, targets, places = raw[:, :-1][scored], raw[:, 1:][scored], positions[scored]
+            before, targets = raw[:, :-1][scored], raw[:, 1:][scored]
             found = (nats[scored], *(units.count(before, targets) if units else ()))
-            sums.add((places - 1) // length, *found)
+            sums.add((positions - 1) // length, *found)
             if paired is not None and span_of is not None:
-                paired.add(span_of(places), *found)
+                paired.add(span_of(positions), *found)
             done += len(batch)
             on_progress(done, chosen)
     finally:
@@ -156,14 +153,23 @@ def _batches(
     found: Iterable[Window], rows: int, turn: tuple[int, int]
 ) -> Iterator[tuple[list[Window], bool]]:
     """Yield a rank's batches of windows of equal length; if too few, one that does not count."""
-    batches = (
-        batch
-        for _, alike in itertools.groupby(found, lambda window: window.length)
-        for batch in iter(lambda alike=alike: list(itertools.islice(alike, rows)), [])
-    )
-    rank, world_size = turn
-    while dealt := list(itertools.islice(batches, world_size)):
+
+    def batches() -> Iterator[list[Window]]:
+        for _, alike in itertools.groupby(found, lambda window: window.length):
+            while batch := list(itertools.islice(alike, rows)):
+                yield batch
+
+    (rank, world_size), every_batch = turn, batches()
+    while dealt := list(itertools.islice(every_batch, world_size)):
         yield (dealt[rank], True) if rank < len(dealt) else (dealt[0], False)
+
+
+def _targets(batch: list[Window]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return which targets (B, T) of windows of one length count, and where these are."""
+    T = batch[0].length
+    scored: npt.NDArray[np.bool_] = np.arange(T) >= np.array([[T - w.n_scored] for w in batch])
+    positions = np.array([[w.start + 1] for w in batch]) + np.arange(T)
+    return scored, positions[scored]
 
 
 @torch.no_grad()

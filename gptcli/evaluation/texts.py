@@ -20,8 +20,7 @@ def text_tokens(
     """Tokenize a text file, nothing put before it.
 
     Returns:
-        The tokens, the span of the text that each is in, and a warning if they decode to another
-        text.
+        The tokens, the span that each is in, and a warning if they decode to another text.
 
     Raises:
         DataError: It cannot be read, or has characters the tokenizer does not know, or no text.
@@ -51,7 +50,7 @@ def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequ
     """Open a split of prepared data that the checkpoint's tokenizer wrote.
 
     Raises:
-        DataError: Another tokenizer wrote it, or there is nothing in it.
+        DataError: Another tokenizer wrote it, or it is empty.
     """
     manifest = read_manifest(folder)
     if manifest.tokenizer.sha256 != trained.tokenizer.fingerprint:

@@ -28,13 +28,7 @@ _CACHE_BYTES = 1 << 30  # of their keys and values
 
 
 class SampledToken(NamedTuple):
-    """A token of a sample.
-
-    Attributes:
-        sample: The number of the sample.
-        token: Its id.
-        logprob: The model's log-probability of it, in nats, before temperature and the like.
-    """
+    """A token of a sample, with its log-probability in nats before temperature and the like."""
 
     sample: int
     token: int
@@ -69,7 +63,7 @@ class Decoding:
             prompt: One to `context` ids.
             config: How to sample.
             ends: The ids that end a text.
-            seed: With the sample and the position, the key of each draw.
+            seed: With the number in `samples` and the position, the key of each draw.
             samples: Numbers of the samples.
             logprobs: Whether to compute log-probabilities; 0 otherwise.
             context: The most tokens to attend to; None is the model's context.
@@ -97,16 +91,13 @@ class Decoding:
         if self._wants_logprobs:
             chosen = torch.tensor(tokens, device=logits.device)[:, None]
             logprobs = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
-        drawn = [
-            found
-            for found in map(SampledToken, self.alive, tokens, logprobs)
-            if found.token not in self._ends
-        ]
+        found = map(SampledToken, self.alive, tokens, logprobs)
+        drawn = [one for one in found if one.token not in self._ends]
         for sample, token, _ in drawn:
             self._texts[sample].append(token)
         self._n_drawn += 1
         is_last = self._n_drawn == self._config.max_new_tokens
-        self._keep([] if is_last else [found.sample for found in drawn])
+        self._keep([] if is_last else [one.sample for one in drawn])
         return drawn
 
     def end(self, sample: int) -> None:
@@ -173,13 +164,7 @@ def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
 
 @dataclass
 class Sample:
-    """One text.
-
-    Attributes:
-        number: Which of the prompt's texts.
-        text: The text, as far as it is drawn.
-        drawn: Its tokens.
-    """
+    """One of a prompt's texts, as far as it is drawn."""
 
     number: int
     text: TextStream
@@ -188,13 +173,7 @@ class Sample:
 
 @dataclass
 class DecodeTimings:
-    """How long decoding took.
-
-    Attributes:
-        to_first_token: Seconds until the first token was drawn, reading the prompt included.
-        decoding: Seconds of all steps after the first.
-        n_decoded: Tokens drawn in them.
-    """
+    """Seconds until the first token, reading the prompt included; seconds and tokens after it."""
 
     to_first_token: float | None = None
     decoding: float = 0.0
@@ -238,15 +217,7 @@ def draw_samples(
     As many as memory allows are decoded together; text of later ones waits until those before are
     finished. The last text of a sample may be empty; its `text` is then complete.
 
-    Args:
-        model: In evaluation mode.
-        tokenizer: Of the prompt and the model.
-        prompt: One to block_size ids.
-        config: How to sample.
-        seed: With a sample's number and the position, the key of each draw.
-        numbers: Of the samples.
-        clock: Counts the steps.
-        logprobs: Whether to compute log-probabilities.
+    Args are those of `Decoding`; `numbers` name the samples, and `clock` counts the steps.
 
     Raises:
         ConfigError: The prompt has a token that the model does not have.
@@ -272,12 +243,12 @@ def _in_order(
         began = time.perf_counter()
         drawn = decoding.step()
         clock.count(time.perf_counter() - began, len(drawn))
-        for found in drawn:
-            sample = samples[found.sample]
-            sample.drawn.append(found)
-            sample.text.push(found.token)
+        for token in drawn:
+            sample = samples[token.sample]
+            sample.drawn.append(token)
+            sample.text.push(token.token)
             if sample.text.is_stopped:
-                decoding.end(found.sample)
+                decoding.end(sample.number)
         while waiting:
             sample = waiting[0]
             if is_done := sample.number not in decoding.alive:

@@ -21,9 +21,7 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     Top-p is Holtzman et al. 2020, min-p Nguyen et al. 2024; both judge what top-k leaves. What may
     not be drawn has probability 0. Tokens are None if they are all of the vocabulary, in order.
 
-    Args:
-        logits: (B, V), float32.
-        config: How to sample; temperature above 0.
+    Logits are (B, V), float32; the temperature is above 0.
     """
     V = logits.shape[-1]
     ids = None
@@ -67,11 +65,8 @@ def _sums_dtype(probs: Tensor) -> torch.dtype:
 
 
 def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that already occurred less likely (Keskar et al. 2019, CTRL).
+    """Make tokens `seen` (B, V) in their text less likely (Keskar et al. 2019, CTRL).
 
-    Args:
-        logits: (B, V).
-        seen: Which tokens each text holds, (B, V), bool.
-        penalty: Divides logits above zero and multiplies those below; 1 changes nothing.
+    The penalty divides logits (B, V) above zero and multiplies those below.
     """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

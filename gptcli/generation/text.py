@@ -52,8 +52,7 @@ class TextStream:
         text: The text that is certain.
         n_tokens: Ids received so far.
         is_stopped: Whether a stop string was met.
-        is_ended: Whether end-of-text was drawn: set by `finish` if there are fewer ids than asked
-            for.
+        is_ended: Whether end-of-text was: set by `finish` if there are fewer ids than asked for.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: GenerateConfig) -> None:

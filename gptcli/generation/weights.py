@@ -8,6 +8,7 @@ about a tenth of a second. Residuals and norms stay float32.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,12 +31,9 @@ MatmulFn = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
 
 
 class Kernel(NamedTuple):
-    """A way to multiply by a matrix.
+    """A way to multiply by a matrix: from a weight (N, K) and a bias (N,) or None to a product.
 
-    Attributes:
-        name: For people.
-        dtype: Precision of the product's input and output.
-        prepare: Makes the product from a weight (N, K) and a bias (N,) or None.
+    The dtype is that of the product's input and output.
     """
 
     name: str
@@ -51,8 +49,7 @@ def prepare_for_decoding(
 
     Args:
         model: In evaluation mode, float32.
-        dtype: Of the weights; None on a CPU is what is fastest, 16 bits or, for a small model,
-            float32.
+        dtype: None on a CPU is what is fastest: 16 bits or, for a small model, float32.
         rows: Texts that are decoded together.
         int8: Quantize the blocks' matrices, with a scale for each row (N); the head, where an
             error is an error of a logit, keeps 16 bits.
@@ -84,7 +81,6 @@ def prepare_for_decoding(
 def _replace(
     model: GPT, layers: dict[str, nn.Linear], candidates: list[Kernel], rows: int
 ) -> Kernel:
-    """Replace layers by products of the fastest kernel."""
     kernel = _autotune(candidates, list(layers.values()), rows, model.wte.weight)
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
@@ -138,10 +134,8 @@ def _candidates(dtype: torch.dtype | None) -> list[Kernel]:
     """Return the kernels for weights of `dtype` on a CPU, the most exact and steady first."""
     if dtype is None:  # float16 first: it rounds 8 times finer, and weights are small numbers
         return [*_candidates(torch.float16), *_candidates(torch.bfloat16)]
-    plain = Kernel(_name(dtype), dtype, lambda weight, bias: _plain(weight, bias, dtype))
-    packed = Kernel(
-        f"{_name(dtype)} packed", dtype, lambda weight, bias: _packed(weight, bias, dtype)
-    )
+    plain = Kernel(_name(dtype), dtype, partial(_plain, dtype))
+    packed = Kernel(f"{_name(dtype)} packed", dtype, partial(_packed, dtype))
     return [packed, plain] if dtype == torch.bfloat16 else [plain, packed]
 
 
@@ -151,14 +145,14 @@ def _int8_candidates(layers: dict[str, nn.Linear]) -> list[Kernel]:
     return [INT8, INT8_PLAIN] if fits else [INT8_PLAIN]
 
 
-def _plain(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
+def _plain(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
     W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
     if dtype == torch.float16:  # whose range is narrow: what leaves a product may be large
         return lambda x: F.linear(x.to(dtype), W, b).float()
     return lambda x: F.linear(x.to(dtype), W, b)
 
 
-def _packed(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> MatmulFn:
+def _packed(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
     """Order the weight as oneDNN wants it (as torch's own compiler does), once."""
     W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
     W = torch.ops.mkldnn._reorder_linear_weight(W, 1)

@@ -37,7 +37,11 @@ class Target(Protocol):
         """Return the model that the program would compute, and its weights by our names."""
 
 
-TARGETS: dict[Format, Target] = {Format.HF: hf, Format.GGUF: gguf, Format.NANOGPT: nanogpt}
+TARGETS: dict[Format, Target] = {
+    Format.HF: hf,
+    Format.GGUF: gguf,
+    Format.NANOGPT: nanogpt,
+}
 _TOLERANCE = 1e-3  # of the largest logit; float32 reads back with a thousandth of that
 
 
@@ -46,10 +50,9 @@ class Exported:
     """What was written.
 
     Attributes:
-        family: The architecture it is there: gpt2, llama, qwen2 (GGUF only) or qwen3.
-        parameters: What the files hold, as transformers counts them: without the vocabulary's
-            padding, with the zeros of biases that only the family has.
-        bytes: Of all files.
+        family: The architecture there: gpt2, llama, qwen2 (GGUF only) or qwen3.
+        parameters: As transformers counts them: without padding of the vocabulary, with the zeros
+            of biases that only the family has.
         logit_difference: The largest, between the checkpoint's model and what was read back.
         notes: What is not quite the same there.
     """
@@ -71,14 +74,7 @@ def export(
     dtype: FileDtype = FileDtype.FLOAT32,
     force: bool = False,
 ) -> Exported:
-    """Write a model for another program.
-
-    Args:
-        trained: The model of a checkpoint.
-        to: A Hugging Face folder, a GGUF file, or nanoGPT's `ckpt.pt`.
-        out: The folder or file.
-        dtype: Of the matrices in a GGUF file.
-        force: Rename an existing `out` to `<name>~N`.
+    """Write a model for another program; with `force`, rename an existing `out` to `<name>~N`.
 
     Raises:
         ConfigError: The format cannot hold the model, or `out` exists.
@@ -180,12 +176,9 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def logit_difference(one: GPT, two: GPT, vocab_size: int) -> tuple[float, float]:
-    """Return the largest difference of two models' logits, and the largest logit.
+    """Return the largest difference of two models' logits for the same tokens, and the largest.
 
-    Args:
-        one: A model, perhaps with padded rows.
-        two: Another one.
-        vocab_size: How many logits to compare; the same random tokens go into both.
+    The first `vocab_size` logits are compared: behind them may be padding.
     """
     length = min(one.config.block_size, 64)
     generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,6 @@ llama.cpp). Its GPT-2 has the GELU by tanh.
 
 import contextlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.data.readers import shown
 from gptcli.errors import CheckpointError, ConfigError
+from gptcli.interop import optional_package
 from gptcli.interop.hf_config import family_of
 from gptcli.interop.hf_tokenizer import merges_of, vocabulary_of
 from gptcli.interop.names import GGUF_GPT2, GGUF_LLAMA, Table, from_format, to_format
@@ -75,15 +75,8 @@ def _byte_pair(tokenizer: Tokenizer) -> BpeTokenizer:
     return tokenizer
 
 
-def _package() -> ModuleType:
-    try:
-        import gguf
-    except ImportError as error:
-        raise ConfigError(
-            "--to gguf needs the package gguf", "install it: pip install 'gptcli[gguf]'"
-        ) from error
-    package: ModuleType = gguf
-    return package
+def _package() -> Any:
+    return optional_package("gguf", "--to gguf", "gguf")
 
 
 def write(path: Path, source: Source) -> int:
@@ -126,7 +119,7 @@ def _table(family: str) -> Table:
     return GGUF_GPT2 if family == "gpt2" else GGUF_LLAMA
 
 
-def _add_tensor(writer: Any, name: str, tensor: Tensor, dtype: str, gguf: ModuleType) -> None:
+def _add_tensor(writer: Any, name: str, tensor: Tensor, dtype: str, gguf: Any) -> None:
     values = tensor.detach().float().contiguous().numpy()
     if dtype == "q8_0" and tensor.shape[-1] % 32 == 0:
         kind = gguf.GGMLQuantizationType.Q8_0
@@ -135,7 +128,7 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, dtype: str, gguf: Module
         writer.add_tensor(name, values if dtype == "float32" else values.astype("float16"))
 
 
-def _add_tokenizer(writer: Any, tokenizer: BpeTokenizer, gguf: ModuleType) -> None:
+def _add_tokenizer(writer: Any, tokenizer: BpeTokenizer, gguf: Any) -> None:
     spelled = {id: token for token, id in vocabulary_of(tokenizer).items()}
     special, ids = set(tokenizer.specials.values()), range(tokenizer.vocab_size)
     kinds = ("CONTROL" if id in special else "NORMAL" if id in spelled else "UNUSED" for id in ids)
@@ -175,7 +168,7 @@ def read_back(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         if family == "llama" and name.endswith(_PERMUTED):
             theirs[name] = _swapped(theirs[name], (model.head_size // 2, 2))
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
-    names = require_shapes(shapes, model, _table(family), str(path), lambda name: False)
+    names = require_shapes(shapes, model, _table(family), str(path))
     return model, from_format(theirs, names, _table(family))
 
 

@@ -19,7 +19,7 @@ from gptcli.interop.hf_tokenizer import tokenizer_config, tokenizer_json
 from gptcli.interop.hf_weights import CONFIG, TOKENIZER, WEIGHTS, open_folder
 from gptcli.interop.names import to_format
 from gptcli.interop.weights import Form, Source
-from gptcli.runs import METRICS
+from gptcli.runs.read import read_run
 from gptcli.tokenizers import Tokenizer
 
 _PROBES = (
@@ -27,6 +27,24 @@ _PROBES = (
     " cafe\u0301 naïve Ⅷ 日本語 🙂 ",
     "<|endoftext|>",
 )
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{family}, gptcli]
+---
+
+# {name}
+
+A {family} model of {count:,} parameters, {made}.
+
+| | |
+|---|---|
+{table}
+
+Losses are in nats per token. Every document begins with `<|endoftext|>`, which is also what to \
+start from without a prompt.
+"""
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
@@ -140,26 +158,8 @@ def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str)
             f" {optim['schedule']} schedule",
             **_losses(trained),
         }
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"tags: [{family}, gptcli]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A {family} model of {n_parameters:,} parameters, {made}.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows.items()),
-        "",
-        "Losses are in nats per token. Every document begins with `<|endoftext|>`, which is also"
-        " what to start from without a prompt.",
-        "",
-    ]
-    return "\n".join(lines)
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return _CARD.format(family=family, name=name, count=n_parameters, made=made, table=table)
 
 
 def _revision(origin: dict[str, Any]) -> str:
@@ -167,26 +167,17 @@ def _revision(origin: dict[str, Any]) -> str:
 
 
 def _losses(trained: TrainedModel) -> dict[str, str]:
-    """Return the losses of this step from the run's log, if it is still there, and the best."""
-    state, found = trained.checkpoint.state, {}
-    for line in _metrics(trained.path):
-        if line.get("step") == trained.step and "val_loss" in line:
-            found = {"validation loss": line["val_loss"], "training loss": line.get("train_loss")}
+    """Return the losses of this step, if the run's log is still there, and a better one before."""
+    state, found = trained.checkpoint.state, dict[str, float | None]()
+    for folder in trained.path.resolve().parents[:2]:
+        for line in read_run(folder).evaluations:
+            if line.step == trained.step:
+                found = {"validation loss": line.val_loss, "training loss": line.train_loss}
     best = state.get("best_loss")
-    if best is not None and best < found.get("validation loss", math.inf):
+    if best is not None and best < (found.get("validation loss") or math.inf):
         found[f"best loss so far (step {state['best_step']:,})"] = best
     return {
         key: f"{value:.4f} (perplexity {math.exp(min(value, 700)):,.2f})"
         for key, value in found.items()
-        if isinstance(value, float)
+        if value is not None
     }
-
-
-def _metrics(checkpoint: Path) -> list[dict[str, Any]]:
-    for folder in checkpoint.resolve().parents[:2]:
-        try:
-            text = (folder / METRICS).read_text(encoding="utf-8")
-            return [line for line in map(json.loads, text.splitlines()) if isinstance(line, dict)]
-        except (OSError, ValueError):
-            continue
-    return []

@@ -117,14 +117,7 @@ def family_of(model: ModelConfig) -> Family:
 def to_hugging_face(
     model: ModelConfig, family: Family, vocab_size: int, eot: int
 ) -> dict[str, Any]:
-    """Return the content of `config.json`.
-
-    Args:
-        model: The model; its own `vocab_size` may be padded.
-        family: From `family_of`.
-        vocab_size: Rows of the embedding in the exported file.
-        eot: The id of end-of-text.
-    """
+    """Return the content of `config.json`, with `vocab_size` rows of the embedding."""
     shape = model if family == "gpt2" else model.resolved()  # GPT-2 may leave n_inner out
     ours = dict(shape) | {"vocab_size": vocab_size, "mlp": _ACTIVATIONS[model.mlp]}
     content: dict[str, Any] = {
@@ -145,6 +138,7 @@ def to_hugging_face(
     # Older readers know rope_theta, transformers from 5 on this.
     content["rope_parameters"] = {"rope_type": "default", "rope_theta": model.rope_theta}
     content["attention_dropout"] = model.dropout
+    biases: dict[str, dict[str, Any]]
     biases = {"llama": {"attention_bias": shape.qkv_bias, "mlp_bias": model.bias},
               "qwen3": {"attention_bias": False}}  # fmt: skip
     return content | biases.get(family, {})
@@ -152,10 +146,6 @@ def to_hugging_face(
 
 def from_hugging_face(content: Mapping[str, Any], place: str) -> tuple[ModelConfig, Family]:
     """Return the model that a `config.json` describes, and its family.
-
-    Args:
-        content: The parsed file.
-        place: Names it in errors.
 
     Raises:
         CheckpointError: An architecture, or a setting of it, that is not supported.

@@ -90,28 +90,28 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     import tokenizers as hf
 
     vocabulary, specials = vocabulary_of(tokenizer), {END_OF_TEXT: tokenizer.eot}
-    uses_regex = False
     if isinstance(tokenizer, CharTokenizer):
         # An unknown character has no id here, and there neither: it is an error when it occurs.
         made = hf.Tokenizer(hf.models.WordLevel(vocabulary, unk_token="<|unknown|>"))
         made.pre_tokenizer = hf.pre_tokenizers.Split(hf.Regex(r"[\s\S]"), "isolated")
         made.decoder = hf.decoders.Fuse()
     else:
-        merges = []
+        merges, pattern = [], ""
         if isinstance(tokenizer, BpeTokenizer):
-            merges, specials, uses_regex = merges_of(tokenizer), tokenizer.specials, True
+            merges, pattern, specials = merges_of(tokenizer), tokenizer.pattern, tokenizer.specials
         made = hf.Tokenizer(hf.models.BPE(vocabulary, merges))
-        splits = uses_regex and tokenizer.pattern == GPT2_PATTERN
-        made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splits)
-        if uses_regex and not splits:
-            isolated = hf.pre_tokenizers.Split(hf.Regex(_plain(tokenizer.pattern)), "isolated")
-            made.pre_tokenizer = hf.pre_tokenizers.Sequence([isolated, made.pre_tokenizer])
-        made.decoder = hf.decoders.ByteLevel()
+        is_gpt2 = pattern == GPT2_PATTERN
+        split: Any = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_gpt2)
+        if pattern and not is_gpt2:
+            words = hf.pre_tokenizers.Split(hf.Regex(_plain(pattern)), "isolated")
+            split = hf.pre_tokenizers.Sequence([words, split])
+        made.pre_tokenizer, made.decoder = split, hf.decoders.ByteLevel()
     ordered = sorted(specials, key=specials.__getitem__)
     made.add_special_tokens([hf.AddedToken(word, normalized=False) for word in ordered])
     content: dict[str, Any] = json.loads(made.to_str())
-    if content["decoder"]["type"] == "ByteLevel":  # as the split; decoding asks for neither
-        content["decoder"] |= {"add_prefix_space": False, "use_regex": uses_regex}
+    if isinstance(tokenizer, BpeTokenizer | ByteTokenizer):  # as the split; decoding needs neither
+        use_regex = isinstance(tokenizer, BpeTokenizer)
+        content["decoder"] |= {"add_prefix_space": False, "use_regex": use_regex}
     return content
 
 

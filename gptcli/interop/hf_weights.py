@@ -1,8 +1,8 @@
 """Reading Hugging Face folders and Hub repositories: config.json and safetensors, never pickles."""
 
+import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from gptcli.data.hub import HubFile, MissingFileError
 from gptcli.errors import CheckpointError, DataError
 from gptcli.interop.hf_config import Family, from_hugging_face, table_of
 from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
-from gptcli.interop.names import from_format, to_format
-from gptcli.interop.weights import Pretrained, our_shapes, require_shapes
+from gptcli.interop.names import from_format
+from gptcli.interop.weights import Pretrained, require_shapes, their_shapes
 from gptcli.tokenizers import Tokenizer, bpe
 from gptcli.tokenizers.foreign import ForeignTokenizer
 
-# The commits the names have stood for since the weights became safetensors.
+# The commits these names have had since the weights became safetensors.
 GPT2_REVISIONS = {
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
     "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
@@ -34,13 +34,8 @@ TOKENIZER = "tokenizer.json"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt")
 
-
-@dataclass(frozen=True)
-class _Files:
-    """The files of a model by name: `get` fetches one, None if there is none; `has` asks."""
-
-    get: Callable[[str], Path | None]
-    has: Callable[[str], bool]
+_Find = Callable[..., Path | None]  # a file of the model by name, fetched unless fetch=False
+_Known = tuple[Vocabulary | None, Callable[[], Tokenizer] | None]  # as far as the files say
 
 
 def open_folder(folder: Path, name: str) -> Pretrained:
@@ -50,10 +45,10 @@ def open_folder(folder: Path, name: str) -> Pretrained:
         CheckpointError: It holds no such model, or one that is not supported.
     """
 
-    def get(file: str) -> Path | None:
+    def find(file: str, fetch: bool = True) -> Path | None:
         return folder / file if (folder / file).is_file() else None
 
-    return _open(_Files(get, lambda file: (folder / file).is_file()), name, str(folder), None)
+    return _open(find, name, str(folder))
 
 
 def open_hub(name: str) -> Pretrained:
@@ -63,83 +58,71 @@ def open_hub(name: str) -> Pretrained:
         CheckpointError: There is no such model, it cannot be reached, or it is not supported.
     """
     if name in GPT2_REVISIONS:
-        repository, wanted = f"openai-community/{name}", GPT2_REVISIONS[name]
+        repository, revision = f"openai-community/{name}", GPT2_REVISIONS[name]
     else:
-        repository, _, wanted = name.removeprefix("hf:").partition("@")
+        repository, _, revision = name.removeprefix("hf:").partition("@")
     if repository.count("/") != 1:
         raise CheckpointError(f"{name}: expected hf:org/name[@revision]")
-    revision = wanted or "main"
+    revision = revision or "main"
 
-    def named(file: str) -> HubFile:
-        return HubFile(repository, file, revision, repo_type="model")
-
-    def get(file: str) -> Path | None:
+    def find(file: str, fetch: bool = True) -> Path | None:
         try:
-            return named(file).fetch()
+            found = HubFile(repository, file, revision, repo_type="model")
+            if not fetch:
+                return Path(file) if found.exists() else None
+            return found.fetch()
         except MissingFileError:
             return None
         except DataError as error:
             raise CheckpointError(error.message, error.hint) from error
 
-    def has(file: str) -> bool:
-        try:
-            return named(file).exists()
-        except DataError as error:
-            raise CheckpointError(error.message, error.hint) from error
-
-    config = get(CONFIG)
+    config = find(CONFIG)
     if config is not None:
         revision = config.parent.name  # the cache keeps files in a folder named by their commit
-    return _open(_Files(get, has), name, f"hf:{repository}", revision)
+    return _open(find, name, f"hf:{repository}", revision)
 
 
-def _open(files: _Files, name: str, place: str, revision: str | None) -> Pretrained:
-    path = files.get(CONFIG)
+def _open(find: _Find, name: str, place: str, revision: str | None = None) -> Pretrained:
+    path = find(CONFIG)
     if path is None:
         raise CheckpointError(f"{place}: no {CONFIG}, so not a Hugging Face model")
     content = _json(path)
     model, family = from_hugging_face(content, f"{place}/{CONFIG}")
     parts = {"attention_bias": ".self_attn.", "mlp_bias": ".mlp."} if family == "llama" else {}
-    without = tuple(part for key, part in parts.items() if not content.get(key))
+    unbiased = tuple(part for key, part in parts.items() if not content.get(key))
 
     def weights() -> dict[str, Tensor]:
-        return _read(_weight_files(files, place), model, family, without, place)
+        return _read(_weight_files(find, place), model, family, unbiased, place)
 
-    vocabulary, tokenizer = _vocabulary(files, name, model.vocab_size, place)
-    return Pretrained(name, place, revision, model, vocabulary, tokenizer, weights)
+    known = _vocabulary(find, name, model.vocab_size, place)
+    return Pretrained(name, place, revision, model, *known, weights)
 
 
-def _vocabulary(
-    files: _Files, name: str, n_rows: int | None, place: str
-) -> tuple[Vocabulary | None, Callable[[], Tokenizer] | None]:
-    """Return the tokens and their ids, and what makes the tokenizer, as far as the files say.
-
-    A GPT-2 that comes without them has GPT-2's.
-    """
-    if name in GPT2_REVISIONS:
+def _vocabulary(find: _Find, name: str, n_rows: int | None, place: str) -> _Known:
+    """Return the tokens with their ids, and what makes the tokenizer."""
+    if name in GPT2_REVISIONS:  # some come without
         return assumed_vocabulary(len(bpe.gpt2().ranks) + 1)
     for file in (TOKENIZER, "vocab.json"):
-        path = files.get(file)
+        path = find(file)
         if path is None:
             continue
-        content = _json(path)
-        try:
-            found = content if file == "vocab.json" else dict(content["model"]["vocab"])
+        content, found = _json(path), {}
+        # There are kinds of vocabulary without single ids, such as Unigram.
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            words = content if file == "vocab.json" else dict(content["model"]["vocab"])
             added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            found, added = {}, {}  # a kind of vocabulary without single ids, such as Unigram
-        if found | added == vocabulary_of(bpe.gpt2()):
-            return found | added, bpe.gpt2
-        make = partial(_tokenizer, files, path, place) if file == TOKENIZER else None
-        return found | added, make
+            found = words | added
+        if found == vocabulary_of(bpe.gpt2()):
+            return found, bpe.gpt2
+        return found, partial(_tokenizer, find, path, place) if file == TOKENIZER else None
     return assumed_vocabulary(n_rows)
 
 
-def _tokenizer(files: _Files, path: Path, place: str) -> Tokenizer:
-    """Make the tokenizer of a `tokenizer.json`, and find the ids that end a text."""
+def _tokenizer(find: _Find, path: Path, place: str) -> Tokenizer:
+    """Make the tokenizer of a `tokenizer.json`, with the ids that end a text."""
     found = None
     for file in ("generation_config.json", CONFIG):
-        settings = files.get(file)
+        settings = find(file)
         if found is None and settings is not None:
             found = _json(settings).get("eos_token_id")
     ends = [id for id in (found if isinstance(found, list) else [found]) if isinstance(id, int)]
@@ -149,30 +132,28 @@ def _tokenizer(files: _Files, path: Path, place: str) -> Tokenizer:
         raise CheckpointError(f"{place}/{TOKENIZER}: {error}") from error
 
 
-def assumed_vocabulary(
-    n_rows: int | None,
-) -> tuple[Vocabulary | None, Callable[[], Tokenizer] | None]:
+def assumed_vocabulary(n_rows: int | None) -> _Known:
     """Return GPT-2's vocabulary for an embedding of its size, padded or not; else none."""
     if not 50257 <= (n_rows or 0) <= 50304:
         return None, None
     return vocabulary_of(bpe.gpt2()), bpe.gpt2
 
 
-def _weight_files(files: _Files, place: str) -> list[Path]:
+def _weight_files(find: _Find, place: str) -> list[Path]:
     """Return the files of the weights: one, or those that an index lists.
 
     Raises:
         CheckpointError: There are none, or only pickled ones.
     """
-    whole = files.get(WEIGHTS)
-    if whole is not None:
-        return [whole]
-    index = files.get(INDEX)
+    single = find(WEIGHTS)
+    if single is not None:
+        return [single]
+    index = find(INDEX)
     if index is None:
-        pickled = next((name for name in _PICKLES if files.has(name)), None)
+        pickled = next((name for name in _PICKLES if find(name, fetch=False)), None)
         raise CheckpointError(
             f"{place}: no {WEIGHTS}" + (f", only {pickled}, which may run code" if pickled else ""),
-            "convert it to safetensors, or take a revision that has them" if pickled else None,
+            "convert it to safetensors, or use a revision that has them" if pickled else None,
         )
     try:
         names = sorted(set(_json(index)["weight_map"].values()))
@@ -180,53 +161,50 @@ def _weight_files(files: _Files, place: str) -> list[Path]:
             raise ValueError("a path")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{place}/{INDEX}: damaged, it lists no files") from error
-    paths = [(name, files.get(name)) for name in names]
-    missing = [name for name, path in paths if path is None]
-    if missing:
-        raise CheckpointError(f"{place}: {missing[0]} is missing")
-    return [path for _, path in paths if path is not None]
+    paths = []
+    for name in names:
+        path = find(name)
+        if path is None:
+            raise CheckpointError(f"{place}: {name} is missing")
+        paths.append(path)
+    return paths
 
 
 def _read(
-    paths: list[Path], model: ModelConfig, family: Family, without: tuple[str, ...], place: str
+    paths: list[Path], model: ModelConfig, family: Family, unbiased: tuple[str, ...], place: str
 ) -> dict[str, Tensor]:
-    """Read weights once the headers of all files have said that they are the network's.
+    """Read weights, once the headers of all files list what the model needs.
 
-    The biases of the parts that are `without` are zeros.
+    The biases of the parts that are `unbiased` are zeros.
     """
     table = table_of(family)
     theirs = {
-        name: torch.zeros(tensor.shape)
-        for name, tensor in to_format(our_shapes(model), table, model).items()
-        if name.endswith(".bias") and any(part in name for part in without)
+        name: torch.zeros(shape)
+        for name, shape in their_shapes(model, table).items()
+        if name.endswith(".bias") and any(part in name for part in unbiased)
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
-    spelled: dict[str, tuple[Path, str]] = {}  # our spelling -> where, and how it is written there
-    for path in paths:
-        with _opened(path, place) as file:
-            for written in file.keys():
-                header = file.get_slice(written)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_opened(path, place)) for path in paths]
+        written: dict[str, tuple[Any, str]] = {}  # full name -> its file, and the name there
+        for file in files:
+            for short in file.keys():
+                header, name = file.get_slice(short), _full_name(short, family)
+                if _is_mask(name):
+                    continue
                 if header.get_dtype() not in _FLOATS:
-                    if _is_mask(written):
-                        continue
                     raise CheckpointError(
-                        f"{place}: tensor {written} is {header.get_dtype()}, not floating point",
-                        "quantized weights cannot be trained; take the original ones",
+                        f"{place}: tensor {short} is {header.get_dtype()}, not floating point",
+                        "quantized weights cannot be trained; use the original ones",
                     )
-                name = _prefixed(written, family)
                 if name in theirs:
-                    raise CheckpointError(f"{place}: tensor {written} contradicts {CONFIG}")
-                shapes[name] = tuple(header.get_shape())
-                spelled[name] = (path, written)
-    tied = model.tie_embeddings
-    names = require_shapes(
-        shapes, model, table, place, lambda n: _is_mask(n) or (tied and n == "lm_head.weight")
-    )
-    for path in paths:
-        with _opened(path, place) as file:
-            for name, (where, written) in spelled.items():
-                if where == path and not _is_mask(name):
-                    theirs[name] = file.get_tensor(written)
+                    raise CheckpointError(f"{place}: tensor {short} contradicts {CONFIG}")
+                shapes[name], written[name] = tuple(header.get_shape()), (file, short)
+        repeated = {"lm_head.weight"} if model.tie_embeddings else set()
+        names = require_shapes(shapes, model, table, place, repeated.__contains__)
+        for name in written.keys() - repeated:
+            file, short = written[name]
+            theirs[name] = file.get_tensor(short)
     return from_format(theirs, names, table)
 
 
@@ -240,7 +218,7 @@ def _opened(path: Path, place: str) -> Any:
         ) from error
 
 
-def _prefixed(name: str, family: str) -> str:
+def _full_name(name: str, family: str) -> str:
     """Return a name with the prefix that files of a bare GPT-2 leave out."""
     if family == "gpt2" and not name.startswith(("transformer.", "lm_head.")):
         return f"transformer.{name}"

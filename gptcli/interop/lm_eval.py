@@ -1,16 +1,15 @@
-"""The tasks of lm-eval (EleutherAI's harness) on a network, through a temporary export."""
+"""The tasks of lm-eval (EleutherAI's harness) on a model, through a temporary export."""
 
 import contextlib
 import logging
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from gptcli.checkpoint import TrainedModel
 from gptcli.errors import ConfigError, DataError
-from gptcli.interop import Format
+from gptcli.interop import Format, optional_package
 from gptcli.interop.export import export
 
 Scores = dict[str, dict[str, float]]
@@ -21,20 +20,18 @@ def run_tasks(
 ) -> Scores:
     """Run tasks in float32 and return the metrics of each, with their standard errors.
 
-    Args:
-        trained: A network that has the shape of one of Hugging Face's.
-        names: Tasks or groups of lm-eval, or YAML files of your own tasks.
-        limit: Questions of each task; all if None.
-        device: Where to compute.
+    The names are those of lm-eval's tasks or groups, or YAML files; `limit` is the examples per
+    task.
 
     Raises:
-        ConfigError: lm-eval is not installed, a task is unknown, or no export has the shape.
-        DataError: The data set of a task cannot be had.
+        ConfigError: lm-eval is not installed, a task is unknown, or no export holds the model.
+        DataError: The data set of a task is not available.
     """
-    lm_eval = _package()
+    lm_eval = optional_package("lm_eval", "--tasks", "bench")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = [_task(name) for name in names]
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
-        folder = Path(place) / "network"
+        folder = Path(place) / "model"
         export(trained, Format.HF, folder)
         try:
             found = lm_eval.simple_evaluate(
@@ -52,20 +49,8 @@ def run_tasks(
     return {task: _metrics(values) for task, values in found["results"].items()}
 
 
-def _package() -> ModuleType:
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise ConfigError(
-            "--tasks needs the package lm-eval", "install it: pip install 'gptcli[bench]'"
-        ) from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    package: ModuleType = lm_eval
-    return package
-
-
 def _task(name: str) -> str:
-    """Return what lm-eval takes for a task: its name, or the whole path of a file."""
+    """Return what lm-eval takes for a task: its name, or the absolute path of a file."""
     if not name.endswith((".yaml", ".yml")):
         return name
     if not Path(name).is_file():

@@ -67,10 +67,7 @@ def _is_turned(name: str, weight: Tensor, table: Table) -> bool:
 def to_format(ours: Mapping[str, Tensor], table: Table, config: ModelConfig) -> dict[str, Tensor]:
     """Return weights by their names; transposed ones are views.
 
-    Args:
-        ours: Weights by our names.
-        table: The format.
-        config: The model, which says how many rows of `c_attn` are queries, keys and values.
+    The model says how many rows of `c_attn` are queries, keys and values.
     """
     n_kv = config.n_kv_head or config.n_head
     rows = [n * config.head_size for n in (config.n_head, n_kv, n_kv)]

@@ -1,5 +1,6 @@
 """What `model.init_from` and `--checkpoint` name: a run of ours, a file, a folder, the Hub."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,7 +9,6 @@ import torch
 
 from gptcli import atomic
 from gptcli.checkpoint import (
-    FORMAT,
     Checkpoint,
     TrainedModel,
     load_checkpoint,
@@ -29,8 +29,7 @@ from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.pt)")  # org/name, without the hf: it needs
 _KINDS = f"{', '.join(GPT2_REVISIONS)}, hf:org/name, a folder with {CONFIG}, or a nanoGPT ckpt.pt"
-
-_MOST_ADDED = 1024  # tokens that a tokenizer may have beyond the rows of its model
+_MAX_ADDED = 1024  # tokens that a tokenizer may have beyond the rows of its model
 
 
 def open_pretrained(name: str) -> Pretrained:
@@ -39,7 +38,7 @@ def open_pretrained(name: str) -> Pretrained:
     Raises:
         CheckpointError: There are no such weights, or none that can be used.
     """
-    if name in GPT2_REVISIONS or name.startswith("hf:"):
+    if _is_on_hub(name):
         return open_hub(name)
     path, run = Path(name), run_named(name)
     is_our_run = atomic.is_file(path / RUN)
@@ -56,22 +55,23 @@ def open_pretrained(name: str) -> Pretrained:
         raise CheckpointError(f"{path}: no {CONFIG}, so not a Hugging Face model", hint)
     if path.is_file() and path.suffix == ".safetensors":
         raise CheckpointError(
-            f"{path}: tensors without the shape of their network",
+            f"{path}: tensors without the shape of their model",
             f"name its folder, with {CONFIG} in it",
         )
     try:
         path = find_checkpoint(name)
     except CheckpointError as error:
-        kinds = f"scratch, a run, {_KINDS}"
-        hint = _from_hub(name) or kinds
+        hint = _hub_hint(name) or f"scratch, a run, {_KINDS}"
         raise CheckpointError(f"model.init_from: {name}: no such weights", hint) from error
     content = _load(path)
-    if is_nanogpt(content):
-        return from_nanogpt(content, name, path)
-    return _from_ours(name, path)
+    return from_nanogpt(content, name, path) if is_nanogpt(content) else _from_ours(name, path)
 
 
-def _from_hub(name: str) -> str | None:
+def _is_on_hub(name: str) -> bool:
+    return name in GPT2_REVISIONS or name.startswith("hf:")
+
+
+def _hub_hint(name: str) -> str | None:
     """Return the hint for `org/name` without the `hf:` that it needs."""
     if not _REPOSITORY.fullmatch(name) or Path(name).parent.is_dir():
         return None
@@ -86,8 +86,7 @@ def _load(path: Path) -> Any:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of {FORMAT.split('-')[0]} or nanoGPT"
-            f" ({type(error).__name__})"
+            f"{path}: damaged, or not a checkpoint of gptcli or nanoGPT ({type(error).__name__})"
         ) from error
 
 
@@ -96,16 +95,14 @@ def _from_ours(name: str, path: Path) -> Pretrained:
     try:
         model, weights = merged(checkpoint)
         tokenizer = tokenizer_from(checkpoint.tokenizer)
-        vocabulary = vocabulary_of(tokenizer)
-        step = int(checkpoint.state["step"])
+        known = vocabulary_of(tokenizer), lambda: tokenizer
+        revision = f"step {int(checkpoint.state['step'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its configuration is not a valid model ({error})"
         ) from error
     model = model.model_copy(update={"init_from": "scratch"})
-    return Pretrained(
-        name, str(path), f"step {step}", model, vocabulary, lambda: tokenizer, lambda: weights
-    )
+    return Pretrained(name, str(path), revision, model, *known, lambda: weights)
 
 
 def open_model(
@@ -122,7 +119,7 @@ def open_model(
 
     Args:
         name: As for `find_checkpoint`, or as `model.init_from` has it.
-        config: The configuration given beside it, with a tokenizer for weights that have none.
+        config: The configuration given with it, with a tokenizer for weights that have none.
         device: Where to.
         data: Prepared data that the weights of another program are to be scored on.
         whole: As for `load_model`.
@@ -135,74 +132,69 @@ def open_model(
         path = find_checkpoint(name, config)
     except CheckpointError as error:
         if name is None or not _is_foreign(name):
-            is_name = error.hint and name not in (None, BEST, LAST)
-            hint = f"{error.hint}; or name {_KINDS}" if is_name else error.hint
-            raise CheckpointError(error.message, _from_hub(name or "") or hint) from error
+            hint = error.hint
+            if hint and name not in (None, BEST, LAST):
+                hint = f"{hint}; or name {_KINDS}"
+            raise CheckpointError(error.message, _hub_hint(name or "") or hint) from error
         return _of_others(open_pretrained(name), config, device, data)
-    if path.suffix != ".safetensors" and not is_nanogpt(_peek(path)):
+    content = None
+    with contextlib.suppress(CheckpointError):  # `load_model` says more about a damaged one
+        content = _load(path)
+    if path.suffix != ".safetensors" and not is_nanogpt(content):
         return load_model(path, device, whole=whole)
     return _of_others(open_pretrained(str(path)), config, device, data)
 
 
 def _is_foreign(name: str) -> bool:
-    if name in GPT2_REVISIONS or name.startswith("hf:"):
-        return True
-    return atomic.is_folder(Path(name)) and not atomic.is_file(Path(name) / RUN)
-
-
-def _peek(path: Path) -> Any:
-    """Return the content of a file that torch can load, else None: it is looked at again later."""
-    try:
-        return _load(path)
-    except CheckpointError:
-        return None
+    path = Path(name)
+    return _is_on_hub(name) or (atomic.is_folder(path) and not atomic.is_file(path / RUN))
 
 
 def _of_others(
-    origin: Pretrained, config: Config, device: torch.device, data: Path | None
+    pretrained: Pretrained, config: Config, device: torch.device, data: Path | None
 ) -> TrainedModel:
-    """Make the network and the tokenizer of weights that another program wrote."""
-    tokenizer = _tokenizer_of(origin, config, data)
-    n_rows = origin.model.vocab_size or 0
-    shape = origin.model.model_copy(update={"vocab_size": max(n_rows, tokenizer.vocab_size)})
-    weights = resize_vocab(origin.weights(), shape)
+    """Make the model and the tokenizer of weights that another program wrote."""
+    tokenizer = _tokenizer_of(pretrained, config, data)
+    n_rows = pretrained.model.vocab_size or 0
+    shape = pretrained.model.model_copy(update={"vocab_size": max(n_rows, tokenizer.vocab_size)})
+    weights = resize_vocab(pretrained.weights(), shape)
     with torch.device("meta"):
         model = GPT(shape)
-    place = Path(origin.name)
+    place = Path(pretrained.name)
     place_weights(model, weights, place, device)
     model.n_tokens = min(n_rows, tokenizer.vocab_size)
     settings = Config().model_dump() | {"model": shape.model_dump()}
-    state = {"step": 0, "origin": origin.facts()}
+    state = {"step": 0, "origin": pretrained.facts()}
     checkpoint = Checkpoint({}, {}, settings, tokenizer.definition(), {}, state)
     return TrainedModel(place, model.eval(), tokenizer, checkpoint)
 
 
-def _tokenizer_of(origin: Pretrained, config: Config, data: Path | None) -> Tokenizer:
+def _tokenizer_of(pretrained: Pretrained, config: Config, data: Path | None) -> Tokenizer:
     """Return the tokenizer of `data`, of the settings or of the weights, whichever there is."""
-    n_rows = origin.model.vocab_size or 0
+    n_rows = pretrained.model.vocab_size or 0
     if data is not None:
         tokenizer = read_tokenizer(data, read_manifest(data))
     elif config.tokenizer.model_fields_set:
         tokenizer = make_tokenizer(config.tokenizer, _no_text)
-    elif origin.tokenizer is not None:
-        tokenizer = origin.tokenizer()
-        if tokenizer.vocab_size > n_rows + _MOST_ADDED:
+    elif pretrained.tokenizer is not None:
+        tokenizer = pretrained.tokenizer()
+        if tokenizer.vocab_size > n_rows + _MAX_ADDED:
             raise CheckpointError(
-                f"{origin.place}: its tokenizer has ids up to {tokenizer.vocab_size:,}, the model"
-                f" {n_rows:,} rows"
+                f"{pretrained.place}: its tokenizer has ids up to {tokenizer.vocab_size:,}, the"
+                f" model {n_rows:,} rows"
             )
         return tokenizer
     else:
         raise ConfigError(
-            f"{origin.name}: its files do not say what its {n_rows:,} ids stand for",
+            f"{pretrained.name}: its files do not say what its {n_rows:,} ids stand for",
             "add the folder of its prepared data, -s tokenizer.path=DIR; for nanoGPT's characters,"
             " -s tokenizer.name=char -s tokenizer.path=input.txt",
         )
-    origin.require_tokenizer(tokenizer)
-    if tokenizer.vocab_size > (origin.shape_for(tokenizer).vocab_size or 0):
+    pretrained.require_tokenizer(tokenizer)
+    if tokenizer.vocab_size > (pretrained.shape_for(tokenizer).vocab_size or 0):
         raise ConfigError(
-            f"{origin.name} has {n_rows:,} ids, too few for the {tokenizer.vocab_size:,} tokens of"
-            f" the '{tokenizer.name}' tokenizer",
+            f"{pretrained.name} has {n_rows:,} ids, too few for the {tokenizer.vocab_size:,} tokens"
+            f" of the '{tokenizer.name}' tokenizer",
             "name the tokenizer it was trained with",
         )
     return tokenizer

@@ -23,12 +23,12 @@ from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, bpe
 
-Shapes = Mapping[str, tuple[int, ...]]
+_EMBEDDINGS = ("wte.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network of another program, or of an earlier run.
+    """A model of another program, or of an earlier run.
 
     Attributes:
         name: What `model.init_from` calls it.
@@ -69,19 +69,19 @@ class Pretrained:
             return
         ours = vocabulary_of(tokenizer)
         differing = [token for token, id in ours.items() if self.vocabulary.get(token) != id]
-        if differing:
-            if vocabulary_of(bpe.gpt2()).items() <= self.vocabulary.items():
-                hint = "prepare the data with -s tokenizer.name=gpt2"
-            elif self.tokenizer is not None:
-                text = f"`gpt eval {shlex.quote(self.name)} --text FILE`"
-                hint = f"{text} scores text with the model's own tokenizer"
-            else:
-                hint = "prepare the data with the tokenizer of these weights"
-            raise ConfigError(
-                f"{self.name} was trained on other tokens than those of the '{tokenizer.name}'"
-                f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
-                hint,
-            )
+        if not differing:
+            return
+        hint = "prepare the data with the tokenizer of these weights"
+        if vocabulary_of(bpe.gpt2()).items() <= self.vocabulary.items():
+            hint = "prepare the data with -s tokenizer.name=gpt2"
+        elif self.tokenizer is not None:
+            command = f"`gpt eval {shlex.quote(self.name)} --text FILE`"
+            hint = f"{command} scores text with the model's own tokenizer"
+        raise ConfigError(
+            f"{self.name} was trained on other tokens than those of the '{tokenizer.name}'"
+            f" tokenizer: {len(differing):,} of {len(ours):,} ids mean something else",
+            hint,
+        )
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export: its shape and weights by our names, without padding of the vocabulary.
-
-    Attributes:
-        dtype: Of the matrices in a GGUF file.
-    """
+    """A model to export, its shape and its weights by our names without padded rows."""
 
     trained: TrainedModel
     form: Form
@@ -128,78 +124,78 @@ class Source:
             return self.weights
         shapes = our_shapes(self.model.model_copy(update={"bias": True, "qkv_bias": None}))
         zeros = {
-            name: torch.zeros(shape.shape)
+            name: torch.zeros(shape)
             for name, shape in shapes.items()
             if name not in self.weights and (is_gpt2 or name.endswith(".attn.c_proj.bias"))
         }
         return self.weights | zeros
 
 
-def our_shapes(model: ModelConfig) -> dict[str, Tensor]:
-    """Return a network's parameters without memory behind them."""
+def our_shapes(model: ModelConfig) -> dict[str, torch.Size]:
+    """Return the shapes of a model's parameters."""
     with torch.device("meta"):
-        return dict(GPT(model).named_parameters())
+        return {name: parameter.shape for name, parameter in GPT(model).named_parameters()}
+
+
+def their_shapes(model: ModelConfig, table: Table) -> dict[str, torch.Size]:
+    """Return the shapes of a model's tensors in a format.
+
+    Raises:
+        KeyError: The format has no place for one.
+    """
+    ours = {name: torch.empty(shape, device="meta") for name, shape in our_shapes(model).items()}
+    return {name: tensor.shape for name, tensor in to_format(ours, table, model).items()}
 
 
 def require_shapes(
-    found: Shapes, model: ModelConfig, table: Table, place: str, ignored: Callable[[str], bool]
+    found: Mapping[str, tuple[int, ...]],
+    model: ModelConfig,
+    table: Table,
+    place: str,
+    ignored: Callable[[str], bool] = lambda name: False,
 ) -> list[str]:
-    """Compare the tensors a file has with those a network needs; return our parameters' names.
+    """Compare the tensors of a file with those a model needs; return our parameters' names.
 
-    Args:
-        found: Names and shapes in the file.
-        model: The network.
-        table: The names of the file's format.
-        place: Names the file in errors.
-        ignored: Tells names that are no weights (masks, a tied head said again).
+    Names that are `ignored` are no weights: masks, a tied head that is repeated.
 
     Raises:
         CheckpointError: A tensor is missing, of another shape, or not known.
     """
-    ours = our_shapes(model)
     try:
-        wanted = {name: tuple(t.shape) for name, t in to_format(ours, table, model).items()}
+        expected = their_shapes(model, table)
     except KeyError as error:
         raise CheckpointError(f"{place}: the format has no place for {error}") from error
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{place}: tensor {name} is missing")
         if tuple(found[name]) != shape:
             raise CheckpointError(
                 f"{place}: tensor {name} is {list(found[name])}, the model needs {list(shape)}"
             )
-    unknown = [name for name in found if name not in wanted and not ignored(name)]
+    unknown = sorted(name for name in found if name not in expected and not ignored(name))
     if unknown:
-        shown = ", ".join(sorted(unknown)[:3])
-        found_too = plural(len(unknown), "unknown tensor")
-        raise CheckpointError(f"{place}: {found_too} ({shown})")
-    return list(ours)
+        count = plural(len(unknown), "unknown tensor")
+        raise CheckpointError(f"{place}: {count} ({', '.join(unknown[:3])})")
+    return list(our_shapes(model))
 
 
 def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Cut learned positions to a smaller context, and pad the vocabulary to more rows.
+    """Fit weights to `model`: cut learned positions to its context, pad the vocabulary to its rows.
 
     A padded row is the mean of the others: its logit is then the mean logit, so that k padded
     rows add at most the share k / V to the partition function (Jensen). A row of zeros has the
     logit 0, far above those of GPT-2, and would take nearly all the probability.
-
-    Args:
-        weights: By our names.
-        model: The network they are to fit.
     """
-    fitted = dict(weights)
+    fitted, n_rows = dict(weights), model.vocab_size or 0
     if "wpe.weight" in fitted:
         fitted["wpe.weight"] = fitted["wpe.weight"][: model.block_size]
-    for name in ("wte.weight", "lm_head.weight"):
-        if name in fitted:
-            table, n_rows = fitted[name], model.vocab_size or 0
-            if len(table) < n_rows:
-                mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-                fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
+    for name in _EMBEDDINGS:
+        if name in fitted and len(table := fitted[name]) < n_rows:
+            mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+            fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
     return fitted
 
 
 def unpad_vocab(weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
     """Return weights without the vocabulary's padding: the first `n_rows` rows."""
-    tables = ("wte.weight", "lm_head.weight")
-    return {name: w[:n_rows].clone() if name in tables else w for name, w in weights.items()}
+    return {name: w[:n_rows].clone() if name in _EMBEDDINGS else w for name, w in weights.items()}

@@ -51,19 +51,6 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None: ...
 
 
-class LayerNorm(nn.Module):
-    """Layer normalization with an optional bias (Ba et al. 2016)."""
-
-    def __init__(self, n_embd: int, bias: bool, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
 class RMSNorm(nn.Module):
     """Root-mean-square normalization (Zhang and Sennrich 2019)."""
 
@@ -78,7 +65,7 @@ class RMSNorm(nn.Module):
 
 def _make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "layernorm":
-        return LayerNorm(config.n_embd, config.bias, config.norm_eps)
+        return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
     return RMSNorm(config.n_embd, config.norm_eps)
 
 
@@ -102,7 +89,7 @@ class Attention(nn.Module):
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            # Queries and keys in one pass, for a norm of few numbers costs as much as one of many.
+            # One pass over queries and keys together, scaled by the weights of each.
             q_weight = self.q_norm.weight.expand(self.n_head, 1, -1)
             k_weight = self.k_norm.weight.expand(self.n_kv_head, 1, -1)
             weight = torch.cat((q_weight, k_weight))  # (H + G, 1, D)

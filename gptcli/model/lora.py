@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021): frozen matrices with a small learned update.
 
-Here, too, names are all that connects weights and network: a matrix `c_attn.weight` has its
-update beside it, in `c_attn.lora_A` and `c_attn.lora_B`. Letters as in gpt.py; R rank.
+A matrix `c_attn.weight` has its update beside it, in `c_attn.lora_A` and `c_attn.lora_B`. Letters
+as in gpt.py; R rank.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,9 @@ class LoRALinear(nn.Linear):
     """A linear layer of which only a low-rank update is learned: x W^T + b + scale x A^T B^T."""
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
-        """Take the place of `base`; the update is zero until it has learned."""
+        """Take the weights of `base`; the update is zero until it has learned."""
         device = base.weight.device
-        super().__init__(
-            base.in_features, base.out_features, bias=base.bias is not None, device="meta"
-        )
+        super().__init__(base.in_features, base.out_features, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.scale = config.scale
         self.lora_A = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
@@ -35,7 +33,7 @@ class LoRALinear(nn.Linear):
 
 
 def add_adapters(blocks: nn.Module, config: LoraConfig) -> None:
-    """Put adapters in the place of the layers that `config` names, in each of `blocks`."""
+    """Replace the layers of `blocks` that `config` names by ones with adapters."""
     for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "mlp.c_proj"):
         if config.targets is not None and layer not in config.targets:
             continue
@@ -55,7 +53,7 @@ def is_adapter(name: str) -> bool:
 def init_adapters(model: nn.Module, seed: int) -> None:
     """Draw A as the paper does, with a deviation of 1 / sqrt(C), and leave B zero.
 
-    Drawn on the CPU from `seed` alone, so the same on every device.
+    As `GPT.init_weights`: from the seed alone, the same on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -67,12 +65,7 @@ def init_adapters(model: nn.Module, seed: int) -> None:
 
 
 def merge_adapters(weights: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """Return the weights of the network without adapters that computes the same.
-
-    Args:
-        weights: Those of a network with adapters, by name.
-        config: What the adapters were made with.
-    """
+    """Return the weights of a model without adapters that computes the same as one with these."""
     merged = {name: weight for name, weight in weights.items() if not is_adapter(name)}
     for name, A in weights.items():
         if name.endswith(_A):

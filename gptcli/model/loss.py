@@ -168,7 +168,8 @@ def _losses(logits: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
     # Elsewhere the question would wait for the device: there rows are masked without asking.
     some_ignored = needs_grad and (not on_cpu or bool((targets == IGNORED).any()))
     n_rows = max(1, _PIECE // logits.shape[1]) if on_cpu else len(logits)
-    for piece, aims in zip(logits.split(n_rows), targets.split(n_rows), strict=True):
+    for first in range(0, len(logits), n_rows):
+        piece, aims = logits[first : first + n_rows], targets[first : first + n_rows]
         log_p = F.log_softmax(piece, dim=-1, dtype=torch.float32)
         losses.append(F.nll_loss(log_p, aims, ignore_index=IGNORED, reduction="none"))
         if needs_grad:

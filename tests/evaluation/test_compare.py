@@ -12,7 +12,7 @@ from gptcli.evaluation.metrics import SpanSums
 
 def scored(nats: np.ndarray, spans: np.ndarray, n_bytes: np.ndarray) -> Evaluation:
     """Return an evaluation of tokens with these losses, spans and bytes."""
-    tally = SpanSums()
+    tally = SpanSums(int(spans.max()) + 1)
     tally.add(spans, nats.astype(np.float32), n_bytes, np.ones_like(n_bytes))
     return Evaluation(16, 16, tally)
 

@@ -43,7 +43,7 @@ def test_a_word_on_both_sides_of_an_end_of_text_is_two(gpt2: Tokenizer) -> None:
 
 def tallied(nats: list[float], tokens: list[int]) -> Evaluation:
     """Return an evaluation of spans with these sums; every token is two bytes and half a word."""
-    tally = SpanSums()
+    tally = SpanSums(len(nats))
     for span, (sum_, n) in enumerate(zip(nats, tokens, strict=True)):
         units = np.full(n, 2), np.arange(n) % 2
         tally.add(np.full(n, span), np.full(n, sum_ / n, dtype=np.float32), *units)
