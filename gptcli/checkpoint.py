@@ -103,14 +103,18 @@ def load_checkpoint(path: Path, *, model_only: bool = False) -> Checkpoint:
     return replace(checkpoint, model=base.model | checkpoint.model)
 
 
-def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
-    """Read and verify one file; return the checksum of its weights too."""
+def read_file(path: Path, programs: str = "gptcli") -> Any:
+    """Return the content of a file that torch wrote; it is mapped, and no code in it is run.
+
+    Raises:
+        CheckpointError: There is no such file, or it is not one of these programs.
+    """
     if not atomic.is_file(path):
         what = "is not a file" if os.path.lexists(path) else "no such checkpoint"
         raise CheckpointError(f"{path}: {what}")
     try:
         with atomic.held(path) as name:  # torch opens it twice, for names and for numbers
-            content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         # torch raises a dozen kinds of errors here, each for some way not to be its file.
         if is_out_of_memory(error):
@@ -118,9 +122,14 @@ def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
         if isinstance(error, OSError):
             raise CheckpointError(f"{path}: {error.strerror or error}") from error
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of gptcli ({type(error).__name__})",
+            f"{path}: damaged, or not a checkpoint of {programs} ({type(error).__name__})",
             "checkpoints are runs/<name>/best.pt, last.pt and checkpoints/step-*.pt",
         ) from error
+
+
+def _load(path: Path, model_only: bool) -> tuple[Checkpoint, str]:
+    """Read and verify one file; return the checksum of its weights too."""
+    content = read_file(path)
     try:
         _verify(content, model_only)
     except CheckpointError as error:
@@ -149,18 +158,18 @@ def _verify(content: Any, model_only: bool) -> None:
         if name.startswith("model/") or not model_only
     }
     with ThreadPoolExecutor(4) as pool:  # sums are taken outside the interpreter's lock
-        for name, found in zip(tensors, pool.map(_tensor_sum, tensors.values()), strict=True):
-            if found != sums["tensors"].get(name):
+        for name, actual in zip(tensors, pool.map(_tensor_sum, tensors.values()), strict=True):
+            if actual != sums["tensors"].get(name):
                 raise CheckpointError(f"damaged: tensor {name} does not match its checksum", _OLDER)
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    found = {f"model/{name}": tensor for name, tensor in content["model"].items()}
+    tensors = {f"model/{name}": tensor for name, tensor in content["model"].items()}
     for name, state in content["optimizer"].items():
-        found |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
-    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError("damaged: tensors are missing", _OLDER)
-    return found
+    return tensors
 
 
 def _tensor_sum(tensor: Tensor) -> str:

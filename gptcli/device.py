@@ -95,9 +95,9 @@ def _glibc(name: str, *arguments: int) -> None:
 
 def available_devices() -> list[str]:
     """Return the available kinds of device, best first."""
-    found = ["cuda"] if torch.cuda.is_available() and _has_kernels() else []
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    return [*found, "cpu"]
+    devices = ["cuda"] if torch.cuda.is_available() and _has_kernels() else []
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return [*devices, "cpu"]
 
 
 def _has_kernels() -> bool:

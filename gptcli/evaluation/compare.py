@@ -44,11 +44,11 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     Both are scored with the same spans of the same text, perhaps with other tokenizers.
     """
 
-    def residuals(found: Evaluation) -> tuple[Sums, npt.NDArray[np.bool_]]:
+    def residuals(score: Evaluation) -> tuple[Sums, npt.NDArray[np.bool_]]:
         """Return what each span adds to the bits per byte beyond its share, and which are used."""
-        spans = found.paired.padded(max(len(first.paired), len(second.paired)))
+        spans = score.paired.padded(max(len(first.paired), len(second.paired)))
         bits = spans.nats / math.log(2)
-        return (bits - found.bits_per_byte * spans.bytes) / found.bytes, spans.tokens > 0
+        return (bits - score.bits_per_byte * spans.bytes) / score.bytes, spans.tokens > 0
 
     difference = first.bits_per_byte - second.bits_per_byte
     (one, in_one), (other, in_other) = residuals(first), residuals(second)

@@ -122,10 +122,8 @@ def evaluate(
     evenly_spaced = (window(i * total // chosen) for i in range(chosen))
     n_together = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
     rows, length = max(1, n_together // context), span_length(len(tokens))
-    last = len(tokens) - 1
-    sums, paired = SpanSums((last - 1) // length + 1), None
-    if span_of is not None:
-        paired = SpanSums(int(span_of(np.array([last]))[0]) + 1)
+    sums, last = SpanSums((len(tokens) - 2) // length + 1), np.array([len(tokens) - 1])
+    paired = SpanSums(int(span_of(last)[0]) + 1) if span_of is not None else None
     done, was_training = 0, model.training
     model.eval()
     try:
@@ -138,10 +136,10 @@ def evaluate(
             if not counts:
                 continue
             before, targets = raw[:, :-1][scored], raw[:, 1:][scored]
-            found = (nats[scored], *(units.count(before, targets) if units else ()))
-            sums.add((positions - 1) // length, *found)
+            values = (nats[scored], *(units.count(before, targets) if units else ()))
+            sums.add((positions - 1) // length, *values)
             if paired is not None and span_of is not None:
-                paired.add(span_of(positions), *found)
+                paired.add(span_of(positions), *values)
             done += len(batch)
             on_progress(done, chosen)
     finally:
@@ -150,12 +148,12 @@ def evaluate(
 
 
 def _batches(
-    found: Iterable[Window], rows: int, turn: tuple[int, int]
+    every_window: Iterable[Window], rows: int, turn: tuple[int, int]
 ) -> Iterator[tuple[list[Window], bool]]:
     """Yield a rank's batches of windows of equal length; if too few, one that does not count."""
 
     def batches() -> Iterator[list[Window]]:
-        for _, alike in itertools.groupby(found, lambda window: window.length):
+        for _, alike in itertools.groupby(every_window, lambda window: window.length):
             while batch := list(itertools.islice(alike, rows)):
                 yield batch
 
@@ -190,5 +188,5 @@ def _token_losses(
     targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
     with compute.autocast():
         losses = model.token_losses(rows[:, :-1].to(compute.device), targets.to(compute.device))
-    found: npt.NDArray[np.float32] = losses.cpu().numpy()
-    return found
+    numbers: npt.NDArray[np.float32] = losses.cpu().numpy()
+    return numbers

@@ -17,7 +17,7 @@ from gptcli.tokenizers import UnknownCharacters
 def text_tokens(
     path: Path, trained: TrainedModel, errors: str
 ) -> tuple[TokenSequence, SpanOf, str | None]:
-    """Tokenize a text file, nothing put before it.
+    """Tokenize a text file, with nothing before it.
 
     Returns:
         The tokens, the span that each is in, and a warning if they decode to another text.

@@ -91,8 +91,8 @@ class Decoding:
         if self._wants_logprobs:
             chosen = torch.tensor(tokens, device=logits.device)[:, None]
             logprobs = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
-        found = map(SampledToken, self.alive, tokens, logprobs)
-        drawn = [one for one in found if one.token not in self._ends]
+        sampled = map(SampledToken, self.alive, tokens, logprobs)
+        drawn = [one for one in sampled if one.token not in self._ends]
         for sample, token, _ in drawn:
             self._texts[sample].append(token)
         self._n_drawn += 1

@@ -96,9 +96,9 @@ def export(
         with _write_errors(out):
             n_parameters = target.write(aside, source)
         shape, weights = target.read_back(aside)
-        network = GPT(shape)
-        load_weights(network, weights, aside)
-        difference, scale = logit_difference(trained.model, network.eval(), n_tokens)
+        reread = GPT(shape).eval()
+        load_weights(reread, weights, aside)
+        difference, scale = logit_difference(trained.model, reread, n_tokens)
         is_exact = form.is_exact and dtype == FileDtype.FLOAT32
         # Written so that a NaN, which compares false, is refused too.
         if not difference <= (_TOLERANCE * scale if is_exact else scale):
@@ -178,7 +178,7 @@ def _write_errors(path: Path) -> Iterator[None]:
 def logit_difference(one: GPT, two: GPT, vocab_size: int) -> tuple[float, float]:
     """Return the largest difference of two models' logits for the same tokens, and the largest.
 
-    The first `vocab_size` logits are compared: behind them may be padding.
+    The first `vocab_size` logits are compared: padding may follow.
     """
     length = min(one.config.block_size, 64)
     generator = torch.Generator().manual_seed(0)

@@ -168,16 +168,16 @@ def _revision(origin: dict[str, Any]) -> str:
 
 def _losses(trained: TrainedModel) -> dict[str, str]:
     """Return the losses of this step, if the run's log is still there, and a better one before."""
-    state, found = trained.checkpoint.state, dict[str, float | None]()
+    state, losses = trained.checkpoint.state, dict[str, float | None]()
     for folder in trained.path.resolve().parents[:2]:
         for line in read_run(folder).evaluations:
             if line.step == trained.step:
-                found = {"validation loss": line.val_loss, "training loss": line.train_loss}
+                losses = {"validation loss": line.val_loss, "training loss": line.train_loss}
     best = state.get("best_loss")
-    if best is not None and best < (found.get("validation loss") or math.inf):
-        found[f"best loss so far (step {state['best_step']:,})"] = best
+    if best is not None and best < (losses.get("validation loss") or math.inf):
+        losses[f"best loss so far (step {state['best_step']:,})"] = best
     return {
         key: f"{value:.4f} (perplexity {math.exp(min(value, 700)):,.2f})"
-        for key, value in found.items()
+        for key, value in losses.items()
         if value is not None
     }

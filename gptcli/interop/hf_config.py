@@ -187,7 +187,7 @@ def _from_llama(content: Mapping[str, Any], family: Family, place: str) -> dict[
     fixed = _LLAMA_FIXED | ({"attention_bias": False} if family == "qwen3" else {})
     values = _values({**content, **rope}, _LLAMA_KEYS, fixed, place)
     n_head, n_embd = values["n_head"], values["n_embd"]
-    # What null would stand for is null.
+    # Null where it means this value.
     if values["n_kv_head"] == n_head:
         values["n_kv_head"] = None
     head_dim = values["head_dim"] or (128 if family == "qwen3" else None)

@@ -70,14 +70,14 @@ def _split(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
     """Merge the bytes of a token with the ranks below `limit`, lowest and leftmost first."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while True:
-        found = [
+        pairs = [
             (rank, i)
             for i in range(len(parts) - 1)
             if (rank := ranks.get(parts[i] + parts[i + 1], limit)) < limit
         ]
-        if not found:
+        if not pairs:
             return parts
-        _, i = min(found)
+        _, i = min(pairs)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 

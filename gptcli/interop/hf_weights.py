@@ -67,10 +67,10 @@ def open_hub(name: str) -> Pretrained:
 
     def find(file: str, fetch: bool = True) -> Path | None:
         try:
-            found = HubFile(repository, file, revision, repo_type="model")
+            hub_file = HubFile(repository, file, revision, repo_type="model")
             if not fetch:
-                return Path(file) if found.exists() else None
-            return found.fetch()
+                return Path(file) if hub_file.exists() else None
+            return hub_file.fetch()
         except MissingFileError:
             return None
         except DataError as error:
@@ -106,26 +106,26 @@ def _vocabulary(find: _Find, name: str, n_rows: int | None, place: str) -> _Know
         path = find(file)
         if path is None:
             continue
-        content, found = _json(path), {}
+        content, vocabulary = _json(path), {}
         # There are kinds of vocabulary without single ids, such as Unigram.
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
             words = content if file == "vocab.json" else dict(content["model"]["vocab"])
             added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-            found = words | added
-        if found == vocabulary_of(bpe.gpt2()):
-            return found, bpe.gpt2
-        return found, partial(_tokenizer, find, path, place) if file == TOKENIZER else None
+            vocabulary = words | added
+        if vocabulary == vocabulary_of(bpe.gpt2()):
+            return vocabulary, bpe.gpt2
+        return vocabulary, partial(_tokenizer, find, path, place) if file == TOKENIZER else None
     return assumed_vocabulary(n_rows)
 
 
 def _tokenizer(find: _Find, path: Path, place: str) -> Tokenizer:
     """Make the tokenizer of a `tokenizer.json`, with the ids that end a text."""
-    found = None
+    eos = None
     for file in ("generation_config.json", CONFIG):
         settings = find(file)
-        if found is None and settings is not None:
-            found = _json(settings).get("eos_token_id")
-    ends = [id for id in (found if isinstance(found, list) else [found]) if isinstance(id, int)]
+        if eos is None and settings is not None:
+            eos = _json(settings).get("eos_token_id")
+    ends = [id for id in (eos if isinstance(eos, list) else [eos]) if isinstance(id, int)]
     try:
         return ForeignTokenizer(atomic.read_bytes(path).decode(), ends)
     except (DataError, OSError, ValueError) as error:

@@ -34,7 +34,7 @@ def run_tasks(
         folder = Path(place) / "model"
         export(trained, Format.HF, folder)
         try:
-            found = lm_eval.simple_evaluate(
+            scores = lm_eval.simple_evaluate(
                 model="hf",
                 model_args={"pretrained": str(folder), "dtype": "float32"},
                 tasks=tasks,
@@ -46,7 +46,7 @@ def run_tasks(
             raise ConfigError(f"--tasks: {error}", "lm-eval's names: lm-eval ls tasks") from error
         except (ConnectionError, FileNotFoundError) as error:
             raise DataError(f"--tasks: {error}") from error
-    return {task: _metrics(values) for task, values in found["results"].items()}
+    return {task: _metrics(values) for task, values in scores["results"].items()}
 
 
 def _task(name: str) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -15,10 +15,11 @@ from gptcli.checkpoint import (
     load_model,
     merged,
     place_weights,
+    read_file,
 )
 from gptcli.config import Config
 from gptcli.data.shards import read_manifest, read_tokenizer
-from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
+from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import CONFIG, GPT2_REVISIONS, open_folder, open_hub
 from gptcli.interop.nanogpt import from_nanogpt, is_nanogpt
@@ -63,7 +64,7 @@ def open_pretrained(name: str) -> Pretrained:
     except CheckpointError as error:
         hint = _hub_hint(name) or f"scratch, a run, {_KINDS}"
         raise CheckpointError(f"model.init_from: {name}: no such weights", hint) from error
-    content = _load(path)
+    content = read_file(path, "gptcli or nanoGPT")
     return from_nanogpt(content, name, path) if is_nanogpt(content) else _from_ours(name, path)
 
 
@@ -76,18 +77,6 @@ def _hub_hint(name: str) -> str | None:
     if not _REPOSITORY.fullmatch(name) or Path(name).parent.is_dir():
         return None
     return f"from the Hugging Face Hub: hf:{name}"
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        # torch raises a dozen kinds of errors here, each for some way not to be its file.
-        if is_out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint of gptcli or nanoGPT ({type(error).__name__})"
-        ) from error
 
 
 def _from_ours(name: str, path: Path) -> Pretrained:
@@ -139,7 +128,7 @@ def open_model(
         return _of_others(open_pretrained(name), config, device, data)
     content = None
     with contextlib.suppress(CheckpointError):  # `load_model` says more about a damaged one
-        content = _load(path)
+        content = read_file(path)
     if path.suffix != ".safetensors" and not is_nanogpt(content):
         return load_model(path, device, whole=whole)
     return _of_others(open_pretrained(str(path)), config, device, data)
@@ -186,7 +175,7 @@ def _tokenizer_of(pretrained: Pretrained, config: Config, data: Path | None) -> 
         return tokenizer
     else:
         raise ConfigError(
-            f"{pretrained.name}: its files do not say what its {n_rows:,} ids stand for",
+            f"{pretrained.name}: its files do not say what its {n_rows:,} ids mean",
             "add the folder of its prepared data, -s tokenizer.path=DIR; for nanoGPT's characters,"
             " -s tokenizer.name=char -s tokenizer.path=input.txt",
         )

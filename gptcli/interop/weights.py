@@ -148,7 +148,7 @@ def their_shapes(model: ModelConfig, table: Table) -> dict[str, torch.Size]:
 
 
 def require_shapes(
-    found: Mapping[str, tuple[int, ...]],
+    actual: Mapping[str, tuple[int, ...]],
     model: ModelConfig,
     table: Table,
     place: str,
@@ -166,13 +166,13 @@ def require_shapes(
     except KeyError as error:
         raise CheckpointError(f"{place}: the format has no place for {error}") from error
     for name, shape in expected.items():
-        if name not in found:
+        if name not in actual:
             raise CheckpointError(f"{place}: tensor {name} is missing")
-        if tuple(found[name]) != shape:
+        if tuple(actual[name]) != shape:
             raise CheckpointError(
-                f"{place}: tensor {name} is {list(found[name])}, the model needs {list(shape)}"
+                f"{place}: tensor {name} is {list(actual[name])}, the model needs {list(shape)}"
             )
-    unknown = sorted(name for name in found if name not in expected and not ignored(name))
+    unknown = sorted(name for name in actual if name not in expected and not ignored(name))
     if unknown:
         count = plural(len(unknown), "unknown tensor")
         raise CheckpointError(f"{place}: {count} ({', '.join(unknown[:3])})")

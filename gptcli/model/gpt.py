@@ -236,8 +236,8 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (B, T, n_tokens) for what `hidden` returned."""
-        found: Tensor = self.lm_head(x)
-        return found[..., : self.n_tokens]
+        logits: Tensor = self.lm_head(x)
+        return logits[..., : self.n_tokens]
 
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Return the logits (B, n_tokens) that follow tokens (B, T), which the cache then holds."""
