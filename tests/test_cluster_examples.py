@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from gptcli import cli, errors
 from gptcli.config import load_config
+from support.processes import until
 
 FOLDER = Path(__file__).parent.parent / "examples" / "cluster"
 RECIPES = [path for path in sorted(FOLDER.iterdir()) if path.suffix != ".md" and path.is_file()]
@@ -217,10 +217,7 @@ def test_a_job_ends_with_the_code_of_its_run(
 @pytest.mark.parametrize("recipe", ["slurm", "kubernetes"])
 def test_a_job_that_is_ended_from_outside(recipe: str, programs: None) -> None:
     process = subprocess.Popen(command(recipe), env=environment(recipe, "asleep"))
-    for _ in range(300):
-        if Path("torchrun.pid").exists() and Path("torchrun.pid").read_text():
-            break
-        time.sleep(0.1)
+    until(lambda: Path("torchrun.pid").exists() and Path("torchrun.pid").read_text())
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=50)
     if recipe == "slurm":  # scancel, which signals torchrun too: not to be requeued

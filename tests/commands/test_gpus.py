@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gptcli.checkpoint import load_checkpoint
+from support.processes import children_of, until
 
 LONG = os.environ.get("GPTCLI_CHAOS") == "long"
 MOMENTS = 10 if LONG else 1
@@ -48,15 +49,7 @@ def status(name: str = "tiny") -> dict[str, Any]:
 
 
 def wait_for_step(step: int) -> None:
-    end = time.monotonic() + 90
-    while status()["step"] < step and time.monotonic() < end:
-        time.sleep(0.05)
-
-
-def workers(launcher: int) -> list[int]:
-    """Return the processes that torchrun started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text()
-    return [int(pid) for pid in children.split()]
+    until(lambda: status()["step"] >= step, 90)
 
 
 @pytest.mark.slow
@@ -67,7 +60,7 @@ def test_a_signal_saves_at_any_moment_and_resuming_goes_on(start: Callable[..., 
         launched = start(options=("--gpus", "2", "--resume"))
         wait_for_step(before + 20)
         time.sleep(generator.uniform(0, 1))
-        pids = workers(launched.pid)
+        pids = children_of(launched.pid)
         launched.send_signal(generator.choice([signal.SIGTERM, signal.SIGUSR1]))
         _, err = launched.communicate(timeout=60)
         assert launched.returncode == 75, err
@@ -88,9 +81,7 @@ def test_stopped_before_training_begins_nothing_has_changed(
     assert gpt("train", *tiny_set).code == 0
     before = Path("runs/tiny/status.json").read_bytes()
     launched = start("train.max_steps=6", options=("--gpus", "2", "--resume"))
-    end = time.monotonic() + 60
-    while len(workers(launched.pid)) < 2 and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: len(children_of(launched.pid)) >= 2)
     launched.send_signal(signal.SIGTERM)
     _, err = launched.communicate(timeout=60)
     assert launched.returncode == 75, err
@@ -103,7 +94,7 @@ def test_a_killed_process_has_all_started_again_and_the_run_goes_on(
 ) -> None:
     launched = start("train.max_steps=400", options=("--gpus", "2", "--json"))
     wait_for_step(40)
-    os.kill(random.Random("victim").choice(workers(launched.pid)), signal.SIGKILL)
+    os.kill(random.Random("victim").choice(children_of(launched.pid)), signal.SIGKILL)
     out, err = launched.communicate(timeout=120)
     assert launched.returncode == 0, err
     assert json.loads(out)["step"] == 400 == status()["step"]  # one object, though twice started
@@ -187,12 +178,12 @@ def test_ctrl_c_twice_after_the_processes_start_is_130_with_one_object(
     start: Callable[..., Started],
 ) -> None:
     launched = start(options=("--gpus", "2", "--json"))
-    end = time.monotonic() + 60
-    while time.monotonic() < end:  # until they are past the start of the interpreter itself
-        pids = workers(launched.pid)
-        if len(pids) == 2 and all("torch" in Path(f"/proc/{p}/maps").read_text() for p in pids):
-            break
-        time.sleep(0.02)
+
+    def have_torch() -> bool:  # and are past the start of the interpreter itself
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in children_of(launched.pid)]
+        return len(maps) == 2 and all("torch" in text for text in maps)
+
+    until(have_torch)
     for _ in range(3):
         launched.send_signal(signal.SIGINT)
         time.sleep(0.1)

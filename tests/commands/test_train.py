@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from gptcli.checkpoint import load_checkpoint
+from support.processes import until
 
 
 def test_train_returns_the_object_of_the_contract(gpt: Any, tiny_set: list[str]) -> None:
@@ -101,9 +101,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(
         env={**os.environ, "COLUMNS": "300"},
     )  # fmt: skip
     metrics = Path("runs/tiny/metrics.jsonl")
-    deadline = time.monotonic() + 100
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: metrics.exists() or process.poll() is not None, 100)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err

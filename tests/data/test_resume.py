@@ -16,7 +16,7 @@ from gptcli.data.prepare import make_plan, prepare
 from gptcli.data.shards import Manifest
 from gptcli.errors import ConfigError, DataError, StorageError
 from support.folders import content
-from support.processes import forked, wait
+from support.processes import children_of, forked, until, wait
 
 N_FILES = 12
 KILLS = 30
@@ -180,22 +180,9 @@ def test_workers_end_when_their_parent_is_killed(rows: str) -> None:
     words = ["prepare", "rows", "--out", "data/x", "--workers", "2"]
     parent = subprocess.Popen([sys.executable, "start.py", *words], stderr=subprocess.DEVNULL)
     try:
-        workers = _children(parent.pid, at_least=2)
+        until(lambda: len(children_of(parent.pid)) >= 2)
+        workers = children_of(parent.pid)
     finally:
         parent.kill()
         parent.wait()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
-
-
-def _children(pid: int, at_least: int) -> list[int]:
-    """Wait for a process to have children, and return them."""
-    deadline = time.monotonic() + 30
-    found: list[int] = []
-    while len(found) < at_least and time.monotonic() < deadline:
-        found = [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        time.sleep(0.05)
-    assert len(found) >= at_least
-    return found
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))

@@ -19,7 +19,7 @@ from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import DataError
 from gptcli.training import loop
 from gptcli.training.signals import StopRequest
-from support.processes import Start, until
+from support.processes import Start, end, is_running, until, wait
 from support.runs import Tiny, finish
 
 from .test_training import MODERN, end_of, gap
@@ -194,12 +194,8 @@ def test_a_process_that_waits_for_the_others_is_ended_by_a_signal(tiny: Tiny, st
     until(Path("waits").exists)
     time.sleep(0.3)  # it has come to where it waits
     os.kill(waiting, signal.SIGTERM)
-    end = time.monotonic() + 20
-    while (ended := os.waitpid(waiting, os.WNOHANG))[0] == 0 and time.monotonic() < end:
-        time.sleep(0.05)
-    os.kill(other, signal.SIGKILL)
-    os.waitpid(other, 0)
-    assert ended[0] == waiting and os.WTERMSIG(ended[1]) == signal.SIGTERM
+    assert wait(waiting) == -signal.SIGTERM
+    end(other)
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])
@@ -218,12 +214,6 @@ def test_a_rank_that_does_not_come_is_named_once(
     assert capfd.readouterr().err.splitlines() == [
         f"waiting for rank {late} to start; Ctrl-C stops"
     ]
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process is there and no zombie."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and " Z " not in stat.read_text()
 
 
 def test_a_process_that_waits_for_the_others_ends_when_its_parent_is_gone(start: Start) -> None:
@@ -245,10 +235,7 @@ def test_a_process_that_waits_for_the_others_ends_when_its_parent_is_gone(start:
     other, waiting = map(int, Path("pids").read_text().split())
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    end = time.monotonic() + 20
-    while is_running(waiting) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not is_running(waiting)
+    until(lambda: not is_running(waiting))
     os.kill(other, signal.SIGKILL)
 
 
@@ -265,9 +252,7 @@ def test_processes_whose_parent_is_gone_save_and_end(tiny: Tiny, start: Start) -
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     pids = [int(pid) for pid in Path("pids").read_text().split()]
-    end = time.monotonic() + 30
-    while any(map(is_running, pids)) and time.monotonic() < end:
-        time.sleep(0.1)
+    until(lambda: not any(map(is_running, pids)))
     status = status_of(config)
     assert status["state"] == "stopped" and status["exit_code"] == 75
     assert end_of(config).state["step"] == status["step"]

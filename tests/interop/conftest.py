@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from support.pretrained import KINDS, shaken
 

@@ -23,14 +23,10 @@ from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT
 
 IDS = {"bos_token_id": 0, "eos_token_id": 0}
-
-
 LLAMA = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24, **IDS,
 }  # fmt: skip
-
-
 KINDS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)),
     "llama-tied-biased": lambda: LlamaForCausalLM(

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from gptcli.training.events import (
 from gptcli.training.memory import Disk, Memory, ModelSize
 from gptcli.training.plan import Plan
 from gptcli.training.spec import RunSpec
+from support.processes import until
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -236,9 +236,7 @@ def test_a_resized_terminal_is_drawn_anew() -> None:
         shown.show(done(2, 3.9))
         shown._terminal.size = (40, 20)
         before = len(file.getvalue())
-        deadline = time.monotonic() + 10
-        while "\x1b[2J" not in file.getvalue()[before:] and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: "\x1b[2J" in file.getvalue()[before:])
     after = ESCAPE.sub("", file.getvalue()[before:].partition("\x1b[2J")[2])
     assert "run: runs/one" in after  # the head comes again
     assert all(len(line) <= 40 for line in after.replace("\r", "\n").splitlines())
