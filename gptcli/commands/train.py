@@ -22,7 +22,11 @@ def train(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the newest checkpoint, bit for bit.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume from the newest checkpoint (bit-exact on a CPU).",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Rename an existing run and start over.")

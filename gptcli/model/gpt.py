@@ -10,6 +10,8 @@ import contextlib
 import copy
 import math
 from contextlib import AbstractContextManager
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -270,26 +272,58 @@ class GPT(nn.Module):
     def trunk(
         self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, recompute: bool
     ) -> Tensor:
-        """Pass through the blocks and the final norm, (B, T, C): what a compiler is given."""
+        """Pass through the blocks and the final norm, (B, T, C)."""
+        return self._run(0, len(self.h), x, rotation, cache, recompute)
+
+    def _run(
+        self,
+        first: int,
+        last: int,
+        x: Tensor,
+        rotation: Tensor | None,
+        cache: KVCache | None,
+        recompute: bool,
+    ) -> Tensor:
+        """Pass through some blocks, after the last of them the norm too: what is compiled."""
         # Dropout is the only thing a block draws: without it there is no generator state to keep.
         keep_rng = self.config.dropout > 0
-        for block in self.h:
+        for block in self.h[first:last]:  # type: ignore[union-attr]
             if recompute:
                 x = checkpoint(
                     block, x, rotation, cache, use_reentrant=False, preserve_rng_state=keep_rng
                 )
             else:
                 x = block(x, rotation, cache)
-        normed: Tensor = self.ln_f(x)
-        return normed
+        if last == len(self.h):
+            x = self.ln_f(x)
+        return x
 
-    def compiled(self) -> "GPT":
-        """Return this model, made of the same parameters, with a compiled trunk."""
+    def compiled(self, n_parts: int = 1) -> "GPT":
+        """Return this model, made of the same parameters, with a compiled trunk.
+
+        Args:
+            n_parts: Into how many runs of blocks the trunk is cut. DDP sums the gradients of one
+                while those of the next are computed; those of a single run all come at its end.
+        """
         # The embeddings stay out, for a compiler would add up their gradients in an order that
         # changes, and so does the head: on a CPU its loss works in chunks that a compiler would
         # only unroll, and on a GPU it is compiled by itself (`cross_entropy`).
         twin = copy.copy(self)
-        twin.trunk = torch.compile(self.trunk, dynamic=False)  # type: ignore[method-assign]
+        ends = [len(self.h) * part // n_parts for part in range(n_parts + 1)]
+        runs = [
+            torch.compile(partial(self._run, first, last), dynamic=False)
+            for first, last in pairwise(ends)
+            if last > first
+        ]
+
+        def trunk(
+            x: Tensor, rotation: Tensor | None, cache: KVCache | None, recompute: bool
+        ) -> Tensor:
+            for run in runs:
+                x = run(x, rotation, cache, recompute)
+            return x
+
+        twin.trunk = trunk  # type: ignore[method-assign]
         twin.is_compiled = True
         return twin
 

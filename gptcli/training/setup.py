@@ -103,9 +103,13 @@ class Session:
         weights = gather_full(self.parameters, keep)
         states = {name: gather_full(state, keep) for name, state in self.optimizer.state().items()}
         if copy:
-            weights = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
-            states = {name: {key: tensor.to("cpu", copy=True) for key, tensor in state.items()}
-                      for name, state in states.items()}  # fmt: skip
+            gathered = self.spec.parallel == "fsdp"  # a copy already, scalars aside
+
+            def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+                return {name: tensor.to("cpu", copy=not (gathered and tensor.dim()))
+                        for name, tensor in tensors.items()}  # fmt: skip
+
+            weights, states = copied(weights), {name: copied(s) for name, s in states.items()}
         return Checkpoint(
             model=weights,
             optimizer=states,

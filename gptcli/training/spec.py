@@ -41,6 +41,7 @@ _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 # It took 34 s at four blocks; how much of that each block takes was not measured.
 _SAVED_SECONDS = 25e-9
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
+_SHORT_RUN = 60 * 4e14  # operations that a large GPU does in the minute that compiling takes there
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,11 @@ def open_tokens(
 
 def compiling_pays(config: Config, max_steps: int) -> bool:
     """Tell whether a run is long enough to be worth compiling its model first."""
+    if config.device == "cuda":
+        n_params = 12 * config.model.n_layer * config.model.n_embd**2
+        return 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
     if config.device != "cpu":
-        return config.device == "cuda"
+        return False
     saved = max_steps * config.tokens_per_step * _saved_seconds(config)
     return saved > compile_seconds(config)
 

@@ -24,6 +24,8 @@ from gptcli.training.parallel import compile_failure, gradient_sync, quiet_compi
 from gptcli.training.setup import Session
 
 MAX_SKIPPED = 3  # steps in a row
+MAX_ADAPTING = 20  # likewise, while float16's loss scale is halved: it begins at 2^16
+_DDP_PARTS = 4  # runs of blocks that are compiled apart, so that DDP has gradients to sum early
 ASK_EVERY = 5.0  # seconds within a step after which several processes ask whether to stop
 LARGE = 50_000_000  # parameters from which a step's holes in memory are worth giving back
 
@@ -95,6 +97,9 @@ class Stepper:
             self._asks_every = 1 if s.world.size == 1 else max(1, int(ASK_EVERY / per_batch))
             if not self._is_finite(loss, norm):
                 s.optimizer.zero_grad()
+                if self._scaler.is_enabled():
+                    self._scaler.update()  # a smaller scale for the next step
+                    s.state.scaler = dict(self._scaler.state_dict())
                 return StepResult(loss, lr, norm, skipped=True)
             self._scaler.step(s.optimizer, lr)
             self._scaler.update()
@@ -137,12 +142,12 @@ class Stepper:
             NonFiniteError: It is to end the run, or came too often in a row.
         """
         state, skip = self.s.state, self.s.config.train.on_nonfinite == "skip"
-        adapting = self._scaler.is_enabled() and math.isfinite(loss)  # the scaler skips by itself
-        if math.isfinite(loss) and (math.isfinite(norm) or adapting):
+        if math.isfinite(loss) and math.isfinite(norm):
             state.skipped, self.s.finite_step = 0, state.step
             return True
         state.skipped += 1
-        if skip and state.skipped <= MAX_SKIPPED:
+        adapting = self._scaler.is_enabled() and math.isfinite(loss)
+        if state.skipped <= (MAX_ADAPTING if adapting else MAX_SKIPPED * skip):
             return False
         hint = "" if skip else "; train.on_nonfinite=skip skips up to three steps in a row"
         if math.isfinite(loss):
@@ -187,7 +192,8 @@ def _compiled(session: Session) -> GPT:
     if not compute.compile or (sharded and not model.is_compiled):
         return model
     torch._dynamo.reset()  # or the ninth model that a process trains would not be compiled
-    compiled = model if sharded else model.compiled()
+    n_parts = _DDP_PARTS if session.spec.parallel == "ddp" else 1
+    compiled = model if sharded else model.compiled(n_parts)
     tokens = _zeros(session)
     failure = None
     try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,22 @@ def test_the_last_good_step_is_one_that_gave_a_finite_loss(tiny: Tiny, wrecked: 
     with pytest.raises(NonFiniteError, match=r"step 5: the loss .* step 3 was .*step-00000003"):
         list(events_of(config))
     assert load_checkpoint(config.run_folder / "last.pt").state["step"] == 3
+
+
+@pytest.mark.parametrize(("scale", "ends"), [(2.0**30, False), (2.0**60, True)])
+def test_steps_that_float16_skips_are_shown_as_skipped(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, scale: float, ends: bool
+) -> None:
+    scaler = partial(torch.amp.GradScaler, init_scale=scale)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    config = tiny("dtype=float16", "train.max_steps=40", "train.eval_every=40")
+    done: list[StepDone] = []
+    try:
+        done += (event for event in events_of(config) if isinstance(event, StepDone))
+    except NonFiniteError:
+        assert ends
+        return
+    assert not ends
+    skipped = [event.skipped for event in done]
+    assert skipped[0] and 1 <= sum(skipped) <= 20 and not any(skipped[sum(skipped) :])
+    assert load_checkpoint(config.run_folder / "last.pt").state["scaler"]["scale"] < scale
