@@ -127,6 +127,15 @@ def aside_name(path: Path) -> Path:
     return path.parent / f".tmp-{os.getpid()}-{mark:08x}.part"
 
 
+def set_aside(path: Path) -> None:
+    """Rename a file or folder to the first free `<name>~N`."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}~{number}")).exists():
+        number += 1
+    with storage_errors(path):
+        path.rename(aside)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Make `data` the content of `path`, all of it or not at all."""
     with atomic_write(path) as file:

@@ -249,15 +249,14 @@ def load_model(path: Path, device: torch.device, *, whole: bool = False) -> Trai
         if context < shape.block_size and not whole:
             shape = shape.model_copy(update={"block_size": context})
             weights = {**weights, "wpe.weight": weights["wpe.weight"][:context]}
-        with torch.device("meta"):
-            model = GPT(shape)
         tokenizer = tokenizer_from(checkpoint.tokenizer)
+        with torch.device("meta"):
+            model = GPT(shape, tokenizer.vocab_size)
     except (GptError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(
             f"{path}: its configuration is not a valid model ({error})"
         ) from error
     place_weights(model, weights, path, device)
-    model.n_tokens = tokenizer.vocab_size
     return TrainedModel(path, model.eval(), tokenizer, checkpoint)
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.device import synchronize
 from gptcli.errors import ConfigError
 from gptcli.model import GPT
 
@@ -102,8 +101,7 @@ def _autotune(
         return candidates[0]
     largest = max(layers, key=lambda layer: layer.weight.numel()).weight.shape
     timed = [layer for layer in layers if layer.weight.shape == largest][:_TIMED]
-    x = torch.linspace(-1, 1, rows * timed[0].in_features, device=timed[0].weight.device)
-    x = x.view(rows, 1, -1)
+    x = torch.linspace(-1, 1, rows * timed[0].in_features).view(rows, 1, -1)
     expected = F.linear(x, timed[0].weight.float())
     best, best_seconds = candidates[0], float("inf")
     for kernel in candidates:
@@ -122,11 +120,9 @@ def _autotune(
 
 def _time(products: list[MatmulFn], x: Tensor, other: Tensor) -> float:
     other.sum()
-    synchronize(x.device)
     began = time.perf_counter()
     for product in products:
         product(x)
-    synchronize(x.device)
     return time.perf_counter() - began
 
 
@@ -177,8 +173,7 @@ def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
         y = torch._weight_int8pack_mm(rows, W, scales).view(*x.shape[:-1], -1)
-        y = y if b is None else y + b
-        return y.half() if x.dtype == torch.float16 else y  # else the residual's precision holds
+        return y if b is None else y + b
 
     return product
 

@@ -153,10 +153,7 @@ def _place(out: Path) -> int:
         if out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         elif out.exists():
-            number = 1
-            while (old := out.with_name(f"{out.name}~{number}")).exists():
-                number += 1
-            out.rename(old)
+            atomic.set_aside(out)
         os.replace(aside, out)
     atomic.sync_folder(out.parent)
     return size

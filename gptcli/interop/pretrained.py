@@ -148,10 +148,9 @@ def _of_others(
     shape = pretrained.model.model_copy(update={"vocab_size": max(n_rows, tokenizer.vocab_size)})
     weights = resize_vocab(pretrained.weights(), shape)
     with torch.device("meta"):
-        model = GPT(shape)
+        model = GPT(shape, min(n_rows, tokenizer.vocab_size))
     place = Path(pretrained.name)
     place_weights(model, weights, place, device)
-    model.n_tokens = min(n_rows, tokenizer.vocab_size)
     settings = Config().model_dump() | {"model": shape.model_dump()}
     state = {"step": 0, "origin": pretrained.facts()}
     checkpoint = Checkpoint({}, {}, settings, tokenizer.definition(), {}, state)

@@ -197,11 +197,12 @@ class GPT(nn.Module):
             takes no probability.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, n_tokens: int | None = None) -> None:
         """Make the model, not yet initialized (see `init_weights`); vocab_size must be set."""
         super().__init__()
         assert config.vocab_size is not None
-        self.config, self.n_tokens, self.is_compiled = config, config.vocab_size, False
+        self.config, self.n_tokens = config, n_tokens or config.vocab_size
+        self.is_compiled = False
         self.wte = Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.wpe = Embedding(config.block_size, config.n_embd) if learned else None

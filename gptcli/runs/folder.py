@@ -215,7 +215,7 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     if holds_run and not resume and not overwrite:
         raise _taken(folder)
     if holds_run and not resume:
-        _set_aside(folder)
+        atomic.set_aside(folder)
     elif not holds_run:
         _refuse_foreign(folder)
     atomic.make_folder(folder / "checkpoints")
@@ -262,14 +262,6 @@ def _taken(folder: Path) -> ConfigError:
         f"{folder} already holds a run",
         "resume it with --resume, rename it with --overwrite, or choose another -s name=...",
     )
-
-
-def _set_aside(folder: Path) -> None:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}~{number}")).exists():
-        number += 1
-    with atomic.storage_errors(folder):
-        folder.rename(aside)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -214,7 +214,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Start:
             state.origin = pretrained.facts()
             at = f" at {pretrained.revision}" if pretrained.revision else ""
             notes.append(f"weights of {pretrained.name}{at}")
-        model = build_model(config, pretrained)
+        model = build_model(config, pretrained, spec.tokenizer.vocab_size)
     else:
         try:
             state = TrainState(**checkpoint.state)
@@ -223,7 +223,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Start:
             raise CheckpointError(message) from error
         notes += rate_change(checkpoint, spec, state.step)
         notes += machine_changes(state.machine, _machine_facts(config, world))
-        model = GPT(config.model)
+        model = GPT(config.model, spec.tokenizer.vocab_size)
         load_weights(model, checkpoint.model, run.folder)
     if size.trained < size.parameters:
         notes.append(f"{size.trained:,} of {size.parameters:,} parameters learn")
@@ -235,8 +235,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     spec, config = start.spec, start.spec.config
     train_tokens, val_tokens = open_tokens(Path(str(config.data.dir)), spec.manifest, config)
     compute = init_runtime(config, trains=True)
-    model = start.model or GPT(config.model)
-    model.n_tokens = spec.tokenizer.vocab_size
+    model = start.model or GPT(config.model, spec.tokenizer.vocab_size)
     freeze(model, config.train.freeze)
     # Wrapping replaces the parameters: their first values are kept by name.
     first = {name: weight.detach() for name, weight in model.named_parameters()}

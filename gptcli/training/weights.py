@@ -82,21 +82,21 @@ def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def build_model(config: Config, pretrained: "Pretrained | None") -> GPT:
+def build_model(config: Config, pretrained: "Pretrained | None", n_tokens: int) -> GPT:
     """Make the model of a fresh run with its weights.
 
     Raises:
         CheckpointError: The weights are damaged or of another model.
     """
     if pretrained is None:
-        model = GPT(config.model)
+        model = GPT(config.model, n_tokens)
         model.init_weights(derive_seed("weights", config.seed))
         return model
     from gptcli.interop.weights import resize_vocab
 
     # Read first: nothing is allocated before the file has shown that it is of that size.
     weights = resize_vocab(pretrained.weights(), config.model)
-    model = GPT(config.model)
+    model = GPT(config.model, n_tokens)
     if config.model.lora is not None:
         init_adapters(model, derive_seed("adapters", config.seed))
         weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}

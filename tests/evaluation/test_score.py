@@ -21,10 +21,10 @@ from gptcli.model.loss import IGNORED
 CPU = init_runtime(Config(device="cpu", dtype="float32"))
 
 
-def make_model() -> GPT:
+def make_model(n_tokens: int | None = None) -> GPT:
     """Return a tiny network whose predictions differ from token to token."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 31}
-    model = GPT(ModelConfig(**shape))
+    model = GPT(ModelConfig(**shape), n_tokens)
     model.init_weights(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,7 +126,6 @@ def test_a_stop_ends_it_without_a_result() -> None:
 
 
 def test_a_token_that_the_model_does_not_have_is_refused() -> None:
-    model = make_model()
-    model.n_tokens = 30  # the row of the last one is there, for reading it
+    model = make_model(n_tokens=30)  # the row of the last one is there, for reading it
     with pytest.raises(DataError, match="tokens that the model does not have"):
         evaluate(model, TokenArray(TOKENS), CPU, context=16)

@@ -9,10 +9,10 @@ from gptcli.generation import Decoding
 from gptcli.model import GPT
 
 
-def make_model(vocab_size: int = 257, **changes: object) -> GPT:
+def make_model(vocab_size: int = 257, n_tokens: int | None = None, **changes: object) -> GPT:
     """Return a network with decided opinions."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, **changes}
-    model = GPT(ModelConfig(**shape, vocab_size=vocab_size))
+    model = GPT(ModelConfig(**shape, vocab_size=vocab_size), n_tokens)
     model.init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,8 +90,7 @@ def test_end_of_text_ends_it_and_is_not_yielded() -> None:
 
 
 def test_padded_rows_of_the_vocabulary_are_never_drawn() -> None:
-    model = make_model(vocab_size=320)
-    model.n_tokens = 257
+    model = make_model(vocab_size=320, n_tokens=257)
     with torch.no_grad():
         model.wte.weight[257:] *= 50
     drawn = sample(model, [5], GenerateConfig(max_new_tokens=12, temperature=2), eot=-1)

@@ -109,15 +109,6 @@ def test_small_networks_decode_in_float32() -> None:
     assert torch.equal(logits(model), logits(make_model()))
 
 
-def test_half_precision_stays_what_it_is_between_int8_products() -> None:
-    # As off a CPU, where all of the network has one precision: a float32 residual would not do.
-    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(3, 1, 64)
-    for kernel in (module.INT8, module.INT8_PLAIN):
-        for dtype in (torch.float16, torch.bfloat16):
-            found = kernel.prepare(weight.to(dtype), bias.to(dtype))(x.to(dtype))
-            assert found.dtype == dtype, kernel.name
-
-
 def test_decoding_with_other_weights_agrees_with_itself() -> None:
     model = make_model()
     prepare_for_decoding(model, torch.float16)
