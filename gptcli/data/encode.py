@@ -20,14 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptcli.errors import DataError, GptError, MemoryLimitError
-from gptcli.tokenizers import (
-    Ids,
-    Tokenizer,
-    Tokens,
-    UnknownCharacters,
-    dtype_for,
-    tokenizer_from,
-)
+from gptcli.tokenizers import Ids, Tokenizer, Tokens, UnknownCharacters, dtype_for, tokenizer_from
 from gptcli.tokenizers.gigatoken import FastBpe, fast_bpe
 
 if TYPE_CHECKING:

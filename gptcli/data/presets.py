@@ -1,4 +1,4 @@
-"""Data sets with a name of their own.
+"""Presets: datasets known by name.
 
 Revisions are pinned: the same command reads the same bytes in a year. Counts are those of a
 complete preparation, so that one that lost something is noticed.
@@ -20,10 +20,10 @@ class Expected:
     gpt2_tokens: int | None = None
     """With the gpt2 tokenizer, one end-of-text for each document included."""
     own_val_documents: int = 0
-    """Of the documents, those of a validation part that the data set brings along."""
+    """How many of the documents are the dataset's own validation split."""
 
     def without_own_val(self) -> "Expected":
-        """Return the counts where validation is drawn from the training part instead."""
+        """Return the counts where validation is drawn from the training split instead."""
         if not self.own_val_documents or self.documents is None:
             return self
         return Expected(self.documents - self.own_val_documents)
@@ -31,13 +31,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named data set: where its text is, and what to expect of it.
+    """A named dataset: where its text is, and what to expect of it.
 
     Attributes:
         kind: "rows" are documents, "lines" are lines of one document (joined as they are), "file"
-            is one text at an address, "shards" are ready-made tokens, "library" is this machine's
-            own.
-        where: `org/name` on the Hub, or the address.
+            is one text on the web, "shards" are ready-made tokens, "library" is this Python's.
+        where: `org/name` on the Hub, or the web address.
     """
 
     name: str
@@ -103,17 +102,18 @@ def unknown_preset(name: str) -> ConfigError:
     )
 
 
-def unknown_part(what: str, said: str) -> ConfigError:
-    """Make the error for a configuration that a data set does not have, from the library's."""
-    name = re.search(r"BuilderConfig '([^']*)' not found", said)
-    there = re.search(r"\[('[^\]]*')\]", said)
-    if there is None:
-        return ConfigError(f"{what}: {(said.splitlines() or [''])[0][:200]}")
-    names = re.findall(r"'([^']*)'", there[1])
-    shown = ", ".join(f"'{part}'" for part in names[:10])
+def unknown_part(source: str, message: str) -> ConfigError:
+    """Make the error for a subset that a dataset does not have, from the library's message."""
+    listed = re.search(r"\[('[^\]]*')\]", message)
+    if listed is None:
+        return ConfigError(f"{source}: {(message.splitlines() or [''])[0][:200]}")
+    names = re.findall(r"'([^']*)'", listed[1])
+    shown = ", ".join(f"'{name}'" for name in names[:10])
     shown += f" and {len(names) - 10} more" if len(names) > 10 else ""
-    if name is None:
-        return ConfigError(f"{what} has several parts: {shown}", f"name one, as {what}:{names[0]}")
-    near = difflib.get_close_matches(name[1], names, 1)
+    requested = re.search(r"BuilderConfig '([^']*)' not found", message)
+    if requested is None:
+        hint = f"name one, as {source}:{names[0]}"
+        return ConfigError(f"{source} has several parts: {shown}", hint)
+    near = difflib.get_close_matches(requested[1], names, 1)
     hint = f"did you mean '{near[0]}'?" if near else None
-    return ConfigError(f"{what}: no part named '{name[1]}', but {shown}", hint)
+    return ConfigError(f"{source}: no part named '{requested[1]}', but {shown}", hint)

@@ -1,4 +1,4 @@
-"""What torchrun, or another launcher, tells this process, and is told by it; without torch."""
+"""The environment that torchrun, or another launcher, gives this process; without torch."""
 
 import contextlib
 import json
@@ -39,14 +39,13 @@ ALONE = Place()
 def place() -> Place:
     """Return the place of this process; a ConfigError if the environment contradicts itself."""
     size = _number("WORLD_SIZE", 1, _MAX) or 1
-    rank = _number("RANK", 0, size - 1)
-    local_rank = _number("LOCAL_RANK", 0, size - 1) or 0
+    rank, local_rank = _number("RANK", 0, size - 1), _number("LOCAL_RANK", 0, size - 1)
     if size > 1:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not _value(name)]
         if missing:
             raise ConfigError(f"WORLD_SIZE is {size}, but {missing[0]} is not set", _HINT)
         _number("MASTER_PORT", 1, 65535)
-    return Place(rank or 0, local_rank, size)
+    return Place(rank or 0, local_rank or 0, size)
 
 
 def n_restarts() -> int:

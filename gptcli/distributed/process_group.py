@@ -213,9 +213,8 @@ def rendezvous_store(is_kept_here: bool = False) -> Store:
             store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
         except RuntimeError as error:
             if seconds > _CONNECT_SECONDS:
-                raise DistributedError(
-                    f"no process answers at {host}:{port}", _START_ALL
-                ) from error
+                message = f"no process answers at {host}:{port}"
+                raise DistributedError(message, _START_ALL) from error
         else:
             store.set_timeout(timedelta(seconds=_CONNECT_SECONDS))
             return PrefixStore("gptcli", store)
@@ -233,7 +232,7 @@ def _waiting(missing: Callable[[], str]) -> Iterator[float]:
         if seconds >= _NOTICE_SECONDS and not is_noted:
             is_noted = True
             if names := missing():  # empty where another process says so
-                sys.stderr.write(f"waiting {names} to start; Ctrl-C stops\n")
+                sys.stderr.write(f"waiting {names} to start\n")
                 sys.stderr.flush()
         time.sleep(_POLL_SECONDS)
 
@@ -288,7 +287,7 @@ def _agreed_name(store: Store, rank: int, size: int) -> str:
 
     torchrun's store outlives them: without a name for each start, a later one would find the
     addresses of the dead there (torch 2.13 does, and cannot connect). So rank 0 proposes a name,
-    each rank answers with a number of its own, and one that finds its answer accepted takes it.
+    each rank answers with a number that only it has, and takes the name once that is accepted.
     """
     mine = uuid.uuid4().hex
 
@@ -302,7 +301,7 @@ def _agreed_name(store: Store, rank: int, size: int) -> str:
         if name and not present.issuperset(range(1, size)):
             present.add(0)  # which would have accepted the answers of all
         if rank > min(present):
-            return ""  # the lowest rank that is there speaks for all
+            return ""  # the lowest rank that is there says it for all
         return f"for rank {', '.join(str(r) for r in range(size) if r not in present)}"
 
     if rank == 0:

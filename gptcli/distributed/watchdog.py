@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch._C._distributed_c10d import Store
 
 from gptcli.distributed.process_group import World, local_pid, rendezvous_store
-from gptcli.errors import EXIT_DISTRIBUTED
+from gptcli.errors import EXIT_DISTRIBUTED, DistributedError
 
 _PERIOD = 1.0  # seconds between two heartbeats
 _SILENCE = 3.5  # seconds without a heartbeat after which a process counts as stuck
@@ -27,7 +27,7 @@ _GRACE = 3.0  # seconds for the others to notice too and post their stacks
 
 @dataclass(frozen=True)
 class Hang:
-    """Which ranks hang, as far as that can be told, and the stacks of those that are alive."""
+    """Which ranks hang, as far as that is known, and the stacks of those that are alive."""
 
     message: str
     stacks: str
@@ -74,7 +74,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         world, parent = self._world, os.getppid()
-        with contextlib.suppress(RuntimeError):  # the store has gone, and the run goes too
+        # Without the store the run ends too, and the main thread says why.
+        with contextlib.suppress(RuntimeError, DistributedError):
             self._store: Store = rendezvous_store()
             since, progress = time.monotonic(), world.progress
             while not self._ended.wait(_PERIOD):

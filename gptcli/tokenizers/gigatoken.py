@@ -1,10 +1,11 @@
-"""gigatoken in tiktoken's place: the same ids some ten times as fast, where it is installed.
+"""gigatoken (extra `fast`) in tiktoken's place: the same ids some ten times as fast.
 
-It knows other versions of Unicode than tiktoken. Which characters the two see differently is found
-out, and text with one of them is left to tiktoken.
+It knows another version of Unicode than tiktoken. Which characters the two see differently is
+found out, and text with one of them is left to tiktoken.
 """
 
 import importlib.util
+import itertools
 import os
 import tempfile
 from functools import cache, cached_property
@@ -38,13 +39,11 @@ class FastBpe:
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Return the ids (n,) of each text, as `Tokenizer.encode` does."""
-        trusted = [
-            index for index, text in enumerate(texts) if text.isascii() or self.kinds.agree_on(text)
-        ]
-        found = dict(zip(trusted, self._encode([texts[i] for i in trusted]), strict=True))
+        trusted = [text.isascii() or self.kinds.agree_on(text) for text in texts]
+        encoded = iter(self._encode(list(itertools.compress(texts, trusted))))
         return [
-            found[index] if index in found else self._tokenizer.encode(text)
-            for index, text in enumerate(texts)
+            next(encoded) if is_trusted else self._tokenizer.encode(text)
+            for text, is_trusted in zip(texts, trusted, strict=True)
         ]
 
     def _encode(self, texts: list[str]) -> list[Ids]:
@@ -57,10 +56,9 @@ class FastBpe:
 
 
 def fast_bpe(tokenizer: Tokenizer) -> FastBpe | None:
-    """Return a faster encoder for `tokenizer`, or None if there is none.
+    """Return a faster encoder for a vocabulary that splits as GPT-2's, None without gigatoken.
 
-    There is one where gigatoken (extra `fast`) is installed, the vocabulary splits text as GPT-2
-    does, and the environment does not say GPTCLI_FAST=0.
+    GPTCLI_FAST=0 in the environment switches it off.
     """
     if not isinstance(tokenizer, BpeTokenizer) or tokenizer.pattern != GPT2_PATTERN:
         return None
