@@ -1,8 +1,8 @@
-"""Checkpoints: one file each, written atomically, verified when read, enough to resume.
+"""Checkpoints: one file each, written atomically and verified when read.
 
-A file holds tensors and plain types only and loads with `weights_only=True`. A sha256 of every
-tensor and one over the rest are compared with what was loaded: a zip's own sums miss damage that
-changes where a tensor is read from.
+A file holds tensors and plain types only, loads with `weights_only=True`, and is enough to resume.
+A sha256 of every tensor and one over the rest are compared with what was loaded: a zip's own sums
+miss damage that changes where a tensor is read from.
 """
 
 import hashlib
