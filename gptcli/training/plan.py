@@ -94,16 +94,22 @@ class Plan:
         micro = f"{spec.rows:,} x {spec.grad_accum_steps:,}"
         micro += f" x {spec.n_processes}" * (spec.n_processes > 1)
         n_evaluations = estimate_work(spec)["evaluating"].times
+        record, n_rows = spec.manifest.tokenizer, config.model.vocab_size
+        padded = f" (the model has {n_rows:,} rows)" * (n_rows != record.vocab_size)
+        memory, names = self.memory, ("weights", "gradients", "optimizer", "activations", "program")
+        parts = ", ".join(f"{name} {size(n)}" for name in names if (n := getattr(memory, name)))
+        each = f" for each of {memory.processes} processes" * (memory.processes > 1)
+        available = f" of {size(memory.available)}" if memory.available is not None else ""
         return [
             ("run", str(config.run_folder)),
             ("model", f"{counts.parameters:,} parameters{trained}{start}"),
             ("machine", f"{machine}, {config.dtype}{compiled}"),
             ("data", f"{config.data.dir}: {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
-                     f" {_vocabulary(spec)}"),
+                     f" {record.name} of {record.vocab_size:,} ids{padded}"),
             ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')}"
                       f" (rows: {micro}), {plural(spec.epochs, 'epoch')}"),
             ("evaluation", f"{plural(n_evaluations, 'time')}, {_scored(spec)}"),
-            ("memory", _memory_text(self.memory)),
+            ("memory", f"about {size(memory.total)}{each}{available}, an estimate: {parts}"),
             ("disk", f"{size(self.disk.needed)} for checkpoints of {size(self.disk.checkpoint)}"
                      f" each; {size(self.disk.free)} free"),
         ]  # fmt: skip
@@ -111,7 +117,6 @@ class Plan:
     def json(self, timed: TimedSteps | None = None) -> dict[str, Any]:
         """Return the JSON result of `gpt train --dry-run`."""
         spec, config, counts = self.spec, self.spec.config, self.spec.size
-        n_ids = spec.manifest.tokenizer.vocab_size
         if timed is not None and not timed.seconds_per_step:
             timed = None
         return {
@@ -131,8 +136,8 @@ class Plan:
             "dtype": config.dtype,
             "compile": config.compile is True,
             "tokenizer": spec.manifest.tokenizer.name,
-            "vocab_size": n_ids,
-            "model_vocab_size": config.model.vocab_size or n_ids,
+            "vocab_size": spec.manifest.tokenizer.vocab_size,
+            "model_vocab_size": config.model.vocab_size,
             "rows": spec.rows,
             "evaluations": estimate_work(spec)["evaluating"].times,
             "eval_tokens": spec.eval_tokens[1],
@@ -300,13 +305,6 @@ def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: 
     return 6 * in_products - 2 * min(n_frozen, in_products) + attention
 
 
-def _vocabulary(spec: RunSpec) -> str:
-    """Return the size of the tokenizer's vocabulary, and the model's if that is another."""
-    record, n_rows = spec.manifest.tokenizer, spec.config.model.vocab_size
-    padded = f" (the model has {n_rows:,} rows)" if n_rows and n_rows != record.vocab_size else ""
-    return f"{record.name} of {record.vocab_size:,} ids{padded}"
-
-
 def _scored(spec: RunSpec) -> str:
     """Return on how much of each split an evaluation measures the losses."""
     splits = zip(spec.eval_tokens, (spec.train_tokens, spec.val_tokens),
@@ -315,11 +313,3 @@ def _scored(spec: RunSpec) -> str:
         f"{scored(n, total).strip(' ()') or f'{n:,} tokens'} of the {split} split"
         for n, total, split in reversed(list(splits)) if n
     )  # fmt: skip
-
-
-def _memory_text(memory: Memory) -> str:
-    names = ("weights", "gradients", "optimizer", "activations", "program")
-    shown = ", ".join(f"{name} {size(n)}" for name in names if (n := getattr(memory, name)))
-    each = f" for each of {memory.processes} processes" if memory.processes > 1 else ""
-    available = f" of {size(memory.available)}" if memory.available is not None else ""
-    return f"about {size(memory.total)}{each}{available}, an estimate: {shown}"

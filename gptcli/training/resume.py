@@ -11,6 +11,7 @@ from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.runs.folder import Run
+from gptcli.runs.read import flatten
 from gptcli.tokenizers import tokenizer_from
 from gptcli.training.optim import lr_at
 from gptcli.training.spec import RunSpec, max_steps_of
@@ -46,12 +47,13 @@ def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     """
     config = spec.config
     # A checkpoint older than a key was made with what is now its default.
-    defaults = _flatten(Config().model_dump(mode="json"))
-    old, new = defaults | _flatten(checkpoint.config), _flatten(config.model_dump(mode="json"))
-    changed = [key for key in new if old.get(key) != new[key]]
+    new = flatten(config.model_dump(mode="json"))
+    old = flatten(Config().model_dump(mode="json")) | flatten(checkpoint.config)
+    moved = {"run_dir"}  # a run may be
+    changed = [key for key in old | new if old.get(key) != new.get(key) and key not in moved]
     steps = "train.tokens_per_step"
     refused = [
-        f"{key} ({old.get(key)} there, {new[key]} here)"
+        f"{key} ({old.get(key)} there, {new.get(key)} here)"
         for key in changed
         if key in _FIXED_KEYS or key.startswith("model.")
     ]
@@ -67,7 +69,7 @@ def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
             if [key for key in changed if key in _FIXED_KEYS] == [steps] and len(refused) == 1
             else "undo the change, or train a new run with another -s name=...",
         )
-    return [f"{key} changed from {old.get(key)} to {new[key]}" for key in changed]
+    return [f"{key} changed from {old.get(key)} to {new.get(key)}" for key in changed]
 
 
 def rate_change(checkpoint: Checkpoint, spec: RunSpec, step: int) -> list[str]:
@@ -90,13 +92,3 @@ def machine_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     if not changed:
         return []
     return [f"resume is no longer bit-exact: this machine differs in {', '.join(changed)}"]
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
-        elif key != "run_dir":  # a run may be moved
-            flat[key] = value
-    return flat

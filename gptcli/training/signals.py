@@ -25,16 +25,11 @@ STACKS = "stacks.txt"
 
 
 class StopRequest:
-    """A request to stop, which signals make and the loop reads between micro-batches.
-
-    Attributes:
-        exit_code: The exit code to stop with; None as long as there is no request.
-        world: The processes that stop together.
-    """
+    """A request to stop, which signals make and the loop reads between micro-batches."""
 
     def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self.world = World()
+        self.exit_code: int | None = None  # to stop with, once there is a request
+        self.world = World()  # the processes that stop together
         self._asked: int | None = None  # this process; a signal may come while the others answer
         self._listen: Callable[[], None] | None = None  # once the processes have met
 
@@ -118,10 +113,9 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
         with contextlib.suppress(OSError):
             os.write(2, f"error: {hang.message}\nhint: {hint}\n".encode())
 
-    def on_orphaned() -> None:
-        stop.request(EXIT_PREEMPTED)
-
-    return Watchdog(world, config.train.hang_timeout, on_hang, on_orphaned)
+    return Watchdog(
+        world, config.train.hang_timeout, on_hang, on_orphaned=lambda: stop.request(EXIT_PREEMPTED)
+    )
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ def started(peak_flops: float | None = None, val_tokens: int = 5_000, **more: An
     """Return the start of a run of 100 steps of 1,000 tokens, which are two epochs."""
     config = load_config(None, ["name=one", "data.dir=data", "data.seq_len=5", "device=cpu",
                                 "train.tokens_per_step=1000", "train.micro_batch_size=200",
-                                "dtype=float32", "compile=false", ])  # fmt: skip
+                                "dtype=float32", "compile=false",
+                                "model.vocab_size=257"])  # fmt: skip
     tokens = Counts(train=50_000, val=val_tokens)
     tokenizer = TokenizerRecord(name="bytes", vocab_size=257, sha256="")
     recipe = Recipe.model_construct(tokenizer=tokenizer)
