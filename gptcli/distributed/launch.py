@@ -112,8 +112,8 @@ def launch(arguments: Sequence[str], n_processes: int) -> Ended:
             return Ended(code, f"stopped by {error.sigval.name}", is_stopped=True)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            message = f"rank {rank}: {failure.message.splitlines()[0]}"
-            return _reported(failure.error_file_data) or Ended(None, message)
+            ended = _reported(failure.error_file_data)  # without one, the message is a text
+            return ended or Ended(None, f"rank {rank}: {failure.message.splitlines()[0]}")
         attempts = sorted(logs.glob("*/attempt_*"))
         for file in attempts[-1].glob("*/error.json") if attempts else ():
             if (ended := _reported(json.loads(file.read_text()))) is not None:

@@ -147,8 +147,6 @@ def test_a_setting_that_is_refused_ends_all_with_its_code(tiny: Tiny, start: Sta
     uneven = tiny(*MODERN, "train.tokens_per_step=96")
     assert start(4, lambda rank: finish(uneven)).wait() == [2] * 4
     assert not (uneven.run_folder / "run.json").exists()
-    auto = tiny("train.micro_batch_size=auto", "train.tokens_per_step=64", "train.parallel=fsdp")
-    assert start(2, lambda rank: finish(auto)).wait() == [2, 2]
     half = tiny("dtype=float16", "train.parallel=fsdp")
     assert start(2, lambda rank: finish(half)).wait() == [2, 2]
 
