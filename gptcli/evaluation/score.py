@@ -174,11 +174,7 @@ def _targets(batch: list[Window]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np
 def _token_losses(
     model: GPT, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_], compute: Runtime
 ) -> npt.NDArray[np.float32]:
-    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored.
-
-    Raises:
-        DataError: The model does not have a token that is scored.
-    """
+    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored."""
     if (raw[:, 1:][scored] >= model.n_tokens).any():
         raise DataError(
             "the text has tokens that the model does not have, such as end-of-text",

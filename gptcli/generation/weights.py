@@ -92,11 +92,7 @@ def _replace(
 def _autotune(
     candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor
 ) -> Kernel:
-    """Time kernels on the largest matrices, and return the fastest that computes the right thing.
-
-    Before each lap a large tensor, `other`, is read: between two uses of a weight in decoding all
-    others are, and a kernel that is fast out of the cache may be slow out of the memory.
-    """
+    """Time kernels on the largest matrices, and return the fastest that is right."""
     if len(candidates) == 1:
         return candidates[0]
     largest = max(layers, key=lambda layer: layer.weight.numel()).weight.shape
@@ -119,6 +115,8 @@ def _autotune(
 
 
 def _time(products: list[MatmulFn], x: Tensor, other: Tensor) -> float:
+    # Read a large tensor first: between two uses of a weight in decoding all others are read, and a
+    # kernel that is fast out of the cache may be slow out of the memory.
     other.sum()
     began = time.perf_counter()
     for product in products:

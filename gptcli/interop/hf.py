@@ -97,10 +97,8 @@ def read_back(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def _generation(generate: dict[str, Any], context: int, eot: int) -> dict[str, Any]:
-    """Return `generation_config.json`: the run's sampling, up to the end of the context.
-
-    transformers lets no context slide: beyond it learned positions are an IndexError there.
-    """
+    """Return `generation_config.json`: the run's sampling, up to the end of the context."""
+    # transformers lets no context slide: beyond it learned positions are an IndexError there.
     content = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot, "max_length": context}
     if not generate["temperature"]:
         return content | {"do_sample": False}

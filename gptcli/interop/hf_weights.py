@@ -140,11 +140,7 @@ def assumed_vocabulary(n_rows: int | None) -> _Known:
 
 
 def _weight_files(find: _Find, place: str) -> list[Path]:
-    """Return the files of the weights: one, or those that an index lists.
-
-    Raises:
-        CheckpointError: There are none, or only pickled ones.
-    """
+    """Return the files of the weights: one, or those that an index lists."""
     single = find(WEIGHTS)
     if single is not None:
         return [single]
@@ -173,12 +169,9 @@ def _weight_files(find: _Find, place: str) -> list[Path]:
 def _read(
     paths: list[Path], model: ModelConfig, family: Family, unbiased: tuple[str, ...], place: str
 ) -> dict[str, Tensor]:
-    """Read weights, once the headers of all files list what the model needs.
-
-    The biases of the parts that are `unbiased` are zeros.
-    """
+    """Read weights, once the headers of all files list what the model needs."""
     table = table_of(family)
-    theirs = {
+    theirs = {  # parts of a Llama that have no biases get zeros
         name: torch.zeros(shape)
         for name, shape in their_shapes(model, table).items()
         if name.endswith(".bias") and any(part in name for part in unbiased)

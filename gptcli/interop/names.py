@@ -49,11 +49,7 @@ _BLOCK = re.compile(r"h\.(\d+)\.")
 
 
 def _names_of(name: str, table: Table) -> list[str]:
-    """Return the names of their tensors for our parameter `name`: one, or those of q, k and v.
-
-    Raises:
-        KeyError: The format has no place for it.
-    """
+    """Return the names of their tensors for our parameter `name`: one, or those of q, k and v."""
     module, _, kind = name.rpartition(".")
     block = _BLOCK.match(module)
     theirs = table.names[_BLOCK.sub("h.{}.", module)].format(*block.groups() if block else ())

@@ -288,7 +288,7 @@ class GPT(nn.Module):
         """Pass through some blocks, after the last of them the norm too: what is compiled."""
         # Dropout is the only thing a block draws: without it there is no generator state to keep.
         keep_rng = self.config.dropout > 0
-        for block in self.h[first:last]:  # type: ignore[union-attr]
+        for block in self.h[first:last]:
             if recompute:
                 x = checkpoint(
                     block, x, rotation, cache, use_reentrant=False, preserve_rng_state=keep_rng
