@@ -157,6 +157,6 @@ def test_a_name_is_no_configuration_and_nothing_is_no_source() -> None:
     with pytest.raises(ConfigError, match="train takes a Config, not a str"):
         train("quickstart")  # type: ignore[arg-type]
     Path("train_000000.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match="no data set named"):
+    with pytest.raises(ConfigError, match="no dataset named"):
         prepare("")
     assert [path.name for path in Path.cwd().iterdir()] == ["train_000000.bin"]

@@ -107,7 +107,7 @@ def check(trained: TrainedModel, out: Path) -> Form:
     if not is_exact:
         notes.append("nanoGPT computes the exact GELU, this model the one by tanh")
     if isinstance(tokenizer, CharTokenizer):
-        beside = out.absolute().with_name("meta.pkl")
+        beside = out.absolute().parent / "meta.pkl"
         folder = beside.parent.name
         notes.append(
             f"the characters are in {beside}; nanoGPT's sample.py --out_dir={folder} reads"
