@@ -55,7 +55,7 @@ def _rate(folder: Path, data: Path, name: str, threads: int, how: list[str]) -> 
     run([*GPT, "train", *words, *how], folder)
     lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines if "tokens_per_second" in line]
-    return statistics.median(step["tokens_per_second"] for step in steps[1:])
+    return float(statistics.median(step["tokens_per_second"] for step in steps[1:]))
 
 
 if __name__ == "__main__":

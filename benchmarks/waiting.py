@@ -44,7 +44,7 @@ def rate(data: Path, folder: Path, way: dict[str, str]) -> float:
     )  # fmt: skip
     lines = map(json.loads, (folder / "runs/waiting/metrics.jsonl").read_text().splitlines())
     rates = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    return statistics.median(rates[FIRST:])
+    return float(statistics.median(rates[FIRST:]))
 
 
 @contextlib.contextmanager
