@@ -112,8 +112,8 @@ def unknown_part(source: str, message: str) -> ConfigError:
     shown += f" and {len(names) - 10} more" if len(names) > 10 else ""
     requested = re.search(r"BuilderConfig '([^']*)' not found", message)
     if requested is None:
-        hint = f"name one, as {source}:{names[0]}"
-        return ConfigError(f"{source} has several parts: {shown}", hint)
+        several = f"{source} has several parts: {shown}"
+        return ConfigError(several, f"name one, as {source}:{names[0]}")
     near = difflib.get_close_matches(requested[1], names, 1)
     hint = f"did you mean '{near[0]}'?" if near else None
     return ConfigError(f"{source}: no part named '{requested[1]}', but {shown}", hint)

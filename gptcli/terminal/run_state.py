@@ -93,7 +93,8 @@ class RunState:
         self.smoothed = self._sum / self._weight
         self.losses.append((event.step, event.loss))
         if len(self.losses) > 2 * _MAX_POINTS:
-            curve = thinned(Curve(*zip(*self.losses, strict=True)), _MAX_POINTS)
+            steps, losses = zip(*self.losses, strict=True)
+            curve = thinned(Curve(steps, losses), _MAX_POINTS)
             self.losses = [(int(x), y) for x, y in zip(curve.x, curve.y, strict=True)]
 
     @property
