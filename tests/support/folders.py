@@ -4,13 +4,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from gptcli.data.shards import Manifest
 from gptcli.errors import GptError
 
+if TYPE_CHECKING:
+    from gptcli.data.shards import Manifest
+
 Write = Callable[..., Path]
-Prepared = Callable[..., Manifest]
+Prepared = Callable[..., "Manifest"]
 Refusal = Callable[..., GptError]
 TokensOf = Callable[..., list[int]]
 Encoded = Callable[..., list[int]]

@@ -1,4 +1,7 @@
-"""Runs of a tiny model: their settings, how they are trained, and all that they end with."""
+"""Runs of a tiny model: their settings, how they are trained, and all that they end with.
+
+torch is imported by the functions that need it: this module is imported by every test.
+"""
 
 import contextlib
 import hashlib
@@ -6,17 +9,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from gptcli.checkpoint import load_checkpoint
 from gptcli.config import Config, load_config
-from gptcli.training.events import Event, StepDone
-from gptcli.training.loop import train
-from gptcli.training.signals import StopRequest
 
 from .folders import copy_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptcli.training.events import Event
 
 Tiny = Callable[..., Config]
 MakeRun = Callable[..., Path]
@@ -44,13 +46,19 @@ def settings(*overrides: str, name: str = "tiny") -> list[str]:
     return [*TINY, "data.dir=data/tiny", f"name={name}", *overrides]
 
 
-def finish(config: Config, **how: bool) -> list[Event]:
+def finish(config: Config, **how: bool) -> "list[Event]":
     """Train to the end."""
+    from gptcli.training.loop import train
+
     return list(train(config, **how))
 
 
-def stop_after(config: Config, step: int, **how: bool) -> list[Event]:
+def stop_after(config: Config, step: int, **how: bool) -> "list[Event]":
     """Train, asking to stop once `step` steps are done."""
+    from gptcli.training.events import StepDone
+    from gptcli.training.loop import train
+    from gptcli.training.signals import StopRequest
+
     stop, events = StopRequest(), []
     for event in train(config, stop=stop, **how):
         events.append(event)
@@ -87,6 +95,8 @@ def result_of(config: Config) -> Result:
 
 def last_state(config: Config) -> tuple[dict[str, str], dict[str, Any]]:
     """Return a digest of each tensor of the last checkpoint, and its state without times."""
+    from gptcli.checkpoint import load_checkpoint
+
     found = load_checkpoint(config.run_folder / "last.pt")
     tensors = {f"model {name}": tensor for name, tensor in found.model.items()}
     for name, state in found.optimizer.items():
@@ -95,7 +105,9 @@ def last_state(config: Config) -> tuple[dict[str, str], dict[str, Any]]:
     return bits, {key: value for key, value in found.state.items() if key != "seconds"}
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def _digest(tensor: "torch.Tensor") -> str:
+    import torch
+
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()}"
 
