@@ -1,4 +1,4 @@
-"""`gpt export`: a trained network in the files of other programs."""
+"""`gpt export`: a trained model in the formats of other programs."""
 
 from dataclasses import asdict
 from pathlib import Path
