@@ -23,10 +23,7 @@ def train(
     set_: options.SetOption = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume",
-            help="Resume from the newest checkpoint (bit-exact on a CPU).",
-        ),
+        typer.Option("--resume", help="Resume from the newest checkpoint (bit-exact on a CPU)."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Rename an existing run and start over.")
