@@ -31,19 +31,12 @@ _COMPARED_CHARS = 1 << 20  # on which gigatoken has to give tiktoken's ids befor
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Texts of one unit to encode together.
-
-    Attributes:
-        unit: The unit they come from.
-        texts: The texts, (n,).
-        documents: The index of each text's document in the unit, (n,), never falling.
-        ends_unit: The unit's last batch, which may be empty.
-    """
+    """Texts of one unit to encode together."""
 
     unit: "Unit"
     texts: list[str]
-    documents: list[int]
-    ends_unit: bool = False
+    documents: list[int]  # the index of each text's document in the unit, never falling
+    ends_unit: bool = False  # the unit's last batch, which may be empty
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,9 @@ class Estimate:
     tokens: int
     shard_bytes: int
     download_bytes: int
-    disk_bytes: int
-    """The most that is on the disk at once because of it."""
+    disk_bytes: int  # the most that is on the disk at once because of it
     free_bytes: int
-    seconds: float | None
-    """Of tokenizing, by one process; None where no text is at hand to measure."""
+    seconds: float | None  # of tokenizing, by one process; None without text at hand to measure
 
 
 def estimate(plan: PreparePlan) -> Estimate:

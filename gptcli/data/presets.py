@@ -17,10 +17,8 @@ class Expected:
     """Counts of a complete preparation, as far as they are known."""
 
     documents: int | None = None
-    gpt2_tokens: int | None = None
-    """With the gpt2 tokenizer, one end-of-text for each document included."""
-    own_val_documents: int = 0
-    """How many of the documents are the dataset's own validation split."""
+    gpt2_tokens: int | None = None  # one end-of-text for each document included
+    own_val_documents: int = 0  # of the documents, those of the dataset's own validation split
 
     def without_own_val(self) -> "Expected":
         """Return the counts where validation is drawn from the training split instead."""
@@ -31,17 +29,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named dataset: where its text is, and what to expect of it.
-
-    Attributes:
-        kind: "rows" are documents, "lines" are lines of one document (joined as they are), "file"
-            is one text on the web, "shards" are ready-made tokens, "library" is this Python's.
-        where: `org/name` on the Hub, or the web address.
-    """
+    """A named dataset: where its text is, and what to expect of it."""
 
     name: str
+    # "rows" are documents, "lines" are lines of one document (joined as they are), "file" is one
+    # text on the web, "shards" are ready-made tokens, "library" is this Python's.
     kind: Literal["library", "rows", "lines", "file", "shards"]
-    where: str
+    where: str  # `org/name` on the Hub, or the web address
     config: str | None
     revision: str | None
     download_bytes: int
@@ -49,8 +43,7 @@ class Preset:
     about: str
     expected: Expected = Expected()
     text_field: str = "text"
-    n_shards: int | None = None
-    """Training files of ready-made tokens; `name:N` takes the first N."""
+    n_shards: int | None = None  # training files of ready-made tokens; `name:N` takes the first N
 
 
 _WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")

@@ -84,12 +84,10 @@ class UnitRecord(_Record):
     """What a unit of the source became."""
 
     name: str
-    sha256: str
-    """Over the unit's source files, to notice when they change."""
+    sha256: str  # over the unit's source files, to notice when they change
     documents: Count
     tokens: Counts
-    bytes: Counts
-    """Bytes of text, without end-of-text tokens."""
+    bytes: Counts  # of text, without end-of-text tokens
     shards: list[Shard]
 
 

@@ -39,10 +39,8 @@ class Source:
     units: tuple[Unit, ...]
     n_bytes: int
     revision: str | None = None
-    text_field: str | None = None
-    """The field that holds the text, where the preset knows it."""
-    expected: Expected | None = None
-    """The counts of a complete preparation, where the preset knows them."""
+    text_field: str | None = None  # that holds the text, where the preset knows it
+    expected: Expected | None = None  # counts of a complete preparation, where they are known
 
     @property
     def has_val(self) -> bool:

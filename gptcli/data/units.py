@@ -23,6 +23,8 @@ from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import SAFE_CUT
 
+# How validation is chosen: "documents" by a keyed draw, the "tail" of each document's tokens, the
+# "end" of the unit's tokens, or the whole unit is one split.
 SplitRule = Literal["documents", "tail", "end", "train", "val"]
 
 GROUP_BYTES = 32 << 20  # text files are grouped up to this size
@@ -34,22 +36,13 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work: files whose documents become shards of their own.
+    """One piece of work: files whose documents become their own shards."""
 
-    Attributes:
-        index: Its place in the source, and the first number in its shards' names.
-        name: What messages call it.
-        paths: Local files, or remote files that are downloaded before they are read.
-        held_out: How validation is chosen: "documents" by a keyed draw, the "tail" of each
-            document's tokens, the "end" of the unit's tokens, or the whole unit is one split.
-        joined: The rows are lines of one document (as WikiText's are), not documents.
-    """
-
-    index: int
-    name: str
-    paths: tuple[Path | RemoteFile, ...]
+    index: int  # its place in the source, and the first number in its shards' names
+    name: str  # what messages call it
+    paths: tuple[Path | RemoteFile, ...]  # remote files are downloaded before they are read
     held_out: SplitRule
-    joined: bool = False
+    joined: bool = False  # the rows are lines of one document (as WikiText's are), not documents
 
     def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
         """Return the split of a document of this unit (of its head, for "tail" and "end")."""

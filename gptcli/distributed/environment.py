@@ -15,16 +15,10 @@ _MAX = 1 << 20  # processes; more are a mistake
 
 @dataclass(frozen=True)
 class Place:
-    """Which of the processes of a run this is.
-
-    Attributes:
-        rank: Its number among them.
-        local_rank: Its number among those of this machine.
-        size: How many there are.
-    """
+    """Which of the processes of a run this is."""
 
     rank: int = 0
-    local_rank: int = 0
+    local_rank: int = 0  # among the processes of this machine
     size: int = 1
 
     @property

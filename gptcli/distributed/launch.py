@@ -40,19 +40,12 @@ _LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes ended.
+    """How the processes ended."""
 
-    Attributes:
-        exit_code: 0 if all succeeded; None if that is not known.
-        message: What the first to fail reported, or how it ended.
-        hint: What it said to do about it.
-        is_stopped: Whether a signal to the launcher ended them.
-    """
-
-    exit_code: int | None
-    message: str = ""
+    exit_code: int | None  # 0 if all succeeded; None if that is not known
+    message: str = ""  # what the first to fail reported, or how it ended
     hint: str | None = None
-    is_stopped: bool = False
+    is_stopped: bool = False  # by a signal to the launcher
 
 
 def require_devices(n_processes: int, device: str) -> None:

@@ -39,23 +39,17 @@ _PEER_IS_GONE = re.compile(
 
 
 class World:
-    """The processes of a run.
-
-    Attributes:
-        rank: Which of them this is.
-        size: How many there are.
-        name: Of this start; no other start has it.
-        restarts: How often torchrun has restarted them.
-        position: How many of the points that every process passes this one has passed.
-        progress: Grows whenever this process makes progress, with the others or alone.
-        is_busy: Whether this process does something that may take any time, such as saving.
-    """
+    """The processes of a run: how many there are (`size`), and which of them this is (`rank`)."""
 
     def __init__(
         self, rank: int = 0, size: int = 1, name: str = "", store: Store | None = None
     ) -> None:
-        self.rank, self.size, self.name = rank, size, name
-        self.restarts, self.position, self.progress, self.is_busy = 0, 0, 0, False
+        self.rank, self.size = rank, size
+        self.name = name  # of this start; no other start has it
+        self.restarts = 0  # by torchrun
+        self.position = 0  # of this process, in points that every process passes
+        self.progress = 0  # grows whenever this process gets something done, together or alone
+        self.is_busy = False  # with something that may take any time, such as saving
         self._store = store
 
     @property

@@ -76,20 +76,13 @@ def _without_stderr() -> Iterator[None]:
 class Tokenizer(ABC):
     """Text to ids and back, by a fixed vocabulary with an end-of-text id."""
 
-    name: str
-    """The name in the configuration."""
-    vocab_size: int
-    """The number of ids, end-of-text included."""
-    eot: int
-    """The end-of-text id, which comes before every document."""
-    bytes_per_token: float = 4.4
-    """Bytes of text for each token, before any was read: GPT-2's on OpenWebText."""
-    safe_cut: re.Pattern[str] = SAFE_CUT
-    """Matches where a text can be cut without changing its tokens."""
-    start: tuple[int, ...] = ()
-    """The ids that come before a prompt, such as Llama's begin-of-text."""
-    is_foreign: bool = False
-    """Whether another program made it: it may change a text, and its library may panic."""
+    name: str  # in the configuration
+    vocab_size: int  # with end-of-text
+    eot: int  # the end-of-text id, which comes before every document
+    bytes_per_token: float = 4.4  # of text, before any was read: GPT-2's on OpenWebText
+    safe_cut: re.Pattern[str] = SAFE_CUT  # matches where a cut changes no token
+    start: tuple[int, ...] = ()  # the ids before a prompt, such as Llama's begin-of-text
+    is_foreign: bool = False  # of another program: may change a text, and its library may panic
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text` (n,); text that spells a special token is ordinary text.
