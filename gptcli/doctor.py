@@ -45,14 +45,7 @@ _REQUIREMENT = re.compile(r"([\w.-]+).*extra\s*==\s*['\"](?!dev\b)([\w-]+)['\"]"
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found.
-
-    Attributes:
-        status: `ok`; `note` where something is missing that is not always needed; `error`.
-        found: What there is, in a line.
-        remedy: How to fix it, or what follows from it.
-        exit_code: What an error ends the program with.
-    """
+    """What a check found, and how to fix what is missing; a note is about what not all need."""
 
     status: Literal["ok", "note", "error"]
     found: str
@@ -65,10 +58,10 @@ def run_checks() -> Iterator[tuple[str, Check]]:
     for name, check in _CHECKS.items():
         try:
             yield name, check()
-        except GptError as error:
-            yield name, _fail(error.message.splitlines()[0], _INSTALL_AGAIN)
         except Exception as error:  # what breaks a check is what it was to find
-            yield name, _fail(f"{type(error).__name__}: {error}", _INSTALL_AGAIN)
+            is_ours, message = isinstance(error, GptError), str(error)
+            text = message.split("\n")[0] if is_ours else f"{type(error).__name__}: {message}"
+            yield name, _fail(text, _INSTALL_AGAIN)
 
 
 _ok, _warn = partial(Check, "ok"), partial(Check, "note")
@@ -77,9 +70,8 @@ _fail = partial(Check, "error", exit_code=ConfigError.exit_code)
 
 def _python() -> Check:
     found = f"{platform.python_version()} ({platform.python_implementation()}), {sys.platform}"
-    if sys.maxsize < 2**32:
-        return _fail(f"{found}, 32 bits", "install a 64-bit Python")
-    return _ok(found)
+    is_wide = sys.maxsize > 2**32
+    return _ok(found) if is_wide else _fail(f"{found}, 32 bits", "install a 64-bit Python")
 
 
 def _torch() -> Check:
@@ -89,7 +81,7 @@ def _torch() -> Check:
     except (ImportError, OSError) as error:
         return _fail(f"cannot be imported: {str(error).splitlines()[0]}", remedy)
     version = str(torch.__version__)
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    numbers = tuple(map(int, version.split("+")[0].split(".")[:2]))
     return _ok(version) if numbers >= _TORCH else _fail(f"{version} is too old", remedy)
 
 
@@ -185,9 +177,8 @@ def _memory() -> Check:
             free_here, total = torch.cuda.mem_get_info(index)
             parts.append(f"cuda:{index} {size(free_here)} of {size(total)} free")
     found = ", ".join(parts) or "unknown"
-    if free is not None and free < _LOW_MEMORY:
-        return _warn(found, "close other programs, or train a small model: -c quickstart")
-    return _ok(found)
+    remedy = "close other programs, or train a small model: -c quickstart"
+    return _warn(found, remedy) if free is not None and free < _LOW_MEMORY else _ok(found)
 
 
 def _shared_memory() -> Check:
@@ -195,10 +186,9 @@ def _shared_memory() -> Check:
     if not _SHM.is_dir():
         return _ok("no /dev/shm on this system; nothing needs it here")
     free = shutil.disk_usage(_SHM).free
-    found = f"{size(free)} free in /dev/shm"
-    if free < _LOW_SHARED_MEMORY:
-        return _warn(found, "only several GPUs need more: docker run --shm-size=1g")
-    return _ok(found)
+    found, remedy = f"{size(free)} free in /dev/shm", "docker run --shm-size=1g"
+    is_low = free < _LOW_SHARED_MEMORY
+    return _warn(found, f"only several GPUs need more: {remedy}") if is_low else _ok(found)
 
 
 def _open_files() -> Check:
@@ -209,10 +199,8 @@ def _open_files() -> Check:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return _ok("any number at once")
-    found = f"{limit} at once"
-    if limit < _FEW_FILES:
-        return _warn(found, "large data sets may need more: ulimit -n 4096")
-    return _ok(found)
+    remedy = "large data sets may need more: ulimit -n 4096"
+    return _warn(f"{limit} at once", remedy) if limit < _FEW_FILES else _ok(f"{limit} at once")
 
 
 def _disk() -> Check:
@@ -274,9 +262,8 @@ def _examples() -> Check:
     files = example_files()
     for file in files:
         load_config(str(file))
-    if not files:
-        return _fail("no examples in the package", _INSTALL_AGAIN)
-    return _ok(", ".join(file.stem for file in files))
+    names = ", ".join(file.stem for file in files)
+    return _ok(names) if files else _fail("no examples in the package", _INSTALL_AGAIN)
 
 
 def _network() -> Check:

@@ -25,11 +25,7 @@ _GROUPS = {"val_loss": "eval", "epoch": "epoch", "loss": "train"}
 
 
 def require(names: Sequence[LoggerName]) -> None:
-    """Refuse trackers whose package is not installed.
-
-    Raises:
-        ConfigError: With the command that installs it.
-    """
+    """Raise ConfigError for a tracker whose package is not installed."""
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of that name is no package
@@ -38,14 +34,10 @@ def require(names: Sequence[LoggerName]) -> None:
 
 
 class Trackers:
-    """The trackers of one call of `train`; a context that closes them.
-
-    Args:
-        names: Which ones; none is fine.
-        notify: Takes a line for the user.
-    """
+    """The trackers of one call of `train`; a context that closes them."""
 
     def __init__(self, names: Sequence[LoggerName], notify: Callable[[str], None]) -> None:
+        """Open nothing yet; `notify` takes a line for the user."""
         self._names, self._notify = list(dict.fromkeys(names)), notify
         self._started: Started | None = None
         self._history: dict[Path, int] = {}  # files and their bytes before this process adds any
@@ -78,13 +70,8 @@ class Trackers:
                 self._guard(name, partial(tracker.add, step, values))
 
     def _begin(self, name: LoggerName, started: Started) -> None:
-        tracker: TensorBoard | WandbRun | None
-        match name:
-            case "tensorboard":
-                tracker = TensorBoard(started)
-            case "wandb":
-                tracker = open_wandb(started, self._notify)
-        if tracker is not None:
+        make = {"tensorboard": TensorBoard, "wandb": partial(open_wandb, notify=self._notify)}[name]
+        if (tracker := make(started)) is not None:
             self._open[name] = tracker
             for step, values in _earlier_points(started, self._history, tracker.since):
                 tracker.add(step, values)
@@ -102,10 +89,8 @@ class TensorBoard:
     """An event file in the run's folder `tensorboard`, which `tensorboard --logdir runs` shows.
 
     Events are written here, at once: the thread of torch's SummaryWriter prints a traceback when
-    the disk is full, and loses what it has not flushed when the process is killed.
-
-    Attributes:
-        since: The first step whose values have to be added again.
+    the disk is full, and loses what it has not flushed when the process is killed. `since` is the
+    first step whose values have to be added again.
     """
 
     def __init__(self, started: Started) -> None:
@@ -154,9 +139,8 @@ class TensorBoard:
 class WandbRun:
     """A run of Weights & Biases: one row for each step that has values.
 
-    Attributes:
-        since: The first step whose row is not yet kept. It is written beside the rows, because
-            offline no server can be asked for it when the run is resumed.
+    `since` is the first step whose row is not yet kept. It is written beside the rows, because
+    offline no server can be asked for it when the run is resumed.
     """
 
     def __init__(self, run: Any, folder: Path) -> None:

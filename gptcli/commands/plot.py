@@ -55,12 +55,13 @@ def plot(
         raise ConfigError("several runs in one picture need a file", "name it with -o FILE.png")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
-    from gptcli.plotting.figure import Picture, draw_figure, require_format
+    from gptcli.plotting import require_ending
+    from gptcli.plotting.figure import FORMATS, Picture, draw_figure
     from gptcli.runs import find_run, read_run
     from gptcli.runs.compare import figures
 
     if out is not None:
-        require_format(out)
+        require_ending(out, *FORMATS)
     folders = [find_run(name) for name in dict.fromkeys(runs)] if runs else [find_run(None)]
     found = [read_run(folder) for folder in folders]
     for run in found:

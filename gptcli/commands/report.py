@@ -27,12 +27,13 @@ def report(
     json_: options.JsonOption = False,
 ) -> None:
     """Write a self-contained HTML report of a run."""
-    from gptcli.plotting.report import require_page, write_report
+    from gptcli.plotting import require_ending
+    from gptcli.plotting.report import FORMATS, write_report
     from gptcli.runs import find_run, read_run
     from gptcli.runs.compare import figures
 
     if out is not None:
-        require_page(out)
+        require_ending(out, *FORMATS)
     folder = find_run(run)
     found = read_run(folder)
     for problem in found.problems:

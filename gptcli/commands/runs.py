@@ -83,7 +83,7 @@ def show(
                 "settings": changed,
                 "data": read.facts.data.model_dump(),
                 "seconds_by_work": dict(read.status.seconds_by_work),
-                "files": {file.name: file.n_bytes for file in read.checkpoints},
+                "files": dict(read.checkpoints),
                 "problems": list(read.problems),
                 "next": next_,
             }
@@ -98,7 +98,7 @@ def show(
         )
     if read.checkpoints:
         console.result("\nfiles")
-        rows = [(f"  {file.name}", size(file.n_bytes)) for file in read.checkpoints]
+        rows = [(f"  {name}", size(n_bytes)) for name, n_bytes in read.checkpoints.items()]
         console.table(("", ""), rows)
     for problem in read.problems:
         console.message(f"note: {problem}", "yellow")
@@ -211,7 +211,7 @@ def _next_commands(run: "RunHistory") -> list[str]:
     from gptcli.runs import BEST, next_commands
 
     folder = run.folder.as_posix()
-    usable = any(file.name == BEST for file in run.checkpoints)
+    usable = BEST in run.checkpoints
     is_plain = run.folder == Path("runs") / run.name and not run.name.startswith("-")
     name = run.name if is_plain else folder
     if run.state in ("stopped", "failed", "died"):

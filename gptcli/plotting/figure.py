@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli import atomic
-from gptcli.errors import ConfigError
 from gptcli.formatting import count, loss, size
+from gptcli.plotting import require_ending
 from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
 from gptcli.runs import RunHistory, read_run
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = (".png", ".svg", ".pdf"), "a picture format"
 _MAX_POINTS, _MAX_DOTS = 3000, 40
 _MAX_NAME = 40
 _DASHED = (0, (4, 1.5))
@@ -69,22 +69,6 @@ class Picture:
     log_y: bool = False
 
 
-def require_format(file: Path) -> str:
-    """Return the picture format that a file's ending asks for.
-
-    Raises:
-        ConfigError: It asks for none, or the file is a folder.
-    """
-    kind = file.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise ConfigError(
-            f"{file}: not a picture format", f"end it in one of .{', .'.join(FORMATS)}"
-        )
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder, not a file")
-    return kind
-
-
 def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> None:
     """Write a picture of one run, or of several over one another.
 
@@ -93,7 +77,7 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
         StorageError: The file cannot be written.
         ModuleNotFoundError: There is no matplotlib.
     """
-    kind = require_format(file)
+    kind = require_ending(file, *FORMATS).removeprefix(".")
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports caches and fonts

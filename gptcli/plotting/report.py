@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from gptcli import __version__, atomic
 from gptcli.config.derived import explicit_settings
 from gptcli.config.template import to_yaml
-from gptcli.errors import ConfigError
 from gptcli.formatting import (
     count,
     duration,
@@ -29,9 +28,11 @@ from gptcli.formatting import (
     setting,
     size,
 )  # fmt: skip
+from gptcli.plotting import require_ending
 from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
 from gptcli.runs import RunHistory
 
+FORMATS = (".html", ".htm"), "a page"
 _MAX_POINTS = 1500  # of a curve
 _MAX_SAMPLES, _SAMPLES_OPEN, _MAX_ROWS_OPEN = 60, 6, 15
 _MOST_OF_IT = 0.9  # of the time, when it counts as accounted for
@@ -43,31 +44,14 @@ class Html(str):
     """Text that is markup already, which is not escaped again."""
 
 
-def require_page(file: Path) -> None:
-    """Refuse a name that is not a page's.
-
-    Raises:
-        ConfigError: It is a folder, or does not end in .html.
-    """
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder, not a file")
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{file}: a report is a page", "name it with the ending .html")
-
-
 def write_report(run: RunHistory, file: Path, now: str) -> int:
-    """Write the page of a run, whole or not at all, and return its bytes.
-
-    Args:
-        run: What the page shows.
-        file: The page.
-        now: The time to name on it.
+    """Write the page of a run, whole or not at all, and return its bytes; `now` is named on it.
 
     Raises:
         ConfigError: `file` is not a page's name.
         StorageError: It cannot be written.
     """
-    require_page(file)
+    require_ending(file, *FORMATS)
     page = render(run, now).encode("utf-8")
     with atomic.create_errors(file):
         atomic.write_bytes(file, page)
@@ -172,37 +156,34 @@ def _facts(run: RunHistory) -> str:
 
 
 def _tiles(run: RunHistory) -> str:
-    """Return the figures of the run at a glance."""
+    """Return the figures of the run at a glance, those that are known."""
     last = run.steps[-1] if run.steps else None
     newest = run.evaluations[-1] if run.evaluations else None
     best, epoch = run.best, run.best_epoch
-    tiles = [("Steps", f"{run.step:,}", f"of {run.max_steps:,}" if run.max_steps else "")]
-    if best is not None:
-        part = scored(run.eval_tokens, run.facts.data.tokens.val)
-        at = f"at step {best.step:,}{part}"
-        tiles.append(("Best validation loss", loss(best.val_loss), at))
-        tiles.append(("Best perplexity", perplexity(best.val_loss), "per token"))
-    if epoch is not None:
-        tiles.append(("Best epoch loss", loss(epoch.train_loss), f"at step {epoch.step:,}"))
-    if newest is not None:
-        if newest.val_loss is not None and newest is not best:
-            tiles.append(("Last validation loss", loss(newest.val_loss), ""))
-        tiles.append(("Last training loss", loss(newest.train_loss), "evaluated"))
-    elif last is not None:
-        tiles.append(("Last training loss", loss(last.loss), ""))
-    if last is not None:
-        epochs = run.epochs_at(last.step)
-        passes = plural(epochs, "epoch") if epochs is not None else ""
-        tiles.append(("Tokens", count(last.tokens), passes))
-        tiles.append(("Wall time", duration(run.seconds), ""))
-        tiles.append(("Tokens per second", count(last.tokens_per_second), "last logged"))
-    if run.facts.parameters:
-        tiles.append(("Parameters", count(run.facts.parameters), ""))
+    part = scored(run.eval_tokens, run.facts.data.tokens.val)
+    epochs = run.epochs_at(last.step) if last else None
+    val_loss = newest.val_loss if newest and newest is not best else None
+    train_loss = newest.train_loss if newest else last.loss if last else None
+    tiles = [
+        ("Steps", f"{run.step:,}", f"of {run.max_steps:,}" if run.max_steps else ""),
+        ("Best validation loss", best and loss(best.val_loss),
+         f"at step {best.step:,}{part}" if best else ""),
+        ("Best perplexity", best and perplexity(best.val_loss), "per token"),
+        ("Best epoch loss", epoch and loss(epoch.train_loss),
+         f"at step {epoch.step:,}" if epoch else ""),
+        ("Last validation loss", None if val_loss is None else loss(val_loss), ""),
+        ("Last training loss", (newest or last) and loss(train_loss), "evaluated" * bool(newest)),
+        ("Tokens", last and count(last.tokens),
+         plural(epochs, "epoch") if epochs is not None else ""),
+        ("Wall time", last and duration(run.seconds), ""),
+        ("Tokens per second", last and count(last.tokens_per_second), "last logged"),
+        ("Parameters", run.facts.parameters and count(run.facts.parameters), ""),
+    ]  # fmt: skip
     return "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}"
         f"{f'<small>{escape(more)}</small>' if more else ''}</dd></div>"
-        for name, value, more in tiles
-    )
+        for name, value, more in tiles if value
+    )  # fmt: skip
 
 
 def _evaluations(run: RunHistory) -> str:
@@ -298,7 +279,7 @@ def _environment(run: RunHistory) -> str:
 
 
 def _checkpoints(run: RunHistory) -> str:
-    rows = [(file.name, size(file.n_bytes)) for file in run.checkpoints]
+    rows = [(name, size(n_bytes)) for name, n_bytes in run.checkpoints.items()]
     return _section("Checkpoints", _table(rows, ("file", "size")))
 
 

@@ -1,6 +1,9 @@
 """Runs in figures, side by side: their settings, and how far each was at the same point."""
 
+import contextlib
 import math
+import stat
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +60,7 @@ def figures(run: RunHistory) -> Figures:
     """Return the figures of a run."""
     scored = run.evaluations[-1] if run.evaluations else None
     losses = [row.loss for row in run.steps if row.loss is not None]
-    speeds = sorted(row.tokens_per_second for row in run.steps if row.tokens_per_second)
+    speeds = [row.tokens_per_second for row in run.steps if row.tokens_per_second]
     best = run.best_point
     return Figures(
         name=run.name,
@@ -77,7 +80,7 @@ def figures(run: RunHistory) -> Figures:
         best_epoch_loss=run.best_epoch.train_loss if run.best_epoch else None,
         best_step=best[0] if best else None,
         parameters=run.facts.parameters,
-        tokens_per_second=speeds[len(speeds) // 2] if speeds else None,
+        tokens_per_second=statistics.median_high(speeds) if speeds else None,
         created=run.facts.created,
         changed=run.status.time or run.facts.created,
         size_bytes=size_on_disk(run.folder),
@@ -88,12 +91,10 @@ def size_on_disk(folder: Path) -> int:
     """Return the bytes of a folder's files; best.pt and last.pt are other names of checkpoints."""
     sizes: dict[tuple[int, int], int] = {}
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(OSError):  # training has just removed it
             status = path.lstat()
-        except OSError:  # training has just removed it
-            continue
-        if not path.is_dir():
-            sizes[(status.st_dev, status.st_ino or hash(path))] = status.st_size
+            if not stat.S_ISDIR(status.st_mode):
+                sizes[(status.st_dev, status.st_ino or hash(path))] = status.st_size
     return sum(sizes.values())
 
 

@@ -11,13 +11,14 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptcli import atomic, locking
 from gptcli.config.schema import Config
 from gptcli.config.yaml import dump_yaml
-from gptcli.errors import ConfigError, GptError, StorageError
+from gptcli.errors import EXIT_BUG, ConfigError, GptError, StorageError
 from gptcli.formatting import moment
 from gptcli.runs import record
 from gptcli.runs.read import metrics_row, read_rows
@@ -98,15 +99,8 @@ class Run:
 
     def write_status(self, state: str, step: int, exit_code: int | None, **more: Any) -> None:
         """Write status.json, which repeats the exit code (torchrun hides it)."""
-        status = {
-            "state": state,
-            "step": step,
-            "exit_code": exit_code,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "time": moment(),
-            **more,
-        }
+        status = {"state": state, "step": step, "exit_code": exit_code, "pid": os.getpid(),
+                  "host": socket.gethostname(), "time": moment(), **more}  # fmt: skip
         _write_json(self.folder / STATUS, status)
 
     def write_failure(self, exit_code: int, message: str) -> None:
@@ -172,11 +166,9 @@ class Run:
 
 def _identity(folder: Path) -> tuple[int, int] | None:
     """Return the device and inode of a folder; None if it does not exist."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    with contextlib.suppress(OSError):
+        return (status := folder.stat()).st_dev, status.st_ino
+    return None
 
 
 def _observes(row: object) -> bool:
@@ -208,35 +200,41 @@ def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
         StorageError: It may not be written.
     """
     folder = config.run_folder
-    holds_run = (folder / RUN).is_file()
-    if holds_run and not resume:
-        with _lock(folder):  # that another process trains there is the better reason
-            pass
-    if holds_run and not resume and not overwrite:
-        raise _taken(folder)
-    if holds_run and not resume:
-        atomic.set_aside(folder)
-    elif not holds_run:
+    hint = "wait for it, stop it, or choose another -s name=..."
+    lock = partial(locking.hold, folder, "is training in this folder", hint)
+    taken = ConfigError(
+        f"{folder} already holds a run",
+        "resume it with --resume, rename it with --overwrite, or choose another -s name=...",
+    )
+    if not (folder / RUN).is_file():
         _refuse_foreign(folder)
-    atomic.make_folder(folder / "checkpoints")
-    if (folder / "checkpoints").is_symlink():  # old checkpoints are removed there
+    elif not resume:
+        with lock():  # that another process trains there is the better reason
+            pass
+        if not overwrite:
+            raise taken
+        atomic.set_aside(folder)
+    checkpoints = folder / "checkpoints"
+    atomic.make_folder(checkpoints)
+    if checkpoints.is_symlink():  # old checkpoints are removed there
         raise StorageError(
-            f"{folder / 'checkpoints'}: is a symbolic link, which is not followed",
+            f"{checkpoints}: is a symbolic link, which is not followed",
             "link the run folder as a whole, or name another with -s run_dir=...",
         )
-    with _lock(folder):
+    with lock():
         if not resume and (folder / RUN).is_file():  # another process has just started one
-            raise _taken(folder)
+            raise taken
         atomic.remove_leftovers(folder)
-        atomic.remove_leftovers(folder / "checkpoints")
+        atomic.remove_leftovers(checkpoints)
         run = Run(folder)
         try:
             yield run
-        except GptError as error:
-            _record_failure(run, error.exit_code, error.message)
-            raise
         except Exception as error:
-            _record_failure(run, 70, repr(error))
+            code = error.exit_code if isinstance(error, GptError) else EXIT_BUG
+            text = error.message if isinstance(error, GptError) else repr(error)
+            if (folder / RUN).is_file():  # before that, there is no run to fail
+                with contextlib.suppress(GptError, OSError):  # the first failure matters more
+                    run.write_failure(code, text)
             raise
 
 
@@ -244,24 +242,6 @@ def describe_run(run: Run, facts: dict[str, Any]) -> None:
     """Write run.json once: time, command, versions, machine and data."""
     if not (run.folder / RUN).exists():
         _write_json(run.folder / RUN, {"created": moment(), "command": sys.argv[1:], **facts})
-
-
-def _record_failure(run: Run, exit_code: int, message: str) -> None:
-    """Record a failure as far as a broken disk allows; the failure itself matters more.
-
-    Before run.json there is no run to fail, and the next try finds the folder free.
-    """
-    if not (run.folder / RUN).is_file():
-        return
-    with contextlib.suppress(GptError, OSError):
-        run.write_failure(exit_code, message)
-
-
-def _taken(folder: Path) -> ConfigError:
-    return ConfigError(
-        f"{folder} already holds a run",
-        "resume it with --resume, rename it with --overwrite, or choose another -s name=...",
-    )
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -275,14 +255,6 @@ def _refuse_foreign(folder: Path) -> None:
             f"{folder} holds {found[0]} but no run ({RUN} is missing)",
             "choose another folder with -s name=... or -s run_dir=...",
         )
-
-
-def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return locking.hold(
-        folder,
-        "is training in this folder",
-        "wait for it, stop it, or choose another -s name=...",
-    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 A file that is missing or damaged is reported as a problem, never an error.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -73,10 +74,9 @@ def read_rows(
             continue
         yield line + b"\n", row
     if damaged:
-        lines = f"{len(damaged)} lines that cannot be read, the first is"
-        one = f"line {damaged[0]}"
-        what = f"{one} that cannot be read" if len(damaged) == 1 else f"{lines} {one}"
-        problems.append(f"{path}: skipped {what}")
+        n_lines = f"{len(damaged)} lines that cannot be read, the first is line {damaged[0]}"
+        one_line = f"line {damaged[0]} that cannot be read"
+        problems.append(f"{path}: skipped {one_line if len(damaged) == 1 else n_lines}")
 
 
 def metrics_row(line: Any) -> Step | Evaluation | Epoch | record.Other:
@@ -134,12 +134,9 @@ def _settings(path: Path, problems: list[str]) -> dict[str, object]:
     return {}
 
 
-def _checkpoints(folder: Path) -> tuple[record.CheckpointFile, ...]:
-    files = []
+def _checkpoints(folder: Path) -> dict[str, int]:
+    sizes = {}
     for path in (path for pattern in _CHECKPOINTS for path in sorted(folder.glob(pattern))):
-        try:
-            size = path.stat().st_size
-        except OSError:  # training has just removed it
-            continue
-        files.append(record.CheckpointFile(path.relative_to(folder).as_posix(), size))
-    return tuple(files)
+        with contextlib.suppress(OSError):  # training has just removed it
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes

@@ -123,20 +123,13 @@ class Status(_Row):
 
 
 @dataclass(frozen=True)
-class CheckpointFile:
-    """A checkpoint on the disk, by its name in the run folder."""
-
-    name: str
-    n_bytes: int
-
-
-@dataclass(frozen=True)
 class RunHistory:
     """A run as its folder holds it at one moment.
 
     Attributes:
         settings: Every value of config.yaml by its dotted key.
         steps: The logged steps, in order; so are evaluations, epochs and samples.
+        checkpoints: Names in the run folder and bytes.
         problems: Files and lines that could not be read, one line each.
     """
 
@@ -149,7 +142,7 @@ class RunHistory:
     evaluations: tuple[Evaluation, ...]
     epochs: tuple[Epoch, ...]
     samples: tuple[TextSample, ...]
-    checkpoints: tuple[CheckpointFile, ...]
+    checkpoints: Mapping[str, int]
     problems: tuple[str, ...]
 
     @property
@@ -161,9 +154,8 @@ class RunHistory:
     @property
     def step(self) -> int:
         """The last step known to be done."""
-        logged = [self.steps[-1].step] if self.steps else []
-        scored = [self.evaluations[-1].step] if self.evaluations else []
-        return max([self.status.step, *logged, *scored])
+        last = (*self.steps[-1:], *self.evaluations[-1:])
+        return max([self.status.step, *(row.step for row in last)])
 
     @property
     def best(self) -> Evaluation | None:
@@ -246,8 +238,6 @@ def _is_gone(status: Status) -> bool:
         return False
     try:
         os.kill(status.pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
     return False

@@ -189,16 +189,26 @@ def _progress(state: RunState, width: int, at: float, plain: bool) -> Text:
 
 def _numbers(state: RunState, at: float) -> list[Number]:
     """Return what there is to show, the most important first."""
-    run, now = state.started, state.now
-    assert run is not None
+    assert state.started is not None
+    plan, spec, now, best = state.started.plan, state.started.spec, state.now, state.best
     numbers: list[Number] = []
     if now is not None:
         numbers.append(("loss", loss(now.loss), "bold"))
-        if state.smoothed is not None:
-            numbers.append(("smoothed", loss(state.smoothed), "bold"))
-    numbers += _scores(state)
+    if state.smoothed is not None:
+        numbers.append(("smoothed", loss(state.smoothed), "bold"))
+    if spec.val_tokens:
+        last = state.evaluated
+        value = last.val_loss if last is not None else None
+        is_best = last is not None and best is not None and best[0] == last.step
+        style = "bold green" if is_best else "" if value is not None else "dim"
+        numbers.append(("val loss", "not yet" if value is None else loss(value), style))
+        if part := scored(spec.eval_tokens[1], spec.val_tokens):
+            numbers.append(("val part", part.strip(" ()"), ""))
+    if best is not None:  # of epochs where there is no validation
+        label = "best val" if spec.val_tokens else "epoch loss"
+        numbers.append((label, f"{loss(best[1])} at {best[0]:,}", "green"))
     if now is not None:
-        mfu, available = state.mfu(), run.plan.memory.available
+        mfu, available = state.mfu(), plan.memory.available
         share = f" MFU {mfu:.0%}" if mfu is not None else ""
         of = f" of {size(available)}" if available is not None else ""
         numbers += [
@@ -207,34 +217,13 @@ def _numbers(state: RunState, at: float) -> list[Number]:
             ("tokens/s", f"{count(now.tokens_per_second)}{share}", ""),
             ("memory", f"{size(now.memory_bytes)}{of}", ""),
         ]
-    epochs = run.spec.epochs_at(state.step)
-    numbers.append(("epochs", f"{fixed(epochs, 2)} of {fixed(run.spec.epochs, 2)}", ""))
-    numbers.append(("time", _time(state.seconds(at)), ""))
+    epochs = f"{fixed(spec.epochs_at(state.step), 2)} of {fixed(spec.epochs, 2)}"
+    numbers += [("epochs", epochs, ""), ("time", _time(state.seconds(at)), "")]
     if state.saved is not None:
         step, when = state.saved
         numbers.append(("saved", f"{_time(at - when)} ago, step {step:,}", ""))
     if state.skipped:
         numbers.append(("skipped", f"{state.skipped} steps, not finite", "bold red"))
-    return numbers
-
-
-def _scores(state: RunState) -> list[Number]:
-    """Return the last validation loss and the best; of epochs where there is no validation."""
-    assert state.started is not None
-    spec = state.started.spec
-    validates = spec.val_tokens > 0
-    best, last = state.best, state.evaluated
-    numbers: list[Number] = []
-    if validates:
-        value = last.val_loss if last is not None else None
-        is_best = last is not None and best is not None and best[0] == last.step
-        style = "bold green" if is_best else "" if value is not None else "dim"
-        numbers.append(("val loss", "not yet" if value is None else loss(value), style))
-        if part := scored(spec.eval_tokens[1], spec.val_tokens):
-            numbers.append(("val part", part.strip(" ()"), ""))
-    if best is not None:
-        text = f"{loss(best[1])} at {best[0]:,}"
-        numbers.append(("best val" if validates else "epoch loss", text, "green"))
     return numbers
 
 

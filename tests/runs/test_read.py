@@ -27,8 +27,8 @@ def test_a_trained_run_is_read_whole(run: Path) -> None:
     assert found.best.val_loss == min(row.val_loss or 99 for row in found.evaluations)
     assert found.facts.parameters and str(found.facts.data.source).endswith("corpus.txt")
     assert found.facts.data.tokens.train > found.facts.data.tokens.val > 0
-    assert [file.name for file in found.checkpoints][:2] == ["best.pt", "last.pt"]
-    assert all(file.n_bytes > 1000 for file in found.checkpoints)
+    assert [*found.checkpoints][:2] == ["best.pt", "last.pt"]
+    assert all(n_bytes > 1000 for n_bytes in found.checkpoints.values())
     assert found.status.seconds_by_work["steps"] > 0
     assert [sample.step for sample in found.samples] == [6] and found.samples[0].text
 
