@@ -27,10 +27,6 @@ FORMATS = (".png", ".svg", ".pdf"), "a picture format"
 _MAX_POINTS, _MAX_DOTS = 3000, 40
 _MAX_NAME = 40
 _DASHED = (0, (4, 1.5))
-_TRAIN, _VAL = "#4c78a8", "#e4572e"
-# Ten hues that stay apart for most eyes, the first ones most.
-_COLORS = ("#4c78a8", "#e4572e", "#2a9d5c", "#b279a2", "#d9a400",
-           "#17a2b8", "#8c564b", "#6b6ecf", "#c51b7d", "#6e7781")  # fmt: skip
 _STYLES: dict[str, dict[str, Any]] = {
     "line": {}, "faint": {"linewidth": 0.7, "alpha": 0.25}, "marked": {"marker": "o"}
 }  # fmt: skip
@@ -38,24 +34,6 @@ _STYLES: dict[str, dict[str, Any]] = {
 _UNDATED: dict[str, dict[str, None]] = {
     "png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}
 }  # fmt: skip
-_STYLE: dict[Any, object] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.4,
-    "legend.framealpha": 0.8,
-    "legend.edgecolor": "none",
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "gptcli",
-    "text.usetex": False,
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,8 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports caches and fonts
     data = io.BytesIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    style = Path(__file__).with_suffix(".mplstyle")
+    with matplotlib.rc_context(fname=style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have letters that the font lacks
         _figure(runs, picture).savefig(data, format=kind, dpi=160, metadata=_UNDATED[kind])
     with atomic.create_errors(file):
@@ -118,7 +97,7 @@ def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
             continue
         for number, (run, name) in enumerate(zip(runs, names, strict=True)):
             curve = panel_curve(run, picture.axis, panel, _MAX_POINTS)
-            axes.plot(*_scaled(curve, seconds), color=_color(number), linewidth=1.1, label=name)
+            axes.plot(*_scaled(curve, seconds), color=f"C{number}", linewidth=1.1, label=name)
         highest = axes.dataLim.ymax
         axes.set_ylim(0, 1.08 * highest if 0 < highest < math.inf else 1)
         axes.yaxis.set_major_formatter(_formatter(unit))
@@ -147,7 +126,7 @@ def _draw_losses(
         losses = loss_curves(run, picture.axis, _MAX_POINTS)
         step, lowest = run.best_point or (0, 0.0)
         best = f"best {loss(lowest)} at step {step:,}" if run.best_point else ""
-        color, val_color = (_TRAIN, _VAL) if is_one else (_color(number), _color(number))
+        color, val_color = ("C0", "C1") if is_one else (f"C{number}", f"C{number}")
         if not is_one:
             axes.plot([], [], color=color, label=f"{name}  {best}".rstrip())
         for curve in (curve for curve in losses.curves if curve.kind in _STYLES):
@@ -217,10 +196,6 @@ def _time_unit(runs: Sequence[RunHistory]) -> tuple[str, float]:
     if longest < 120:
         return "seconds", 1.0
     return ("minutes", 60.0) if longest < 7200 else ("hours", 3600.0)
-
-
-def _color(number: int) -> str:
-    return _COLORS[number % len(_COLORS)]
 
 
 def _scaled(curve: Curve, seconds: float) -> tuple[list[float], tuple[float, ...]]:

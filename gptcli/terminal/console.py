@@ -35,7 +35,7 @@ class Terminal(Console):
         return super().show_cursor(True)
 
 
-_err = Terminal(stderr=True, highlight=False, soft_wrap=True)
+stderr = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 class OutputLostError(StorageError):
@@ -96,19 +96,19 @@ def take_output() -> None:
 
 def message(text: str, style: str = "") -> None:
     """Print a message to stderr."""
-    _err.print(Text(printable(text), style=style))
+    stderr.print(Text(printable(text), style=style))
 
 
 def error(text: str, hint: str | None = None) -> None:
     """Print an error and how to fix it to stderr."""
-    _err.print(Text.assemble(("error: ", "bold red"), printable(text)))
+    stderr.print(Text.assemble(("error: ", "bold red"), printable(text)))
     if hint:
-        _err.print(Text.assemble(("hint: ", "bold"), printable(hint)))
+        stderr.print(Text.assemble(("hint: ", "bold"), printable(hint)))
 
 
 def prompt(text: str) -> None:
     """Print the prompt that the result continues to stderr."""
-    _err.print(Text(printable(text), style="dim"), end="")
+    stderr.print(Text(printable(text), style="dim"), end="")
 
 
 def ask(sign: str) -> str | None:
@@ -171,14 +171,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def terminal() -> Console:
-    """Return the console that draws on stderr."""
-    return _err
-
-
 def is_live() -> bool:
     """Tell whether stderr is a terminal that can be redrawn; FORCE_COLOR does not make it one."""
-    return sys.stderr.isatty() and _err.is_interactive
+    return sys.stderr.isatty() and stderr.is_interactive
 
 
 class Bar:
@@ -201,7 +196,7 @@ def bar(text: str, total: int | None = None) -> Iterator[Bar]:
     """Show a bar while the block runs; without `total`, that something is in progress."""
     columns = (progress.SpinnerColumn(), "{task.description}", progress.BarColumn(bar_width=None),
                progress.TaskProgressColumn(), progress.TimeRemainingColumn())  # fmt: skip
-    bars = progress.Progress(*columns, console=_err, transient=True)
+    bars = progress.Progress(*columns, console=stderr, transient=True)
     task = bars.add_task(printable(text), total=total)
     with bars if is_live() else contextlib.nullcontext():
         yield Bar(bars, task)
@@ -223,7 +218,7 @@ def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], No
     columns = ("{task.description}", progress.BarColumn(bar_width=None), progress.DownloadColumn(),
                progress.TransferSpeedColumn(),
                progress.TimeRemainingColumn(compact=True))  # fmt: skip
-    with progress.Progress(*columns, console=_err, transient=True, expand=True) as bars:
+    with progress.Progress(*columns, console=stderr, transient=True, expand=True) as bars:
         tasks = {kind: bars.add_task(kind, total=total) for kind, total in totals.items()}
 
         def advance(kind: str, n_bytes: int) -> None:

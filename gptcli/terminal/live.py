@@ -4,6 +4,7 @@ A thread draws, a few times a second; training only passes its events. The curso
 every way out too.
 """
 
+import contextlib
 import threading
 import time
 
@@ -30,13 +31,8 @@ class TrainScreen:
     """Shows the events of a training run."""
 
     def __init__(self, terminal: Console | None = None, live: bool | None = None) -> None:
-        """Draw nothing yet.
-
-        Args:
-            terminal: Where to draw; default: stderr.
-            live: Whether it can be redrawn; default: asked of stderr.
-        """
-        self._terminal = terminal or console.terminal()
+        """Draw nothing yet, on stderr or another terminal; `live` says that it can be redrawn."""
+        self._terminal = terminal or console.stderr
         self._is_live = console.is_live() if live is None else live
         self._state = RunState(time.monotonic())
         self._lock = threading.Lock()
@@ -99,21 +95,16 @@ class TrainScreen:
 
     def _draw_on(self) -> None:
         while not self._ended.wait(_SECONDS):
-            try:
-                with self._lock:
-                    self._draw()
-            except OSError:  # the terminal is gone; training is not
-                return
-
-    def _draw(self) -> None:
-        assert self._live is not None
-        if self._terminal.size != self._size:
-            # Each terminal rewraps what is there in its own way: start with a clear screen.
-            self._live.stop()
-            self._terminal.clear()
-            self._print(self._state.started)
-            self._begin()
-        self._live.refresh()
+            # On an OSError the terminal is gone, but training is not.
+            with contextlib.suppress(OSError), self._lock:
+                assert self._live is not None
+                if self._terminal.size != self._size:
+                    # Each terminal rewraps what is there in its own way: start with a clear screen.
+                    self._live.stop()
+                    self._terminal.clear()
+                    self._print(self._state.started)
+                    self._begin()
+                self._live.refresh()
 
     def _picture(self) -> Group:
         width, height = self._terminal.size

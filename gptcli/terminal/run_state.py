@@ -63,23 +63,21 @@ class RunState:
                 self.sample = event
             case events.Saved():
                 self.saved = event.step, at
-            case events.Stopped() | events.Finished():
-                self.work = "stopped" if isinstance(event, events.Stopped) else "finished"
-            case _:
-                pass
+            case events.Stopped():
+                self.work = "stopped"
+            case events.Finished():
+                self.work = "finished"
 
     def _score(self, event: events.Evaluated | events.EpochDone) -> None:
-        """Take in a loss that decides which is best: of validation, or of epochs without it."""
-        if isinstance(event, events.EpochDone):
-            has_val = self.started is not None and self.started.spec.val_tokens
-            if not has_val and (self.best is None or event.train_loss < self.best[1]):
+        if isinstance(event, events.Evaluated):
+            self.evaluated = event
+            if event.val_loss is not None:
+                self.marks.append((event.step, event.val_loss))
+                self.best = self.marks[-1] if event.is_best else self.best
+        # Where nothing is validated, epochs decide which is best.
+        elif self.started is not None and not self.started.spec.val_tokens:
+            if self.best is None or event.train_loss < self.best[1]:
                 self.best = event.step, event.train_loss
-            return
-        self.evaluated = event
-        if event.val_loss is not None:
-            self.marks.append((event.step, event.val_loss))
-            if event.is_best:
-                self.best = event.step, event.val_loss
 
     def _step(self, event: events.StepDone) -> None:
         self.now = event

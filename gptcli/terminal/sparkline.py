@@ -32,7 +32,9 @@ def draw_curve(
     """
     n_columns, n_rows = width - _LABEL - 2, height - 1
     first, last = losses[0][0], max(losses[-1][0], *(step for step, _ in marks), 0)
-    low, high = _range(losses, marks)
+    shown = [value for points in (losses, marks) for _, value in settled(points)]
+    low, high = min(shown), max(shown)  # the steep start may lie above
+    low, high = (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
 
     def column(step: int) -> int:
         return round((step - first) / max(1, last - first) * (2 * n_columns - 1))
@@ -65,13 +67,6 @@ def draw_curve(
     legend = "  ".join(["step", *["o validation"] * bool(marks), *["* best"] * (best is not None)])
     middle = legend.center(room) if len(legend) + 2 <= room else " " * max(1, room)
     return [*lines, Text(f"{'':{_LABEL + 2}}{left}{middle}{right}", style="dim")]
-
-
-def _range(losses: Sequence[Point], marks: Sequence[Point]) -> tuple[float, float]:
-    """Return the lowest and the highest loss to show; the steep start may lie above."""
-    shown = [value for points in (losses, marks) for _, value in settled(points)]
-    low, high = min(shown), max(shown)
-    return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
 
 
 def _strokes(points: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
