@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gptcli import atomic
 from gptcli.config.schema import LoggerName
@@ -21,7 +22,6 @@ from gptcli.runs import CONFIG, METRICS, RUN, SAMPLES
 from gptcli.training.events import Event, Started, history_line
 
 Values = Mapping[str, float | str]
-_GROUPS = {"val_loss": "eval", "epoch": "epoch", "loss": "train"}
 
 
 def require(names: Sequence[LoggerName]) -> None:
@@ -33,7 +33,7 @@ def require(names: Sequence[LoggerName]) -> None:
             raise ConfigError(f"train.loggers: {name} is not installed", hint)
 
 
-class Trackers:
+class Trackers(AbstractContextManager["Trackers"]):
     """The trackers of one call of `train`; a context that closes them."""
 
     def __init__(self, names: Sequence[LoggerName], notify: Callable[[str], None]) -> None:
@@ -42,9 +42,6 @@ class Trackers:
         self._started: Started | None = None
         self._history: dict[Path, int] = {}  # files and their bytes before this process adds any
         self._open: dict[LoggerName, TensorBoard | WandbRun] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for name, tracker in list(self._open.items()):
@@ -70,8 +67,9 @@ class Trackers:
                 self._guard(name, partial(tracker.add, step, values))
 
     def _begin(self, name: LoggerName, started: Started) -> None:
-        make = {"tensorboard": TensorBoard, "wandb": partial(open_wandb, notify=self._notify)}[name]
-        if (tracker := make(started)) is not None:
+        is_wandb = name == "wandb"
+        tracker = open_wandb(started, self._notify) if is_wandb else TensorBoard(started)
+        if tracker is not None:
             self._open[name] = tracker
             for step, values in _earlier_points(started, self._history, tracker.since):
                 tracker.add(step, values)
@@ -101,8 +99,7 @@ class TensorBoard:
         self._make_event, self._summary = Event, summary  # type: Any, Any
         folder = started.run_dir / "tensorboard"
         atomic.make_folder(folder)
-        is_first = not any(folder.glob("events.out.tfevents.*"))
-        self.since = 0 if is_first else started.step
+        self.since = started.step if any(folder.glob("events.out.tfevents.*")) else 0
         path = folder / f"events.out.tfevents.{time.time_ns() / 1e9:017.6f}.{os.getpid()}"
         self._file = path.open("xb", buffering=0)
         self._records = RecordWriter(self._file)
@@ -229,7 +226,7 @@ def _point(line: Mapping[str, Any]) -> tuple[int, Values]:
     """Return the step and the values of a line, each value behind the group it is drawn in."""
     if "text" in line:
         return line["step"], {"sample": f"{line['prompt']}{line['text']}"}
-    group = next(group for key, group in _GROUPS.items() if key in line)
+    group = "eval" if "val_loss" in line else "epoch" if "epoch" in line else "train"
     return line["step"], {
         f"{group}/{key}": float(value)
         for key, value in line.items()

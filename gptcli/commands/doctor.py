@@ -1,4 +1,4 @@
-"""`gpt doctor`: what the program needs on this machine, each line ok or how to mend it."""
+"""`gpt doctor`: what the program needs on this machine, each line ok or how to fix it."""
 
 import textwrap
 from dataclasses import asdict
@@ -50,7 +50,7 @@ def _print(name: str, verdict: "Check") -> None:
     for line in rest:
         console.result(indent + line)
     for number, line in enumerate(_wrapped(verdict.remedy or "")):
-        lead = " " * _NAME + ("mend:" if verdict.status == "error" else "hint:")
+        lead = " " * _NAME + ("fix:" if verdict.status == "error" else "hint:")
         console.result((indent if number else f"{lead:<{len(indent)}}") + line)
 
 

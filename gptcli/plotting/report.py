@@ -144,7 +144,7 @@ def _rounded(number: float) -> float:
 
 
 def _facts(run: RunHistory) -> str:
-    """Return what stands below the page's title."""
+    """Return the lines below the page's title."""
     lines: list[tuple[str, str]] = [("quiet", f"started {run.facts.created}")] * bool(
         run.facts.created
     )

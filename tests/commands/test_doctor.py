@@ -1,4 +1,4 @@
-"""`gpt doctor`: it finds what is there, and says how to mend what is not."""
+"""`gpt doctor`: it finds what is there, and says how to fix what is not."""
 
 import http.server
 import json
@@ -87,7 +87,7 @@ def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path, fork_server: Gpt) -> N
     done = fork_server("doctor", code=COMMAND_OF_A_COPY, env=env)
     assert done.code == 2
     assert "examples    ok" in done.out, "they are found in the package, as after pip install"
-    assert "tokenizer   error" in done.out and "mend:  install gptcli again" in done.out
+    assert "tokenizer   error" in done.out and "fix:   install gptcli again" in done.out
     assert done.out.splitlines()[-1] == "1 problem to fix"
 
 
