@@ -50,7 +50,6 @@ def train(
     json_: options.JsonOption = False,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume continues."""
-    from gptcli import trackers
     from gptcli.errors import ConfigError
 
     if resume and overwrite:
@@ -59,6 +58,8 @@ def train(
     if gpus and verify_resume is not None:
         raise ConfigError("--verify-resume compares runs of one process: leave --gpus out")
     loaded = options.load(config, set_)
+    from gptcli import trackers  # which imports torch: not before the configuration is right
+
     trackers.require(loaded.train.loggers)
     if resume:
         _require_place(config, loaded)
