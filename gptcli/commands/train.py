@@ -11,6 +11,7 @@ import typer
 
 from gptcli.commands import distributed, options
 from gptcli.distributed.environment import place
+from gptcli.errors import ConfigError
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def train(
     json_: options.JsonOption = False,
 ) -> None:
     """Train a model; Ctrl-C saves, --resume continues."""
-    from gptcli.errors import ConfigError
-
     if resume and overwrite:
         raise ConfigError("--resume continues a run and --overwrite starts over: use one of them")
     options.require_positive(gpus=gpus)
@@ -65,8 +64,7 @@ def train(
         _require_place(config, loaded)
     if not loaded.run_dir and not loaded.name:
         loaded = loaded.model_copy(update={"name": _default_name(loaded)})
-    here = place()
-    if here.is_main:
+    if place().is_main:
         _prepare_local(loaded, options.command_for("prepare", config, set_))
     if dry_run:
         _plan(loaded, gpus or 1, resume, json_)
@@ -74,7 +72,7 @@ def train(
     if verify_resume is not None:
         _verify(loaded, verify_resume, json_)
         return
-    if gpus and gpus > 1 and here.size == 1:
+    if gpus and gpus > 1 and place().size == 1:
         distributed.launch(loaded, gpus, resume=resume)
         return
     _train(loaded, resume, overwrite, json_)
@@ -82,7 +80,6 @@ def train(
 
 def _require_place(file: str | None, config: "Config") -> None:
     """Refuse the configuration of a run whose paths begin in another folder than this one."""
-    from gptcli.errors import ConfigError
     from gptcli.runs import CONFIG, RUN
 
     folder = Path(file or "").resolve().parent
@@ -200,7 +197,7 @@ def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:
     """Prove that resuming is exact here; exit 1 if it is not."""
-    from gptcli.errors import EXIT_DIFFERS, ConfigError
+    from gptcli.errors import EXIT_DIFFERS
     from gptcli.training.verify import verify_resume
 
     if steps < 2:

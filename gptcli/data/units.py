@@ -13,15 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gptcli.config.schema import DataConfig
 from gptcli.data import readers
 from gptcli.data.hub import OnBytes, RemoteFile
-from gptcli.data.shards import Split
 from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
-from gptcli.tokenizers import SAFE_CUT
+
+if TYPE_CHECKING:
+    from gptcli.data.shards import Split
 
 # How validation is chosen: "documents" by a keyed draw, the "tail" of each document's tokens, the
 # "end" of the unit's tokens, or the whole unit is one split.
@@ -44,7 +45,7 @@ class Unit:
     held_out: SplitRule
     joined: bool = False  # the rows are lines of one document (as WikiText's are), not documents
 
-    def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
+    def split_of(self, document: int, seed: int, val_fraction: float) -> "Split":
         """Return the split of a document of this unit (of its head, for "tail" and "end")."""
         if self.held_out == "documents":
             drawn = derive_uniform("split", seed, self.index, document)
@@ -114,13 +115,15 @@ def library_packages() -> dict[str, list[Path]]:
 
 
 def documents(
-    unit: Unit, config: DataConfig, cut: re.Pattern[str] = SAFE_CUT
+    unit: Unit, config: DataConfig, cut: re.Pattern[str] | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield (index of the document in the unit, next piece of its text), in a fixed order."""
+    from gptcli.tokenizers import SAFE_CUT  # which imports numpy; to name a source needs none
+
     index = 0
     for entry in unit.paths:
         path = entry if isinstance(entry, Path) else entry.fetch()
-        for pieces in _texts(path, config, cut):
+        for pieces in _texts(path, config, cut or SAFE_CUT):
             for piece in pieces:
                 yield (0 if unit.joined else index), piece
             index += 1
