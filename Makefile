@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check bench gpu mps chaos interop install clean
+.PHONY: demo test check docs bench gpu mps chaos interop install clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What is generated in docs/ and examples/. The pictures show speeds: run it where nothing else runs.
+docs: $(VENV)/.installed-dev
+	$(BIN)/gpt config schema --markdown -o docs/config.md
+	$(BIN)/gpt config schema -o examples/gptcli.schema.json
+	$(BIN)/python docs/pictures.py
 
 # The crash suite in its long form, with a line of figures for each row.
 chaos: $(VENV)/.installed-dev
