@@ -5,6 +5,7 @@ quickly. What compilers, allocators and libraries add is not known beforehand.
 """
 
 import contextlib
+import functools
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.device import available_memory, machine_memory, memory_bytes
 from gptcli.errors import ConfigError, MemoryLimitError, StorageError
@@ -30,7 +32,7 @@ _SHARE = 0.6  # of the memory there is that `auto` fills: estimates were within 
 _FAR_TOO_MUCH = 1.5  # times the machine's memory, from where on a run is refused
 # Tokens of a micro-batch from where on more is not faster.
 _ENOUGH_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
-_LARGE_PROBE = 200_000_000  # products in a block's pass, from where on it is not computed
+_LARGE_PROBE = 600_000_000  # products in a block's pass, from where on it is not computed
 _TENSOR = 400  # bytes that a checkpoint takes to name a tensor, as measured
 _PER_TENSOR = 4  # tensors in it of a parameter that learns: three are the optimizer's
 _PER_ID = 16  # bytes of a token in it; only the tokenizer of GPT-2 is not in it
@@ -250,9 +252,13 @@ def _activations(config: Config, rows: int) -> int:
 
     Measured with one and two rows through one and two blocks, and extended to the rest.
     """
+    dropout = config.model.dropout if config.device == "cpu" else 0.0  # others have fused kernels
+    update = {"block_size": config.seq_len, "vocab_size": 64, "dropout": dropout}
+    shapes = [config.model.model_copy(update={**update, "n_layer": n}) for n in (1, 2)]
+    dtype = _DTYPES[config.dtype]
     one, two = (
-        _extend(_saved_bytes(config, blocks, 1), _saved_bytes(config, blocks, 2), rows)
-        for blocks in (1, 2)
+        _extend(_saved_bytes(shape, 1, dtype), _saved_bytes(shape, 2, dtype), rows)
+        for shape in shapes
     )
     # While a block goes backward, the gradients of what it saved take about as much again.
     if config.train.activation_checkpointing:
@@ -266,21 +272,19 @@ def _extend(one: int, two: int, n: int) -> int:
     return one + (n - 1) * (two - one)
 
 
-def _saved_bytes(config: Config, n_layer: int, rows: int) -> int:
+@functools.cache  # a run asks before it allocates and again for its plan
+def _saved_bytes(shape: ModelConfig, rows: int, dtype: torch.dtype) -> int:
     """Return the bytes that a forward pass saves for the backward pass, weights aside."""
-    dropout = config.model.dropout if config.device == "cpu" else 0.0  # others have fused kernels
-    length, dtype = config.seq_len, _DTYPES[config.dtype]
-    update = {"n_layer": n_layer, "block_size": length, "vocab_size": 64, "dropout": dropout}
     saved: dict[int, Tensor] = {}
 
     def save(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with _uncomputed(config), torch.random.fork_rng(devices=[]):
-        model = GPT(config.model.model_copy(update=update))
+    with _uncomputed(shape), torch.random.fork_rng(devices=[]):
+        model = GPT(shape)
         freeze(model, [])
-        tokens = torch.zeros(rows, length, dtype=torch.int64)
+        tokens = torch.zeros(rows, shape.block_size, dtype=torch.int64)
         with (
             torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
@@ -292,9 +296,9 @@ def _saved_bytes(config: Config, n_layer: int, rows: int) -> int:
                    if key not in weights)  # fmt: skip
 
 
-def _uncomputed(config: Config) -> AbstractContextManager[Any]:
+def _uncomputed(shape: ModelConfig) -> AbstractContextManager[Any]:
     """Return the mode in which tensors have shapes but no memory; small models need none."""
-    if 12 * config.model.n_embd**2 * config.seq_len < _LARGE_PROBE:
+    if 12 * shape.n_embd**2 * shape.block_size < _LARGE_PROBE:
         return contextlib.nullcontext()
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
 
