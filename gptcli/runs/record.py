@@ -154,7 +154,7 @@ class RunHistory:
     @property
     def step(self) -> int:
         """The last step known to be done."""
-        last = (*self.steps[-1:], *self.evaluations[-1:])
+        last: tuple[Step | Evaluation, ...] = (*self.steps[-1:], *self.evaluations[-1:])
         return max([self.status.step, *(row.step for row in last)])
 
     @property

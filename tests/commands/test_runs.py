@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_compare_shows_what_differs_and_losses_at_equal_points(gpt: Any, second:
         "amount": 3,
         "val_loss": [at_3, found["runs"][1]["val_loss"]],
     }
+
+
+def test_settings_are_shown_without_the_noise_of_arithmetic(
+    gpt: Any, make_run: Callable[..., Path]
+) -> None:
+    for name, lr in (("one", 0.0006 / 10), ("two", 0.1)):
+        (make_run(name) / "config.yaml").write_text(f"optim: {{min_lr: {lr!r}}}\n")
+    assert repr(0.0006 / 10) == "5.9999999999999995e-05"
+    shown = gpt("runs", "compare", "one", "two").out
+    assert "6.0e-05" in shown and "5.99" not in shown
 
 
 def test_compare_warns_when_losses_do_not_compare(gpt: Any, second: Path, corpus: Path) -> None:
