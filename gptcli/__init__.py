@@ -9,7 +9,10 @@ import sys
 
 TYPE_CHECKING = False  # that of typing, which takes time to import
 if TYPE_CHECKING:
-    from gptcli.api import Prepared, Training, evaluate, generate, load, prepare, train
+    from gptcli.api.evaluate import evaluate, load
+    from gptcli.api.generate import generate
+    from gptcli.api.prepare import Prepared, prepare
+    from gptcli.api.train import Training, train
     from gptcli.config import Config, load_config
     from gptcli.errors import GptError
 
@@ -20,27 +23,20 @@ if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = [
-    "Config",
-    "GptError",
-    "Prepared",
-    "Training",
-    "__version__",
-    "evaluate",
-    "generate",
-    "load",
-    "load_config",
-    "prepare",
-    "train",
-]
 _HOMES = {
     "Config": "gptcli.config",
-    "load_config": "gptcli.config",
     "GptError": "gptcli.errors",
-    **dict.fromkeys(
-        ("Prepared", "Training", "evaluate", "generate", "load", "prepare", "train"), "gptcli.api"
-    ),
+    "Prepared": "gptcli.api.prepare",
+    "Training": "gptcli.api.train",
+    "evaluate": "gptcli.api.evaluate",
+    "generate": "gptcli.api.generate",
+    "load": "gptcli.api.evaluate",
+    "load_config": "gptcli.config",
+    "prepare": "gptcli.api.prepare",
+    "train": "gptcli.api.train",
 }
+__all__ = ["Config", "GptError", "Prepared", "Training", "__version__", "evaluate", "generate",
+           "load", "load_config", "prepare", "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

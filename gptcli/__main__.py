@@ -9,7 +9,7 @@ from types import FrameType
 
 _IMPORT = "<frozen importlib._bootstrap>"
 _COMMANDS = ("gptcli.__main__", "gptcli.cli", "gptcli.commands", "__main__")
-_state = ""  # of a Ctrl-C that waits for an import to end
+_state = ""  # a Ctrl-C that waits for an import to end: "pressed", then "looking"
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but not within an import, which may print or swallow it.
 
-    One that a command itself makes, before it has begun anything, ends here. Others are waited for,
+    An import that a command makes before it has begun anything ends here. Others are waited for,
     unless Ctrl-C is pressed again.
     """
     global _state
@@ -54,7 +54,6 @@ def _look_again() -> None:
 
 
 def _end() -> None:
-    """End this process as Ctrl-C does, at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         if "--json" in sys.argv and "RANK" not in os.environ:

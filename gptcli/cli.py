@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
-from gptcli.commands import complete, config, data, distributed, options, runs
+from gptcli.commands import complete, config, data, options, runs
 from gptcli.commands.doctor import doctor
 from gptcli.commands.eval import evaluate
 from gptcli.commands.export import export
@@ -24,6 +24,7 @@ from gptcli.commands.plot import plot
 from gptcli.commands.prepare import prepare
 from gptcli.commands.report import report
 from gptcli.commands.train import train
+from gptcli.distributed import environment
 from gptcli.errors import (
     EXIT_BUG,
     ConfigError,
@@ -39,8 +40,8 @@ _FILES = os.strerror(errno.EMFILE)
 _HELP = ["-h", "--help"]
 _EXAMPLES = """[bold]Examples[/bold]
   gpt train -c quickstart                 [dim]a small GPT, in two minutes on a CPU[/dim]
-  gpt config init && gpt train -c run.yaml          [dim]one on a text of your own[/dim]
-  gpt generate "Once upon a time"                    [dim]what the newest run says[/dim]
+  gpt config init && gpt train -c run.yaml          [dim]a model of your own text[/dim]
+  gpt generate "Once upon a time"                    [dim]sample from the newest run[/dim]
 """
 _LESS_MEMORY = (
     "free memory or raise the limit of this process; a smaller model, a shorter context or fewer"
@@ -66,8 +67,8 @@ app.add_typer(config.app, name="config", rich_help_panel="Setup")
 app.command("doctor", rich_help_panel="Setup")(doctor)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"gpt {__version__}")
         raise typer.Exit
 
@@ -85,13 +86,17 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line of this process and exit with the contract's code."""
+    """Run the command line of this process and exit."""
     console.take_output()
     arguments = sys.argv[1:]
     code = run(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that there was to do is done
-    if distributed.place_for(arguments).size > 1:
-        distributed.leave(code)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
+    if _place(arguments).size > 1:
+        # torch's threads for several processes outlive the interpreter now and then, which torchrun
+        # takes for a crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -104,8 +109,12 @@ def run(arguments: list[str]) -> int:
             complete.mend_bash_words(os.environ, variable)
             command.main(arguments, program)  # answers the shell, and exits
         # Not by `main`, which ends at once, and with 1, where stdout is a pipe nobody reads.
-        with command.make_context(program, arguments or ["--help"]) as context:
-            _require_folder()
+        with command.make_context(program, arguments or ["--help"]) as context, console.notes():
+            try:
+                Path.cwd()
+            except OSError as error:  # libraries abort there
+                hint = "change to a folder that exists: cd ~"
+                raise StorageError("the current folder is gone", hint) from error
             command.invoke(context)
         sys.stdout.flush()
         return 0
@@ -113,6 +122,14 @@ def run(arguments: list[str]) -> int:
         return done.exit_code
     except Exception as error:
         return _fail(arguments, error)
+
+
+def _place(arguments: list[str]) -> environment.Place:
+    """Return which of several processes this is, for the one command that several run."""
+    try:
+        return environment.place() if arguments[:1] == ["train"] else environment.ALONE
+    except ConfigError:  # train says so itself
+        return environment.ALONE
 
 
 def _command() -> Any:
@@ -130,26 +147,24 @@ def _command() -> Any:
 
 
 def _program() -> str:
-    """Return the name this program was called by, as far as it is one of its own."""
+    """Return which of its names this program was called by."""
     return "gptcli" if Path(sys.argv[0]).stem == "gptcli" else "gpt"
 
 
 def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
     """Turn an error of the command-line parser into one of ours.
 
-    Typer carries a parser of its own and does not export its errors, so they are told by their
-    method.
+    Typer has its own parser and does not export its errors, so their method identifies them.
     """
     format_message = getattr(error, "format_message", None)
     if format_message is None:
         return None
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "gpt"
+    path = " ".join(_walk(arguments)[1])
     text = " ".join(str(format_message()).split()).replace("Value error, ", "")
-    wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     typed, hint = _foreign_option(arguments)
     if hint is not None:
         return ConfigError(f"No such option: {typed}", hint)
+    wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     if isinstance(wrong, str) and known:
         [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
         text = f"No such option: {wrong}. Did you mean {nearest}?"
@@ -158,16 +173,22 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
     return ConfigError(text, f"see `{path} --help`")
 
 
-def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
-    """Return the first option that is another program's, and the command to write here."""
+def _walk(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
+    """Return the command that a command line names, its words, and the rest of them."""
     command, path, rest = _command(), [_program()], list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):
         command, path = command.commands[rest[0]], [*path, rest.pop(0)]
+    return command, path, rest
+
+
+def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
+    """Return the first option that is another program's, and the command to write here."""
+    command, path, rest = _walk(arguments)
     params = [param for param in command.params if param.param_type_name == "option"]
     known = {
         name: bool(param.is_flag) for param in params for name in param.opts + param.secondary_opts
     }
-    words, is_whole, found = [*path], True, []
+    words, is_complete, advised = [*path], True, []
     while rest:
         word = rest.pop(0)
         typed, equals, value = word.partition("=")
@@ -181,40 +202,23 @@ def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
             continue
         behind = value if equals else rest[0] if rest and rest[0][:1] != "-" else None
         if (advice := options.meant(typed, behind, path[-1], known)) is None:
-            is_whole = False  # and the parser says which option that is, once these are mended
+            is_complete = False  # the parser names that option once these are mended
             continue
-        found.append((typed, *advice))
+        advised.append((typed, *advice))
         words += advice[0]
         rest[: behind is not None and not equals] = []
-    if not found:
+    if not advised:
         return "", None
-    if not is_whole:
-        found = found[:1]
-        words = path + found[0][1]
-    notes = "; ".join(note for _, _, note in found if note)
-    if not any(instead for _, instead, _ in found):
-        return found[0][0], notes
-    return found[0][0], f"use `{shlex.join(words)}`" + (f" ({notes})" if notes else "")
-
-
-def _require_folder() -> None:
-    """Refuse to begin where the current folder was removed; libraries abort there."""
-    try:
-        Path.cwd()
-    except OSError as error:
-        hint = "change to a folder that exists: cd ~"
-        raise StorageError("the current folder is gone", hint) from error
-
-
-def _limit_error(error: BaseException | None) -> StorageError | None:
-    """Return the limit of this process that an error comes from, in words of any library."""
-    while error is not None:
-        if _FILES in str(error):
-            return StorageError(_FILES.lower(), "raise the limit: ulimit -n 1024")
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            return StorageError(f"{error.filename}: {error.strerror}", "choose a shorter name")
-        error = error.__cause__ or error.__context__
-    return None
+    if not is_complete:
+        advised = advised[:1]
+        words = path + advised[0][1]
+    text = " ".join(words)
+    if "tokenizer.vocab_size=" in text and "tokenizer.name=" not in text:  # only bpe has a choice
+        words[len(path) : len(path)] = ["-s", "tokenizer.name=bpe"]
+    notes = "; ".join(note for _, _, note in advised if note)
+    if not any(instead for _, instead, _ in advised):
+        return advised[0][0], notes
+    return advised[0][0], f"use `{shlex.join(words)}`" + (f" ({notes})" if notes else "")
 
 
 def _as_ours(error: Exception, arguments: list[str]) -> GptError | None:
@@ -225,12 +229,21 @@ def _as_ours(error: Exception, arguments: list[str]) -> GptError | None:
         return error
     if is_out_of_memory(error):
         return MemoryLimitError("out of memory", _LESS_MEMORY)
-    return _usage_error(error, arguments) or _limit_error(error)
+    if (usage := _usage_error(error, arguments)) is not None:
+        return usage
+    cause: BaseException | None = error
+    while cause is not None:  # a limit of this process, in the words of whichever library met it
+        if _FILES in str(cause):
+            return StorageError(_FILES.lower(), "raise the limit: ulimit -n 1024")
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            return StorageError(f"{cause.filename}: {cause.strerror}", "choose a shorter name")
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _fail(arguments: list[str], error: Exception) -> int:
-    """Print an error, as JSON too where that is asked for; return the exit code."""
-    ours, place = _as_ours(error, arguments), distributed.place_for(arguments)
+    """Print an error, as JSON too where that is requested; return the exit code."""
+    ours, where = _as_ours(error, arguments), _place(arguments)
     if ours is None or os.environ.get("GPT_DEBUG") == "1":
         traceback.print_exc()
     if ours is None:
@@ -238,10 +251,17 @@ def _fail(arguments: list[str], error: Exception) -> int:
         ours = GptError(text, "please report it with the lines above")
         ours.exit_code = EXIT_BUG
     if ours.exit_code and not isinstance(ours, PeerError):
-        console.error(distributed.prefix(place) + ours.message, ours.hint)
-    if "--json" in arguments and distributed.may_print_json(place, arguments):
+        prefix = "" if where.is_main else f"rank {where.rank}: "
+        console.error(prefix + ours.message, ours.hint)
+    # With --gpus, the launcher prints the object: the processes may be restarted.
+    is_launched = where.size > 1 and "--gpus" in arguments
+    if "--json" in arguments and where.is_main and not is_launched:
         with contextlib.suppress(console.OutputLostError):
             console.result_json(
                 {"error": ours.message, "hint": ours.hint, "exit_code": ours.exit_code}
             )
-    return distributed.failed(ours) if place.size > 1 else ours.exit_code
+    if where.size > 1:
+        environment.report(ours.message, ours.exit_code, ours.hint)
+        # The run is done: torchrun must not restart it because nobody can read its output.
+        return 0 if isinstance(ours, console.OutputLostError) else ours.exit_code
+    return ours.exit_code

@@ -112,10 +112,10 @@ def _device() -> Check:
 
 
 def _dtype() -> Check:
-    from gptcli.config import load_defaults
+    from gptcli.config import Config
     from gptcli.device import resolve_auto
 
-    config = resolve_auto(load_defaults())
+    config = resolve_auto(Config())
     lacks = "; this processor has no bfloat16"
     is_slow = config.dtype == "float32" and config.device == "cpu"
     return _ok(f"auto trains in {config.dtype}, evaluates in float32" + lacks * is_slow)

@@ -1,28 +1,21 @@
-"""The errors a user can cause, each with the exit code it ends the program with.
+"""The errors a user can cause, each with the exit code that it ends the program with.
 
-A message says where and what, a hint says how to mend it. A broken invariant of ours is an
+A message says where and what, a hint says how to fix it. A broken invariant of ours is an
 `assert`, and anything else is a bug: it keeps its traceback and ends with `EXIT_BUG`.
 """
 
 import re
 
-EXIT_DIFFERS = 1  # of --verify-resume alone: resuming is not exact here
+EXIT_DIFFERS = 1  # --verify-resume alone: resuming is not exact here
 EXIT_DISTRIBUTED = 9
 EXIT_BUG = 70
 EXIT_PREEMPTED = 75  # sysexits.h EX_TEMPFAIL: saved, start it again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT: saved
-
-
 _LONG_LINE = re.compile(r"(.{500}).{500,}(.{300})")
 
 
-def _clipped(text: str) -> str:
-    """Return `text` without the middle of lines that nobody reads: they quote what was given."""
-    return _LONG_LINE.sub(r"\1 ... \2", text)
-
-
 class GptError(Exception):
-    """An error with a message for the user, a hint how to mend it, and an exit code.
+    """An error with a message for the user, a hint how to fix it, and an exit code.
 
     Args:
         message: Where it went wrong and what is wrong, one or two lines.
@@ -33,11 +26,12 @@ class GptError(Exception):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = _clipped(message)
-        self.hint = None if hint is None else _clipped(hint)
+        # The middle of a long line, which quotes what was given, is left out.
+        self.message = _LONG_LINE.sub(r"\1 ... \2", message)
+        self.hint = hint and _LONG_LINE.sub(r"\1 ... \2", hint)
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
-        """Let the hint come along from another process."""
+        """Keep the hint when the error comes from another process."""
         return type(self), (self.message, self.hint)
 
 
@@ -54,7 +48,7 @@ class DataError(GptError):
 
 
 class CheckpointError(GptError):
-    """A checkpoint is missing, damaged or of another kind."""
+    """A checkpoint is missing, damaged or in the wrong format."""
 
     exit_code = 4
 
@@ -78,13 +72,13 @@ class NonFiniteError(GptError):
 
 
 class MemoryLimitError(GptError):
-    """The machine or the device has too little memory."""
+    """The machine or the device has not enough memory."""
 
     exit_code = 8
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of Python, torch, C++ or the system says that memory is lacking."""
+    """Tell whether an error of Python, torch, C++ or the system means out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     signs = (
@@ -102,13 +96,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class DistributedError(GptError):
-    """A process of a distributed run failed or stopped answering."""
+    """A process of a distributed run failed or stopped responding."""
 
     exit_code = EXIT_DISTRIBUTED
 
 
 class PeerError(DistributedError):
-    """Another process of the run failed, and has said why; this one ends with its exit code."""
+    """Another process of the run failed and reported why; this one ends with its exit code."""
 
     def __init__(self, message: str, exit_code: int, hint: str | None = None) -> None:
         super().__init__(message, hint)

@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import math
 import re
-from typing import Any
 
 NONE = "-"
 _COUNTS = ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
@@ -21,11 +20,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 def printable(text: str, mark: str = "") -> str:
     """Return `text` with `mark` in place of each character that steers a terminal or a page."""
     return _CONTROL.sub(mark, text).encode("utf-8", "replace").decode()
-
-
-def setting(value: Any) -> Any:
-    """Return a setting without the noise of arithmetic: 6e-05 for 5.9999999999999995e-05."""
-    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def decimal(value: float) -> str:

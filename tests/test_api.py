@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import gptcli
-from gptcli import api, evaluate, generate, load, load_config, prepare, train
+from gptcli import evaluate, generate, load, load_config, prepare, train
+from gptcli.api.train import train as api
 from gptcli.config import Config
 from gptcli.errors import CheckpointError, ConfigError, DataError, GptError
 from gptcli.training.events import Finished, StepDone, Stopped
@@ -34,9 +35,9 @@ def test_every_public_name_is_there() -> None:
     for name in gptcli.__all__:
         assert getattr(gptcli, name) is not None
         assert name in dir(gptcli)
-    assert gptcli.train is api.train and gptcli.Config is Config
+    assert gptcli.train is api and gptcli.Config is Config
     with pytest.raises(AttributeError, match="no attribute 'trane'"):
-        gptcli.trane  # type: ignore[attr-defined]  # noqa: B018
+        gptcli.trane  # noqa: B018
 
 
 def test_prepare_does_what_the_command_does(data: Path, corpus: Path) -> None:
@@ -69,6 +70,26 @@ def test_train_gives_events_and_ends_as_the_command_does(
 def test_a_run_without_a_name_has_that_of_its_data(tiny: Callable[..., Config]) -> None:
     summary = train(tiny("name=null")).finish()
     assert Path(summary.run_dir) == Path("runs/tiny")
+
+
+def test_train_prepares_text_of_this_machine_and_says_so(
+    tiny: Callable[..., Config], corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gptcli")
+    mine = tiny(f"data.source={corpus}", "data.dir=data/mine", "tokenizer.name=bytes")
+    assert train(mine).finish().step == 6
+    assert "data/mine does not exist yet: preparing" in caplog.text
+
+
+def test_what_a_command_warns_of_is_a_warning_here(
+    corpus: Path, caplog: pytest.LogCaptureFixture, gpt: Callable[..., Any]
+) -> None:
+    words = [f"data.source={corpus}", "tokenizer.name=bpe", "tokenizer.vocab_size=5000"]
+    prepare(load_config(None, words))
+    [warning] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "fewer than the 5,000 of tokenizer.vocab_size" in warning
+    done = gpt("prepare", *(part for word in words for part in ("-s", word)), "--force")
+    assert f"warning: {warning}" in done.err
 
 
 def test_stop_saves_and_resume_goes_on(tiny: Callable[..., Config]) -> None:

@@ -23,8 +23,8 @@ from gptcli.commands import complete, examples
 from gptcli.config import Config, load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import keys
+from gptcli.config.render import EDITOR_LINE, SCHEMA_FILE, about_example
 from gptcli.config.schema import SplitSource
-from gptcli.config.template import EDITOR_LINE, SCHEMA_FILE, about_example
 from gptcli.data.presets import PRESETS
 from gptcli.model import GPT
 from support.commands import Gpt

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
+from gptcli.api import train as api
 from gptcli.commands import train as command
 from gptcli.distributed.environment import Place
 from gptcli.trackers import Trackers
@@ -187,10 +187,9 @@ def test_a_missing_package_is_said_before_anything_is_done(
 def test_only_the_first_process_logs(
     tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "place", lambda: Place(rank=1, size=2))
+    monkeypatch.setattr(api, "place", lambda: Place(rank=1, size=2))
     config = tiny("train.loggers=[tensorboard]")
-    with pytest.raises(typer.Exit):
-        command._train(config, False, False, False)
+    api.train(config).finish()
     assert not (config.run_folder / "tensorboard").exists()
 
 

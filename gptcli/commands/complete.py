@@ -1,6 +1,6 @@
 """What the shell offers when Tab is pressed: keys and values, configurations, runs, data sets.
 
-Nothing here loads torch or says a word: a completion that fails offers nothing.
+Nothing here loads torch or prints: a completion that fails offers nothing.
 """
 
 import os
@@ -11,16 +11,13 @@ from pathlib import Path
 
 from gptcli.errors import GptError
 
-Offer = tuple[str, str]
-"""What is offered, and what it is; some shells show both."""
-Complete = Callable[[str], list[Offer]]
-
+Offer = tuple[str, str]  # a word, and what it is; some shells show both
 _KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a word of its own
 _SET = ("-s", "--set")
 
 
-def _quietly(offers: Callable[[str], Iterable[Offer]]) -> Complete:
-    """Let a completion offer what begins with the word at hand, and nothing when it fails."""
+def _quietly(offers: Callable[[str], Iterable[Offer]]) -> Callable[[str], list[Offer]]:
+    """Let a completion offer what begins with the word typed so far, and nothing when it fails."""
 
     @wraps(offers)
     def complete(incomplete: str) -> list[Offer]:
@@ -52,17 +49,14 @@ def settings(incomplete: str) -> Iterable[Offer]:
 def _values(key: str, prefix: str) -> Iterable[Offer]:
     """Offer the values of a key, or its default and an example."""
     from gptcli.config.reference import keys
-    from gptcli.config.template import to_yaml
+    from gptcli.config.render import to_yaml
 
-    info = keys().get(key)
-    if info is None:
+    if (info := keys().get(key)) is None:
         return []
-    words = list(info.choices) or [to_yaml(info.default), to_yaml(info.example)]
-    if info.choices and to_yaml(info.default) not in words:
-        words.append(to_yaml(info.default))
-    told = {to_yaml(info.default): "default"}
-    offers = [(word, told.get(word, "")) for word in dict.fromkeys(words)]
-    return [(prefix + word, about) for word, about in offers if not set(word) & set(" '\"[{\\")]
+    default = to_yaml(info.default)
+    words = [*info.choices, default] if info.choices else [default, to_yaml(info.example)]
+    return [(prefix + word, "default" * (word == default))
+            for word in dict.fromkeys(words) if not set(word) & set(" '\"[{\\")]  # fmt: skip
 
 
 @_quietly
@@ -75,7 +69,7 @@ def configurations(incomplete: str) -> Iterable[Offer]:
 def examples(incomplete: str) -> Iterable[Offer]:
     """Offer the shipped examples, each with what it is."""
     from gptcli.config.loader import example_files
-    from gptcli.config.template import about_example
+    from gptcli.config.render import about_example
 
     return [(path.stem, about_example(path)) for path in example_files()]
 
@@ -122,15 +116,19 @@ def data_folders(incomplete: str) -> Iterable[Offer]:
     return [(folder, "prepared data") for folder in dict.fromkeys([*prepared, *others])]
 
 
+def _paths(incomplete: str) -> Iterable[tuple[str, Path]]:
+    """Return what an unfinished path may become; hidden files only where a dot was typed."""
+    head, slash, name = incomplete.rpartition("/")
+    folder = Path(head or "/") if slash else Path()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(name) and path.name.startswith(".") <= name.startswith("."):
+            yield head + slash + path.name, path
+
+
 def _files(incomplete: str, suffixes: tuple[str, ...], about: str) -> list[Offer]:
     """Return the files of these kinds, and the folders on the way to more."""
-    parent, name = _split(incomplete)
     found: list[Offer] = []
-    for path in sorted((parent or Path()).iterdir()):
-        is_hidden = path.name.startswith(".") and not name.startswith(".")
-        if is_hidden or not path.name.startswith(name):
-            continue
-        shown = incomplete[: len(incomplete) - len(name)] + path.name
+    for shown, path in _paths(incomplete):
         if path.is_file() and path.suffix in suffixes:
             found.append((shown, about))
         elif path.is_dir():
@@ -141,15 +139,7 @@ def _files(incomplete: str, suffixes: tuple[str, ...], about: str) -> list[Offer
 
 
 def _folders(incomplete: str) -> list[str]:
-    parent, name = _split(incomplete)
-    start = incomplete[: len(incomplete) - len(name)]
-    return [start + path.name for path in sorted((parent or Path()).iterdir()) if path.is_dir()]
-
-
-def _split(incomplete: str) -> tuple[Path | None, str]:
-    """Return the folder of an unfinished path, and the beginning of the name in it."""
-    head, slash, name = incomplete.rpartition("/")
-    return (Path(head or "/") if slash else None), name
+    return [shown for shown, path in _paths(incomplete) if path.is_dir()]
 
 
 def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:
@@ -166,19 +156,18 @@ def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:
     raw, at = env.get("COMP_WORDS", ""), int(env.get("COMP_CWORD", "0"))
     words = raw.split("\n") if "\n" in raw else shlex.split(raw)
     words = [*words, *[""] * (at + 1 - len(words))][: at + 1]
-    joined: list[str] = []
-    is_open = False
+    joined, is_open = list[str](), False
     for word in words:
-        if joined and (is_open or word in ("=", ":")):
+        is_sign = word in ("=", ":")
+        if joined and (is_open or is_sign):
             joined[-1] += word
         else:
             joined.append(word)
-        is_open = word in ("=", ":")
+        is_open = is_sign
     *before, last = joined
     if last.startswith("--") and "=" in last:  # --set=optim.lr
         option, _, last = last.partition("=")
         before.append(option)
     if "=" in last and before[-1:] and before[-1] in _SET and words[-1] != last:
         env[_KEY], _, last = last.partition("=")
-    env["COMP_WORDS"] = "\n".join([*before, last])
-    env["COMP_CWORD"] = str(len(before))
+    env["COMP_WORDS"], env["COMP_CWORD"] = "\n".join([*before, last]), str(len(before))

@@ -1,4 +1,4 @@
-"""`gpt data`: what is in a data folder, windows as the network sees them, hashes checked."""
+"""`gpt data`: what is in a data folder, decoded windows, hashes checked."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.commands import complete, options
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import DataError
 from gptcli.formatting import plural
 from gptcli.terminal import console
 
@@ -23,24 +23,20 @@ Folder = Annotated[
 @app.command()
 def info(folder: Folder, json_: options.JsonOption = False) -> None:
     """Describe a data folder."""
+    from gptcli.api.prepare import Prepared
     from gptcli.data.shards import read_manifest
 
     manifest = read_manifest(Path(folder))
     facts: dict[str, Any] = {
         "dir": folder,
         **manifest.recipe.model_dump(exclude={"tokenizer", "max_vocab_size"}),
-        "tokenizer": manifest.tokenizer.name,
-        "vocab_size": manifest.tokenizer.vocab_size,
+        **Prepared(Path(folder), manifest).facts(),
         "dtype": manifest.dtype,
-        "documents": manifest.documents,
-        "tokens": manifest.tokens.model_dump(),
-        "bytes": manifest.bytes.model_dump(),
-        "shards": sum(len(unit.shards) for unit in manifest.units),
         "fingerprint": manifest.fingerprint,
+        "val_share": round(manifest.val_share, 6),
     }
     if manifest.has_own_val:
         facts["val_fraction"] = None
-    facts["val_share"] = round(manifest.val_share, 6)
     if json_:
         console.result_json(facts)
         return
@@ -50,43 +46,32 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
-        shown = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
-        console.result(f"{key:<16} {shown}")
+        text = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
+        console.result(f"{key:<16} {text}")
 
 
 @app.command()
 def peek(
     folder: Folder,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
-    count: Annotated[int, typer.Option("--count", help="Number of windows.")] = 3,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of windows.")] = 1337,
+    split: options.SplitOption = "train",
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of windows.")] = 3,
+    seq_len: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens per window.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 1337,
     json_: options.JsonOption = False,
 ) -> None:
     """Show decoded training windows."""
-    options.require_positive(count=count, seq_len=seq_len)
-    if split not in ("train", "val"):
-        raise ConfigError(f"--split: expected train or val, got '{split}'")
     from gptcli.data.inspection import windows_as_text
     from gptcli.data.shards import read_manifest
 
-    path = Path(folder)
-    manifest = read_manifest(path)
-    found = windows_as_text(
-        path,
-        manifest,
-        split,  # type: ignore[arg-type]
-        count=count,
-        seq_len=seq_len,
-        seed=seed,
+    windows = windows_as_text(
+        Path(folder), read_manifest(Path(folder)), split, count=count, seq_len=seq_len, seed=seed
     )
     if json_:
-        windows = [{"start": start, "text": text} for start, text in found]
-        console.result_json({"dir": folder, "split": split, "windows": windows})
+        facts = [{"start": start, "text": text} for start, text in windows]
+        console.result_json({"dir": folder, "split": split, "windows": facts})
         return
-    for start, text in found:
-        console.result(f"--- {split} tokens {start:,} to {start + seq_len:,}")
-        console.result(text)
+    for start, text in windows:
+        console.result(f"--- {split} tokens {start:,} to {start + seq_len:,}\n{text}")
 
 
 @app.command()
@@ -103,9 +88,8 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
         problems = damaged_shards(path, manifest, bar.advance)
     if problems:
         more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise DataError(
-            f"{problems[0]}{more}", "prepare the folder again with `gpt prepare --force`"
-        )
+        hint = "prepare the folder again with `gpt prepare --force`"
+        raise DataError(f"{problems[0]}{more}", hint)
     if json_:
         console.result_json({"dir": folder, "shards": n_shards, "damaged": 0})
     else:

@@ -1,5 +1,6 @@
 """`gpt doctor`: what the program needs on this machine, each line ok or how to fix it."""
 
+import itertools
 import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.commands import options
+from gptcli.formatting import plural
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -22,40 +24,33 @@ def doctor(json_: options.JsonOption = False) -> None:
     """Check this machine and show how to fix problems."""
     from gptcli.doctor import run_checks
 
-    verdicts: dict[str, Check] = {}
+    checks: dict[str, Check] = {}
     if not json_:
         console.result(f"gptcli {__version__}")
-    for name, verdict in run_checks():
-        verdicts[name] = verdict
+    for name, check in run_checks():
+        checks[name] = check
         if not json_:
-            _print(name, verdict)
-    errors = [verdict for verdict in verdicts.values() if verdict.status == "error"]
+            _print(name, check)
+    errors = [check for check in checks.values() if check.status == "error"]
     exit_code = errors[0].exit_code if errors else 0
     if json_:
-        checks = {name: asdict(verdict) for name, verdict in verdicts.items()}
-        console.result_json({"healthy": not errors, "exit_code": exit_code, "checks": checks})
-    elif errors:
-        s = "s" * (len(errors) > 1)
-        console.result(f"{len(errors)} problem{s} to fix")
+        facts = {name: asdict(check) for name, check in checks.items()}
+        console.result_json({"healthy": not errors, "exit_code": exit_code, "checks": facts})
     else:
-        console.result("all checks passed")
+        problems = f"{plural(len(errors), 'problem')} to fix"
+        console.result(problems if errors else "all checks passed")
     raise typer.Exit(exit_code)
 
 
-def _print(name: str, verdict: "Check") -> None:
-    indent = " " * (_NAME + _STATUS)
-    first, *rest = _wrapped(verdict.found)
-    status = f"{verdict.status:<{_STATUS}}"
-    console.styled((f"{name:<{_NAME}}", ""), (status, _STYLES[verdict.status]), (first, ""))
-    for line in rest:
-        console.result(indent + line)
-    for number, line in enumerate(_wrapped(verdict.remedy or "")):
-        lead = " " * _NAME + ("fix:" if verdict.status == "error" else "hint:")
-        console.result((indent if number else f"{lead:<{len(indent)}}") + line)
+def _print(name: str, check: "Check") -> None:
+    first, *rest = _wrapped(check.found) or [""]
+    status = f"{check.status:<{_STATUS}}"
+    console.styled((f"{name:<{_NAME}}", ""), (status, _STYLES[check.status]), (first, ""))
+    leads = [""] * len(rest) + ["fix:" if check.status == "error" else "hint:"]
+    for lead, line in itertools.zip_longest(leads, rest + _wrapped(check.remedy or "")):
+        if line is not None:
+            console.result(f"{'':<{_NAME}}{lead or '':<{_STATUS}}{line}")
 
 
 def _wrapped(text: str) -> list[str]:
-    width = _WIDTH - _NAME - _STATUS
-    return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False) or (
-        [] if not text else [text]
-    )
+    return textwrap.wrap(" ".join(text.split()), _WIDTH - _NAME - _STATUS, break_on_hyphens=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli.commands import options
+from gptcli.errors import ConfigError
 from gptcli.formatting import size
 from gptcli.interop import FileDtype, Format
 from gptcli.terminal import console
@@ -25,8 +26,6 @@ def export(
     json_: options.JsonOption = False,
 ) -> None:
     """Export a checkpoint to other programs' formats."""
-    from gptcli.errors import ConfigError
-
     if dtype is not None and to is not Format.GGUF:
         raise ConfigError(f"--dtype: only --to gguf has a choice, {to.value} keeps float32")
     import torch

@@ -1,10 +1,10 @@
-"""The options that commands share, and how their values become a configuration."""
+"""The options that commands share, how they become a configuration, and other programs' options."""
 
 import json
 import shlex
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,13 @@ CheckpointOption = Annotated[
         autocompletion=complete.checkpoints,
     ),
 ]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN", help="Run folder or name; default: the newest.", autocompletion=complete.runs
+    ),
+]
+SplitOption = Annotated[Literal["train", "val"], typer.Option("--split", help="Split of the data.")]
 
 
 def load(
@@ -56,23 +63,6 @@ def load(
     from gptcli.config import load_config
 
     return load_config(config, overrides or [], flags, base)
-
-
-def exactly(config: "Config") -> "Config":
-    """Return `config` with float32 unless it names a precision: a measurement is exact."""
-    return config.model_copy(update={"dtype": "float32"}) if config.dtype == "auto" else config
-
-
-def require_positive(**values: int | None) -> None:
-    """Refuse counts below one, naming the option.
-
-    Raises:
-        ConfigError: Naming the first such option.
-    """
-    for name, value in values.items():
-        if value is not None and value < 1:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option}: expected at least 1, got {value}")
 
 
 def same_command(add: str, drop: str) -> str:
@@ -118,27 +108,27 @@ def meant(
 
     Args:
         typed: The option, such as `--learning_rate` or `-batch_size`.
-        value: What was typed behind it.
+        value: The word after it.
         name: The command, such as `train`.
         known: The command's options, and whether each is a flag.
 
     Returns:
-        The words to type, and what to know of the value; None if nothing is known of the option.
+        The words to type, and a note on the value; None if nothing is known of the option.
     """
     from gptcli.config import words
     from gptcli.config.reference import keys
 
-    word = typed.strip("-").lower().replace("-", "_")
-    if why := words.needless(word) if word not in words.OPTIONS["--workers"] else None:
+    word = words.plain(typed)
+    if (why := words.NEEDLESS.get(word)) and word not in words.OPTIONS["--workers"]:
         return [], f"leave {typed} out: {why}"
     key = _key_of(word, _SECTIONS.get(name, ("",)))
-    own = [option for option, others in words.OPTIONS.items() if word in others.split()]
-    candidates = [f"--{word.replace('_', '-')}", *own]
+    candidates = [f"--{word.replace('_', '-')}"]
+    candidates += [option for option, others in words.OPTIONS.items() if word in others.split()]
     if key is not None:
         candidates.append(f"--{key.rpartition('.')[2].replace('_', '-')}")
     if word == "init_from" and value == "resume":
         candidates.insert(0, "--resume")
-    note, fixed = words.note_for(word) or "", words.VALUES.get(word)
+    note, fixed = words.note_for(word), words.VALUES.get(word)
     value = fixed or ("VALUE" if value is None or note else value)
     note = "" if note == fixed else note
     for option in candidates:

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from gptcli.commands import complete, options
 from gptcli.errors import ConfigError, DataError
 from gptcli.plotting.curves import Axis, Panel
 from gptcli.terminal import console
-
-if TYPE_CHECKING:
-    pass
 
 RunsArgument = Annotated[
     list[str] | None,
@@ -50,9 +47,9 @@ def plot(
     json_: options.JsonOption = False,
 ) -> None:
     """Plot loss and learning rate of runs, also during training."""
-    wanted = _panels(panels)
-    if out is None and runs is not None and len(runs) > 1:
-        raise ConfigError("several runs in one picture need a file", "name it with -o FILE.png")
+    shown = _panels(panels)
+    if out is None and len(runs or ()) > 1:
+        raise ConfigError("a figure of several runs needs a file", "name it with -o FILE.png")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
     from gptcli.plotting import require_ending
@@ -62,19 +59,18 @@ def plot(
 
     if out is not None:
         require_ending(out, *FORMATS)
-    folders = [find_run(name) for name in dict.fromkeys(runs)] if runs else [find_run(None)]
-    found = [read_run(folder) for folder in folders]
+    found = [read_run(find_run(name)) for name in dict.fromkeys(runs or ())]
+    found = found or [read_run(find_run(None))]
     for run in found:
         if not run.steps and not run.evaluations:
             raise DataError(
                 f"{run.folder}: nothing is logged yet",
-                "the first line comes after train.log_every steps",
+                "the first line is written after train.log_every steps",
             )
-    for problem in (problem for run in found for problem in run.problems):
-        console.message(f"note: {problem}")
-    file = out or folders[0] / "loss.png"
-    draw_figure(found, file, Picture(x, wanted, title, log_x, log_y))
-
+        for problem in run.problems:
+            console.message(f"note: {problem}")
+    file = out or found[0].folder / "loss.png"
+    draw_figure(found, file, Picture(x, shown, title, log_x, log_y))
     if json_:
         console.result_json({"file": str(file), "runs": [asdict(figures(run)) for run in found]})
     else:
@@ -82,12 +78,11 @@ def plot(
 
 
 def _panels(text: str) -> tuple[Panel, ...]:
-    """Return the panels that `--panels` names, each once."""
     found: list[Panel] = []
     for name in (part.strip() for part in text.split(",")):
         if name not in Panel.__members__.values():
             near = difflib.get_close_matches(name, list(Panel), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Panel)}"
+            hint = f"did you mean {near[0]}?" if near else f"panels: {', '.join(Panel)}"
             raise ConfigError(f"--panels: unknown panel {name!r}", hint)
         found.append(Panel(name))
     return tuple(dict.fromkeys(found))

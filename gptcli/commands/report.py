@@ -6,20 +6,13 @@ from typing import Annotated
 
 import typer
 
-from gptcli.commands import complete, options
+from gptcli.commands import options
 from gptcli.formatting import moment, size
 from gptcli.terminal import console
 
 
 def report(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Run folder or run name; default: the newest run.",
-            autocompletion=complete.runs,
-        ),
-    ] = None,
+    run: options.RunArgument = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Output file; default: RUN/report.html."),
@@ -34,13 +27,11 @@ def report(
 
     if out is not None:
         require_ending(out, *FORMATS)
-    folder = find_run(run)
-    found = read_run(folder)
+    found = read_run(find_run(run))
     for problem in found.problems:
         console.message(f"note: {problem}")
-    file = out or folder / "report.html"
-    now = moment()
-    n_bytes = write_report(found, file, now)
+    file = out or found.folder / "report.html"
+    n_bytes = write_report(found, file, moment())
     if json_:
         console.result_json({"file": str(file), "bytes": n_bytes, "run": asdict(figures(found))})
     else:

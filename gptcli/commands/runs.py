@@ -2,16 +2,16 @@
 
 import datetime
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, setting, size
+from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, size
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -54,20 +54,9 @@ def list_(
 
 
 @app.command()
-def show(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Run folder or name; default: the newest.",
-            autocompletion=complete.runs,
-        ),
-    ] = None,
-    json_: options.JsonOption = False,
-) -> None:
+def show(run: options.RunArgument = None, json_: options.JsonOption = False) -> None:
     """Show a run: progress, settings, files and next commands."""
-    from gptcli.config.derived import explicit_settings
-    from gptcli.config.template import to_yaml
+    from gptcli.config.render import explicit_settings, to_yaml
     from gptcli.runs import find_run, read_run
     from gptcli.runs.compare import figures
 
@@ -93,9 +82,7 @@ def show(
         console.result(f"{name:<11}{text}")
     if changed:
         console.result("\nsettings that are not the defaults")
-        console.table(
-            ("", ""), [(f"  {key}", to_yaml(setting(value))) for key, value in changed.items()]
-        )
+        console.table(("", ""), [(f"  {key}", to_yaml(value)) for key, value in changed.items()])
     if read.checkpoints:
         console.result("\nfiles")
         rows = [(f"  {name}", size(n_bytes)) for name, n_bytes in read.checkpoints.items()]
@@ -118,8 +105,8 @@ def compare(
 ) -> None:
     """Compare runs: settings that differ, results, losses at equal points."""
     if len(runs) < 2:
-        raise ConfigError("comparing takes two runs or more", "`gpt runs list` names them")
-    from gptcli.config.template import to_yaml
+        raise ConfigError("compare takes at least two runs", "`gpt runs list` lists them")
+    from gptcli.config.render import to_yaml
     from gptcli.runs import find_run, read_run
     from gptcli.runs.compare import differing_settings, equal_points, figures
 
@@ -142,20 +129,24 @@ def compare(
     names = [run.name for run in read]
     if len(set(names)) < len(names):
         names = [run.folder.as_posix() for run in read]
-    rows = [
-        (key, *(to_yaml(setting(value)) for value in values)) for key, values in settings.items()
-    ]
+    rows = [(key, *(to_yaml(value) for value in values)) for key, values in settings.items()]
     rows += [("", *[""] * len(read))] * bool(rows)
-    rows += _figure_rows(found)
+    rows += [(name, *(text(run) for run in found)) for name, text in _FIGURES.items()]
     for point in points:
         losses = (_at_point(one, point) for one in point.losses)
         rows.append((f"val loss by {_amount(point.amount, point.unit)}", *losses))
     console.table(("", *names), rows, fold=tuple(range(1, len(names) + 1)))
-    _warn_of_data(read)
+    data = [run.facts.data for run in read]
+    if len({one.tokenizer for one in data}) > 1:
+        what = "tokenizers; their losses per token do not compare"
+    elif len({one.fingerprint for one in data}) > 1:
+        what = "data; their losses do not compare"
+    else:
+        return
+    console.message(f"note: the runs use different {what}", "yellow")
 
 
 def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
-    """Return what there is to say of a run, line by line."""
     facts, data = run.facts, run.facts.data
     goal = f" of {found.max_steps:,}" if found.max_steps else ""
     epochs = run.epochs_at(found.step)
@@ -168,13 +159,11 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
     if run.status.error:
         lines.append(("error", run.status.error.splitlines()[0]))
     part = scored(found.val_tokens, found.val_split_tokens)
-    if found.best_val_loss is not None:
-        lines.append(("best", f"val loss {loss(found.best_val_loss)}{part} at step"
-                              f" {found.best_step:,}, perplexity"
-                              f" {perplexity(found.best_val_loss)}"))  # fmt: skip
+    at = f"at step {found.best_step or 0:,}"
+    if (best := found.best_val_loss) is not None:
+        lines.append(("best", f"val loss {loss(best)}{part} {at}, perplexity {perplexity(best)}"))
     if found.best_epoch_loss is not None:
-        lines.append(("best", f"epoch loss {loss(found.best_epoch_loss)} at step"
-                              f" {found.best_step:,}"))  # fmt: skip
+        lines.append(("best", f"epoch loss {loss(found.best_epoch_loss)} {at}"))
     if found.train_loss is not None:
         val = f", val loss {loss(found.val_loss)}{part}" if found.val_loss is not None else ""
         lines.append(("last", f"train loss {loss(found.train_loss)}{val}"))
@@ -189,18 +178,16 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
     if found.parameters:
         lines.append(("model", f"{found.parameters:,} parameters"))
     counts = f": {data.tokens.train:,} + {data.tokens.val:,} tokens" * bool(data.tokens.train)
-    lines.append(
-        (
-            "data",
-            f"{data.dir or NONE}{counts}, tokenizer {run.settings.get('tokenizer.name', NONE)}",
-        )
-    )
-    lines.append(("size", size(found.size_bytes)))
+    tokenizer = run.settings.get("tokenizer.name", NONE)
     versions = {"gptcli": facts.gptcli, "torch": facts.torch, "Python": facts.python}
     made = [(facts.created or "")[:16].replace("T", " ")]
     made += [f"{program} {version}" for program, version in versions.items() if version]
     made += [facts.platform or ""]
-    lines.append(("made", ", ".join(part for part in made if part)))
+    lines += [
+        ("data", f"{data.dir or NONE}{counts}, tokenizer {tokenizer}"),
+        ("size", size(found.size_bytes)),
+        ("made", ", ".join(part for part in made if part)),
+    ]
     if facts.command:
         lines.append(("command", shlex.join(["gpt", *facts.command])))
     return lines
@@ -220,24 +207,6 @@ def _next_commands(run: "RunHistory") -> list[str]:
     return next_commands(name, is_validated=run.best is not None) if usable else []
 
 
-def _figure_rows(found: "Sequence[Figures]") -> list[tuple[str, ...]]:
-    columns: list[tuple[str, Any]] = [
-        ("state", _state),
-        ("steps", lambda run: f"{run.step:,}"),
-        ("tokens", lambda run: count(run.tokens)),
-        ("time", lambda run: duration(run.seconds)),
-        ("parameters", lambda run: count(run.parameters)),
-        ("tokens/s", lambda run: count(run.tokens_per_second)),
-        ("last loss", lambda run: loss(run.loss)),
-        ("train loss", lambda run: loss(run.train_loss)),
-        ("val loss", lambda run: loss(run.val_loss)),
-        ("best val loss", lambda run: loss(run.best_val_loss)),
-        ("best epoch loss", lambda run: loss(run.best_epoch_loss)),
-        ("at step", lambda run: NONE if run.best_step is None else f"{run.best_step:,}"),
-    ]
-    return [(name, *(tell(run) for run in found)) for name, tell in columns]
-
-
 def _at_point(found: tuple[float, float] | None, point: "EqualPoint") -> str:
     """Say a loss, and where it was measured if that is well before the point."""
     if found is None:
@@ -252,27 +221,31 @@ def _amount(amount: float, unit: str) -> str:
     return f"{count(amount) if unit == 'tokens' else f'{amount:,.0f}'} {unit}"
 
 
-def _warn_of_data(runs: "Sequence[RunHistory]") -> None:
-    """Say so when losses per token do not compare."""
-    if len({run.facts.data.tokenizer for run in runs}) > 1:
-        console.message(
-            "note: the runs use different tokenizers; their losses per token do not compare",
-            "yellow",
-        )
-    elif len({run.facts.data.fingerprint for run in runs}) > 1:
-        console.message("note: the runs use different data; their losses do not compare", "yellow")
-
-
 def _state(run: "Figures") -> str:
     code = f" ({run.exit_code})" if run.state == "failed" and run.exit_code is not None else ""
     return run.state + code
 
 
 def _age(moment: str | None) -> str:
-    """Return how long ago an ISO time is."""
     try:
         then = datetime.datetime.fromisoformat(moment or "")
     except ValueError:
         return NONE
     seconds = (datetime.datetime.now(then.tzinfo) - then).total_seconds()
     return duration(float(max(0, round(seconds))))
+
+
+_FIGURES: dict[str, Callable[["Figures"], str]] = {
+    "state": _state,
+    "steps": lambda run: f"{run.step:,}",
+    "tokens": lambda run: count(run.tokens),
+    "time": lambda run: duration(run.seconds),
+    "parameters": lambda run: count(run.parameters),
+    "tokens/s": lambda run: count(run.tokens_per_second),
+    "last loss": lambda run: loss(run.loss),
+    "train loss": lambda run: loss(run.train_loss),
+    "val loss": lambda run: loss(run.val_loss),
+    "best val loss": lambda run: loss(run.best_val_loss),
+    "best epoch loss": lambda run: loss(run.best_epoch_loss),
+    "at step": lambda run: NONE if run.best_step is None else f"{run.best_step:,}",
+}

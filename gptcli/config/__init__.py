@@ -1,6 +1,6 @@
 """The one configuration schema and its YAML loader; no torch, numpy or terminal."""
 
-from gptcli.config.loader import load_config, load_defaults
+from gptcli.config.loader import load_config
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import (
     Config,
@@ -11,14 +11,5 @@ from gptcli.config.schema import (
     TrainConfig,
 )
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "GenerateConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-    "load_config",
-    "load_defaults",
-]
+__all__ = ["Config", "DataConfig", "GenerateConfig", "ModelConfig", "OptimConfig",
+           "TokenizerConfig", "TrainConfig", "load_config"]  # fmt: skip

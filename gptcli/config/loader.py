@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from gptcli.config.reference import bound, choices, keys, section_of, suggestion
+from gptcli.config.model import clipped
+from gptcli.config.reference import bound, choices, keys, section_of, sections, suggestion
 from gptcli.config.schema import Config
-from gptcli.config.section import clipped
 from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import ConfigError
 
@@ -31,29 +31,32 @@ _PYDANTIC_KINDS = {
     "dict_type": "a section with keys",
     "finite_number": "a finite number",
 }
+_RELATIONS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "of at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "of at most"),
+}
 
 
-class _Origins:
-    """Where each key's value came from, to say it in errors."""
-
-    def __init__(self) -> None:
-        self.of: dict[Key, Document | str] = {}
+class _Origins(dict[Key, Document | str]):
+    """Where each key's value came from: a file, or the option in words."""
 
     def error(self, key: Key, message: str) -> ConfigError:
         """Make an error at the place that set `key`, a part of it, or its nearest parent."""
-        parts = [known for known in self.of if len(known) > len(key) and known[: len(key)] == key]
+        parts = [known for known in self if len(known) > len(key) and known[: len(key)] == key]
         for place in (key, *parts, *(key[:end] for end in range(len(key) - 1, -1, -1))):
-            match self.of.get(place):
+            match self.get(place):
                 case Document() as document:
                     return document.error(document.places[place], message)
                 case str() as option:
                     return ConfigError(f"{option}: {message}")
         return ConfigError(message)
 
-    def tell(self, key: Key) -> str | None:
+    def location(self, key: Key) -> str | None:
         """Return the place that set `key`, in a few characters; None if nothing did."""
         for end in range(len(key), 0, -1):
-            match self.of.get(key[:end]):
+            match self.get(key[:end]):
                 case Document() as document:
                     path = Path(document.path)
                     name = path.name if path in example_files() else document.path
@@ -92,11 +95,8 @@ def load_with_sources(
         ConfigError: As `load_config`.
     """
     config, origins = _load(path, overrides, None, None)
-    told: dict[str, str] = {}
-    for key in keys():
-        if config.is_set(key):
-            told[key] = origins.tell(tuple(key.split("."))) or "file name"
-    return config, told
+    places = {key: origins.location(tuple(key.split("."))) for key in keys() if config.is_set(key)}
+    return config, {key: place or "file name" for key, place in places.items()}
 
 
 def _load(
@@ -109,7 +109,7 @@ def _load(
     values: dict[str, Any] = copy.deepcopy(dict(base or {}))
     if path is not None:
         for document in reversed(_chain(find_config(path))):
-            origins.of |= dict.fromkeys(document.places, document)
+            origins |= dict.fromkeys(document.places, document)
             _merge(values, document.values)
         if values.get("name") is None:
             values["name"] = find_config(path).stem
@@ -125,11 +125,6 @@ def _load(
     return _validate(values, origins), origins
 
 
-def load_defaults() -> Config:
-    """Return the configuration nobody has changed."""
-    return Config()
-
-
 def find_config(path: str) -> Path:
     """Return the file that `path` names: a file, or a shipped example without its `.yaml`.
 
@@ -137,19 +132,19 @@ def find_config(path: str) -> Path:
         ConfigError: There is neither, with the examples there are.
     """
     file = Path(path)
-    mode = _mode(file)
-    if stat.S_ISREG(mode) or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
-        if not mode:
+    if stat.S_ISREG(_mode(file)) or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
+        if not _mode(file):
             raise ConfigError(f"{path}: no such configuration file", _hint(file.stem, path))
         return file
-    found = {example.stem: example for example in example_files()}
-    if path in found:
-        return found[path]
-    raise ConfigError(f"no configuration file or example is named '{clipped(path)}'", _hint(path))
+    examples = {example.stem: example for example in example_files()}
+    if path not in examples:
+        message = f"no configuration file or example is named '{clipped(path)}'"
+        raise ConfigError(message, _hint(path))
+    return examples[path]
 
 
 def _mode(file: Path) -> int:
-    """Return what a path leads to; 0 for nothing, as for a name that no file can have."""
+    """Return the type of a file; 0 for none, also for a name that no file can have."""
     try:
         return file.stat().st_mode
     except (OSError, ValueError):
@@ -167,13 +162,12 @@ def example_files() -> list[Path]:
 def _hint(name: str, file: str | None = None) -> str:
     """Name the example that was meant, or how to start the file and the examples there are."""
     names = [path.stem for path in example_files()]
-    near = difflib.get_close_matches(name, names, 1)
-    if near:
+    if near := difflib.get_close_matches(name, names, 1):
         return f"did you mean '{near[0]}'?"
-    start = (
-        f"write it with `gpt config init {shlex.quote(file)}`, or use an example" if file else ""
-    )
-    return f"{start or 'examples'}: {', '.join(names)}"
+    start = "examples"
+    if file:
+        start = f"write it with `gpt config init {shlex.quote(file)}`, or use an example"
+    return f"{start}: {', '.join(names)}"
 
 
 def _chain(path: Path) -> list[Document]:
@@ -216,14 +210,15 @@ def _assign(values: dict[str, Any], origins: _Origins, key: Key, value: Any, opt
             raise ConfigError(f"{option}: '{'.'.join(key[:depth])}' is a value, not a section")
     section[key[-1]] = value
     # Forget the file's places below the key: the option is what set them now.
-    for known in [known for known in origins.of if known[: len(key)] == key]:
-        del origins.of[known]
-    origins.of[key] = option
+    for known in [known for known in origins if known[: len(key)] == key]:
+        del origins[known]
+    origins[key] = option
 
 
 def _validate(values: dict[str, Any], origins: _Origins) -> Config:
-    for key in [key for key, value in values.items() if value is None and _is_section(key)]:
-        del values[key]  # `train:` with nothing below it
+    for key in sections():
+        if key in values and values[key] is None:  # `train:` with nothing below it
+            del values[key]
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -239,16 +234,10 @@ def _validate(values: dict[str, Any], origins: _Origins) -> Config:
         raise shown from None
 
 
-def _is_section(key: str) -> bool:
-    field = Config.model_fields.get(key)
-    return field is not None and section_of(field.annotation) is not None
-
-
 def _key(detail: ErrorDetails) -> Key:
     """Return the key an error is about, without pydantic's names of union members."""
-    context = detail.get("ctx") or {}
     if detail["type"] == "cross_check":
-        return tuple(context["key"].split("."))
+        return tuple(detail["ctx"]["key"].split("."))
     key: list[str] = []
     section: type[BaseModel] | None = Config
     for part in detail["loc"]:
@@ -266,8 +255,8 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     if detail["type"] == "extra_forbidden":
         return origins.error(key, f"unknown key '{clipped(dotted)}'; {suggestion(key)}")
     if detail["type"] == "cross_check":
-        others = [tuple(other.split(".")) for other in (detail.get("ctx") or {})["others"]]
-        place = next((known for known in (key, *others) if known in origins.of), key)
+        others = [tuple(other.split(".")) for other in detail["ctx"]["others"]]
+        place = next((known for known in (key, *others) if known in origins), key)
         return origins.error(place, f"{dotted}: {detail['msg']}")
     return origins.error(key, f"{dotted}: expected {_expected(key, detail)}, got {_got(detail)}")
 
@@ -292,18 +281,10 @@ def _is_number(text: str) -> bool:
 
 
 def _expected(key: Key, detail: ErrorDetails) -> str:
-    """Say in plain words what a key takes."""
-    context = detail.get("ctx") or {}
-    match detail["type"]:
-        case "literal_error":
-            allowed = choices(key) or context.get("expected", "")
-            return allowed.replace("'", "")
-        case "greater_than":
-            return f"a value above {bound(context['gt'])}"
-        case "greater_than_equal":
-            return f"a value of at least {bound(context['ge'])}"
-        case "less_than":
-            return f"a value below {bound(context['lt'])}"
-        case "less_than_equal":
-            return f"a value of at most {bound(context['le'])}"
-    return choices(key) or _PYDANTIC_KINDS.get(detail["type"], detail["msg"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "literal_error":
+        return (choices(key) or str(context["expected"])).replace("'", "")
+    if kind in _RELATIONS:
+        short, relation = _RELATIONS[kind]
+        return f"a value {relation} {bound(context[short])}"
+    return choices(key) or _PYDANTIC_KINDS.get(kind, detail["msg"])

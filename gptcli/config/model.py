@@ -1,12 +1,84 @@
-"""The `model` section: the network, in GPT-2's and nanoGPT's names."""
+"""The `model` section, in GPT-2's and nanoGPT's names, and what every section is made of."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from gptcli.config.section import Fraction, Int, PathText, PositiveFloat, Section, Size, invalid
+# No setting is larger: sums and products of a few of these stay far from the ends of 64 bits and
+# of a float's exponent. Help lists all bounds but this one.
+MAX_VALUE = 10**12
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # what file systems and Linux take
 
-Heads = Annotated[Int, Field(gt=0, le=2**14)]
+
+def _integral(value: Any) -> Any:
+    """Let 1e9 and 1.0e5 stand for integers; leave everything else to the strict check."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether `text` has no half of a character; file names that are not UTF-8 do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_path(value: str) -> str:
+    """Return `value` unless no file system takes it as a path.
+
+    Raises:
+        PydanticCustomError: It is none, which is a ValueError that says what is expected.
+    """
+    if not is_utf8(value) or "\0" in value:
+        raise PydanticCustomError("path", "a path in UTF-8 without NUL")
+    names = value.encode().replace(b"\\", b"/").split(b"/")
+    if len(value.encode()) > _MAX_PATH_BYTES or max(map(len, names)) > _MAX_NAME_BYTES:
+        most = f"{_MAX_PATH_BYTES} bytes, each name in it of at most {_MAX_NAME_BYTES}"
+        raise PydanticCustomError("path", f"a path of at most {most}")
+    return value
+
+
+# The bounds come first: behind a validator, pydantic would not write them into the JSON Schema.
+_INTEGRAL = BeforeValidator(_integral)
+NotNegativeInt = Annotated[int, Field(ge=0, le=MAX_VALUE), _INTEGRAL]
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_VALUE), _INTEGRAL]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _INTEGRAL]
+Size = Annotated[int, Field(gt=0, le=2**20), _INTEGRAL]  # rows, widths, vocabularies
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_VALUE)]
+NotNegative = Annotated[float, Field(ge=0, le=MAX_VALUE)]
+PathText = Annotated[str, AfterValidator(require_path)]  # or a name that looks like one
+
+
+def clipped(text: str) -> str:
+    """Return the beginning of a text, enough to recognize it."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def invalid(key: str, reason: str, *others: str) -> PydanticCustomError:
+    """Make the error of a check across keys; the loader names the line of the first that is set."""
+    context = {"reason": reason, "key": key, "others": others}
+    return PydanticCustomError("cross_check", "{reason}", context)
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys, NaN and silent conversions are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+Heads = Annotated[int, Field(gt=0, le=2**14), _INTEGRAL]
 LoraTarget = Literal["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_gate", "mlp.c_proj"]
 
 
@@ -34,7 +106,7 @@ class ModelConfig(Section):
     init_from: PathText = Field(default="scratch", examples=["gpt2"])
     """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
     folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
-    n_layer: Annotated[Int, Field(gt=0, le=1000)] = Field(default=12, examples=[6])
+    n_layer: Annotated[int, Field(gt=0, le=1000), _INTEGRAL] = Field(default=12, examples=[6])
     """Transformer blocks."""
     n_head: Heads = Field(default=12, examples=[6])
     """Attention heads per block; divides n_embd."""
@@ -47,7 +119,9 @@ class ModelConfig(Section):
     to a multiple of 8."""
     head_dim: Heads | None = Field(default=None, examples=[128])
     """Width of one attention head. Null: n_embd / n_head."""
-    block_size: Annotated[Int, Field(gt=0, le=2**24)] = Field(default=1024, examples=[256])
+    block_size: Annotated[int, Field(gt=0, le=2**24), _INTEGRAL] = Field(
+        default=1024, examples=[256]
+    )
     """Context length: the maximum number of tokens the model can attend to."""
     vocab_size: Size | None = Field(default=None, examples=[50304])
     """Rows of the embedding; may exceed the tokenizer's vocabulary. Null: the tokenizer's."""
@@ -121,28 +195,18 @@ class ModelConfig(Section):
             raise invalid("model.zero_init", "imported weights are not drawn", "model.init_from")
         if not self.is_whole:
             return self  # checked again with the imported shape
-        if self.n_embd % self.n_head and self.head_dim is None:
-            raise invalid(
-                "model.n_embd",
-                f"{self.n_embd} is not divisible by n_head = {self.n_head}",
-                "model.n_head",
-            )
-        if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise invalid(
-                "model.n_kv_head",
-                f"{self.n_kv_head} does not divide n_head = {self.n_head}",
-                "model.n_head",
-            )
+        n_embd, n_head, targets = self.n_embd, self.n_head, self.lora and self.lora.targets
+        if n_embd % n_head and self.head_dim is None:
+            reason = f"{n_embd} is not divisible by n_head = {n_head}"
+            raise invalid("model.n_embd", reason, "model.n_head")
+        if self.n_kv_head and n_head % self.n_kv_head:
+            reason = f"{self.n_kv_head} does not divide n_head = {n_head}"
+            raise invalid("model.n_kv_head", reason, "model.n_head")
         if self.position == "rope" and self.head_size % 2:
-            raise invalid(
-                "model.position", f"rope needs an even n_embd / n_head, not {self.head_size}"
-            )
+            reason = f"rope needs an even n_embd / n_head, not {self.head_size}"
+            raise invalid("model.position", reason)
         if self.position != "rope" and self.rope_theta != 10000.0:
             raise invalid("model.rope_theta", "only position = rope has wavelengths")
-        if (
-            self.mlp != "swiglu"
-            and self.lora is not None
-            and "mlp.c_gate" in (self.lora.targets or ())
-        ):
+        if self.mlp != "swiglu" and "mlp.c_gate" in (targets or ()):
             raise invalid("model.lora.targets", "only mlp = swiglu has a mlp.c_gate", "model.mlp")
         return self

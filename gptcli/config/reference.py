@@ -1,7 +1,4 @@
-"""What every key takes and means, told from the schema: for errors, help, editors and the docs.
-
-The schema is the one source; nothing here repeats it. Knows nothing of files or terminals.
-"""
+"""What every key takes and means, read from the schema: for errors, help, editors and the docs."""
 
 import difflib
 from collections.abc import Iterator
@@ -18,13 +15,9 @@ from gptcli.config.schema import Config
 from gptcli.config.yaml import Key
 from gptcli.errors import ConfigError
 
-# The same bound, as JSON Schema calls it and as a person would.
 _BOUNDS = {
-    "gt": ("exclusiveMinimum", "above"),
-    "ge": ("minimum", "from"),
-    "lt": ("exclusiveMaximum", "below"),
-    "le": ("maximum", "up to"),
-}
+    "exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "up to"
+}  # fmt: skip
 _UNREACHED = 10_000  # bounds beyond this are against typing errors, and left unsaid
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}
 EXTENDS = "Base configuration (path or example); keys here override it."
@@ -36,11 +29,10 @@ class KeyInfo:
 
     Attributes:
         key: Its dotted name.
-        meaning: What it is for, and what a null becomes.
+        meaning: What it sets, and what a null becomes.
         takes: Its type and bounds, in words.
-        default: The value nobody has changed.
-        choices: The words it takes, if there are any; booleans as `true` and `false`.
-        example: A value somebody might give it.
+        choices: The words it takes, if any; booleans as `true` and `false`.
+        example: A value other than the default.
     """
 
     key: str
@@ -53,8 +45,7 @@ class KeyInfo:
     @property
     def null_means(self) -> str | None:
         """What a null becomes, in the words of the schema; None where it stays one."""
-        _, found, words = self.meaning.partition("Null: ")
-        return words.rstrip(".") if found else None
+        return self.meaning.partition("Null: ")[2].rstrip(".") or None
 
 
 @cache
@@ -85,13 +76,13 @@ def find_key(name: str) -> KeyInfo:
     if len(ending) == 1:
         return known[ending[0]]
     if ending:
-        raise ConfigError(f"'{name}' could be {' or '.join(ending)}", "give the whole name")
+        raise ConfigError(f"'{name}' could be {' or '.join(ending)}", "give the full name")
     raise ConfigError(f"unknown key '{name}'", suggestion(tuple(name.split("."))))
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, for editors."""
-    schema = _in_words(Config.model_json_schema())
+    schema = _tidy(Config.model_json_schema())
     properties = {"extends": {"type": "string", "description": EXTENDS}, **schema["properties"]}
     for name in sections():  # `train:` with nothing below it is allowed
         properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
@@ -104,7 +95,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def choices(key: Key) -> str | None:
-    """Return 'a, b or c' for a key that takes one of a few words, and what else it takes."""
+    """Return 'a, b or c' for a key that takes one of a few words; None for others."""
     info = keys().get(".".join(key))
     return info.takes.removesuffix(", or null") if info and info.choices else None
 
@@ -125,7 +116,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 def suggestion(key: Key) -> str:
     """Return the key that was meant: by another program's name, another section, or spelling."""
     *parents, name = key
-    if why := words.needless(name):
+    if why := words.NEEDLESS.get(words.plain(name)):
         return f"leave it out: {why}"
     section = ".".join(parents)
     near = words.key_for(name, section)
@@ -134,7 +125,7 @@ def suggestion(key: Key) -> str:
         near = elsewhere[0]
     if near is not None:
         note = words.note_for(name)
-        return f"did you mean '{near}'?" + (f" ({note})" if note else "")
+        return f"did you mean '{near}'?" + f" ({note})" * bool(note)
     prefix = f"{section}." if section else ""
     beside = _names_below(prefix)
     everywhere = {known.rpartition(".")[2]: known for known in (*keys(), *sections())}
@@ -145,7 +136,6 @@ def suggestion(key: Key) -> str:
 
 
 def _names_below(prefix: str) -> list[str]:
-    """Return the names of keys and sections right below `prefix`."""
     found = [known[len(prefix) :].partition(".")[0] for known in keys() if known.startswith(prefix)]
     return list(dict.fromkeys(found))
 
@@ -155,8 +145,7 @@ def _keys_of(section: type[BaseModel], prefix: str) -> Iterator[KeyInfo]:
     properties, parts = schema["properties"], schema.get("$defs", {})
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        may_be_null = inner is not None and inner is not field.annotation
-        if inner is None or may_be_null:
+        if inner is None or inner is not field.annotation:  # a section that may be null is a key
             yield _info(prefix + name, field, properties[name], parts)
         if inner is not None:
             yield from _keys_of(inner, f"{prefix}{name}.")
@@ -167,7 +156,8 @@ def _info(key: str, field: FieldInfo, schema: dict[str, Any], parts: dict[str, A
     words = tuple(word for branch in branches for word in _words(branch))
     default = field.get_default(call_default_factory=True)
     default = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
-    others = [word for word in words if word != _word(default)]
+    spoken = str(default).lower() if isinstance(default, bool) else str(default)
+    others = [word for word in words if word != spoken]
     example = field.examples[0] if field.examples else default
     if not field.examples and others:
         example = {"true": True, "false": False}.get(others[0], others[0])
@@ -180,13 +170,9 @@ def _info(key: str, field: FieldInfo, schema: dict[str, Any], parts: dict[str, A
 def _words(branch: dict[str, Any]) -> list[str]:
     if branch.get("type") == "boolean":
         return ["true", "false"]
-    return [str(word) for word in branch.get("enum", [])] + (
-        [str(branch["const"])] if "const" in branch else []
-    )
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return [
+        str(word) for word in branch.get("enum", [branch["const"]] if "const" in branch else [])
+    ]
 
 
 def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
@@ -194,34 +180,22 @@ def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     if words := _words(branch):
         return words
     if "$ref" in branch:
-        inner = parts[branch["$ref"].rpartition("/")[2]]
-        return ["{" + ", ".join(inner["properties"]) + "}"]
-    kind = branch["type"]
-    if kind == "array":
+        return ["{" + ", ".join(parts[branch["$ref"].rpartition("/")[2]]["properties"]) + "}"]
+    if branch["type"] == "array":
         return [f"a list of {_or(_takes(branch['items'], parts))}"]
-    bounds = [
-        f"{word} {bound(branch[name])}"
-        for short, (long, word) in _BOUNDS.items()
-        for name in (short, long)
-        if name in branch and branch[name] < _UNREACHED
-    ]
-    return [" ".join([_KINDS[kind], " and ".join(bounds)]).strip()]
+    bounds = [f"{word} {bound(branch[name])}" for name, word in _BOUNDS.items()
+              if branch.get(name, _UNREACHED) < _UNREACHED]  # fmt: skip
+    return [" ".join([_KINDS[branch["type"]], " and ".join(bounds)]).strip()]
 
 
-def _in_words(schema: Any) -> Any:
-    """Give bounds the names that JSON Schema has for them, and texts no line breaks."""
+def _tidy(schema: Any) -> Any:
+    """Drop pydantic's titles from a JSON Schema, and line breaks from its descriptions."""
     match schema:
         case dict():
-            return {
-                _BOUNDS[name][0] if name in _BOUNDS else name: (
-                    _one_line(value) if name == "description" and isinstance(value, str)
-                    else _in_words(value)
-                )
-                for name, value in schema.items()
-                if not (name == "title" and isinstance(value, str))
-            }  # fmt: skip
+            return {name: _one_line(value) if name == "description" else _tidy(value)
+                    for name, value in schema.items() if name != "title"}  # fmt: skip
         case list():
-            return [_in_words(item) for item in schema]
+            return [_tidy(item) for item in schema]
     return schema
 
 

@@ -10,22 +10,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptcli.config.model import ModelConfig
-from gptcli.config.section import (
-    MOST,
+from gptcli.config.model import (
     Fraction,
-    Int,
+    ModelConfig,
     NotNegative,
+    NotNegativeInt,
     PathText,
     PositiveFloat,
     PositiveInt,
     Section,
+    Seed,
     Size,
     clipped,
     invalid,
     is_utf8,
 )
 
+Split = Literal["train", "val"]
 LoggerName = Literal["tensorboard", "wandb"]
 
 
@@ -125,7 +126,7 @@ class OptimConfig(Section):
     """Final learning rate. Null: lr / 10."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Decay after warm-up; wsd holds the peak, then decays linearly over the last 20%."""
-    warmup_steps: Annotated[Int, Field(ge=0, le=MOST)] = Field(default=0, examples=[100])
+    warmup_steps: NotNegativeInt = Field(default=0, examples=[100])
     """Linear warm-up steps."""
     weight_decay: NotNegative = Field(default=0.1, examples=[0.05])
     """Decoupled weight decay, on matrices only."""
@@ -183,7 +184,7 @@ class Config(Section):
     """Name of the run; its folder is runs/<name>. Null: the config file's stem."""
     run_dir: PathText | None = Field(default=None, examples=["runs/first-try"])
     """Folder of the run. Null: runs/<name>."""
-    seed: Annotated[Int, Field(ge=0, lt=2**63)] = Field(default=1337, examples=[42])
+    seed: Seed = Field(default=1337, examples=[42])
     """Every random draw is a function of this, the step and the position."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; auto selects cuda, then mps, then cpu."""
@@ -208,32 +209,23 @@ class Config(Section):
 
     @property
     def trained_context(self) -> int:
-        """Most tokens that the network can attend to once it is trained."""
+        """Context length that is usable once the model is trained."""
         return self.model.trained_context(self.data.seq_len)
 
     @property
     def stride(self) -> int:
-        """Tokens between the starts of neighbouring training windows."""
+        """Tokens between the starts of neighboring training windows."""
         return self.data.stride or self.seq_len
 
     @property
     def rows(self) -> int:
-        """Rows of one forward pass; 1 while micro_batch_size is auto."""
+        """Sequences of one forward pass; 1 while micro_batch_size is auto."""
         return 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Tokens of one forward pass; of one row while micro_batch_size is auto."""
-        return self.rows * self.seq_len
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step."""
-        return self.train.tokens_per_step or self.micro_batch_tokens
-
-    def grad_accum_steps(self, rows: int, n_processes: int = 1) -> int:
-        """Return the passes of so many rows that each process makes in one optimizer step."""
-        return self.tokens_per_step // (rows * self.seq_len * n_processes)
+        return self.train.tokens_per_step or self.rows * self.seq_len
 
     @property
     def min_lr(self) -> float:
@@ -264,40 +256,28 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self._check_names()
-        if self.model.is_whole:
-            self._check_lengths()
-        return self
-
-    def _check_lengths(self) -> None:
-        if self.data.seq_len and self.data.seq_len > self.model.block_size:
-            raise invalid(
-                "data.seq_len",
-                f"{self.data.seq_len} is longer than model.block_size = {self.model.block_size}",
-                "model.block_size",
-            )
-        if self.train.micro_batch_size == "auto" and self.train.tokens_per_step is None:
-            raise invalid("train.micro_batch_size", "auto needs train.tokens_per_step")
-        if self.tokens_per_step % self.micro_batch_tokens:
-            unit = self.micro_batch_tokens
-            nearest = max(unit, round(self.tokens_per_step / unit) * unit)
-            raise invalid(
-                "train.tokens_per_step",
-                f"{self.tokens_per_step} is not a multiple of micro_batch_size * seq_len"
-                f" = {unit}; {nearest} is",
-                "train.micro_batch_size",
-                "data.seq_len",
-                "model.block_size",
-            )
-
-    def _check_names(self) -> None:
         if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
             raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")
         if self.name is not None and not _is_file_name(self.name):
+            reason = f"{clipped(repr(self.name))} cannot be a folder's name; use run_dir for paths"
+            raise invalid("name", reason)
+        if not self.model.is_whole:
+            return self  # checked again with the imported shape
+        block_size, total = self.model.block_size, self.tokens_per_step
+        unit = self.rows * self.seq_len
+        if self.seq_len > block_size:
+            reason = f"{self.seq_len} is longer than model.block_size = {block_size}"
+            raise invalid("data.seq_len", reason, "model.block_size")
+        if self.train.micro_batch_size == "auto" and self.train.tokens_per_step is None:
+            raise invalid("train.micro_batch_size", "auto needs train.tokens_per_step")
+        if total % unit:
+            nearest = max(unit, round(total / unit) * unit)
             raise invalid(
-                "name",
-                f"{clipped(repr(self.name))} cannot be a folder's name; use run_dir for paths",
-            )
+                "train.tokens_per_step",
+                f"{total} is not a multiple of micro_batch_size * seq_len = {unit}; {nearest} is",
+                "train.micro_batch_size", "data.seq_len", "model.block_size",
+            )  # fmt: skip
+        return self
 
 
 def _is_file_name(name: str) -> bool:

@@ -1,10 +1,7 @@
-"""Words of other programs for our keys: nanoGPT's, litgpt's, transformers', tutorials'.
+"""Other programs' words for our keys: nanoGPT's, litgpt's, transformers', tutorials'."""
 
-Knows nothing of the schema: a test compares them.
-"""
-
-# Our key, and what others call it. Of a word with several keys the first is meant, unless another
-# is in the section at hand.
+# Our key, and what others call it. A word with several keys means the one in the section at hand,
+# else the first.
 _WORDS = {
     "run_dir": "out_dir output_dir out output save_dir ckpt_dir log_dir results_dir work_dir",
     "name": "run_name experiment_name exp_name wandb_run_name",
@@ -83,7 +80,7 @@ OPTIONS = {
     "--to": "format export_format output_format file_format",
     "--max-tokens": "max_eval_tokens",
 }
-# What the value becomes where it is counted in another way.
+# How to convert the value where the unit differs.
 _CONVERTED = {
     "train_ratio train_split train_frac train_fraction": "the rest of it: 0.1 for 0.9",
     "eval_iters eval_iter eval_batches": "in tokens: {} * batch_size * block_size",
@@ -97,13 +94,13 @@ _CONVERTED = {
     "decay_lr": "constant where it is false",
     "attention_bias": "without that of the projection after attention",
 }  # fmt: skip
-# Words that say the value too.
+# Words that imply the value.
 VALUES = {
     "fp16": "float16",
     "bf16": "bfloat16",
     **dict.fromkeys(("wandb", "wandb_project", "wandb_log", "use_wandb"), "wandb"),
 }
-_NEEDLESS = {
+NEEDLESS = {
     "shuffle": "training windows are always drawn in a random order",
     "drop_last": "there is no incomplete batch",
     "num_workers": "batches are read ahead without it",
@@ -116,22 +113,18 @@ for _key, _words in _WORDS.items():
 _NOTES = {word: note for words, note in _CONVERTED.items() for word in words.split()}
 
 
+def plain(word: str) -> str:
+    """Return a word as the tables have it: lower case, with underscores."""
+    return word.strip("-").lower().replace("-", "_")
+
+
 def key_for(word: str, section: str = "") -> str | None:
     """Return the key that another program calls `word`, preferring one in `section`."""
-    found = KEYS.get(_plain(word), [])
+    found = KEYS.get(plain(word), [])
     return next((key for key in found if key.startswith(f"{section}.")), next(iter(found), None))
 
 
-def note_for(word: str) -> str | None:
-    """Return how the value of `word` becomes our key's, if it is not the same."""
-    note = _NOTES.get(_plain(word), VALUES.get(_plain(word)))
-    return None if note is None else note.format(_plain(word))
-
-
-def needless(word: str) -> str | None:
-    """Return why `word` has no counterpart, if it is one of those."""
-    return _NEEDLESS.get(_plain(word))
-
-
-def _plain(word: str) -> str:
-    return word.lower().replace("-", "_")
+def note_for(word: str) -> str:
+    """Return how the value of `word` becomes our key's; nothing if it is the same."""
+    word = plain(word)
+    return _NOTES.get(word, VALUES.get(word, "")).format(word)

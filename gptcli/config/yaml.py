@@ -1,9 +1,8 @@
-"""Read one YAML file the way YAML 1.2 means it, and remember where each key stands.
+"""Read one YAML file the way YAML 1.2 means it, and remember the place of each key.
 
 PyYAML follows YAML 1.1, where 3e-4 is a string, `off` is false and 017 is fifteen. Here scalars
 resolve by the 1.2 core schema, duplicate keys are errors, and aliases, tags and files over 64 kB
-are refused (an alias bomb is two lines long). What is written, YAML 1.1 reads alike. Knows nothing
-of the schema.
+are refused (an alias bomb is two lines long). What is written, YAML 1.1 reads alike.
 """
 
 import json
@@ -11,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -22,8 +21,11 @@ _MOST_LEVELS = 32
 _SHOWN_CHARS = 160  # of a line in an error
 Key = tuple[str, ...]
 
-_NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
-_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
+_CONSTANTS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 # Python refuses to convert thousands of digits; as a float such a number is infinite, and an error.
 _INT = re.compile(r"[-+]?[0-9]{1,1000}\Z")
 _OTHER_BASE = re.compile(r"0o[0-7]{1,1000}\Z|0x[0-9a-fA-F]{1,1000}\Z")
@@ -40,8 +42,7 @@ _RAW = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A position in a file, counted from one."""
 
     line: int
@@ -73,10 +74,8 @@ class _Loader(yaml.SafeLoader):
 
 def scalar(text: str) -> Any:
     """Turn a plain (unquoted) scalar into null, bool, int, float or str (YAML 1.2 core)."""
-    if _NULL.match(text):
-        return None
-    if _BOOL.match(text):
-        return text.lower() == "true"
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     if _INT.match(text):
         return int(text)
     if _OTHER_BASE.match(text):
@@ -99,13 +98,13 @@ def read_yaml(path: Path) -> Document:
             raise ConfigError(f"{path}: a configuration is a file, not a folder, pipe or device")
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no configuration is")
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, which no configuration is")
     document = Document(str(path), text.splitlines())
     node = _compose(document, text)
     if node is not None:
@@ -152,9 +151,8 @@ def flow(value: Any, bare: Callable[[str], bool] = lambda text: False) -> str:
         case str() if bare(value):
             return value
         case Mapping():
-            return (
-                "{" + ", ".join(f"{flow(k, bare)}: {flow(v, bare)}" for k, v in value.items()) + "}"
-            )
+            pairs = (f"{flow(key, bare)}: {flow(item, bare)}" for key, item in value.items())
+            return "{" + ", ".join(pairs) + "}"
         case list() | tuple():
             return "[" + ", ".join(flow(item, bare) for item in value) + "]"
     text = json.dumps(value, ensure_ascii=False)
@@ -176,9 +174,8 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         at = error.position
         place = Place(text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at))
         code = f"{ord(text[at]):04x}"
-        raise document.error(
-            place, f'control character U+{code.upper()}: write it as "\\u{code}"'
-        ) from error
+        message = f'control character U+{code.upper()}: write it as "\\u{code}"'
+        raise document.error(place, message) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "not valid YAML"

@@ -19,11 +19,11 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gptcli import atomic
+from gptcli.config.schema import Split
 from gptcli.errors import DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for, load_tokenizer
 
-Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 MANIFEST = "manifest.json"

@@ -15,18 +15,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig, SplitSource, TokenizerConfig
+from gptcli.config.schema import DataConfig, Split, SplitSource, TokenizerConfig
 from gptcli.data import hub, readers
 from gptcli.data.presets import PRESETS, Expected, Preset, unknown_preset
 from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from gptcli.data.shards import Split
 
 STDIN = "-"
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough

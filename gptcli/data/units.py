@@ -13,16 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from gptcli.config.schema import DataConfig
+from gptcli.config.schema import DataConfig, Split
 from gptcli.data import readers
 from gptcli.data.hub import OnBytes, RemoteFile
 from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
-
-if TYPE_CHECKING:
-    from gptcli.data.shards import Split
 
 # How validation is chosen: "documents" by a keyed draw, the "tail" of each document's tokens, the
 # "end" of the unit's tokens, or the whole unit is one split.
@@ -45,7 +42,7 @@ class Unit:
     held_out: SplitRule
     joined: bool = False  # the rows are lines of one document (as WikiText's are), not documents
 
-    def split_of(self, document: int, seed: int, val_fraction: float) -> "Split":
+    def split_of(self, document: int, seed: int, val_fraction: float) -> Split:
         """Return the split of a document of this unit (of its head, for "tail" and "end")."""
         if self.held_out == "documents":
             drawn = derive_uniform("split", seed, self.index, document)

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig
+from gptcli.config.schema import DataConfig, Split
 from gptcli.data.encode import Encoded, Encoder, TextBatch
-from gptcli.data.shards import HEADER_BYTES, MAGIC, SPLITS, Counts, Shard, Split, UnitRecord
+from gptcli.data.shards import HEADER_BYTES, MAGIC, SPLITS, Counts, Shard, UnitRecord
 from gptcli.data.sources import PreparePlan
 from gptcli.data.units import Unit, content_hash, documents, file_stats
 from gptcli.errors import DataError

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.checkpoint import TrainedModel
+from gptcli.config.schema import Split
 from gptcli.data.readers import read_text
-from gptcli.data.shards import Split, TokenReader, read_manifest
+from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import DataError
 from gptcli.evaluation.compare import spans_of_bytes
 from gptcli.evaluation.score import SpanOf, TokenArray, TokenSequence
@@ -40,7 +41,7 @@ def text_tokens(
         raise DataError(f"{path}: {plural(len(tokens), 'token')}; scoring takes at least 2")
     span_of = spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
     warning = (
-        f"warning: the tokenizer of {trained.path} changes this text; its figures, bits per byte"
+        f"the tokenizer of {trained.path} changes this text; its figures, bits per byte"
         " too, are those of the changed text"
     )
     return TokenArray(tokens), span_of, warning if is_changed else None

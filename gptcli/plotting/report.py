@@ -15,8 +15,7 @@ from string import Template
 from typing import Any, TypeVar
 
 from gptcli import __version__, atomic
-from gptcli.config.derived import explicit_settings
-from gptcli.config.template import to_yaml
+from gptcli.config.render import explicit_settings, to_yaml
 from gptcli.formatting import (
     count,
     duration,
@@ -25,7 +24,6 @@ from gptcli.formatting import (
     plural,
     printable,
     scored,
-    setting,
     size,
 )  # fmt: skip
 from gptcli.plotting import require_ending
@@ -304,7 +302,7 @@ def _table(
 
 def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
     """Return a table of names and values."""
-    rows = ((name, value if isinstance(value, str) and value else to_yaml(setting(value)))
+    rows = ((name, value if isinstance(value, str) and value else to_yaml(value))
             for name, value in pairs)  # fmt: skip
     return _table(list(rows), kind="facts")
 

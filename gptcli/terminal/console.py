@@ -106,6 +106,29 @@ def error(text: str, hint: str | None = None) -> None:
         stderr.print(Text.assemble(("hint: ", "bold"), printable(hint)))
 
 
+@contextmanager
+def notes() -> Iterator[None]:
+    """Show what the API logs while the block runs; warnings stand out."""
+    import logging  # not for --help
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            is_warning = record.levelno >= logging.WARNING
+            text = "warning: " * is_warning + record.getMessage()
+            message(text, "bold red" if is_warning else "")
+
+    logger, handler = logging.getLogger("gptcli"), Notes()
+    level, logger.propagate = logger.level, False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = True
+
+
 def prompt(text: str) -> None:
     """Print the prompt that the result continues to stderr."""
     stderr.print(Text(printable(text), style="dim"), end="")
@@ -203,46 +226,45 @@ def bar(text: str, total: int | None = None) -> Iterator[Bar]:
 
 
 @contextmanager
-def byte_bars(totals: dict[str, int | None]) -> Iterator[Callable[[str, int], None]]:
+def byte_bars() -> Iterator[Callable[[str, int, int | None], None]]:
     """Show a bar of bytes, with rate and time left, for each kind of work.
 
-    Yields a function that takes a kind and the bytes newly done. Without a terminal, a line now
-    and then shows progress in a log.
-
-    Args:
-        totals: The bytes there are of each kind; None where that is not known.
+    Yields what is to be called with a kind, the bytes newly done, and the bytes in all if known.
+    Off a terminal there is a line now and then, so that a log of hours shows progress.
     """
     if not is_live():
-        yield _byte_log(totals)
+        yield _byte_log()
         return
     columns = ("{task.description}", progress.BarColumn(bar_width=None), progress.DownloadColumn(),
                progress.TransferSpeedColumn(),
                progress.TimeRemainingColumn(compact=True))  # fmt: skip
     with progress.Progress(*columns, console=stderr, transient=True, expand=True) as bars:
-        tasks = {kind: bars.add_task(kind, total=total) for kind, total in totals.items()}
+        tasks: dict[str, progress.TaskID] = {}
 
-        def advance(kind: str, n_bytes: int) -> None:
-            if kind not in tasks:  # a download that was not planned
-                tasks[kind] = bars.add_task(kind, total=None)
+        def advance(kind: str, n_bytes: int, total: int | None) -> None:
+            if kind not in tasks:
+                tasks[kind] = bars.add_task(kind, total=total)
             bars.advance(tasks[kind], n_bytes)
 
         yield advance
 
 
-def _byte_log(totals: dict[str, int | None]) -> Callable[[str, int], None]:
+def _byte_log() -> Callable[[str, int, int | None], None]:
     """Return what logs in plain lines, now and then, how much is done."""
-    bytes_done = dict.fromkeys(totals, 0)
+    bytes_done: dict[str, int] = {}
+    totals: dict[str, int | None] = {}
     began = last = time.monotonic()
 
-    def advance(kind: str, n_bytes: int) -> None:
+    def advance(kind: str, n_bytes: int, total: int | None) -> None:
         nonlocal last
         bytes_done[kind] = bytes_done.get(kind, 0) + n_bytes
+        totals[kind] = total
         now = time.monotonic()
         if now - last < _LOG_SECONDS:
             return
         last, parts = now, []
         for each, done in bytes_done.items():
-            total, rate = totals.get(each), done / (now - began)
+            total, rate = totals[each], done / (now - began)
             of = f" of {size(total)}" if total else ""
             left = f", {duration((total - done) / rate)} left" if total and rate else ""
             parts.append(f"{each} {size(done)}{of}, {size(rate)}/s{left * (done < (total or 0))}")

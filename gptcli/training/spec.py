@@ -69,7 +69,7 @@ class RunSpec:
     @property
     def grad_accum_steps(self) -> int:
         """Micro-batches of a step in each process."""
-        return self.config.grad_accum_steps(self.rows, self.n_processes)
+        return self.config.tokens_per_step // (self.rows * self.config.seq_len * self.n_processes)
 
     @property
     def epochs(self) -> float:

@@ -68,7 +68,7 @@ def test_unknown_preset(gpt: Any) -> None:
 
 
 def test_no_source(gpt: Any) -> None:
-    assert_refused(gpt("prepare"), 2, "no data set named")
+    assert_refused(gpt("prepare"), 2, "no dataset named")
     assert_refused(gpt("train"), 2, "neither data.source nor data.dir is set")
 
 

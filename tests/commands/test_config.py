@@ -32,7 +32,7 @@ def test_a_run_of_the_file_init_writes(gpt: Any, corpus: Path) -> None:
 def test_init_overwrites_only_when_told_to(gpt: Any) -> None:
     Path("run.yaml").write_text("seed: 1\n")
     done = gpt("config", "init")
-    assert done.code == 2 and "run.yaml exists already" in done.err and "--force" in done.err
+    assert done.code == 2 and "run.yaml already exists" in done.err and "--force" in done.err
     assert Path("run.yaml").read_text() == "seed: 1\n"
     assert not Path("gptcli.schema.json").exists()
     assert gpt("config", "init", "--force").code == 0
@@ -42,7 +42,7 @@ def test_init_overwrites_only_when_told_to(gpt: Any) -> None:
 def test_init_never_overwrites_a_schema_that_is_not_ours(gpt: Any) -> None:
     Path("gptcli.schema.json").write_text("{}")
     done = gpt("config", "init")
-    assert done.code == 2 and "is something else" in done.err
+    assert done.code == 2 and "was not written by gptcli" in done.err
     assert Path("gptcli.schema.json").read_text() == "{}" and not Path("run.yaml").exists()
 
 

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from gptcli.checkpoint import load_checkpoint, load_model, save_checkpoint
+from gptcli.commands.eval import describe
 from gptcli.data.shards import read_manifest, write_manifest
+
+FACTS = {
+    "checkpoint": "best.pt", "step": 9, "data": "data/t", "split": "val", "tokens": 100,
+    "bytes": 400, "context": 8, "stride": 8, "loss": 4.0, "standard_error": 0.1,
+    "perplexity": 54.6, "word_perplexity": 99.0,
+    "yardsticks": {"gzip": 3.0, "xz": 2.5, "xz_after_training_text": 2.0},
+}  # fmt: skip
 
 
 def test_eval_returns_the_object_of_the_contract(gpt: Any, run: Path) -> None:
@@ -95,7 +103,7 @@ def test_eval_compares_on_a_split_with_one_tokenizer_only(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--max-tokens", "32", "--text", "text.txt"], "whole of a text"),
+        (["--max-tokens", "32", "--text", "text.txt"], "on a whole text"),
         (["--stride", "12", "--text", "text.txt"], "the context is 8"),
         (["--checkpoint", "tiny"], "given twice"),
     ],
@@ -240,3 +248,16 @@ def test_rows_that_no_token_has_take_no_probability(gpt: Any, tiny_set: list[str
         [row["val_loss"] for row in logged if "val_loss" in row][-1], 1e-2
     )
     assert load_model(file, torch.device("cpu")).model(torch.tensor([[1]])).logits.shape[-1] == 257
+
+
+@pytest.mark.parametrize(
+    ("bits_per_byte", "verdict"),
+    [
+        (3.5, "the model beats none of the three"),
+        (2.7, "the model beats gzip, but not xz or xz after the training text"),
+        (2.2, "the model beats gzip and xz, but not xz after the training text"),
+        (1.5, "the model beats gzip and xz and xz after the training text"),
+    ],
+)
+def test_the_verdict_is_about_every_yardstick(bits_per_byte: float, verdict: str) -> None:
+    assert describe(FACTS | {"bits_per_byte": bits_per_byte}).endswith(verdict)

@@ -57,3 +57,8 @@ def test_what_was_meant_is_named(gpt: Any, typed: str, meant: str) -> None:
 def test_help_is_named_where_nothing_is_near(gpt: Any) -> None:
     done = gpt("train", "-z")
     assert done.code == 2 and done.err_lines[-1] == "hint: see `gpt train --help`"
+
+
+def test_the_help_of_the_command_is_named_where_the_parser_does_not_say_which(gpt: Any) -> None:
+    assert gpt("train", "-s").err_lines[-1] == "hint: see `gpt train --help`"
+    assert gpt("config", "show", "-c").err_lines[-1] == "hint: see `gpt config show --help`"

@@ -45,7 +45,7 @@ def test_train_prepares_local_text_that_is_not_prepared(
     words = [*words[: words.index("-s")], *" -s ".join(w for w in words if w != "-s").split(" ")]
     done = gpt("train", "-s", *words, "-s", f"data.source={corpus}", "-s", "tokenizer.name=char")
     assert done.code == 0, done.err
-    assert "is not there yet: preparing" in done.err
+    assert "does not exist yet: preparing" in done.err
     assert (
         json.loads(Path("data/corpus/manifest.json").read_text())["recipe"]["tokenizer"]["name"]
         == "char"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.api import generate, load
+from gptcli import generate, load
 from gptcli.checkpoint import load_model
 
 GREEDY = ("--temperature", "0")  # what is drawn may be end-of-text at once

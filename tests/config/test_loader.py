@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.config import load_config, load_defaults
+from gptcli.config import Config, load_config
 from gptcli.config.loader import example_files
 from gptcli.errors import ConfigError
 from support.folders import Write
@@ -244,7 +244,7 @@ def test_a_missing_file_names_the_nearest_example(write: Write, tmp_path: Path) 
 
 
 def test_no_file_means_the_defaults() -> None:
-    assert load_config(None) == load_defaults()
+    assert load_config(None) == Config()
 
 
 def test_what_was_set_is_known(write: Write) -> None:

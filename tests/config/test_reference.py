@@ -10,7 +10,7 @@ import yaml
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import choices, find_key, json_schema, keys, sections
-from gptcli.config.template import to_yaml
+from gptcli.config.render import to_yaml
 from gptcli.config.yaml import dump_yaml, read_value, read_yaml
 from gptcli.errors import ConfigError
 

@@ -52,20 +52,19 @@ def test_the_tokens_per_step_that_an_error_names_are_valid() -> None:
             load_config(None, [*sets, f"train.tokens_per_step={wrong}"])
         valid = int(caught.value.message.split("; ")[1].split()[0])
         config = load_config(None, [*sets, f"train.tokens_per_step={valid}"])
-        assert config.grad_accum_steps(5) * 96 * 5 == valid
+        assert config.tokens_per_step == valid and valid % (5 * 96) == 0
 
 
 def test_nulls_are_derived() -> None:
     config = Config()
     assert config.seq_len == config.stride == 1024
     assert config.tokens_per_step == 8 * 1024
-    assert config.grad_accum_steps(8) == 1
     assert config.min_lr == pytest.approx(6e-5)
     changed = load_config(
         None, ["data.seq_len=64", "train.tokens_per_step=2048", "data.stride=16", "optim.min_lr=0"]
     )
     assert (changed.seq_len, changed.stride, changed.tokens_per_step) == (64, 16, 2048)
-    assert changed.grad_accum_steps(changed.rows) == 4
+    assert changed.tokens_per_step == 4 * changed.rows * changed.seq_len
     assert changed.min_lr == 0
 
 

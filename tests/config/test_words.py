@@ -54,6 +54,8 @@ from gptcli.config.words import KEYS, OPTIONS, note_for
         ("prepare --tokenizer char", "use `gpt prepare -s tokenizer.name=char`"),
         ("prepare --vocab_size 300 -s tokenizer.name=bpe a.txt",
          "use `gpt prepare -s tokenizer.vocab_size=300 -s tokenizer.name=bpe a.txt`"),
+        ("prepare --vocab_size 300 a.txt",
+         "use `gpt prepare -s tokenizer.name=bpe -s tokenizer.vocab_size=300 a.txt`"),
         ("export --format hf out", "use `gpt export --to hf out`"),
         ("train --wandb", "use `gpt train -s 'train.loggers=[wandb]'`"
          " ([wandb]; the project is in the variable WANDB_PROJECT)"),

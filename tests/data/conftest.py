@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from gptcli.config import load_config
+from gptcli.config.schema import Split
 from gptcli.data import shards
 from gptcli.data.prepare import make_plan, prepare
-from gptcli.data.shards import Manifest, Split
+from gptcli.data.shards import Manifest
 from gptcli.errors import GptError
 from gptcli.tokenizers import Tokenizer
 from support.folders import Encoded, Prepared, Refusal, TokensOf, Write

@@ -102,12 +102,12 @@ def test_a_killed_rank_is_run_again(gpt: Any, source: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--rank", "0"], "belong together"),
-        (["--world-size", "2"], "belong together"),
+        (["--rank", "0"], "must be used together"),
+        (["--world-size", "2"], "must be used together"),
         (["--rank", "2", "--world-size", "2"], "expected 0 to 1"),
         (["--rank", "0", "--world-size", "2", "--finalize"], "cannot be combined"),
-        (["--rank", "0", "--world-size", "2", "--force"], "for the whole"),
-        (["--finalize", "--dry-run"], "for the whole"),
+        (["--rank", "0", "--world-size", "2", "--force"], "cannot be combined with --rank"),
+        (["--finalize", "--dry-run"], "cannot be combined with --rank"),
     ],
 )
 def test_options_of_ranks_that_make_no_sense(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptcli.commands import complete
-from gptcli.config.derived import explicit_settings
+from gptcli.config.render import explicit_settings
 from gptcli.errors import ConfigError
 from gptcli.runs import find_checkpoint, find_run, list_runs, read_run
 from gptcli.runs.folder import Run

@@ -1,0 +1,205 @@
+"""Losses of models on text: what `gpt eval` calls, and `gptcli.evaluate` and `load` are."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from gptcli.checkpoint import TrainedModel
+from gptcli.config import Config, load_config
+from gptcli.config.schema import Split
+from gptcli.device import init_runtime
+from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
+from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats
+from gptcli.evaluation import evaluate as score_tokens
+from gptcli.evaluation.texts import split_tokens, text_tokens
+from gptcli.interop.pretrained import open_model
+
+Checkpoint = str | os.PathLike[str] | TrainedModel | None
+Place = str | os.PathLike[str] | None
+
+_log = logging.getLogger("gptcli")
+
+
+def load(
+    checkpoint: Checkpoint = None, *, device: str = "auto", data: Place = None
+) -> TrainedModel:
+    """Return a model, its tokenizer and what its checkpoint says.
+
+    Args:
+        checkpoint: A file, a run folder or a run's name, or what `model.init_from` takes: gpt2,
+            hf:org/name, a Hugging Face folder, a nanoGPT ckpt.pt. None is the newest run's best.
+        device: auto, cpu, cuda or mps.
+        data: Prepared data whose tokenizer the weights of another program have.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+        ConfigError: Nothing says which tokens it has, or they are not those of `data`.
+    """
+    return open_checkpoint(checkpoint, load_config(None, flags={"device": device}), data)
+
+
+def open_checkpoint(checkpoint: Checkpoint, config: Config, data: Place = None) -> TrainedModel:
+    """Return the model that `load` would; what it returned stays as it is."""
+    if isinstance(checkpoint, TrainedModel):
+        return checkpoint
+    name = None if checkpoint is None else os.fspath(checkpoint)
+    return open_model(name, config, init_runtime(config).device, Path(data) if data else None)
+
+
+def device_of(trained: TrainedModel) -> str:
+    """Return the kind of device that a model is on."""
+    return trained.model.wte.weight.device.type
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of a model on a text: a file (split is `text`), or train or val of a folder."""
+
+    trained: TrainedModel
+    place: Path
+    split: str
+    evaluation: Evaluation
+    seconds: float
+
+
+def evaluate(
+    checkpoint: Checkpoint = None,
+    *,
+    text: Place = None,
+    data: Place = None,
+    split: Split = "val",
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> Evaluation:
+    """Score a model on text: loss, perplexity, bits per byte, and their uncertainty.
+
+    Args:
+        checkpoint: As for `load`, or what it returned.
+        text: A file to score.
+        data: Prepared data to score; None is what the model was trained on.
+        split: Of the data: train or val.
+        stride: Tokens that each window adds; None is the model's context.
+        max_tokens: Score about this many, evenly spaced; None is all.
+        device: auto, cpu, cuda or mps.
+        dtype: auto, float32, bfloat16 or float16.
+
+    Raises:
+        GptError: The checkpoint or the text cannot be used, or the arguments contradict each other.
+    """
+    config = load_config(None, flags={"device": device, "dtype": dtype})
+    [score] = compare(
+        [checkpoint], config, text=text, data=data, split=split, stride=stride,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    return score.evaluation
+
+
+def compare(
+    checkpoints: Sequence[Checkpoint],
+    config: Config,
+    *,
+    text: Place = None,
+    data: Place = None,
+    split: Split = "val",
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Score]:
+    """Score several models on one text; `evaluate` says what the options are.
+
+    Args:
+        checkpoints: The models; without `text` and `data`, the data of the first are scored.
+        config: Device, precision, compilation, context (`data.seq_len`) and encoding errors.
+        on_progress: Called with (windows done, windows in all) of a model.
+
+    Raises:
+        GptError: As `evaluate`; also if the models would score different parts of the text.
+    """
+    if text is not None and data is not None:
+        raise ConfigError("data and text cannot be combined: there is one text to score")
+    if split not in get_args(Split):
+        raise ConfigError(f"split: expected train or val, got {split!r}")
+    models = [open_checkpoint(checkpoint, config, data) for checkpoint in checkpoints]
+    contexts = [_context(config.data.seq_len, model) for model in models]
+    _require_same_text(contexts, stride, max_tokens, is_file=text is not None)
+    given = data if text is None else text
+    path = models[0].data_dir if given is None else Path(given)
+    is_mixed = len({model.tokenizer.fingerprint for model in models}) > 1
+    texts: list[tuple[TokenSequence, SpanOf | None]] = []
+    for model in models:  # all are opened before the first is scored: refusals come at once
+        if text is None:
+            texts.append((split_tokens(path, split, model), None))
+            continue
+        tokens, parts, warning = text_tokens(path, model, config.data.encoding_errors)
+        if warning:
+            _log.warning(warning)
+        texts.append((tokens, parts if is_mixed else None))
+    scores = []
+    for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
+        began = time.perf_counter()
+        with tokens:
+            found = _score(
+                model, config, tokens, context=context, stride=stride, max_tokens=max_tokens,
+                units=TokenStats(model.tokenizer), span_of=span_of, on_progress=on_progress,
+            )  # fmt: skip
+        seconds = time.perf_counter() - began
+        scores.append(Score(model, path, split if text is None else "text", found, seconds))
+    return scores
+
+
+def _score(trained: TrainedModel, config: Config, tokens: TokenSequence, **how: Any) -> Evaluation:
+    runtime = init_runtime(config.model_copy(update={"device": device_of(trained)}))
+    model = trained.model.compiled() if runtime.compile else trained.model
+    try:
+        found = score_tokens(model, tokens, runtime, **how)
+    except RuntimeError as error:
+        if not runtime.compile or is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        hint = "turn it off: -s compile=false"
+        raise ConfigError(f"compile: not possible here ({reason})", hint) from error
+    assert found is not None
+    if not math.isfinite(found.nats):
+        hint = "if its weights are sound, try -s dtype=float32"
+        raise CheckpointError(f"{trained.path}: the model's output is not finite", hint)
+    return found
+
+
+def _context(seq_len: int | None, trained: TrainedModel) -> int:
+    block_size = trained.model.config.block_size
+    if seq_len is not None and seq_len > block_size:
+        raise ConfigError(
+            f"data.seq_len: {seq_len} is longer than the context of {block_size}"
+            + (f" that {trained.path} was trained on" if trained.is_cut else "")
+        )
+    return seq_len or block_size
+
+
+def _require_same_text(
+    contexts: list[int], stride: int | None, max_tokens: int | None, *, is_file: bool
+) -> None:
+    """Refuse windows that skip tokens, or that differ from model to model."""
+    for name, value in (("stride", stride), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    shortest, longest = min(contexts), max(contexts)
+    if stride is not None and stride > shortest:
+        raise ConfigError(f"stride: {stride} would skip tokens; the context is {shortest}")
+    if max_tokens is None or len(contexts) == 1:
+        return
+    if is_file:
+        hint = "shorten the file itself"
+        raise ConfigError("max_tokens: several models are compared on a whole text", hint)
+    if shortest < longest:
+        raise ConfigError(
+            f"max_tokens: contexts of {shortest} and {longest} tokens would choose different parts"
+            " of the text",
+            f"use one context for all with -s data.seq_len={shortest}, or leave max_tokens out",
+        )

@@ -1,0 +1,137 @@
+"""Text from a model: what `gpt generate` calls, and `gptcli.generate` is."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from gptcli.api.evaluate import Checkpoint, device_of, open_checkpoint
+from gptcli.checkpoint import TrainedModel
+from gptcli.config import Config, load_config
+from gptcli.device import init_runtime
+from gptcli.generation import (
+    DecodeTimings,
+    Sample,
+    draw_samples,
+    encode_prompt,
+    extend_context,
+    prepare_for_decoding,
+    rows_together,
+)
+
+_log = logging.getLogger("gptcli")
+
+
+def generate(
+    checkpoint: Checkpoint = None,
+    prompt: str | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Sequence[str] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+) -> Iterator[str]:
+    """Yield a text that continues the prompt, piece by piece; "".join(...) makes it one.
+
+    Settings that are not given are those of the run's own configuration. A checkpoint named here
+    decodes with the fastest weights; what `load` returned stays as it is, in float32.
+
+    Args:
+        checkpoint: As for `load`, or what it returned.
+        prompt: Text to continue; None starts from end-of-text.
+        max_new_tokens: Maximum number of new tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample from the k most likely tokens.
+        top_p: Nucleus sampling threshold.
+        min_p: Minimum probability relative to the most likely token.
+        repetition_penalty: Penalty for tokens already in the context; 1 disables it.
+        stop: Stop sequences.
+        seed: Random seed; in float32, the same seed gives the same text.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        GptError: The checkpoint cannot be used, or an argument is out of range; at once.
+    """
+    given = {"prompt": prompt, "max_new_tokens": max_new_tokens, "temperature": temperature,
+             "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty,
+             "stop": None if stop is None else list(stop)}  # fmt: skip
+    flags = {f"generate.{name}": value for name, value in given.items()}
+    if isinstance(checkpoint, TrainedModel):
+        device = device_of(checkpoint)
+    flags |= {"seed": seed, "device": device, "generate.num_samples": 1}
+    sampler = Sampler(checkpoint, lambda run: load_config(None, (), flags, run))
+    return (piece for _, piece in sampler.samples())
+
+
+class Sampler:
+    """A model ready to draw texts: samples of a prompt, or replies in a conversation.
+
+    Attributes:
+        trained: The model.
+        config: Its settings: `seed` and the section `generate`.
+        weights: What it decodes with, in a few words.
+        timings: How long the last samples took.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: Callable[[dict[str, Any] | None], Config],
+        *,
+        int8: bool = False,
+    ) -> None:
+        """Open a checkpoint.
+
+        Args:
+            checkpoint: As for `load`; what that returned keeps its weights.
+            settings: Returns the configuration over the values of the run's own, which are not
+                known before it is open.
+            int8: Decode with 8-bit weights.
+        """
+        self.trained = open_checkpoint(checkpoint, settings(None))
+        stored = self.trained.checkpoint.config
+        self.config = settings({"generate": dict(stored["generate"]), "seed": stored["seed"]})
+        self.weights, self.timings = "float32", DecodeTimings()
+        self._context: list[int] = []
+        self._turn = 0
+        if not isinstance(checkpoint, TrainedModel):
+            runtime, model = init_runtime(self.config), self.trained.model
+            if runtime.compile:
+                _log.info("note: compile applies to train and eval; generate has its own kernels")
+            is_open = self.config.dtype == "auto" and runtime.device.type == "cpu"
+            self.weights = prepare_for_decoding(  # where the precision is open, kernels are timed
+                model, None if is_open else runtime.dtype,
+                rows=rows_together(model, self.config.generate.num_samples), int8=int8,
+            )  # fmt: skip
+
+    def samples(self, *, logprobs: bool = False) -> Iterator[tuple[Sample, str]]:
+        """Return an iterator over (sample, text newly certain) of the prompt's samples."""
+        trained, wanted = self.trained, self.config.generate
+        ids = encode_prompt(trained.tokenizer, wanted.prompt, trained.model.config.block_size)
+        self.timings = DecodeTimings()
+        return draw_samples(
+            trained.model, trained.tokenizer, ids, wanted, seed=self.config.seed,
+            numbers=range(wanted.num_samples), clock=self.timings, logprobs=logprobs,
+        )  # fmt: skip
+
+    def reply(self, line: str) -> Iterator[str]:
+        """Yield what continues a line, with all lines and replies before it as context."""
+        model, tokenizer = self.trained.model, self.trained.tokenizer
+        self._context = extend_context(tokenizer, self._context, line, model.config.block_size)
+        sample = None
+        try:
+            for sample, piece in draw_samples(  # noqa: B007  # kept for the context
+                model, tokenizer, self._context, self.config.generate, seed=self.config.seed,
+                numbers=[self._turn],
+            ):  # fmt: skip
+                yield piece
+        finally:  # also where Ctrl-C ends a reply early
+            if sample is not None:
+                self._context += [drawn.token for drawn in sample.drawn]
+                self._context += [tokenizer.eot] * sample.text.is_ended
+            self._turn += 1
