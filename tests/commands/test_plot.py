@@ -56,7 +56,7 @@ def test_plot_tells_what_it_cannot_read_and_draws_the_rest(
         (["plot", "a", "-o", "loss.jpg"], 2, "one of .png, .svg, .pdf"),
         (["plot", "a", "b"], 2, "name it with -o"),
         (["plot", "a", "--panels", "loss,memori"], 2, "did you mean memory?"),
-        (["plot", "a", "--panels", "x"], 2, "there are loss, lr"),
+        (["plot", "a", "--panels", "x"], 2, "panels: loss, lr"),
         (["plot", "a", "--x", "days"], 2, "steps"),
         (["plot", "aa"], 2, "did you mean a?"),
         (["plot", "folder"], 2, "holds no run"),
