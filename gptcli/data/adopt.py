@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli import atomic, locking
-from gptcli.config.schema import Config, DataConfig
+from gptcli.config.schema import Config, DataConfig, Split
 from gptcli.data import hub, shards
 from gptcli.data.presets import PRESETS, Preset
 from gptcli.data.shards import Counts, Manifest, Recipe, Shard, TokenizerRecord, UnitRecord
@@ -131,7 +131,7 @@ def _unit(
 
 def _describe(path: Path) -> tuple[Shard, Dtype]:
     """Tell what a file holds by its header, or one of nanoGPT's by its name."""
-    split: shards.Split = "val" if "val" in path.name else "train"
+    split: Split = "val" if "val" in path.name else "train"
     if split not in path.name:
         raise DataError(f"{path}: neither 'train' nor 'val' in its name says what it is for")
     size = path.stat().st_size

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gptcli.config.schema import Split
 from gptcli.data.shards import (
     SPLITS,
     Manifest,
-    Split,
     TokenReader,
     check_shard,
     chunks,
