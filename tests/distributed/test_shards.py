@@ -49,7 +49,7 @@ def test_compiled_blocks_compute_what_others_do(
 
     def work(rank: int) -> None:
         said.extend(event for event in train(compiled) if isinstance(event, Started))
-        assert said[0].compiled
+        assert said[0].spec.config.compile
 
     assert start(2, lambda rank: finish(eager)).wait() == [0, 0]
     assert start(2, work).wait() == [0, 0]
