@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,39 @@ def test_everything_public_is_documented(path: Path) -> None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
+
+
+def imports_of(name: str) -> Iterator[str]:
+    """Yield what importing a module of ours imports with it, by the statements at module level."""
+    parts = name.split(".")
+    yield from (".".join(parts[:end]) for end in range(1, len(parts)))
+    path = ROOT / Path(*parts)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(name: str) -> set[str]:
+    """Return the modules of ours that importing one of them imports."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES}
+    modules |= {module.removesuffix(".__init__") for module in modules}
+    found, left = set(), [name]
+    while left:
+        if (module := left.pop()) not in found and module in modules:
+            found.add(module)
+            left += imports_of(module)
+    return found - {name}
+
+
+def test_the_training_loop_is_read_without_the_rest_of_the_house() -> None:
+    far = closure("gptcli.training.loop")
+    assert len(far) <= 55, sorted(far)
+    assert not {name for name in far if name.split(".")[1:2] in (["interop"], ["terminal"])}
+    assert len(list((ROOT / "gptcli" / "training").glob("*.py"))) <= 16
 
 
 LIGHT = (

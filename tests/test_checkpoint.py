@@ -21,7 +21,7 @@ from gptcli.checkpoint import (
 )
 from gptcli.config import Config, load_config
 from gptcli.errors import CheckpointError
-from gptcli.runs import find_checkpoint
+from gptcli.runs.find import find_checkpoint
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import tokenizer_from
 

@@ -14,9 +14,9 @@ from gptcli.generation import (
     draw_samples,
     encode_prompt,
     extend_context,
-    prepare_for_decoding,
     rows_together,
 )
+from gptcli.generation.weights import prepare_for_decoding
 
 _log = logging.getLogger("gptcli")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from gptcli import trackers
 from gptcli.api.prepare import OnBytes, prepare
 from gptcli.config import Config
+from gptcli.data.presets import data_dir, is_local
 from gptcli.data.shards import MANIFEST
-from gptcli.data.sources import data_dir, is_local
 from gptcli.distributed.environment import place
 from gptcli.errors import EXIT_INTERRUPTED, ConfigError, DataError
 from gptcli.plotting.figure import leave_picture

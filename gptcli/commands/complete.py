@@ -85,7 +85,8 @@ def keys_and_sections(incomplete: str) -> Iterable[Offer]:
 @_quietly
 def runs(incomplete: str) -> Iterable[Offer]:
     """Offer the runs in runs/, the newest first, and run folders elsewhere."""
-    from gptcli.runs import RUN, list_runs
+    from gptcli.runs import RUN
+    from gptcli.runs.find import list_runs
 
     names = [(folder.name, "run") for folder in list_runs()]
     if "/" not in incomplete:

@@ -68,8 +68,7 @@ def init(
         console.result_json({"file": name, "schema": schema.as_posix()})
         return
     console.result(f"{name}: written, with {SCHEMA_FILE}, by which editors complete it")
-    from gptcli.data.presets import PRESETS
-    from gptcli.data.sources import is_local
+    from gptcli.data.presets import PRESETS, is_local
 
     data = load_config(name).data
     match data.source:
@@ -97,7 +96,7 @@ def show(
     loaded, origins = load_with_sources(config, set_ or [])
     folder = None
     if loaded.data.dir is not None or loaded.data.source is not None:
-        from gptcli.data.sources import data_dir
+        from gptcli.data.presets import data_dir
 
         folder = data_dir(loaded.data).as_posix()
     becomes = derived(loaded, folder)

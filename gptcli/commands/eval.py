@@ -12,7 +12,7 @@ from gptcli.terminal import console
 if TYPE_CHECKING:
     from gptcli.api.evaluate import Score
     from gptcli.checkpoint import TrainedModel
-    from gptcli.evaluation import Difference
+    from gptcli.evaluation.compare import Difference
 
 # OpenAI's GPT-2 on OpenWebText's validation part, nats per token, as nanoGPT publishes them.
 GPT2_ON_OPENWEBTEXT = {"124M": 3.12, "350M": 2.84, "774M": 2.67, "1558M": 2.54}
@@ -179,7 +179,7 @@ def _describe_beside(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
 
 def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None:
     """Print a table, and how the first model differs from each of the others."""
-    from gptcli.evaluation import paired_difference
+    from gptcli.evaluation.compare import paired_difference
 
     results = [_facts(score) for score in scores]
     first = results[0]["checkpoint"]

@@ -38,7 +38,7 @@ def named_for(source: str) -> list[str]:
 
 def trains_on(config: "Config") -> str | None:
     """Return the one example that trains on just what `config`, without an example, prepares."""
-    from gptcli.data.sources import data_dir
+    from gptcli.data.presets import data_dir
 
     others = {"seq_len", "stride", "dir", "keep_downloads"}  # which change no shard
 
@@ -94,7 +94,7 @@ def next_command(
 
 def _data_settings(folder: Path, loaded: "Config", config: str, overrides: list[str]) -> list[str]:
     """Return what must be added to `config` for it to train on the folder."""
-    from gptcli.data.sources import STDIN, data_dir
+    from gptcli.data.presets import STDIN, data_dir
 
     data = options.load(config, overrides).data
     found: list[str] = []

@@ -54,8 +54,9 @@ def plot(
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
     from gptcli.plotting import require_ending
     from gptcli.plotting.figure import FORMATS, Picture, draw_figure
-    from gptcli.runs import find_run, read_run
+    from gptcli.runs import read_run
     from gptcli.runs.compare import figures
+    from gptcli.runs.find import find_run
 
     if out is not None:
         require_ending(out, *FORMATS)

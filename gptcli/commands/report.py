@@ -22,8 +22,9 @@ def report(
     """Write a self-contained HTML report of a run."""
     from gptcli.plotting import require_ending
     from gptcli.plotting.report import FORMATS, write_report
-    from gptcli.runs import find_run, read_run
+    from gptcli.runs import read_run
     from gptcli.runs.compare import figures
+    from gptcli.runs.find import find_run
 
     if out is not None:
         require_ending(out, *FORMATS)

@@ -27,8 +27,9 @@ def list_(
     json_: options.JsonOption = False,
 ) -> None:
     """List runs, newest first."""
-    from gptcli.runs import list_runs, read_run
+    from gptcli.runs import read_run
     from gptcli.runs.compare import figures
+    from gptcli.runs.find import list_runs
 
     found = [figures(read_run(path)) for path in list_runs(Path(folder))]
     if json_:
@@ -57,8 +58,9 @@ def list_(
 def show(run: options.RunArgument = None, json_: options.JsonOption = False) -> None:
     """Show a run: progress, settings, files and next commands."""
     from gptcli.config.render import explicit_settings, to_yaml
-    from gptcli.runs import find_run, read_run
+    from gptcli.runs import read_run
     from gptcli.runs.compare import figures
+    from gptcli.runs.find import find_run
 
     read = read_run(find_run(run))
     found = figures(read)
@@ -107,8 +109,9 @@ def compare(
     if len(runs) < 2:
         raise ConfigError("compare takes at least two runs", "`gpt runs list` lists them")
     from gptcli.config.render import to_yaml
-    from gptcli.runs import find_run, read_run
+    from gptcli.runs import read_run
     from gptcli.runs.compare import differing_settings, equal_points, figures
+    from gptcli.runs.find import find_run
 
     read = [read_run(find_run(name)) for name in runs]
     settings, points = differing_settings(read), equal_points(read)
@@ -195,7 +198,8 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
 
 def _next_commands(run: "RunHistory") -> list[str]:
     """Return what one would type next: resume the run, or use its model."""
-    from gptcli.runs import BEST, next_commands
+    from gptcli.runs import BEST
+    from gptcli.runs.find import next_commands
 
     folder = run.folder.as_posix()
     usable = BEST in run.checkpoints

@@ -10,7 +10,6 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from gptcli.config import words
 from gptcli.config.schema import Config
 from gptcli.config.yaml import Key
 from gptcli.errors import ConfigError
@@ -115,6 +114,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 def suggestion(key: Key) -> str:
     """Return the key that was meant: by another program's name, another section, or spelling."""
+    from gptcli.config import words
+
     *parents, name = key
     if why := words.NEEDLESS.get(words.plain(name)):
         return f"leave it out: {why}"

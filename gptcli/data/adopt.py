@@ -13,9 +13,8 @@ import numpy as np
 from gptcli import atomic, locking
 from gptcli.config.schema import Config, DataConfig, Split
 from gptcli.data import hub, shards
-from gptcli.data.presets import PRESETS, Preset
+from gptcli.data.presets import PRESETS, Preset, data_dir
 from gptcli.data.shards import Counts, Manifest, Recipe, Shard, TokenizerRecord, UnitRecord
-from gptcli.data.sources import data_dir
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import Dtype, Tokenizer, dump_tokenizer, is_learned, make_tokenizer
 

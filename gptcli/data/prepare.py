@@ -16,8 +16,9 @@ from gptcli.data import shards
 from gptcli.data.encode import Encoder
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.journal import Journal, remove_prepared
+from gptcli.data.presets import data_dir
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
-from gptcli.data.sources import LARGE_SOURCE, PreparePlan, data_dir, find_source
+from gptcli.data.sources import LARGE_SOURCE, PreparePlan, find_source
 from gptcli.data.units import Fetcher, Unit, content_hash, documents
 from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Presets: datasets known by name.
+"""Presets: datasets known by name; and which folder a source of any name is prepared in.
 
 Revisions are pinned: the same command reads the same bytes in a year. Counts are those of a
 complete preparation, so that one that lost something is noticed.
@@ -7,8 +7,10 @@ complete preparation, so that one that lost something is noticed.
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from gptcli.config.schema import DataConfig, SplitSource
 from gptcli.errors import ConfigError
 
 
@@ -83,7 +85,54 @@ _ALL = (
            n_shards=103),
 )  # fmt: skip
 
+STDIN = "-"
 PRESETS = {preset.name: preset for preset in _ALL}
+
+
+def source_name(source: str | SplitSource) -> str:
+    """Return the name of a source's data folder: data/<name>."""
+    if isinstance(source, SplitSource):
+        return source_name(source.train)
+    if source == STDIN:
+        return "stdin"
+    if source in PRESETS:
+        return source
+    if is_named(source):
+        return _folder_name(source.removeprefix("hf:").rpartition("/")[2])
+    path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
+    name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+    return _folder_name(path.resolve().name if name in ("", "..") else name)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
+
+
+def data_dir(config: DataConfig) -> Path:
+    """Return the folder of the shards; a ConfigError if neither dir nor source is set."""
+    if config.dir is not None:
+        return Path(config.dir)
+    if not config.source:
+        raise ConfigError(
+            "neither data.source nor data.dir is set: there is no data to work on",
+            "e.g. gpt prepare stdlib, then -s data.dir=data/stdlib",
+        )
+    return Path("data") / source_name(config.source)
+
+
+def is_named(source: str) -> bool:
+    """Tell whether `source` is a preset or a Hub dataset, perhaps with `:part` after it."""
+    return source.startswith("hf:") or source.partition(":")[0] in PRESETS
+
+
+def is_local(config: DataConfig) -> bool:
+    """Tell whether `data.source` names text that is on this machine."""
+    source = config.source
+    if source is None:
+        return False
+    parts = [source.train, source.val] if isinstance(source, SplitSource) else [source]
+    local = {name for name, preset in PRESETS.items() if preset.kind == "library"}
+    return all(not is_named(part) or part.partition(":")[0] in local for part in parts)
 
 
 def unknown_preset(name: str) -> ConfigError:

@@ -20,12 +20,11 @@ from typing import Literal, NoReturn
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, Split, SplitSource, TokenizerConfig
 from gptcli.data import hub, readers
-from gptcli.data.presets import PRESETS, Expected, Preset, unknown_preset
+from gptcli.data.presets import PRESETS, STDIN, Expected, Preset, is_named, unknown_preset
 from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
 
-STDIN = "-"
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
 _SUFFIXES = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
 
@@ -65,52 +64,6 @@ class PreparePlan:
     val_fraction: float
 
 
-def source_name(source: str | SplitSource) -> str:
-    """Return the name of a source's data folder: data/<name>."""
-    if isinstance(source, SplitSource):
-        return source_name(source.train)
-    if source == STDIN:
-        return "stdin"
-    if source in PRESETS:
-        return source
-    if _is_named(source):
-        return _folder_name(source.removeprefix("hf:").rpartition("/")[2])
-    path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
-    name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
-    return _folder_name(path.resolve().name if name in ("", "..") else name)
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
-
-
-def data_dir(config: DataConfig) -> Path:
-    """Return the folder of the shards; a ConfigError if neither dir nor source is set."""
-    if config.dir is not None:
-        return Path(config.dir)
-    if not config.source:
-        raise ConfigError(
-            "neither data.source nor data.dir is set: there is no data to work on",
-            "e.g. gpt prepare stdlib, then -s data.dir=data/stdlib",
-        )
-    return Path("data") / source_name(config.source)
-
-
-def _is_named(source: str) -> bool:
-    """Tell whether `source` is a preset or a Hub dataset, perhaps with `:part` after it."""
-    return source.startswith("hf:") or source.partition(":")[0] in PRESETS
-
-
-def is_local(config: DataConfig) -> bool:
-    """Tell whether `data.source` names text that is on this machine."""
-    source = config.source
-    if source is None:
-        return False
-    parts = [source.train, source.val] if isinstance(source, SplitSource) else [source]
-    local = {name for name, preset in PRESETS.items() if preset.kind == "library"}
-    return all(not _is_named(part) or part.partition(":")[0] in local for part in parts)
-
-
 def find_source(config: DataConfig, seed: int) -> Source:
     """Return the source that `data.source` names."""
     if not config.source:
@@ -135,7 +88,7 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
         path = _spooled_stdin()
         unit = Unit(0, "stdin", (path,), "tail")
         return Source("stdin", (unit,), path.stat().st_size)
-    if _is_named(source):
+    if is_named(source):
         name, _, part = source.removeprefix("hf:").partition(":")
         if part and config.config and part != config.config:
             raise ConfigError(f"data.config is {config.config}, but the source says {part}")

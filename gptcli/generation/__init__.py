@@ -8,7 +8,6 @@ from gptcli.generation.decode import (
     rows_together,
 )
 from gptcli.generation.text import TextStream, encode_prompt, extend_context
-from gptcli.generation.weights import prepare_for_decoding
 
 __all__ = ["DecodeTimings", "Decoding", "Sample", "TextStream", "draw_samples", "encode_prompt",
-           "extend_context", "prepare_for_decoding", "rows_together"]  # fmt: skip
+           "extend_context", "rows_together"]  # fmt: skip

@@ -25,7 +25,8 @@ from gptcli.interop.hf_weights import CONFIG, GPT2_REVISIONS, open_folder, open_
 from gptcli.interop.nanogpt import from_nanogpt, is_nanogpt
 from gptcli.interop.weights import Pretrained, resize_vocab
 from gptcli.model import GPT
-from gptcli.runs import BEST, LAST, RUN, find_checkpoint, run_named
+from gptcli.runs import BEST, LAST, RUN
+from gptcli.runs.find import find_checkpoint, run_named
 from gptcli.tokenizers import Tokenizer, make_tokenizer, tokenizer_from
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.pt)")  # org/name, without the hf: it needs

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.formatting import count, duration, loss, perplexity, plural, scored, size
-from gptcli.runs import BEST, LAST, METRICS, SAMPLES, next_commands
+from gptcli.runs import BEST, LAST, METRICS, SAMPLES
+from gptcli.runs.find import next_commands
 from gptcli.terminal import console
 from gptcli.training.events import Finished, Stopped
 

@@ -6,14 +6,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
 from gptcli.formatting import loss, scored, size
 from gptcli.runs import METRICS, SAMPLES
-from gptcli.training.plan import Plan
 from gptcli.training.spec import RunSpec
+
+if TYPE_CHECKING:
+    from gptcli.training.plan import Plan
 
 Spent = dict[str, float]  # seconds of a run, by what they were spent on
 
@@ -22,7 +24,7 @@ Spent = dict[str, float]  # seconds of a run, by what they were spent on
 class Started:
     """The run is set up and about to train."""
 
-    plan: Plan
+    plan: "Plan"
     step: int  # steps already done: 0, or where the run resumes
     # the lowest validation loss of a resumed run (epoch loss without validation)
     best_loss: float | None = None

@@ -41,7 +41,6 @@ from gptcli.training.events import (
     summary_of,
 )
 from gptcli.training.parallel import all_local, sharded_inference
-from gptcli.training.plan import Plan
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import (
     StopRequest,
@@ -139,6 +138,8 @@ class Trainer:
 
     def events(self) -> Iterator[Event]:
         """Run to the last step, or until a stop is requested."""
+        from gptcli.training.plan import Plan  # what is only told, and no part of the loop
+
         s, state, train = self.s, self.s.state, self.s.config.train
         # What was recorded after the checkpoint is cut, so that the files read as one run.
         evaluated_before, problems = s.world.broadcast_object(lambda: s.run.cut_history(state.step))

@@ -15,9 +15,8 @@ from gptcli.config import windows
 from gptcli.config.reference import keys
 from gptcli.config.schema import Config
 from gptcli.data.loader import require_window
-from gptcli.data.presets import PRESETS
+from gptcli.data.presets import PRESETS, data_dir, is_local
 from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, read_tokenizer
-from gptcli.data.sources import data_dir, is_local
 from gptcli.device import available_devices, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation import encode_prompt

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptcli.config import load_config
-from gptcli.data.sources import data_dir
+from gptcli.data.presets import data_dir
 
 TEXT = "".join(f"Line {i} says that {i * 7919} is a number.\n" for i in range(400))
 TINY = ["-s", "train.max_steps=1", "-s", "device=cpu", "-s", "model.n_layer=1",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gptcli.config import DataConfig
-from gptcli.data import sources, units
-from gptcli.data.presets import PRESETS, unknown_part
-from gptcli.data.sources import Source, find_source, source_name
+from gptcli.data import units
+from gptcli.data.presets import PRESETS, data_dir, is_local, source_name, unknown_part
+from gptcli.data.sources import Source, find_source
 from gptcli.data.units import Unit, documents
 from gptcli.errors import ConfigError, DataError, GptError, StorageError
 from gptcli.seeding import derive_uniform
@@ -173,21 +173,21 @@ def test_the_data_folder_is_named_after_the_source(
     (here / "v1.5").mkdir()
     monkeypatch.chdir(here)
     assert source_name(source) == name
-    assert sources.data_dir(DataConfig(source=source)) == Path("data") / name
+    assert data_dir(DataConfig(source=source)) == Path("data") / name
 
 
 def test_an_explicit_data_folder_is_taken_as_it_is() -> None:
-    assert sources.data_dir(DataConfig(source="x.txt", dir="a/b")) == Path("a/b")
-    assert sources.data_dir(DataConfig(dir="a/b")) == Path("a/b")
+    assert data_dir(DataConfig(source="x.txt", dir="a/b")) == Path("a/b")
+    assert data_dir(DataConfig(dir="a/b")) == Path("a/b")
     with pytest.raises(ConfigError, match=r"neither data\.source nor data\.dir is set"):
-        sources.data_dir(DataConfig())
+        data_dir(DataConfig())
 
 
 def test_what_is_on_this_machine() -> None:
     expected = {"stdlib": True, "stdlib:json": True, "x.txt": True, "./a": True,
                 "hf:a/b": False, "fineweb": False}  # fmt: skip
-    assert {name: sources.is_local(DataConfig(source=name)) for name in expected} == expected
-    assert not sources.is_local(DataConfig())
+    assert {name: is_local(DataConfig(source=name)) for name in expected} == expected
+    assert not is_local(DataConfig())
 
 
 def test_the_default_validation_part_depends_on_the_size() -> None:

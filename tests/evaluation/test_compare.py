@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from gptcli.evaluation import Evaluation, paired_difference, spans_of_bytes
-from gptcli.evaluation.compare import student_t
+from gptcli.evaluation import Evaluation
+from gptcli.evaluation.compare import paired_difference, spans_of_bytes, student_t
 from gptcli.evaluation.metrics import SpanSums
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.errors import ConfigError
-from gptcli.generation import Decoding, prepare_for_decoding
+from gptcli.generation import Decoding
 from gptcli.generation import weights as module
+from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT
 
 

@@ -14,7 +14,7 @@ from gptcli.interop.hf_weights import GPT2_REVISIONS
 from gptcli.interop.names import GPT2, from_format, to_format
 from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT
-from gptcli.runs import find_checkpoint
+from gptcli.runs.find import find_checkpoint
 from support.pretrained import KINDS, difference, edit_json, gpt2, ours_of, shaken
 
 Saved = Callable[..., tuple[Any, Path]]

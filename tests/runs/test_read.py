@@ -12,7 +12,8 @@ import pytest
 from gptcli.commands import complete
 from gptcli.config.render import explicit_settings
 from gptcli.errors import ConfigError
-from gptcli.runs import find_checkpoint, find_run, list_runs, read_run
+from gptcli.runs import read_run
+from gptcli.runs.find import find_checkpoint, find_run, list_runs
 from gptcli.runs.folder import Run
 from support.runs import Logged, MakeRun
 
