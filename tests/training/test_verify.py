@@ -1,5 +1,8 @@
 """`gpt train --verify-resume`: exact resume is proved, and what is not exact is found."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 
 from gptcli.config import Config
 from gptcli.training.optim import Optimizer
-from support.runs import Tiny
+from support.runs import Tiny, settings
 
 
 def test_exact_resume_is_proved_in_fresh_processes(
@@ -40,3 +43,16 @@ def test_a_resume_that_is_not_exact_is_found_out(
 
 def test_verifying_needs_two_steps(gpt: Any, tiny_set: list[str]) -> None:
     assert gpt("train", *tiny_set, "--verify-resume", "1").code == 2
+
+
+def test_resuming_is_exact_with_two_threads_as_well(data: Path) -> None:
+    shape = ("model.n_embd=128", "train.micro_batch_size=32", "train.max_steps=8")  # worth threads
+    words = [word for one in settings(*shape) for word in ("-s", one)]
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gptcli", "train", *words, "--verify-resume", "4"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "exact" in done.stdout, done.stderr
