@@ -104,9 +104,10 @@ def checkpoints(incomplete: str) -> Iterable[Offer]:
 def datasets(incomplete: str) -> Iterable[Offer]:
     """Offer the presets, and files and folders of text."""
     from gptcli.data.presets import PRESETS
+    from gptcli.data.readers import SUFFIXES
 
     offers = [(preset.name, preset.about) for preset in PRESETS.values()]
-    return [*offers, *_files(incomplete, (".txt", ".md", ".jsonl", ".csv", ".parquet", ".gz"), "")]
+    return [*offers, *_files(incomplete, (*SUFFIXES, ".gz"), "")]
 
 
 @_quietly

@@ -47,7 +47,7 @@ class DataConfig(Section):
     config: str | None = Field(default=None, examples=["sample-10BT"])
     """The configuration (subset) of a Hub data set."""
     text_field: str = Field(default="text", examples=["content"])
-    """The column or key that holds the text in jsonl, csv and parquet files."""
+    """The column or key that holds the text in files of rows, such as jsonl, csv and Parquet."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
     """Folder of token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])

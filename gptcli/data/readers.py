@@ -1,4 +1,4 @@
-"""Read documents from files: plain text, jsonl, csv and Parquet, gzipped or not.
+"""Read documents from files: plain text, or rows such as jsonl, csv and Parquet; gzipped or not.
 
 A document is read in pieces, cut only where every tokenizer would split, so memory stays bounded
 for any file size.
@@ -21,8 +21,6 @@ from typing import Any, BinaryIO
 from gptcli.atomic import storage_errors
 from gptcli.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _BLOCK_BYTES = 4 << 20
 _MAX_HELD = 4 << 20  # characters without a safe place to cut, before the text is cut anywhere
 _MAX_FIELD_CHARS = 1 << 26  # of CSV; more is a quotation mark that is never closed
@@ -98,13 +96,12 @@ def in_pieces(text: str, cut: re.Pattern[str]) -> Iterator[str]:
 
 
 def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
-    """Yield the text of each row of a jsonl, csv or Parquet file; a null is an empty text.
+    """Yield the text of each row of a file of rows; a null is an empty text.
 
     Raises:
         DataError: The file is damaged or has no such field, with the fields there are.
     """
-    reader = {".jsonl": _read_jsonl, ".csv": _read_csv}.get(suffix_of(path), _read_parquet)
-    return reader(path, field, errors)
+    return _ROW_READERS[suffix_of(path)](path, field, errors)
 
 
 @contextlib.contextmanager
@@ -254,6 +251,15 @@ def _texts_of(column: Any, path: Path, first_row: int, errors: str) -> Iterator[
                 f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
                 f"fix the row, or {_REPLACE}",
             ) from None
+
+
+_ROW_READERS = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+ROW_SUFFIXES = tuple(_ROW_READERS)
+SUFFIXES = (".txt", ".md", ".py", *ROW_SUFFIXES)
 
 
 def parquet_text_bytes(path: Path, field: str) -> int | None:

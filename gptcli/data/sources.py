@@ -26,7 +26,6 @@ from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
 
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
-_SUFFIXES = (*readers.TEXT_SUFFIXES, *readers.ROW_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _local(source: str, config: DataConfig) -> Source:
     elif path.is_dir():
         files = sorted(_readable_files(path), key=lambda file: file.relative_to(path).as_posix())
         if not files:
-            known = " ".join(_SUFFIXES)
+            known = " ".join(readers.SUFFIXES)
             raise DataError(f"{source}: no text in this folder", f"looked for {known} and .gz")
     elif path.is_file():
         files = [path]
@@ -175,7 +174,7 @@ def _readable_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (Path(parent, name) for name in names if not name.startswith(".")):
-            if readers.suffix_of(file) in _SUFFIXES and file.is_file():
+            if readers.suffix_of(file) in readers.SUFFIXES and file.is_file():
                 yield file
 
 
@@ -225,10 +224,10 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     if own_split:
         files += [(file, "val") for file in found.validation]
     for file, _ in files:
-        if readers.suffix_of(Path(file.path)) not in _SUFFIXES:
+        if readers.suffix_of(Path(file.path)) not in readers.SUFFIXES:
             raise DataError(
                 f"hf:{file.repository}: {file.path} is an unsupported file type",
-                f"files that are: {' '.join(_SUFFIXES)}",
+                f"files that are: {' '.join(readers.SUFFIXES)}",
             )
     units = tuple(
         Unit(index, f"{name}/{file.path}", (file,), held_out, joined)
