@@ -151,10 +151,10 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     assert {vars(errors)[name] for name in told} <= {int(code) for code, _ in rows}
 
 
-def test_the_floors_are_those_of_the_contract() -> None:
+def test_the_layers_are_those_of_the_contract() -> None:
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    floors = blocks(DOCS / "design.md", "text")[0]
-    shown = [line.split("  ")[0] for line in floors.splitlines() if not line.startswith("  ")]
+    layers = blocks(DOCS / "design.md", "text")[0]
+    shown = [line.split("  ")[0] for line in layers.splitlines() if not line.startswith("  ")]
     assert shown == contract["contracts"][0]["layers"]
 
 
@@ -201,9 +201,9 @@ def test_a_token_passes_the_files_of_its_path(corpus: Path, gpt: Callable[..., A
         assert any(file.startswith(place) for file in called), f"{name} is not on the path"
 
 
-def test_those_who_speak_to_the_terminal_are_those_of_the_contract() -> None:
+def test_modules_that_write_to_the_terminal_are_those_of_the_contract() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    [title] = [c["name"] for c in contracts["contracts"] if "speak to the terminal" in c["name"]]
+    [title] = [c["name"] for c in contracts["contracts"] if "write to the terminal" in c["name"]]
     page = " ".join((DOCS / "design.md").read_text(encoding="utf-8").replace("`", "").split())
     assert title in page.replace("Only", "only")
 
