@@ -1,6 +1,7 @@
 """README and docs: what they show is executed or parsed, and what they point to is there."""
 
 import inspect
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from gptcli import errors
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.reference import keys
-from support.commands import Gpt, require_understood
+from support.commands import Gpt, Result, require_understood
 from support.processes import COMMAND_OF_A_COPY
 
 ROOT = Path(__file__).parent.parent
@@ -231,40 +232,71 @@ def apply_recipes(page: Path, scratch: Path) -> None:
         path.write_text(source.replace(before + "\n", after + "\n"), encoding="utf-8")
 
 
-def test_the_recipes_work(corpus: Path, tmp_path: Path, fork_server: Gpt) -> None:
+@pytest.fixture
+def extended(tmp_path: Path, fork_server: Gpt) -> Gpt:
+    """Run a command line of a copy of the code to which every recipe was applied."""
     scratch = tmp_path / "scratch"
-    shutil.copytree(
-        ROOT / "gptcli", scratch / "gptcli", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "gptcli", scratch / "gptcli", ignore=ignored)
     apply_recipes(DOCS / "extend.md", scratch)
-    corpus.rename("story.txt")
-    tiny = [word for word in TINY if not word.startswith("tokenizer")]
-    overrides = [part for word in (*tiny, "name=r", "data.source=story.txt", "tokenizer.name=ascii",
-                                   "optim.name=lion", "optim.lr=1e-3")
-                 for part in ("-s", word)]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(scratch)}
-    said = []
-    for words in (
-        ["prepare", "--list"],
-        ["prepare", *overrides],
-        ["train", *overrides],
-        ["train", "--resume", *overrides, "-s", "train.max_steps=6"],
-        ["generate", "--checkpoint", "r", "The"],
-        ["vocabulary", "--checkpoint", "r", "--count", "3"],
-        ["export", "--checkpoint", "r", "--to", "plain", "r.safetensors"],
-    ):
-        done = fork_server(*words, code=COMMAND_OF_A_COPY, env=env)
-        assert done.code == 0, (words, done.err)
-        said.append(done.out)
-    assert "fables" in said[0] and "ascii (129 ids" in said[1]
-    assert "train_loss" in said[3] and len(said[5].splitlines()) == 3
-    assert "read back: largest logit difference 0" in said[6]
-    export = ("export", "--checkpoint", "r", "--to", "hf", "out")
-    done = fork_server(*export, code=COMMAND_OF_A_COPY, env=env)
-    assert done.code == 2 and "'ascii'" in done.err
     shutil.copy(ROOT / "pyproject.toml", scratch)
+    env = {**os.environ, "PYTHONPATH": str(scratch)}
+
+    def run(*words: str, code: int = 0) -> Result:
+        done = fork_server(*words, code=COMMAND_OF_A_COPY, env=env)
+        assert done.code == code, (words, done.err)
+        return done
+
+    return run
+
+
+def test_the_recipes_work(corpus: Path, extended: Gpt) -> None:
+    lines = corpus.read_text(encoding="utf-8").splitlines()
+    rows = "".join(f"{number}\t{line}\n" for number, line in enumerate(lines))
+    Path("story.tsv").write_text(f"id\ttext\n{rows}", encoding="utf-8")
+    tiny = [word for word in TINY if not word.startswith("tokenizer")]
+    overrides = [part for word in (*tiny, "name=r", "data.source=story.tsv", "tokenizer.name=ascii",
+                                   "optim.name=lion", "optim.lr=1e-3",
+                                   "optim.schedule=inverse_sqrt")
+                 for part in ("-s", word)]  # fmt: skip
+    assert "fables" in extended("prepare", "--list").out
+    assert "ascii (129 ids" in extended("prepare", *overrides).out
+    planned = extended("train", *overrides, "--dry-run", "--json").json
+    extended("train", *overrides)
+    resumed = extended("train", "--resume", *overrides, "-s", "train.max_steps=6")
+    assert "train_loss" in resumed.out
+    extended("generate", "--checkpoint", "r", "The")
+    said = extended("vocabulary", "--checkpoint", "r", "--count", "3").out
+    assert len(said.splitlines()) == 3
+    said = extended("export", "--checkpoint", "r", "--to", "plain", "r.safetensors").out
+    assert "read back: largest logit difference 0" in said
+    assert "'ascii'" in extended("export", "--checkpoint", "r", "--to", "hf", "out", code=2).err
+    other = ("prepare", "story.tsv", "--out", "data/x", "-s", "data.text_field=x")
+    assert "no field 'x'; the fields are: id, text" in extended(*other, code=3).err
+
+    manifest = json.loads(Path("data/story/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["documents"] == len(lines)
+    assert planned["memory_bytes"]["optimizer"] == 4 * planned["parameters"]  # one average each
+    assert "lr around" not in json.dumps(planned["advice"])
+    lines = Path("runs/r/metrics.jsonl").read_text().splitlines()
+    steps = [row for row in map(json.loads, lines) if "lr" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(row["lr"] == pytest.approx(1e-3 / row["step"] ** 0.5) for row in steps)
+
+
+def test_the_recipes_change_what_they_name_and_nothing_else(tmp_path: Path, extended: Gpt) -> None:
     for check in (["check", "--quiet"], ["format", "--check", "--quiet"]):
-        subprocess.run([sys.executable, "-m", "ruff", *check, "."], check=True, cwd=scratch)
+        command = [sys.executable, "-m", "ruff", *check, "."]
+        subprocess.run(command, check=True, cwd=tmp_path / "scratch")
+    told = (DOCS / "config.md").read_text(encoding="utf-8").splitlines()
+    changed = set(extended("config", "schema", "--markdown").out.splitlines()) - set(told)
+    assert {line.split("`")[1] for line in changed} == {
+        "optim.name", "optim.schedule", "tokenizer.name",
+    }  # fmt: skip
+    assert "inverse_sqrt" in json.dumps(extended("config", "schema").json)
+    headings = re.findall(r"^## (.+)$", (DOCS / "extend.md").read_text(), re.MULTILINE)
+    assert headings == ["A data set", "A file format", "An optimizer", "A schedule", "A command",
+                        "A tokenizer", "An export target"]  # fmt: skip
 
 
 def test_the_pictures_are_small_and_ask_no_server() -> None:
