@@ -88,7 +88,7 @@ def show(
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show every value, its origin, and what each null derives to."""
+    """Show every value, its origin, and what each null resolves to."""
     from gptcli.config.loader import load_with_sources
     from gptcli.config.reference import keys
     from gptcli.config.render import derived, to_yaml

@@ -56,7 +56,7 @@ def peek(
     split: options.SplitOption = "train",
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of windows.")] = 3,
     seq_len: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens per window.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of windows.")] = 1337,
+    seed: Annotated[int, typer.Option(help="Random seed for choosing windows.")] = 1337,
     json_: options.JsonOption = False,
 ) -> None:
     """Show decoded training windows."""

@@ -21,8 +21,8 @@ Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Files, runs, gpt2, hf:org/name or folders; several are compared. Default: newest"
-        " best.",
+        help="Files, runs, gpt2, hf:org/name or folders; several are compared. Default: the newest"
+        " run's best.",
         show_default=False,
         autocompletion=complete.checkpoints,
     ),
@@ -39,13 +39,13 @@ MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Score a subset of about this many tokens.")
 ]
 Yardsticks = Annotated[
-    bool, typer.Option("--yardsticks", help="Also compress the validation text with gzip and xz.")
+    bool, typer.Option("--yardsticks", help="Compare with gzip and xz on the same text.")
 ]
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Examples per task of --tasks.")
+    int | None, typer.Option(metavar="N", min=1, help="With --tasks: examples per task.")
 ]
 
 

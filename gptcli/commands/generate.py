@@ -28,13 +28,14 @@ TopP = Annotated[float | None, typer.Option(help="Nucleus sampling threshold.")]
 MinP = Annotated[float | None, typer.Option(help="Minimum probability relative to the top token.")]
 Penalty = Annotated[float | None, typer.Option(help="Penalty for repeated tokens; 1 disables it.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Maximum number of new tokens.")]
-NumSamples = Annotated[int | None, typer.Option(help="Number of samples, as one batch.")]
+NumSamples = Annotated[int | None, typer.Option(help="Number of samples, generated as one batch.")]
 Seed = Annotated[
     int | None, typer.Option(help="Random seed; in float32 the same seed gives the same text.")
 ]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop sequence (repeatable).")]
 Quantize = Annotated[
-    Literal["int8"] | None, typer.Option(help="8-bit weights: less memory, slightly less exact.")
+    Literal["int8"] | None,
+    typer.Option(help="Use 8-bit weights: less memory, slightly less exact."),
 ]
 Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Continue the text with each line you type.")

@@ -34,7 +34,7 @@ SetOption = Annotated[
         autocompletion=complete.settings,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, also on failure.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, even on failure.")]
 CheckpointOption = Annotated[
     str | None,
     typer.Option(
@@ -50,7 +50,7 @@ RunArgument = Annotated[
         metavar="RUN", help="Run folder or name; default: the newest.", autocompletion=complete.runs
     ),
 ]
-SplitOption = Annotated[Literal["train", "val"], typer.Option("--split", help="Split of the data.")]
+SplitOption = Annotated[Literal["train", "val"], typer.Option("--split", help="Data split.")]
 
 
 def load(

@@ -24,7 +24,7 @@ Dataset = Annotated[
     str | None,
     typer.Argument(
         metavar="DATASET",
-        help="Preset, path or glob, or hf:org/name.",
+        help="Preset, path, glob, hf:org/name, or - for stdin.",
         autocompletion=complete.datasets,
     ),
 ]

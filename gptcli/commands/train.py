@@ -33,7 +33,9 @@ def train(
     gpus: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Number of processes, one per GPU (CPU processes without one)."
+            metavar="N",
+            min=1,
+            help="Number of processes: one per GPU, or on the CPU if there is none.",
         ),
     ] = None,
     dry_run: Annotated[

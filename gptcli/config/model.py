@@ -101,11 +101,11 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model, in GPT-2's and nanoGPT's names."""
+    """The model; the keys have GPT-2's and nanoGPT's names."""
 
     init_from: PathText = Field(default="scratch", examples=["gpt2"])
-    """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], the
-    folder of a Hugging Face model, a nanoGPT ckpt.pt, or a checkpoint or run of ours."""
+    """scratch, or weights to start from: gpt2[-medium|-large|-xl], hf:org/name[@revision], a
+    Hugging Face folder, a nanoGPT ckpt.pt, or a checkpoint or run of gptcli."""
     n_layer: Annotated[int, Field(gt=0, le=1000), _INTEGRAL] = Field(default=12, examples=[6])
     """Transformer blocks."""
     n_head: Heads = Field(default=12, examples=[6])
@@ -115,8 +115,8 @@ class ModelConfig(Section):
     n_embd: Size = Field(default=768, examples=[384])
     """Width of the residual stream."""
     n_inner: Size | None = Field(default=None, examples=[2048])
-    """Width of the feed-forward branch. Null: 4 n_embd; for swiglu two thirds of it, rounded up
-    to a multiple of 8."""
+    """Width of the feed-forward branch. Null: 4 * n_embd, or two thirds of that for swiglu,
+    rounded up to a multiple of 8."""
     head_dim: Heads | None = Field(default=None, examples=[128])
     """Width of one attention head. Null: n_embd / n_head."""
     block_size: Annotated[int, Field(gt=0, le=2**24), _INTEGRAL] = Field(
@@ -140,10 +140,10 @@ class ModelConfig(Section):
     rope_theta: PositiveFloat = Field(default=10000.0, examples=[500000])
     """Base of the rotary wavelengths."""
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "gelu"
-    """The feed-forward branch: GPT-2's GELU (by tanh), the exact GELU (nanoGPT's), gated SiLU, or
-    squared ReLU."""
+    """Activation of the feed-forward branch: GPT-2's tanh GELU, nanoGPT's exact GELU, gated SiLU,
+    or squared ReLU."""
     qk_norm: bool = False
-    """Normalize queries and keys of each head (RMS) before attention."""
+    """Apply RMS norm to the queries and keys of each head before attention."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     zero_init: bool = False

@@ -15,7 +15,8 @@ from gptcli.config.yaml import Key
 from gptcli.errors import ConfigError
 
 _BOUNDS = {
-    "exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "up to"
+    "exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below",
+    "maximum": "up to",
 }  # fmt: skip
 _UNREACHED = 10_000  # bounds beyond this are against typing errors, and left unsaid
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}

@@ -43,7 +43,7 @@ class DataConfig(Section):
     """The source of the text, its split, and the training windows."""
 
     source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
-    """A preset name, a path or glob of text, `hf:org/name`, `-`, or {train: ..., val: ...}."""
+    """A preset, a path or glob of text, `hf:org/name`, `-` (stdin), or {train: ..., val: ...}."""
     config: str | None = Field(default=None, examples=["sample-10BT"])
     """The configuration (subset) of a Hub data set."""
     text_field: str = Field(default="text", examples=["content"])
@@ -51,7 +51,8 @@ class DataConfig(Section):
     dir: PathText | None = Field(default=None, examples=["data/books"])
     """Folder of token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])
-    """Fraction held out for validation; 0 is none. Null: 0.0005 from 50 MB of source, else 0.1."""
+    """Fraction held out for validation; 0 disables validation. Null: 0.0005 for sources of 50 MB
+    or more, else 0.1."""
     encoding_errors: Literal["strict", "replace"] = "strict"
     """Invalid UTF-8: stop and name the position, or replace with U+FFFD."""
     keep_downloads: bool = True
@@ -94,7 +95,7 @@ class TrainConfig(Section):
     save_every: PositiveInt = Field(default=250, examples=[1000])
     """Steps between checkpoints; evaluations and the last step also save."""
     sample_every: PositiveInt | None = Field(default=None, examples=[500])
-    """Steps between samples. Null: one at the end."""
+    """Steps between samples. Null: one sample at the end."""
     log_every: PositiveInt = Field(default=10, examples=[1])
     """Steps between lines of metrics.jsonl and the plain log."""
     keep_last: PositiveInt = Field(default=2, examples=[5])
@@ -104,22 +105,22 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, more compute."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Parallelism of several processes: full copies (ddp) or shards (fsdp)."""
+    """Multi-process training: full copies (ddp), shards (fsdp), or shards only if needed (auto)."""
     async_save: bool | Literal["auto"] = "auto"
     """Write checkpoints in the background; auto does so on cuda."""
     hang_timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(default=600.0, examples=[1800])
-    """Seconds without progress before a run of several processes is ended."""
+    """Seconds without progress after which a multi-process run is stopped."""
     freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
     """Modules to freeze, by name or range of blocks: [wte, wpe, "h.0-5"]."""
     loggers: list[LoggerName] = Field(default=[], examples=[["tensorboard"]])
-    """Trackers besides metrics.jsonl: tensorboard, wandb (extras of these names)."""
+    """Trackers besides metrics.jsonl: tensorboard, wandb (each needs the extra of that name)."""
 
 
 class OptimConfig(Section):
     """The optimizer and its learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices of the blocks with adamw for the rest."""
+    """adamw, or muon for the block matrices and adamw for the rest."""
     lr: PositiveFloat = Field(default=6.0e-4, examples=[3e-4])
     """Peak learning rate."""
     min_lr: NotNegative | None = Field(default=None, examples=[3e-5])
@@ -131,11 +132,11 @@ class OptimConfig(Section):
     weight_decay: NotNegative = Field(default=0.1, examples=[0.05])
     """Decoupled weight decay, on matrices only."""
     beta1: Fraction = Field(default=0.9, examples=[0.95])
-    """AdamW's decay of the gradient average."""
+    """Decay rate of AdamW's gradient average."""
     beta2: Fraction = Field(default=0.95, examples=[0.99])
-    """AdamW's decay of the squared-gradient average."""
+    """Decay rate of AdamW's squared-gradient average."""
     momentum: Fraction = Field(default=0.95, examples=[0.9])
-    """Muon's decay of the gradient average; less for runs of a few hundred steps."""
+    """Decay rate of Muon's gradient average; lower it for runs of a few hundred steps."""
     grad_clip: NotNegative = Field(default=1.0, examples=[0.5])
     """Maximum global gradient norm; 0 disables clipping."""
 
@@ -185,16 +186,16 @@ class Config(Section):
     run_dir: PathText | None = Field(default=None, examples=["runs/first-try"])
     """Folder of the run. Null: runs/<name>."""
     seed: Seed = Field(default=1337, examples=[42])
-    """Every random draw is a function of this, the step and the position."""
+    """Random seed; every draw is a function of the seed, the step and the position."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device; auto selects cuda, then mps, then cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the matrix products; weights that are trained and sums stay float32. Auto: to
-    train, bfloat16 where the hardware computes it; to evaluate, float32; to generate, 16 bits."""
+    """Precision of matrix products; trained weights and sums stay float32. Auto: bfloat16 for
+    training if the hardware supports it, float32 for evaluation, 16 bits for generation."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the model with torch.compile, for train and, where it is true, for eval."""
+    """Compile the model with torch.compile for train; true also compiles it for eval."""
     deterministic: bool | Literal["auto"] = "auto"
-    """Use only deterministic operations; affects cuda only."""
+    """Use only deterministic operations; affects only cuda."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()

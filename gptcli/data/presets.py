@@ -52,14 +52,14 @@ _WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
 
 _ALL = (
     Preset("stdlib", "library", "", None, None, 0, "PSF-2.0",
-           "this Python's own library: its sources and its language reference"),
+           "Python's standard library: the sources and the language reference"),
     Preset("shakespeare", "file",
            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
            "/input.txt", None, None, 1_115_394, "public domain",
            "some of Shakespeare's plays, the classic of character models", Expected(1)),
     Preset("openwebtext", "rows", "Skylion007/openwebtext", "plain_text",
            "79d93d786212f7344586290adb811d4ae6a1762c", 24_193_092_408, "CC0-1.0",
-           "web pages linked from Reddit, as GPT-2 was trained on",
+           "web pages linked from Reddit, like GPT-2's training data",
            Expected(8_013_769, 9_040_017_095)),
     Preset("tinystories", "rows", "roneneldan/TinyStories", "default",
            "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", 1_000_775_442, "CDLA-Sharing-1.0",
@@ -78,7 +78,7 @@ _ALL = (
     Preset("wikitext-103", "lines", _WIKITEXT[0], "wikitext-103-raw-v1", _WIKITEXT[1],
            314_077_000, "CC-BY-SA-3.0", "good Wikipedia articles, a common benchmark"),
     Preset("wikitext-2", "lines", _WIKITEXT[0], "wikitext-2-raw-v1", _WIKITEXT[1],
-           7_000_000, "CC-BY-SA-3.0", "the small version of it"),
+           7_000_000, "CC-BY-SA-3.0", "the small version of wikitext-103"),
     Preset("fineweb10B-gpt2", "shards", "kjj0/fineweb10B-gpt2", None,
            "889765ea1f903759787add96995d81171b632d0c", 20_800_000_000, "ODC-By-1.0",
            "fineweb as ready-made gpt2 tokens; fineweb10B-gpt2:1 is the first 100 million",

@@ -15,7 +15,7 @@ def test_help_has_panels_and_ends_with_three_examples(gpt: Any) -> None:
     lines = [line.rstrip() for line in gpt("--help").out.splitlines() if line.strip()]
     assert all(len(line) <= 80 for line in lines)
     panels = [line.split("─ ")[1].split(" ─")[0] for line in lines if line.startswith("╭")]
-    assert panels == ["Options", "Data", "Model", "Look", "Setup"]
+    assert panels == ["Options", "Data", "Model", "Inspect", "Setup"]
     assert lines[-4] == " Examples"
     assert [line.split("  ")[0] for line in lines[-3:]] == [
         " gpt train -c quickstart",

@@ -56,8 +56,8 @@ def test_every_key_and_section_has_a_meaning() -> None:
     ("key", "takes"),
     [
         ("optim.lr", "a number above 0"),
-        ("seed", "a whole number from 0"),
-        ("model.dropout", "a number from 0 and below 1"),
+        ("seed", "a whole number of at least 0"),
+        ("model.dropout", "a number of at least 0 and below 1"),
         ("generate.top_p", "a number above 0 and up to 1, or null"),
         ("compile", "true, false or auto"),
         ("train.micro_batch_size", "a whole number above 0 or auto"),
