@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
-from gptcli.errors import CheckpointError, ConfigError
+from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.generation.text import TextStream
 from gptcli.model import GPT, KVCache
@@ -55,6 +55,7 @@ class Decoding:
         samples: Sequence[int] = (0,),
         logprobs: bool = False,
         context: int | None = None,
+        replay: bool = False,
     ) -> None:
         """Prepare; the prompt is read with the first step.
 
@@ -67,10 +68,14 @@ class Decoding:
             samples: Numbers of the samples.
             logprobs: Whether to compute log-probabilities; 0 otherwise.
             context: The most tokens to attend to; None is the model's context.
+            replay: Record the step of one token and replay it, which CUDA graphs do.
         """
         self._context = context or model.config.block_size
         assert 0 < len(prompt) <= self._context
         self.alive = list(samples)
+        self._rows = list(samples)  # of the cache; a recorded step keeps those that have ended
+        self._replay = replay
+        self._step_graph: StepGraph | None = None
         self._model, self._config, self._seed = model, config, seed
         self._ends, self._wants_logprobs = ends, logprobs
         self._texts = {sample: list(prompt) for sample in samples}
@@ -106,21 +111,31 @@ class Decoding:
 
     def _next_logits(self) -> Tensor:
         """Feed what the cache has not seen; return the logits (B, V) that follow."""
-        texts = [self._texts[sample] for sample in self.alive]
+        texts = [self._texts[sample] for sample in self._rows]
         if self._n_drawn == 0:  # the prompt is the same for all: it is read once
             logits = self._feed(texts[:1])
             self._cache = self._cache.of_rows([0] * len(texts))
             return logits.expand(len(texts), -1)
         if self._cache.length == self._context:
+            self._forget_graph()
             self._cache.length = 0
-            return self._feed([text[-max(1, self._context // 2) :] for text in texts])
-        return self._feed([text[-1:] for text in texts])
+            logits = self._feed([text[-max(1, self._context // 2) :] for text in texts])
+        else:
+            logits = self._feed([text[-1:] for text in texts], self._replay)
+        if len(self._rows) == len(self.alive):
+            return logits
+        return logits[[self._rows.index(sample) for sample in self.alive]]
 
     @torch.no_grad()
-    def _feed(self, tokens: list[list[int]]) -> Tensor:
+    def _feed(self, tokens: list[list[int]], replay: bool = False) -> Tensor:
         device = self._model.wte.weight.device
         with decoding_kernels(device):
-            logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
+            if replay and self._step_graph is None:
+                self._record()
+            if self._step_graph is not None:
+                logits = self._step_graph(tokens)
+            else:
+                logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
         logits = logits.float()  # (B, V); they stay on the device, and only ids come down
         if not bool(logits.isfinite().all()):
             raise CheckpointError(
@@ -139,12 +154,69 @@ class Decoding:
         seen[rows, columns] = True
         return apply_repetition_penalty(logits, seen, self._config.repetition_penalty)
 
+    def _record(self) -> None:
+        try:
+            self._step_graph = StepGraph(self._model, self._cache, len(self._rows))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._forget_graph()
+            self._replay = False  # launched kernel by kernel, it is slower and as right
+
+    def _forget_graph(self) -> None:
+        self._step_graph = self._cache.position = None
+
     def _keep(self, samples: list[int]) -> None:
         """Continue with these samples only."""
-        rows = [row for row, sample in enumerate(self.alive) if sample in samples]
-        if 0 < len(rows) < len(self.alive):
-            self._cache = self._cache.of_rows(rows)
-        self.alive = [self.alive[row] for row in rows]
+        self.alive = [sample for sample in self.alive if sample in samples]
+        # To record anew takes as long as some tokens: half of the rows may be of ended samples.
+        if 0 < len(self.alive) < len(self._rows) * (0.5 if self._replay else 1):
+            rows = [self._rows.index(sample) for sample in self.alive]
+            self._forget_graph()
+            self._cache, self._rows = self._cache.of_rows(rows), list(self.alive)
+
+
+class StepGraph:
+    """The step of one token for a batch, recorded as a CUDA graph: one launch, not hundreds.
+
+    On other devices the step is the same and is computed each time.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, n_rows: int) -> None:
+        self._model, self._cache = model, cache
+        device = model.wte.weight.device
+        self._tokens = torch.zeros(n_rows, 1, dtype=torch.int64, device=device)
+        cache.position = torch.tensor([cache.length], device=device)
+        self._graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
+        if self._graph is not None:
+            # Libraries allocate in the first calls, which a graph cannot hold. What these write
+            # into the cache, at the next position, the first token overwrites.
+            side = cast(Any, torch.cuda).Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._compute()
+                self._compute()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self._graph):
+                self._logits = self._compute()
+
+    def _compute(self) -> Tensor:
+        length = self._cache.length
+        logits = self._model.next_logits(self._tokens, self._cache)
+        self._cache.length = length
+        return logits
+
+    def __call__(self, tokens: list[list[int]]) -> Tensor:
+        """Return the logits (B, V) after one token of each row, valid until the next call."""
+        assert self._cache.position is not None
+        self._tokens.copy_(torch.tensor(tokens))
+        self._cache.position.fill_(self._cache.length)
+        if self._graph is None:
+            self._logits = self._compute()
+        else:
+            self._graph.replay()
+        self._cache.length += 1
+        return self._logits
 
 
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
@@ -231,6 +303,7 @@ def draw_samples(
         decoding = Decoding(
             model, prompt, config,
             ends=tokenizer.ends, seed=seed, samples=some, logprobs=logprobs,
+            replay=model.wte.weight.device.type == "cuda",
         )  # fmt: skip
         yield from _in_order(decoding, samples, clock)
 

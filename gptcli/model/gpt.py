@@ -100,7 +100,7 @@ class Attention(nn.Module):
             qk = apply_rope(qk, rotation)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
         if cache is not None:
-            y = cached_attention(q, *cache.extend(self.layer, k, v))
+            y = cached_attention(q, *cache.extend(self.layer, k, v), cache.visible)
         else:
             y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
@@ -121,11 +121,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return y
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D)."""
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D).
+
+    A mask (1, S) says which of the S a single token sees; without one it sees all.
+    """
     n_new, n_seen = q.shape[2], k.shape[2]
-    mask = None  # a single token sees all, and the kernel has its own mask for T = S
-    if n_new not in (1, n_seen):
+    if n_new not in (1, n_seen):  # for T = S the kernel has its own mask
         mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
     y: Tensor = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=n_new == n_seen > 1, enable_gqa=k.shape[1] != q.shape[1]
@@ -133,12 +135,11 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return y
 
 
-def rope_cache(start: int, n_tokens: int, config: ModelConfig, device: torch.device) -> Tensor:
-    """Return cosine and sine of rotary positions (Su et al. 2021) from `start` on, (2, T, D)."""
+def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
+    """Return cosine and sine of rotary positions (T,) (Su et al. 2021), (2, T, D)."""
     D = config.head_size
-    exponents = torch.arange(0, D, 2, device=device, dtype=torch.float32) / D
-    positions = torch.arange(start, start + n_tokens, device=device, dtype=torch.float32)
-    angles = torch.outer(positions, config.rope_theta**-exponents).repeat(1, 2)  # (T, D)
+    exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
+    angles = torch.outer(positions.float(), config.rope_theta**-exponents).repeat(1, 2)  # (T, D)
     return torch.stack((angles.cos(), angles.sin()))
 
 
@@ -259,11 +260,13 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
         x = self.wte(tokens)  # (B, T, C)
+        if cache is None or (positions := cache.position) is None:
+            positions = torch.arange(start, start + T, device=tokens.device)
         rotation = None
         if self.wpe is not None:
-            x = x + self.wpe(torch.arange(start, start + T, device=tokens.device))
+            x = x + self.wpe(positions)
         else:
-            rotation = rope_cache(start, T, self.config, tokens.device)
+            rotation = rope_cache(positions, self.config)
         x = F.dropout(x, self.config.dropout, self.training)
         x = self.trunk(x, rotation, cache, recompute)
         if cache is not None:

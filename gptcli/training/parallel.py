@@ -67,7 +67,8 @@ def _compile_failure(model: GPT, compute: Runtime) -> str | None:
     failure = None
     try:
         with quiet_compiler(), compute.autocast():
-            rotation = rope_cache(0, 16, model.config, x.device) if model.wpe is None else None
+            positions = torch.arange(16, device=x.device)
+            rotation = rope_cache(positions, model.config) if model.wpe is None else None
             y = torch.compile(block, dynamic=False)(x, rotation, None)
             torch.autograd.backward(y.sum())
     except Exception as error:

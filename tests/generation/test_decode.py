@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.errors import CheckpointError
 from gptcli.generation import Decoding
-from gptcli.model import GPT
+from gptcli.generation.decode import StepGraph
+from gptcli.model import GPT, KVCache
 
 
 def make_model(vocab_size: int = 257, n_tokens: int | None = None, **changes: object) -> GPT:
@@ -29,11 +31,12 @@ def begin(
     eot: int = 256,
     seed: int = 1,
     logprobs: bool = False,
+    replay: bool = False,
 ) -> Decoding:
     """Return a decoding with byte-like defaults."""
     return Decoding(
         model, prompt, config,
-        ends=(eot,), seed=seed, samples=numbers, logprobs=logprobs,
+        ends=(eot,), seed=seed, samples=numbers, logprobs=logprobs, replay=replay,
     )  # fmt: skip
 
 
@@ -169,3 +172,43 @@ def test_a_network_that_overflows_is_named() -> None:
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
         sample(model, [5], GenerateConfig(max_new_tokens=2))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"position": "rope", "n_kv_head": 1, "norm": "rmsnorm", "qk_norm": True}]
+)
+@pytest.mark.parametrize("temperature", [0.0, 20.0])
+def test_a_recorded_step_draws_the_same_tokens(
+    changes: dict[str, object], temperature: float
+) -> None:
+    model = make_model(17, **changes)
+    config = GenerateConfig(max_new_tokens=40, temperature=temperature)  # past the context
+    how = {"numbers": (0, 1, 2, 3, 4), "eot": 3}
+    plain = list(begin(model, [5, 6, 7], config, **how))  # type: ignore[arg-type]
+    replayed = list(begin(model, [5, 6, 7], config, **how, replay=True))  # type: ignore[arg-type]
+    assert replayed == plain
+    if temperature:
+        lengths = {number: sum(t.sample == number for t in plain) for number in range(5)}
+        assert len(set(lengths.values())) > 2  # texts ended at several times
+
+
+def test_a_recorded_step_has_the_same_shapes_at_every_position() -> None:
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            seen[-1].append((str(func), getattr(out, "shape", None)))
+            return out
+
+    seen: list[list[object]] = []
+    with torch.device("meta"):  # where what asks for a value raises
+        model = make_model(position="rope")
+    cache = KVCache(16)
+    with torch.no_grad():
+        model.next_logits(torch.zeros(2, 3, dtype=torch.int64, device="meta"), cache)
+        step = StepGraph(model, cache, 2)
+        for _ in range(4):
+            seen.append([])
+            with Shapes():
+                step([[1], [2]])
+    assert cache.length == 7
+    assert len(seen[0]) > 20 and all(one == seen[0] for one in seen)
