@@ -1,0 +1,60 @@
+"""What the machine decides, and what devices say when they cannot: no card is needed for it."""
+
+import pytest
+import torch
+
+from gptcli.config import Config
+from gptcli.device import available_devices, resolve_auto
+from gptcli.errors import ConfigError, is_out_of_memory
+from support.commands import Gpt
+
+OUT_OF_MEMORY = [
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB",
+    "CUDA error: out of memory",
+    "MPS backend out of memory (MPS allocated: 5.20 GB, other allocations: 2.41 GB, max 9.07 GB)",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "NCCL error in: ProcessGroupNCCL.cpp: Cuda failure 2 'out of memory'",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 412316860416 bytes",
+]
+
+
+@pytest.mark.parametrize("text", OUT_OF_MEMORY)
+def test_every_device_s_words_for_too_little_memory_are_understood(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+@pytest.mark.parametrize("text", [OUT_OF_MEMORY[0], OUT_OF_MEMORY[3]])
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_device_without_memory_is_exit_8_with_a_hint(
+    text: str, command: str, gpt: Gpt, monkeypatch: pytest.MonkeyPatch, run: object
+) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise torch.OutOfMemoryError(text) if text.startswith("CUDA out") else RuntimeError(text)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", fail)
+    done = gpt(command, "--checkpoint", "tiny", "--json")
+    assert done.code == 8 and "out of memory" in done.json["error"] and done.json["hint"]
+
+
+@pytest.fixture
+def old_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of an architecture that this torch was not built for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Tesla P100")
+
+
+@pytest.mark.usefixtures("old_card")
+def test_a_card_that_torch_has_no_kernels_for_is_not_chosen() -> None:
+    assert "cuda" not in available_devices()
+    assert resolve_auto(Config()).device != "cuda"
+
+
+@pytest.mark.usefixtures("old_card")
+def test_a_card_that_torch_has_no_kernels_for_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="no kernels for Tesla P100") as error:
+        resolve_auto(Config(device="cuda"))
+    assert error.value.exit_code == 2 and error.value.hint
