@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import math
 import re
+from collections.abc import Mapping
 
 NONE = "-"
 _COUNTS = ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
@@ -86,6 +87,13 @@ def plural(number: float, noun: str, nouns: str | None = None) -> str:
     """Return a number of things: `1 epoch`, `2.5 epochs`, `1,200 steps`."""
     text = f"{number:,}" if isinstance(number, int) else decimal(number)
     return f"{text} {noun if text == '1' else nouns or noun + 's'}"
+
+
+def shares(parts: Mapping[str, float]) -> dict[str, str]:
+    """Return what share of their sum each part is, largest first, below a thousandth left out."""
+    total = sum(parts.values())
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    return {name: f"{part / total:.1%}" for name, part in ordered if part > 0.001 * total}
 
 
 def moment() -> str:

@@ -19,6 +19,7 @@ from gptcli.formatting import (
     moment,
     perplexity,
     plural,
+    shares,
     size,
 )
 
@@ -116,3 +117,9 @@ def test_any_time_zone_gives_a_time(zone: str, monkeypatch: pytest.MonkeyPatch) 
         time.tzset()
     assert then.tzinfo is not None
     assert abs(datetime.datetime.now(datetime.UTC) - then) < datetime.timedelta(minutes=1)
+
+
+def test_shares_are_of_the_sum_largest_first_without_what_is_tiny() -> None:
+    parts = {"a": 1.0, "b": 3.0, "c": 0.001}
+    assert list(shares(parts).items()) == [("b", "75.0%"), ("a", "25.0%")]
+    assert shares({}) == shares({"a": 0.0}) == {}

@@ -11,7 +11,7 @@ import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, size
+from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, shares, size
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -174,10 +174,8 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
         lines.append(("last", f"loss {loss(found.loss)} of the last logged step"))
     if found.tokens_per_second:
         lines.append(("speed", f"{count(found.tokens_per_second)} tokens/s"))
-    if spent := run.status.seconds_by_work:
-        total = sum(spent.values()) or 1.0
-        shares = (f"{work} {seconds / total:.0%}" for work, seconds in spent.items())
-        lines.append(("time", ", ".join(shares)))
+    if spent := shares(run.status.seconds_by_work):
+        lines.append(("time", ", ".join(f"{work} {share}" for work, share in spent.items())))
     if found.parameters:
         lines.append(("model", f"{found.parameters:,} parameters"))
     counts = f": {data.tokens.train:,} + {data.tokens.val:,} tokens" * bool(data.tokens.train)

@@ -24,6 +24,7 @@ from gptcli.formatting import (
     plural,
     printable,
     scored,
+    shares,
     size,
 )  # fmt: skip
 from gptcli.plotting import require_ending
@@ -228,8 +229,8 @@ def _time(run: RunHistory) -> str:
     bar = ('<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
            '<rect width="{:.2f}" height="10"></rect></svg>')  # fmt: skip
     rows = [
-        (work, Html(bar.format(100 * part / total)), duration(part), f"{part / total:.1%}")
-        for work, part in sorted(spent.items(), key=lambda item: -item[1])
+        (work, Html(bar.format(100 * spent[work] / total)), duration(spent[work]), share)
+        for work, share in shares(spent).items()
     ]
     is_part = total < _MOST_OF_IT * wall  # a killed process records nothing
     note = f"{duration(total)} of {duration(wall)} are accounted for"

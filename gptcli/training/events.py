@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
-from gptcli.formatting import loss, scored, size
+from gptcli.formatting import loss, scored, shares, size
 from gptcli.runs import METRICS, SAMPLES
 from gptcli.training.spec import RunSpec
 
@@ -216,11 +216,9 @@ def describe(event: Event) -> str | None:
 
 
 def _describe_spent(spent: Spent) -> str:
-    """Return a line with the time by kind of work, below a thousandth left out."""
-    total = sum(spent.values())
-    parts = [f"{work} {seconds / total:.1%}" for work, seconds in spent.items()
-             if seconds >= 0.001 * total]  # fmt: skip
-    return f"\ntime: {total:.1f} s: {', '.join(parts)}" if parts else ""
+    """Return a line with the time by kind of work."""
+    parts = [f"{work} {share}" for work, share in shares(spent).items()]
+    return f"\ntime: {sum(spent.values()):.1f} s: {', '.join(parts)}" if parts else ""
 
 
 class Clock:
