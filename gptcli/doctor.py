@@ -199,7 +199,7 @@ def _open_files() -> Check:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return _ok("any number at once")
-    remedy = "large data sets may need more: ulimit -n 4096"
+    remedy = "large datasets may need more: ulimit -n 4096"
     return _warn(f"{limit} at once", remedy) if limit < _FEW_FILES else _ok(f"{limit} at once")
 
 

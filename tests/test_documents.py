@@ -295,7 +295,7 @@ def test_the_recipes_change_what_they_name_and_nothing_else(tmp_path: Path, exte
     }  # fmt: skip
     assert "inverse_sqrt" in json.dumps(extended("config", "schema").json)
     headings = re.findall(r"^## (.+)$", (DOCS / "extend.md").read_text(), re.MULTILINE)
-    assert headings == ["A data set", "A file format", "An optimizer", "A schedule", "A command",
+    assert headings == ["A dataset", "A file format", "An optimizer", "A schedule", "A command",
                         "A tokenizer", "An export target"]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Prepare under datatrove: on this machine, on Slurm or on Ray. pip install 'gptcli[cluster]'
+"""Prepare with datatrove: on this machine, on Slurm or on Ray. pip install 'gptcli[cluster]'
 
-Run it again after a failure: ranks that the logs mark as done are not run again.
+After a failure, run it again: ranks that the logs mark as done are skipped.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from gptcli.data.sources import PreparePlan
 # tasks is the number of ranks; any number gives the same bytes. workers is how many run at once.
 local = partial(LocalPipelineExecutor, tasks=4, workers=4)
 slurm = partial(SlurmPipelineExecutor, tasks=64, time="4:00:00", partition="cpu")
-ray = partial(RayPipelineExecutor, tasks=64)  # on the Ray that RAY_ADDRESS names
+ray = partial(RayPipelineExecutor, tasks=64)  # on the Ray cluster that RAY_ADDRESS names
 
 CONFIG = "run.yaml"  # CHANGE (1 of 2): what to prepare, as in gpt prepare -c
-EXECUTOR = local  # CHANGE (2 of 2): local, slurm or ray, as they are set up above
+EXECUTOR = local  # CHANGE (2 of 2): local, slurm or ray, as set up above
 
 
 class PrepareShare(PipelineStep):
@@ -69,7 +69,7 @@ if __name__ == "__main__":
     logs = f"{plan.folder}.logs"
     ranks = EXECUTOR(pipeline=[PrepareShare(plan)], logging_dir=f"{logs}/ranks")
     ranks.run()
-    if EXECUTOR is slurm:  # where the ranks are only submitted by now
+    if EXECUTOR is slurm:  # the ranks have only been submitted so far
         EXECUTOR(
             pipeline=[Finalize(plan)], tasks=1, depends=ranks, logging_dir=f"{logs}/finalize",
             skip_completed=False, sbatch_args={"kill-on-invalid-dep": "yes"},

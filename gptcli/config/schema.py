@@ -45,7 +45,7 @@ class DataConfig(Section):
     source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
     """A preset, a path or glob of text, `hf:org/name`, `-` (stdin), or {train: ..., val: ...}."""
     config: str | None = Field(default=None, examples=["sample-10BT"])
-    """The configuration (subset) of a Hub data set."""
+    """The configuration (subset) of a Hub dataset."""
     text_field: str = Field(default="text", examples=["content"])
     """The column or key that holds the text in files of rows, such as jsonl, csv and Parquet."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
