@@ -105,7 +105,7 @@ def compare(
     ],
     json_: options.JsonOption = False,
 ) -> None:
-    """Compare runs: settings that differ, results, losses at equal points."""
+    """Compare runs: differing settings, results, losses at equal steps, tokens and time."""
     if len(runs) < 2:
         raise ConfigError("compare takes at least two runs", "`gpt runs list` lists them")
     from gptcli.config.render import to_yaml

@@ -184,7 +184,8 @@ def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     if "$ref" in branch:
         return ["{" + ", ".join(parts[branch["$ref"].rpartition("/")[2]]["properties"]) + "}"]
     if branch["type"] == "array":
-        return [f"a list of {_or(_takes(branch['items'], parts))}"]
+        items = _or(_takes(branch["items"], parts))
+        return [f"a list of {'strings' if items == 'text' else items}"]
     bounds = [f"{word} {bound(branch[name])}" for name, word in _BOUNDS.items()
               if branch.get(name, _UNREACHED) < _UNREACHED]  # fmt: skip
     return [" ".join([_KINDS[branch["type"]], " and ".join(bounds)]).strip()]

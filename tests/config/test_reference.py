@@ -61,7 +61,7 @@ def test_every_key_and_section_has_a_meaning() -> None:
         ("generate.top_p", "a number above 0 and up to 1, or null"),
         ("compile", "true, false or auto"),
         ("train.micro_batch_size", "a whole number above 0 or auto"),
-        ("train.freeze", "a list of text"),
+        ("train.freeze", "a list of strings"),
         ("data.source", "text or {train, val}, or null"),
         ("model.qkv_bias", "true or false, or null"),
     ],
