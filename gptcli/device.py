@@ -102,10 +102,14 @@ def available_devices() -> list[str]:
 
 def _has_kernels() -> bool:
     """Return whether this torch was built for the GPU: its wheels leave older ones out."""
-    built = [int(arch.split("_")[1].rstrip("af")) for arch in torch.cuda.get_arch_list()
+    built = [arch.rstrip("af").split("_") for arch in torch.cuda.get_arch_list()
              if arch.startswith(("sm_", "compute_"))]  # fmt: skip
     major, minor = torch.cuda.get_device_capability()
-    return not built or 10 * major + minor >= min(built)
+    # A kernel (sm) runs on later GPUs of its generation, what is compiled on the spot on all later.
+    return not built or any(
+        int(number) <= 10 * major + minor and (kind == "compute" or int(number) // 10 == major)
+        for kind, number in built
+    )
 
 
 def _device(requested: str) -> str:
@@ -147,8 +151,14 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Return the free bytes of the device or the machine; None if unknown."""
+def available_memory(device: torch.device, for_others: bool = False) -> int | None:
+    """Return the free bytes of the device or the machine; None if unknown.
+
+    If only other processes are to use a GPU, all of it counts: asking what is free takes some.
+    """
+    if device.type == "cuda" and for_others:
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return total
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         # What torch's allocator holds and does not use is available too.

@@ -1,10 +1,12 @@
 """What the machine decides, and what devices say when they cannot: no card is needed for it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from gptcli.config import Config
-from gptcli.device import available_devices, resolve_auto
+from gptcli.device import available_devices, available_memory, resolve_auto
 from gptcli.errors import ConfigError, is_out_of_memory
 from support.commands import Gpt
 
@@ -58,3 +60,37 @@ def test_a_card_that_torch_has_no_kernels_for_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="no kernels for Tesla P100") as error:
         resolve_auto(Config(device="cuda"))
     assert error.value.exit_code == 2 and error.value.hint
+
+
+WHEEL = ["sm_80", "sm_90a", "sm_100f", "compute_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "is_found"),
+    [
+        ((8, 9), WHEEL, True),  # a kernel for 8.0 runs on it
+        ((7, 5), WHEEL, False),
+        ((12, 1), WHEEL, True),  # compiled on the spot
+        ((11, 0), WHEEL, False),  # of no generation that is built
+        ((10, 0), ["sm_80", "sm_90"], False),
+        ((9, 0), ["gfx90a"], True),  # ROCm's names are of another kind
+    ],
+)
+def test_a_gpu_without_kernels_is_not_taken(
+    capability: tuple[int, int],
+    built: list[str],
+    is_found: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert ("cuda" in available_devices()) == is_found
+
+
+def test_planning_for_other_processes_takes_no_memory_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    properties = SimpleNamespace(total_memory=1 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert available_memory(torch.device("cuda"), for_others=True) == 1 << 30

@@ -243,19 +243,21 @@ def process_group(device: str) -> Iterator[World]:
     if here.size == 1:
         yield World()
         return
+    has_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
         n_gpus = torch.cuda.device_count()
-        if here.local_rank >= n_gpus:
+        # Some launchers show each process one GPU, its own; torchrun shows all of them to all.
+        gpu = here.local_rank if has_torchrun or n_gpus > 1 else 0
+        if gpu >= n_gpus:
             raise ConfigError(
                 f"process {here.local_rank} of this machine has no GPU: there are {n_gpus}",
                 "start as many processes as there are GPUs",
             )
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(gpu)
     elif device == "mps" or (device == "auto" and torch.backends.mps.is_available()):
         raise ConfigError("device: there is one mps device for all processes", "set device=cpu")
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    has_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = rendezvous_store(is_kept_here=here.is_main and not has_torchrun)
     try:
         name = _agreed_name(store, here.rank, here.size)

@@ -50,6 +50,8 @@ def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[flo
     if config.temperature == 0:
         greedy: list[int] = logits.argmax(-1).tolist()
         return greedy
+    if torch.are_deterministic_algorithms_enabled():
+        logits = logits.cpu()  # where sums have one order: CUDA's cumsum is refused then
     ids, probs = filter_logits(logits, config)
     ends = probs.cumsum(-1, dtype=_sums_dtype(probs))  # (B, K)
     points = torch.tensor(uniforms, dtype=ends.dtype, device=ends.device)[:, None] * ends[:, -1:]

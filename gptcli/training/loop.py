@@ -123,6 +123,7 @@ class Trainer:
         self.clock.add("compiling", self.stepper.compile_seconds)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[Saved | None] | None = None
+        self.memory = memory_bytes(session.compute.device)
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
@@ -210,6 +211,8 @@ class Trainer:
         self.steps_timed += 1
         state.seconds = self.clock.seconds
         rate = self.steps_timed * config.tokens_per_step / self.step_seconds
+        if logged := self._due(config.train.log_every) or result.skipped:
+            self.memory = memory_bytes(self.s.compute.device)  # which takes a while on a GPU
         done = StepDone(
             step=state.step,
             tokens=state.step * config.tokens_per_step,
@@ -217,9 +220,9 @@ class Trainer:
             lr=result.lr,
             grad_norm=result.grad_norm,
             tokens_per_second=rate,
-            memory_bytes=memory_bytes(self.s.compute.device),
+            memory_bytes=self.memory,
             seconds=state.seconds,
-            logged=self._due(config.train.log_every) or result.skipped,
+            logged=logged,
             skipped=result.skipped,
         )
         if done.logged:

@@ -18,6 +18,7 @@ from torch import Tensor
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.device import available_memory, machine_memory, memory_bytes
+from gptcli.distributed.environment import place
 from gptcli.errors import ConfigError, MemoryLimitError, StorageError
 from gptcli.formatting import size as bytes_text
 from gptcli.model import GPT
@@ -142,7 +143,7 @@ def estimate_memory(
     device = torch.device(config.device)
     is_cpu = device.type == "cpu"
     program = memory_bytes(device) + _KERNELS if is_cpu else 0
-    available = available_memory(device)
+    available = available_memory(device, n_processes > 1 and place().size == 1)
     if available is not None:  # what this process has already is not available, but is its own
         available += program or allocated
     return Memory(
@@ -311,4 +312,6 @@ def _loss_bytes(config: Config, rows: int) -> int:
     tokens = rows * config.seq_len
     logits = min(tokens * n_ids * dtype.itemsize, buffer_bytes(config.device))
     cast = n_ids * config.model.n_embd * dtype.itemsize if dtype != torch.float32 else 0
+    if config.device != "cpu" and config.compile is not True:  # a softmax, and what it reads
+        logits += 4 * (logits // dtype.itemsize) * (1 if dtype == torch.float32 else 2)
     return logits + cast + 4 * tokens * config.model.n_embd

@@ -55,11 +55,11 @@ class Stepper:
         began = time.perf_counter()
         with _memory_errors(session), session.world.busy():  # compiling may take minutes
             model = _compiled(session)
-        self.compile_seconds = time.perf_counter() - began
-        is_ddp = session.spec.parallel == "ddp"
-        self._model: nn.Module = (
-            wrap_ddp(model, session.compute, _zeros(session), self._recompute) if is_ddp else model
-        )
+            self.compile_seconds = time.perf_counter() - began
+            self._model: nn.Module = model
+            if session.spec.parallel == "ddp":
+                tokens = _zeros(session)
+                self._model = wrap_ddp(model, session.compute, tokens, self._recompute)
         self._asks_every = 1  # micro-batches; asking is a message to every rank, and waits for it
         self._scaler: Any = torch.amp.GradScaler(
             device.type, enabled=session.compute.dtype == torch.float16

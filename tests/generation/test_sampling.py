@@ -1,9 +1,13 @@
 """What may be drawn, and draws that follow it."""
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.config import GenerateConfig
 from gptcli.generation.sampling import apply_repetition_penalty, filter_logits, sample_tokens
@@ -99,3 +103,24 @@ def test_a_penalty_makes_seen_tokens_less_likely_on_both_sides_of_zero() -> None
     seen = torch.tensor([[True, False, False, True, False]])
     found = apply_repetition_penalty(LOGITS, seen, 2.0)
     assert found.tolist() == [[1.0, 0.5, 3.0, -2.0, 1.0]]
+
+
+def test_a_deterministic_draw_sums_nothing_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's cumulative sum is refused then; `meta`, which has no values, stands in for CUDA."""
+    called = []
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for is_deterministic in (False, True):
+        called.clear()
+        monkeypatch.setattr(
+            torch, "are_deterministic_algorithms_enabled", lambda on=is_deterministic: on
+        )
+        with Recording(), contextlib.suppress(NotImplementedError, RuntimeError):
+            sample_tokens(torch.zeros(1, 5, device="meta"), GenerateConfig(), [0.5])
+        assert any("cumsum" in name for name in called) != is_deterministic

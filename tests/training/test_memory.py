@@ -26,7 +26,7 @@ def test_the_most_rows_that_fit_divide_a_step(tiny: Tiny, monkeypatch: pytest.Mo
     monkeypatch.setattr(memory, "memory_bytes", lambda device: 0)
 
     def fitting(free: float) -> int:
-        monkeypatch.setattr(memory, "available_memory", lambda device: int(free))
+        monkeypatch.setattr(memory, "available_memory", lambda *_: int(free))
         return memory.fitting_rows(config, size, "none", 1)
 
     def needed(rows: int) -> int:

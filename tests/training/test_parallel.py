@@ -36,7 +36,7 @@ def test_copies_while_they_fit_and_shards_beyond(
     monkeypatch.setattr(memory, "memory_bytes", lambda device: -memory._KERNELS)  # no program
     needed = 2 * estimate_memory(config, size, 1, "ddp", 2).total
     for free, expected in ((needed / 0.6 + 9, "ddp"), (needed / 0.6 - 9, "fsdp")):
-        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: int(free))
+        monkeypatch.setattr(memory, "available_memory", lambda *_, free=free: int(free))
         assert choose_parallelism(config, size, 2) == expected
     assert choose_parallelism(config, size, 1) == "none"
     assert choose_parallelism(with_vocabulary("train.parallel=ddp"), size, 2) == "ddp"
