@@ -98,7 +98,8 @@ def _steps(
         *settings, f"run_dir={folder}/run", "data.dir=data", f"device={device}",
         f"train.micro_batch_size={rows}", f"train.max_steps={n_steps}", "model.vocab_size=50304",
         "train.eval_every=1000000", "train.save_every=1000000", "train.log_every=1",
-        f"train.eval_tokens={shape[3]}", "generate.max_new_tokens=1", *sets,
+        f"train.eval_tokens={shape[3]}", "generate.max_new_tokens=1",
+        f"compile={str(device == 'cuda').lower()}", *sets,  # short runs leave it out
     ])  # fmt: skip
     losses = []
     for event in train(config):
@@ -118,7 +119,7 @@ def waits(device: str, tiny: bool) -> dict[str, Any]:
         warnings.simplefilter("always")
 
         def at(step: int) -> None:
-            counts.append(sum("synchroniz" in str(w.message).lower() for w in caught))
+            counts.append(sum("a synchronizing CUDA" in str(w.message) for w in caught))
             if device == "cuda":
                 torch.cuda.set_sync_debug_mode("warn" if first <= step < last else "default")
 
