@@ -66,7 +66,7 @@ def test_the_training_loop_is_read_without_the_rest_of_the_house() -> None:
     assert len(list((ROOT / "gptcli" / "training").glob("*.py"))) <= 16
 
 
-LIGHT = (
+LIGHT: tuple[list[str], ...] = (
     [], ["--help"], ["--version"], ["train", "--help"], ["doctor", "--help"], ["prepare", "--list"],
     ["train", "-s", "model.n_heads=3"], ["train", "-c", "nowhere.yaml"], ["trane"],
     ["config", "show", "-c", "quickstart"], ["config", "schema"],

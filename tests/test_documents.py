@@ -172,13 +172,6 @@ def test_the_path_of_a_token_is_told_in_the_words_of_its_files() -> None:
         assert source.startswith(f'"""{words}'), name
 
 
-def test_from_the_disk_to_its_loss_a_token_passes_five_files() -> None:
-    page = " ".join((DOCS / "design.md").read_text(encoding="utf-8").split())
-    [sentence] = re.findall(r"From a token on disk to its loss, [^:]* five files: (.*?py`)\.", page)
-    named = re.findall(r"`([a-z/]+\.py)`", sentence)
-    assert len(named) == 5 and set(named) <= set(path_of_a_token())
-
-
 def test_a_token_passes_the_files_of_its_path(corpus: Path, gpt: Callable[..., Any]) -> None:
     called: set[str] = set()
 
