@@ -1,4 +1,4 @@
-"""Encode prompts, and decode sampled ids into text that is whole UTF-8."""
+"""Encode prompts, and decode sampled ids into complete UTF-8 text."""
 
 from collections.abc import Sequence
 
