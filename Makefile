@@ -47,7 +47,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/parallel.py
 	$(BIN)/python benchmarks/ablations.py
 
-# Whether all is right and fast on this machine's GPU, in about ten minutes. GPUS=8 adds the checks for
+# Whether all is right and fast on this machine's GPU, in a quarter of an hour. GPUS=8 adds the checks for
 # several, NANOGPT=DIR measures nanoGPT beside us; exit code 2 where there is no such device.
 gpu mps: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --device $(if $(filter mps,$@),mps,cuda) \
