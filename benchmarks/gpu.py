@@ -292,8 +292,7 @@ def automatic_rows(b: Bench) -> Outcome:
 def _memory() -> int:
     import torch
 
-    total: int = torch.cuda.get_device_properties(0).total_memory  # this takes none of it
-    return total
+    return torch.cuda.get_device_properties(0).total_memory or 0  # asking for it takes none
 
 
 def out_of_memory(b: Bench) -> Outcome:

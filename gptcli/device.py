@@ -157,8 +157,7 @@ def available_memory(device: torch.device, for_others: bool = False) -> int | No
     If only other processes are to use a GPU, all of it counts: asking what is free takes some.
     """
     if device.type == "cuda" and for_others:
-        total: int = torch.cuda.get_device_properties(device).total_memory
-        return total
+        return torch.cuda.get_device_properties(device).total_memory
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         # What torch's allocator holds and does not use is available too.
