@@ -24,7 +24,7 @@ from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import Tokenizer
 
 _MAX_ROWS = 64  # samples decoded together
-_CACHE_BYTES = 1 << 30  # of their keys and values
+_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33, "mps": 1 << 30}  # of their keys and values
 
 
 class SampledToken(NamedTuple):
@@ -270,7 +270,8 @@ def rows_together(model: GPT, n_samples: int) -> int:
     shape = model.config
     width = (shape.n_kv_head or shape.n_head) * shape.head_size
     bytes_per_sample = 2 * 4 * shape.n_layer * width * shape.block_size
-    return max(1, min(n_samples, _MAX_ROWS, _CACHE_BYTES // bytes_per_sample))
+    most = _CACHE_BYTES[model.wte.weight.device.type]
+    return max(1, min(n_samples, _MAX_ROWS, most // bytes_per_sample))
 
 
 def draw_samples(
