@@ -5,13 +5,16 @@ model have, are stacked: the same products, in a quarter of the time for small m
 """
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # Coefficients of a quintic iteration that takes singular values from (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
+_SHARED = 1 << 22  # elements of a stack from where on the ranks divide the products among them
 # Elements of a stack. Larger matrices keep a processor busy one by one; a GPU takes them together.
 _LARGEST_STACK = {"cpu": 1 << 21, "cuda": 1 << 28, "mps": 1 << 24}
 
@@ -56,7 +59,9 @@ def muon(
     full = [gather(index, a.bfloat16()) for index, a in enumerate(ahead)]
     is_tall = [a.shape[0] > a.shape[1] for a in full]
     wide = [a.T if tall else a for a, tall in zip(full, is_tall, strict=True)]
-    updates = orthogonalized(torch.stack(wide)).unbind()
+    stack = torch.stack(wide)
+    is_shared = dist.is_initialized() and len(stack) > 1 and stack.numel() >= _SHARED
+    updates = (_orthogonalized_by_ranks if is_shared else orthogonalized)(stack).unbind()
     scale = 0.2 * max(full[0].shape) ** 0.5
     torch._foreach_mul_(list(matrices), 1 - lr * weight_decay)
     for index, (matrix, update) in enumerate(zip(matrices, updates, strict=True)):
@@ -76,3 +81,16 @@ def orthogonalized(stack: Tensor) -> Tensor:
         update = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
         x = torch.baddbmm(x, update, x, beta=_A)
     return x
+
+
+def _orthogonalized_by_ranks(stack: Tensor) -> Tensor:
+    """Do what `orthogonalized` does; each rank computes its share, and all gather the others'."""
+    n_ranks = dist.get_world_size()
+    each = ceil(len(stack) / n_ranks)
+    padding = stack.new_zeros(n_ranks * each - len(stack), *stack.shape[1:])
+    share = torch.cat((stack, padding)).chunk(n_ranks)[dist.get_rank()]
+    gathered = stack.new_empty(n_ranks * each, *stack.shape[1:])
+    # As bytes, for backends differ in the types they know.
+    parts = list(gathered.view(torch.uint8).chunk(n_ranks))
+    dist.all_gather(parts, orthogonalized(share).contiguous().view(torch.uint8))
+    return gathered[: len(stack)]

@@ -1,4 +1,4 @@
-"""A model in shards (FSDP2): compiled blocks, and what is done first in a process."""
+"""What ranks divide: a model (FSDP2), compiled or resumed, and the products of Muon."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gptcli.config import Config
+from gptcli.training import muon
 from gptcli.training.events import Started
 from gptcli.training.loop import train
 from support.processes import Start
@@ -56,3 +57,15 @@ def test_compiled_blocks_compute_what_others_do(
     assert gap(end_of(compiled), end_of(eager)) < 1e-4
     samples = [(run.run_folder / "samples.jsonl").read_text() for run in (eager, compiled)]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_muon_divided_among_the_ranks_ends_where_one_process_does(
+    tiny: Callable[..., Config], start: Start, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = (*MODERN, "optim.name=muon", "train.max_steps=4", f"train.parallel={kind}")
+    alone, divided = tiny(*how, name="alone"), tiny(*how, name="divided")
+    finish(alone)
+    monkeypatch.setattr(muon, "_SHARED", 0)
+    assert start(2, lambda rank: finish(divided)).wait() == [0, 0]
+    assert gap(end_of(divided), end_of(alone)) < 1e-5
