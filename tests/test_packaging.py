@@ -53,6 +53,12 @@ def test_versions_that_do_not_do_are_below_the_floor(name: str, version: str, wh
     assert not wanted.specifier.contains(version), why
 
 
+def test_the_wheel_holds_the_package_and_its_examples_and_nothing_else() -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    examples = {"examples": "gptcli/examples"}
+    assert wheel == {"packages": ["gptcli"], "force-include": examples}
+
+
 def test_the_source_package_holds_what_its_tests_read() -> None:
     always = ("LICENSE", "pyproject.toml")
     packed = (*always, *PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
