@@ -6,10 +6,14 @@ from functools import partial
 import pytest
 import torch
 
-from gptcli.config import Config
+from gptcli.config import Config, ModelConfig, load_config
+from gptcli.device import init_runtime
+from gptcli.distributed.process_group import process_group
+from gptcli.model import GPT
 from gptcli.training import muon
 from gptcli.training.events import Started
 from gptcli.training.loop import train
+from gptcli.training.parallel import apply_fsdp, gradient_sync, to_local
 from support.processes import Start
 
 from .test_training import MODERN, end_of, finish, gap
@@ -34,17 +38,21 @@ def test_a_run_resumes_where_only_a_sample_is_due(
     assert gap(end_of(cut()), end_of(straight)) == 0
 
 
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"), [("fsdp", "false"), ("fsdp", "true"), ("ddp", "true")]
+)
 def test_compiled_blocks_compute_what_others_do(
     tiny: Callable[..., Config],
     start: Start,
+    kind: str,
     checkpointing: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Traced, split and differentiated as ever; only C++ is not generated, which takes minutes here.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     option = f"train.activation_checkpointing={checkpointing}"
-    how = (*SHARDS, option, "train.max_steps=4", "train.eval_every=2", "train.sample_every=2")
+    how = (*MODERN, f"train.parallel={kind}", option, "train.max_steps=4", "train.eval_every=2",
+           "train.sample_every=2")  # fmt: skip
     eager, compiled = tiny(*how, name="eager"), tiny(*how, "compile=true", name="compiled")
     said: list[Started] = []
 
@@ -69,3 +77,19 @@ def test_muon_divided_among_the_ranks_ends_where_one_process_does(
     monkeypatch.setattr(muon, "_SHARED", 0)
     assert start(2, lambda rank: finish(divided)).wait() == [0, 0]
     assert gap(end_of(divided), end_of(alone)) < 1e-5
+
+
+def test_gradients_that_are_accumulated_are_shards(start: Start) -> None:
+    def work(rank: int) -> None:
+        with process_group("cpu"):
+            config = load_config(None, ["device=cpu", "dtype=float32", "compile=false"])
+            model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64))
+            model.init_weights(1)
+            apply_fsdp(model, init_runtime(config))
+            tokens = torch.zeros(2, 16, dtype=torch.int64)
+            with gradient_sync(model, False):
+                torch.autograd.backward(model(tokens, tokens).loss)
+            held = sum(to_local(p.grad).numel() for p in model.parameters() if p.grad is not None)
+            assert 0 < held <= 0.6 * sum(p.numel() for p in model.parameters())
+
+    assert start(2, work).wait() == [0, 0]

@@ -79,6 +79,37 @@ def test_the_heads_products_are_aligned(
     assert model.wte.weight.grad.shape == (vocab_size, 64)
 
 
+def test_an_evaluation_waits_for_nothing(
+    micro_batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    with torch.device("meta"):
+        model = GPT(SHAPE)
+    with torch.no_grad():
+        losses = model.token_losses(*micro_batch)
+    assert losses.device.type == "meta" and losses.shape == (4, 32)
+
+
+def test_the_padding_of_the_head_changes_no_loss_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loss, "_products_dtype", lambda x: x.dtype)
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(2, 8, 16, generator=generator), torch.randn(97, 16, generator=generator)
+    targets = torch.randint(97, (2, 8), generator=generator)
+    targets[0, :3] = loss.IGNORED
+    found = []
+    for plain in (("cpu",), ()):  # without a plain device, the CPU takes the way of a GPU
+        monkeypatch.setattr(loss, "_PLAIN", plain)
+        given = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        total = loss.cross_entropy(*given, targets, 97)
+        torch.autograd.backward(total)
+        each = loss.token_losses(x, weight, targets, 97)
+        found.append([total.detach(), each, *(tensor.grad for tensor in given)])
+    for plainly, padded in zip(*found, strict=True):
+        assert plainly.shape == padded.shape  # type: ignore[union-attr]
+        assert torch.allclose(plainly, padded, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiled_loss_is_the_eager_one(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
