@@ -63,9 +63,20 @@ class Optimizer:
         """The parameters, as torch's GradScaler asks for them."""
         return [{"params": list(self._parameters.values())}]
 
+    @property
+    def can_skip(self) -> bool:
+        """Whether its kernels can leave out an update on the device's own word."""
+        return self._fused and not self._stacks
+
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update the parameters from their gradients."""
+    def step(self, lr: float, skip: Tensor | None = None) -> None:
+        """Update the parameters from their gradients.
+
+        Args:
+            lr: The learning rate.
+            skip: A scalar on the device, 1 to change nothing; only where it `can_skip`.
+        """
+        assert skip is None or self.can_skip
         self._has_stepped = True
         for names in self._stacks:
             self._update_by_muon(names, lr)
@@ -80,6 +91,7 @@ class Optimizer:
                 [],
                 [self._state[name]["step"] for name in names],
                 fused=self._fused,
+                found_inf=skip,
                 amsgrad=False,
                 beta1=self._config.beta1,
                 beta2=self._config.beta2,

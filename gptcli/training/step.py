@@ -26,6 +26,7 @@ from gptcli.training.setup import Session
 MAX_SKIPPED = 3  # steps in a row
 MAX_ADAPTING = 20  # likewise, while float16's loss scale is halved: it begins at 2^16
 _DDP_PARTS = 4  # runs of blocks that are compiled apart, so that DDP has gradients to sum early
+_EARLY = ("cuda",)  # devices whose update is launched before the step is known to be finite
 ASK_EVERY = 5.0  # seconds within a step after which several processes ask whether to stop
 LARGE = 50_000_000  # parameters from which a step's holes in memory are worth giving back
 
@@ -64,6 +65,13 @@ class Stepper:
         self._scaler: Any = torch.amp.GradScaler(
             device.type, enabled=session.compute.dtype == torch.float16
         )
+        # Else the device would have nothing to do while the host reads the loss.
+        self._is_early = (
+            device.type in _EARLY
+            and session.world.size == 1
+            and session.optimizer.can_skip
+            and not self._scaler.is_enabled()
+        )
         self._is_large = device.type == "cpu" and session.spec.size.parameters >= LARGE
         if session.state.scaler:
             self._scaler.load_state_dict(session.state.scaler)
@@ -89,6 +97,9 @@ class Stepper:
             if self._scaler.is_enabled():
                 self._scaler.unscale_(s.optimizer)
             clipped = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
+            if self._is_early:  # the kernel changes nothing if the step turns out not to be finite
+                is_finite = torch.isfinite(torch.stack((total, clipped))).all()
+                s.optimizer.step(lr, (~is_finite).float())
             # The one time that a step waits for the device.
             nats, norm = torch.stack((total, clipped)).tolist()
             loss, seconds = s.world.all_reduce_sum(nats, time.perf_counter() - began)
@@ -101,8 +112,9 @@ class Stepper:
                     self._scaler.update()  # a smaller scale for the next step
                     s.state.scaler = dict(self._scaler.state_dict())
                 return StepResult(loss, lr, norm, skipped=True)
-            self._scaler.step(s.optimizer, lr)
-            self._scaler.update()
+            if not self._is_early:
+                self._scaler.step(s.optimizer, lr)
+                self._scaler.update()
             s.optimizer.zero_grad()
             if self._is_large:
                 trim_malloc()

@@ -18,14 +18,17 @@ from gptcli.training.events import Event, Finished, Started, StepDone, Stopped
 from gptcli.training.loop import train
 from gptcli.training.optim import clip_gradients
 from gptcli.training.signals import StopRequest
-from support.runs import Tiny
+from support.runs import Tiny, finish, result_of
 
 STEPS = ("train.max_steps=12", "train.eval_every=12", "train.save_every=1", "train.keep_last=20")
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+@pytest.fixture(params=[(), ("cpu",)], ids=["update-last", "update-early"])
+def poisoned(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[set[int]], None]:
     """Make the gradients of some steps (counted from 1) infinite."""
+    monkeypatch.setattr(step, "_EARLY", request.param)  # as on a GPU, the kernel skips by itself
 
     def poison(steps: set[int]) -> None:
         def clip(parameters: Iterable[torch.Tensor], max_norm: float, world: World) -> torch.Tensor:
@@ -184,3 +187,11 @@ def test_steps_that_float16_skips_are_shown_as_skipped(
     skipped = [event.skipped for event in done]
     assert skipped[0] and 1 <= sum(skipped) <= 20 and not any(skipped[sum(skipped) :])
     assert load_checkpoint(config.run_folder / "last.pt").state["scaler"]["scale"] < scale
+
+
+def test_an_early_update_gives_the_same_bits(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, early = tiny(name="last"), tiny(name="early")
+    finish(last)
+    monkeypatch.setattr(step, "_EARLY", ("cpu",))
+    finish(early)
+    assert result_of(early) == result_of(last)
