@@ -105,7 +105,7 @@ def _has_kernels() -> bool:
     built = [arch.rstrip("af").split("_") for arch in torch.cuda.get_arch_list()
              if arch.startswith(("sm_", "compute_"))]  # fmt: skip
     major, minor = torch.cuda.get_device_capability()
-    # A kernel (sm) runs on later GPUs of its generation, what is compiled on the spot on all later.
+    # A kernel (sm) runs on later GPUs of its generation, PTX code (compute) on all later ones.
     return not built or any(
         int(number) <= 10 * major + minor and (kind == "compute" or int(number) // 10 == major)
         for kind, number in built

@@ -12,7 +12,7 @@ from pathlib import Path
 from gptcli.errors import GptError
 
 Offer = tuple[str, str]  # a word, and what it is; some shells show both
-_KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a word of its own
+_KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a separate word
 _SET = ("-s", "--set")
 
 

@@ -169,7 +169,7 @@ class Decoding:
     def _keep(self, samples: list[int]) -> None:
         """Continue with these samples only."""
         self.alive = [sample for sample in self.alive if sample in samples]
-        # To record anew takes as long as some tokens: half of the rows may be of ended samples.
+        # Recording again takes as long as some tokens, so half of the rows may be of ended samples.
         if 0 < len(self.alive) < len(self._rows) * (0.5 if self._replay else 1):
             rows = [self._rows.index(sample) for sample in self.alive]
             self._forget_graph()

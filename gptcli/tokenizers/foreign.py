@@ -59,7 +59,7 @@ class ForeignTokenizer(Tokenizer):
         return self._ends
 
     def _encode(self, text: str) -> Ids:
-        text.encode()  # a lone surrogate is an error of its own kind
+        text.encode()  # a lone surrogate fails here with its own error
         try:
             ids = self._backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises nothing more special
