@@ -16,7 +16,6 @@ from support.commands import Gpt
 from support.runs import Tiny
 
 EVERY_OPTION = (
-    "model.n_layer=1",  # compiling takes a minute for each
     "compile=true", "dtype=bfloat16", "optim.name=muon", "optim.momentum=0.9", "model.norm=rmsnorm",
     "model.position=rope", "model.mlp=relu2", "model.qk_norm=true", "model.tie_embeddings=false",
     "model.zero_init=true", "model.bias=false", "model.dropout=0.1", "optim.schedule=wsd",
