@@ -2,6 +2,7 @@
 each null becomes, as far as that is known before any data or device is looked at.
 """
 
+import contextlib
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
@@ -192,14 +193,33 @@ def explicit_settings(
         given: The keys that were set; where that is unknown, those that no null or auto decides.
     """
     known = keys()
+    changed = {key: value for key, value in settings.items()
+               if key not in known or value != known[key].default}  # fmt: skip
+    becomes = _from_others(changed) if given is None else {}
 
     def is_given(key: str) -> bool:
         if given is not None:
             return key in given and key not in ("name", "run_dir")
-        return known[key].default != "auto" and known[key].null_means is None
+        return known[key].default != "auto" and becomes.get(key) != changed[key]
 
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in known or (is_given(key) and value != known[key].default)
-    }
+    return {key: value for key, value in changed.items() if key not in known or is_given(key)}
+
+
+def _from_others(changed: Mapping[str, object]) -> dict[str, Any]:
+    """Return what nulls become in a run of which only the settled values are known."""
+    known = keys()
+    values: dict[str, Any] = {}
+    for key, value in changed.items():
+        if key in known and known[key].default != "auto" and known[key].null_means is None:
+            *path, last = key.split(".")
+            place = values
+            for section in path:
+                place = place.setdefault(section, {})
+            place[last] = value
+    name = changed.get("name")  # how the run is called, not what was changed
+    becomes: dict[str, Any] = {"name": name, "run_dir": f"runs/{name}"}
+    # These a run takes from its data and its length, which the values do not tell.
+    becomes |= {key: changed.get(key) for key in ("data.dir", "model.vocab_size")}
+    with contextlib.suppress(ValueError):  # another version's settings
+        becomes = derived(Config.model_validate(values)) | becomes
+    return becomes

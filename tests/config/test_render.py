@@ -121,6 +121,7 @@ def test_settings_are_those_that_were_given_or_that_nothing_else_decides() -> No
         "model.n_layer": 2, "train.tokens_per_step": 8192, "of.another.version": 1,
     }  # fmt: skip
     assert explicit_settings(settings, None) == {
+        "data.stride": 512,
         "optim.lr": 1e-3,
         "model.n_layer": 2,
         "of.another.version": 1,
