@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 install: $(VENV)/.installed
 
-# Two to four minutes: prepare, train, measure and sample on this machine, without a download.
+# About three minutes: prepare, train, measure and sample on this machine, without a download.
 demo: $(VENV)/.installed
 	$(BIN)/gpt prepare stdlib -c examples/quickstart.yaml
 	$(BIN)/gpt train -c examples/quickstart.yaml --resume

@@ -38,6 +38,10 @@ def train(
             help="Number of processes: one per GPU, or on the CPU if there is none.",
         ),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", help="Time of the whole run (train.max_minutes)."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and estimates, and exit.")
     ] = False,
@@ -49,7 +53,7 @@ def train(
     """Train a model; Ctrl-C saves, --resume continues."""
     if gpus and verify_resume is not None:
         raise ConfigError("--verify-resume compares runs of one process: omit --gpus")
-    loaded = options.load(config, set_)
+    loaded = options.load(config, set_, {"train.max_minutes": minutes})
     if resume:
         _require_place(config, loaded)
     from gptcli.api.train import ready
@@ -111,7 +115,8 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
         else:
             console.result(summary_text(event))
         if isinstance(event, Stopped) or not json_:
-            say_next(event, options.same_command("--resume", "--overwrite"))
+            minutes = config.train.max_minutes
+            say_next(event, options.same_command("--resume", "--overwrite"), minutes)
     if isinstance(event, Stopped):
         raise typer.Exit(run.exit_code or 0)
 
@@ -168,7 +173,7 @@ def _plan(config: "Config", n_processes: int, resume: bool, json_: bool) -> None
 
 def _verify(config: "Config", steps: int, json_: bool) -> None:
     """Check that resuming is exact here; exit with 1 if it is not."""
-    from gptcli.training.verify import verify_resume
+    from gptcli.api.verify import verify_resume
 
     if steps < 2:
         raise ConfigError("--verify-resume: expected at least 2 steps, to stop between them")

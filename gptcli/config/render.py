@@ -162,12 +162,13 @@ def derived(config: Config, data_dir: str | None = None) -> dict[str, Any]:
 def _known(config: Config, data_dir: str | None) -> dict[str, Any]:
     folder = data_dir.replace("\\", "/").rstrip("/") if data_dir else None
     name = config.name or (folder.rpartition("/")[2] if folder else "run")
-    max_epochs = config.train.max_epochs
+    max_epochs, max_minutes = config.train.max_epochs, config.train.max_minutes
     values = {
         "name": name,
         "run_dir": f"runs/{name}",
         "tokenizer.vocab_size": DEFAULT_BPE_SIZE,
         "train.max_steps": "one epoch" if max_epochs is None else f"{max_epochs:g} epochs",
+        **({"train.max_steps": f"what fits in {max_minutes:g} minutes"} if max_minutes else {}),
         "optim.min_lr": config.min_lr,
     }
     if folder is not None:

@@ -81,9 +81,12 @@ class TrainConfig(Section):
     """Training length, batch sizes, evaluation and checkpoint intervals."""
 
     max_steps: PositiveInt | None = Field(default=None, examples=[5000])
-    """Optimizer steps. Null: from max_epochs; both null: one epoch."""
+    """Optimizer steps. Null: from max_epochs or max_minutes; all null: one epoch."""
     max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(default=None, examples=[3])
     """Passes over the training windows; if max_steps is set too, the first limit ends the run."""
+    max_minutes: PositiveFloat | None = Field(default=None, examples=[10])
+    """Time of the run, evaluations and checkpoints included: a few steps are timed on this machine
+    before the first, and set max_steps. The first limit ends the run."""
     tokens_per_step: PositiveInt | None = Field(default=None, examples=[65536])
     """Tokens per optimizer step over all devices. Null: micro_batch_size * seq_len."""
     micro_batch_size: Size | Literal["auto"] = Field(default=8, examples=[32])

@@ -39,6 +39,7 @@ _WORDS = {
     "train.max_steps": "max_iters n_iter n_iters num_iters iters iterations num_iterations n_steps"
     " num_steps total_steps train_steps lr_decay_iters",
     "train.max_epochs": "epochs epoch n_epochs num_epochs num_train_epochs",
+    "train.max_minutes": "minutes max_time time_limit time_budget",
     "train.micro_batch_size": "batch_size bs device_batch_size per_device_train_batch_size"
     " train_batch_size mini_batch_size",
     "train.tokens_per_step": "gradient_accumulation_steps grad_accum_steps accumulation_steps"

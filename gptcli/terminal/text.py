@@ -68,7 +68,7 @@ def summary_text(event: Stopped | Finished) -> str:
     return "\n".join(lines)
 
 
-def say_next(event: Stopped | Finished, resume_command: str) -> None:
+def say_next(event: Stopped | Finished, resume_command: str, minutes: float | None) -> None:
     """Print to stderr the files of the run and the commands to continue with."""
     folder = Path(event.summary.run_dir)
     files = {name: folder / name for name in _FILES if (folder / name).is_file()}
@@ -80,8 +80,8 @@ def say_next(event: Stopped | Finished, resume_command: str) -> None:
         console.message(f"resume with: {resume_command}")
         return
     if not event.spent:
-        more_steps = f"-s train.max_steps={2 * event.step}"
-        console.message(f"all steps are done; to train longer: {resume_command} {more_steps}")
+        more = f"--minutes {2 * minutes:g}" if minutes else f"-s train.max_steps={2 * event.step}"
+        console.message(f"all steps are done; to train longer: {resume_command} {more}")
     if event.summary.checkpoint:
         is_validated = event.summary.best_val_loss is not None
         first, *more = next_commands(event.summary.checkpoint, is_validated=is_validated)

@@ -22,6 +22,7 @@ from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
+from gptcli.training.calibrate import ready_stepper
 from gptcli.training.events import (
     Clock,
     EpochDone,
@@ -48,7 +49,7 @@ from gptcli.training.signals import (
     report_to_torchrun,
     start_watchdog,
 )
-from gptcli.training.step import LARGE, Stepper, not_finite
+from gptcli.training.step import LARGE, not_finite
 
 
 def train(
@@ -119,8 +120,7 @@ class Trainer:
         self.s = session
         self.stop = stop
         self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
-        self.stepper = Stepper(session)
-        self.clock.add("compiling", self.stepper.compile_seconds)
+        self.stepper = ready_stepper(session, self.clock, stop.requested)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[Saved | None] | None = None
         self.memory = memory_bytes(session.compute.device)

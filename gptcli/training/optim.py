@@ -131,6 +131,14 @@ class Optimizer:
             "exp_avg_sq": torch.zeros_like(parameter),
         }
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the state back to what it is before the first step."""
+        self._has_stepped = False
+        for state in self._state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
     def bytes_by_name(self) -> dict[str, int]:
         """Return the bytes of each parameter's state."""
         return {name: sum(tensor.nbytes for tensor in state.values())

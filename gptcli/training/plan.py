@@ -19,6 +19,7 @@ from gptcli.formatting import plural, scored, size
 from gptcli.runs import RUN
 from gptcli.runs.folder import ReadOnlyRun
 from gptcli.training.advice import Advice, advise, estimate_work, step_cost
+from gptcli.training.calibrate import steps_within
 from gptcli.training.memory import Disk, Memory, estimate_disk, estimate_memory
 from gptcli.training.optim import clip_gradients, lr_at
 from gptcli.training.setup import Session, set_up
@@ -38,6 +39,7 @@ class TimedSteps:
     measured_tokens: int  # tokens of the largest batch that was timed; the rest is multiplied
     setup_seconds: float  # reading, building and compiling
     memory_bytes: int  # peak memory
+    max_steps: int = 0  # steps of the whole run, as its time budget allows
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Plan:
         source = config.model.init_from
         start = f", from {source}" * (source != "scratch")
         goal = f"from step {step:,} to " * bool(step) + f"{spec.max_steps:,}"
+        if spec.budget is not None:
+            goal = f"as many as fit in {plural(spec.budget, 'minute')}"
         machine: str = config.device
         if spec.n_processes > 1:
             machine = f"{spec.n_processes} x {machine} ({spec.parallel})"
@@ -106,9 +110,10 @@ class Plan:
             ("machine", f"{machine}, {config.dtype}{compiled}"),
             ("data", f"{config.data.dir}: {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
                      f" {record.name} of {record.vocab_size:,} ids{padded}"),
-            ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')}"
-                      f" (rows: {micro}), {plural(spec.epochs, 'epoch')}"),
-            ("evaluation", f"{plural(n_evaluations, 'time')}, {_scored(spec)}"),
+            ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')} (rows: {micro})"
+                      + f", {plural(spec.epochs, 'epoch')}" * (spec.budget is None)),
+            ("evaluation", f"{plural(n_evaluations, 'time')}, " * (spec.budget is None)
+                           + _scored(spec)),
             ("memory", f"about {size(memory.total)}{each}{available}, an estimate: {parts}"),
             ("disk", f"{size(self.disk.needed)} for checkpoints of {size(self.disk.checkpoint)}"
                      f" each; {size(self.disk.free)} free"),
@@ -130,8 +135,9 @@ class Plan:
             "val_tokens": spec.val_tokens,
             "tokens_per_step": spec.tokens_per_step,
             "grad_accum_steps": spec.grad_accum_steps,
-            "max_steps": spec.max_steps,
-            "epochs": round(spec.epochs, 3),
+            "max_steps": None if spec.budget is not None else spec.max_steps,
+            "max_minutes": config.train.max_minutes,
+            "epochs": None if spec.budget is not None else round(spec.epochs, 3),
             "device": config.device,
             "dtype": config.dtype,
             "compile": config.compile is True,
@@ -192,20 +198,25 @@ def plan_with_steps(
     Raises:
         GptError: As training does.
     """
-    found = plan(config, n_processes)
-    on_plan(found)
+    found, timed = plan(config, n_processes), None
     spec = found.spec
-    if spec.parallel == "fsdp" or not found.memory.fits:
+    can_time = spec.parallel != "fsdp" and found.memory.fits
+    if spec.budget is None or not can_time:
+        on_plan(found)
+    if not can_time:
         return found, None
     share = with_train(config, micro_batch_size=spec.rows)
     if n_processes > 1 and spec.config.device != "cpu":
         share = with_train(share, tokens_per_step=spec.tokens_per_step // n_processes)
     try:
-        return found, time_steps(share, resume=resume)
+        timed = time_steps(share, resume=resume)
     except ConfigError:
-        if n_processes > 1 and resume:  # its own share is another step than the run's
-            return found, None
-        raise
+        if not (n_processes > 1 and resume):  # its own share is another step than the run's
+            raise
+    if spec.budget is not None:
+        found = found if timed is None else Plan.of(spec.lasting(timed.max_steps))
+        on_plan(found)
+    return found, timed
 
 
 def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
@@ -218,18 +229,23 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
     began = time.perf_counter()
     run = ReadOnlyRun(config.run_folder)
     with contextlib.closing(set_up(run, config, World(), resume=resume)) as session:
-        config, setup = session.spec.config, time.perf_counter() - began
+        spec, setup = session.spec, time.perf_counter() - began
         per_token, measured = _seconds_per_token(session)
-        if session.compute.compile:
-            per_token = compiled_seconds(config, per_token)
-            setup += compile_seconds(config)
         update = _timed(session, _update)
-        has_steps = session.state.step < session.spec.max_steps
+        seconds, settled, compiling = spec.tokens_per_step * per_token + update, spec, 0.0
+        if spec.budget is not None:
+            settled = spec.lasting(steps_within(spec, 60 * spec.budget, seconds))
+        if settled.config.compile is True:
+            compiling = compile_seconds(spec.config)
+            seconds = spec.tokens_per_step * compiled_seconds(spec.config, per_token) + update
+            if spec.budget is not None:
+                settled = spec.lasting(steps_within(spec, 60 * spec.budget - compiling, seconds))
         return TimedSteps(
             step=session.state.step,
-            seconds_per_step=(config.tokens_per_step * per_token + update) * has_steps,
+            max_steps=settled.max_steps,
+            seconds_per_step=seconds * (session.state.step < settled.max_steps),
             measured_tokens=measured,
-            setup_seconds=setup,
+            setup_seconds=setup + compiling,
             memory_bytes=memory_bytes(session.compute.device),
         )
 

@@ -54,6 +54,7 @@ class TrainState:
     origin: dict[str, Any] = field(default_factory=dict)
     # checksum of the weights in base.pt that adapters belong to; empty without adapters
     base: str = ""
+    minutes: float | None = None  # the time budget that set max_steps; None without one
 
     def is_better(self, loss: float | None) -> bool:
         """Tell whether a loss of this step is the best so far; NaN or infinity never is."""

@@ -41,6 +41,8 @@ _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 _SAVED_SECONDS = 25e-9
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
 _SHORT_RUN = 60 * 4e14  # operations that a large GPU does in the minute that compiling takes there
+_COMPILE_MINUTES = 3.0  # time budget from which that minute is worth it
+_MOST_STEPS = 10**8 - 1  # that the name of a checkpoint has digits for
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class RunSpec:
     # the weights to start from; None to draw or resume them, and beyond rank 0
     pretrained: "Pretrained | None" = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()  # what the user should know about the way it was settled
+    # minutes to train within, until steps are timed: `max_steps` is then an upper limit
+    budget: float | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -103,15 +107,26 @@ class RunSpec:
 
     def without_compile(self) -> "RunSpec":
         """Return the run uncompiled, to be saved as such: eager and compiled dropout differ."""
-        return replace(self, config=self.config.model_copy(update={"compile": False}))
+        return self.with_compile(False)
+
+    def with_compile(self, value: bool) -> "RunSpec":
+        """Return the run with the model compiled or not."""
+        return replace(self, config=self.config.model_copy(update={"compile": value}))
+
+    def lasting(self, max_steps: int) -> "RunSpec":
+        """Return the run with its number of steps, which its time budget allows."""
+        config = with_train(self.config, max_steps=max_steps)
+        if config.compile == "auto":
+            pays = compiling_pays(config, max_steps)
+            config = config.model_copy(update={"compile": pays})
+        return replace(self, config=config, max_steps=max_steps, budget=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the other processes need to hold the same record, for JSON."""
-        facts = {key: getattr(self, key) for key in
-                 ("n_windows", "max_steps", "rows", "n_processes", "parallel")}  # fmt: skip
-        return {
-            **facts, "config": self.config.model_dump(mode="json"), "size": asdict(self.size),
-        }  # fmt: skip
+        names = ("n_windows", "max_steps", "rows", "n_processes", "parallel", "budget")
+        facts = {key: getattr(self, key) for key in names}
+        config = self.config.model_dump(mode="json")
+        return {**facts, "config": config, "size": asdict(self.size)}
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "RunSpec":
@@ -145,9 +160,13 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
     train_tokens, _ = open_tokens(folder, manifest, config)
     n_windows = windows.training_windows(len(train_tokens), config.seq_len, config.stride)
+    config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, n_windows)
-    if config.compile == "auto":  # the bits differ, so a run keeps to it from here on
-        config = config.model_copy(update={"compile": compiling_pays(config, max_steps)})
+    # The bits differ, so a run keeps to it from here on. With a budget, timed steps may decide it.
+    is_timed_first = budget is not None and config.device == "cpu" and n_processes == 1
+    if config.compile == "auto" and not is_timed_first:
+        pays = compiling_pays(config, max_steps, budget)
+        config = config.model_copy(update={"compile": pays})
     size = model_size(config)
     parallel = choose_parallelism(config, size, n_processes)
     rows = rows_of(config, n_processes)
@@ -161,7 +180,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
         )
     return RunSpec(
         config, manifest, tokenizer, size, n_windows, max_steps, rows, n_processes, parallel,
-        pretrained, tuple(notes),
+        pretrained, tuple(notes), budget,
     )  # fmt: skip
 
 
@@ -214,9 +233,31 @@ def with_train(config: Config, **values: Any) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update=values)})
 
 
+def _within_budget(config: Config, checkpoint: Checkpoint | None) -> tuple[Config, float | None]:
+    """Return `config` with the steps of its time budget; the minutes if these are not timed yet.
+
+    A resumed run keeps its steps. With other minutes, they change in proportion to the time that
+    those done so far took.
+    """
+    minutes, state = config.train.max_minutes, checkpoint.state if checkpoint is not None else {}
+    if minutes is None:
+        return config, None
+    if minutes != state.get("minutes") and not state.get("step"):
+        return config, minutes
+    assert checkpoint is not None
+    steps: int | None = checkpoint.config["train"]["max_steps"]  # None if epochs set them
+    given, done = config.train.max_steps, state["step"]
+    if minutes != state.get("minutes"):
+        given = None if given == steps else given
+        steps = max(done, int(done * 60 * minutes / max(state["seconds"], 1e-9)))
+    return with_train(config, max_steps=min(n for n in (given, steps) if n is not None)), None
+
+
 def max_steps_of(config: Config, n_windows: int) -> int:
-    """Return the steps to train: given, or from epochs; one epoch if neither is."""
+    """Return the most steps to train: given, or from epochs; one epoch if nothing is given."""
     limits = [config.train.max_steps] if config.train.max_steps else []
+    if config.train.max_minutes and not limits:
+        limits = [_MOST_STEPS]
     if config.train.max_epochs or not limits:
         n_seen = (config.train.max_epochs or 1) * n_windows
         limits.append(max(1, ceil(n_seen / (config.tokens_per_step // config.seq_len))))
@@ -259,12 +300,16 @@ def open_tokens(
     return train_tokens, val_tokens
 
 
-def compiling_pays(config: Config, max_steps: int) -> bool:
-    """Tell whether a run is long enough to be worth compiling its model first."""
+def compiling_pays(config: Config, max_steps: int, minutes: float | None = None) -> bool:
+    """Tell whether a run is long enough to be worth compiling its model first.
+
+    With `minutes`, `max_steps` is an upper limit, which says nothing about a CPU.
+    """
     if config.device == "cuda":
         n_params = 12 * config.model.n_layer * config.model.n_embd**2
-        return 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
-    if config.device != "cpu":
+        is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
+        return is_long and (minutes is None or minutes > _COMPILE_MINUTES)
+    if config.device != "cpu" or minutes is not None:
         return False
     saved = max_steps * config.tokens_per_step * _saved_seconds(config)
     return saved > compile_seconds(config)

@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,13 @@ from gptcli.model import GPT
 from gptcli.runs import BEST
 from gptcli.seeding import derive_seed
 from gptcli.training.optim import clip_gradients, lr_at
-from gptcli.training.parallel import compile_failure, gradient_sync, quiet_compiler, wrap_ddp
+from gptcli.training.parallel import (
+    all_local,
+    compile_failure,
+    gradient_sync,
+    quiet_compiler,
+    wrap_ddp,
+)
 from gptcli.training.setup import Session
 
 MAX_SKIPPED = 3  # steps in a row
@@ -121,6 +127,24 @@ class Stepper:
         if self._scaler.is_enabled():
             s.state.scaler = dict(self._scaler.state_dict())
         return StepResult(loss, lr, norm)
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Undo at the end all that steps in the block changed, before the first one of a run."""
+        s, state = self.s, self.s.state
+        assert state.step == 0, "the optimizer's state is not kept"
+        before, finite_step, scaler = asdict(state), s.finite_step, self._scaler.state_dict()
+        weights = all_local(p.detach() for p in s.parameters.values() if p.requires_grad)
+        copies = [weight.clone() for weight in weights]
+        try:
+            yield
+        finally:
+            for weight, copy in zip(weights, copies, strict=True):
+                weight.copy_(copy)
+            s.optimizer.reset()
+            self._scaler.load_state_dict(scaler)
+            vars(state).update(before)
+            s.finite_step = finite_step
 
     def _accumulate(self, stopped: Callable[[], bool]) -> Tensor | None:
         """Sum the gradients of a step's micro-batches; return the sum of its losses, nats.

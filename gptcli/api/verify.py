@@ -5,16 +5,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
 from gptcli.runs import METRICS
 from gptcli.training.loop import train
+from gptcli.training.plan import time_steps
 from gptcli.training.signals import StopRequest
 from gptcli.training.spec import settle, with_train
+
+if TYPE_CHECKING:
+    import torch
 
 _NEVER = 10**12
 _TIMES = ("tokens_per_second", "memory_bytes", "seconds")
@@ -44,6 +46,8 @@ def verify_resume(config: Config, steps: int, folder: Path) -> ResumeCheck:
     Raises:
         GptError: As `train` does.
     """
+    if settle(config).budget is not None:  # both runs are to do the same steps
+        config = with_train(config, max_steps=time_steps(config).max_steps, max_minutes=None)
     steps = min(steps, settle(config).max_steps)
     middle = steps // 2
     name = f"checkpoints/step-{steps:08d}.pt"
@@ -87,15 +91,17 @@ def _train_to(config: Config, step: int, resume: bool) -> None:
             stop.request()
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def _tensors(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
     tensors = {f"model {name}": tensor for name, tensor in checkpoint.model.items()}
     for name, state in checkpoint.optimizer.items():
         tensors |= {f"optimizer {name} {key}": tensor for key, tensor in state.items()}
     return tensors
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _same_bits(one: "torch.Tensor", other: "torch.Tensor") -> bool:
     """Compare bits, so that -0.0 is not 0.0 and a NaN equals itself."""
+    import torch
+
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))

@@ -26,7 +26,7 @@ def test_exact_resume_is_proved_in_fresh_processes(
 def test_a_resume_that_is_not_exact_is_found_out(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from gptcli.training import verify
+    from gptcli.api import verify
 
     def careless(config: Config, step: int, *, resume: bool) -> None:
         """Forget the optimizer's state, as many scripts do."""
