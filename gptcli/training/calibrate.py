@@ -13,6 +13,7 @@ from gptcli.training.step import Stepper
 
 _SHARE, _MOST_SECONDS = 0.02, 4.0  # of the budget that is spent on timing steps
 _LEAST_STEPS = 4  # the first of which does not count: what is first used is slow once
+_SUSTAINED = 1.03  # what a step takes later, of what the first ones took, as measured
 _PATIENCE = 4  # times as long as planned, after which even a single step is not waited for
 
 
@@ -67,7 +68,7 @@ def steps_within(spec: RunSpec, seconds: float, step_seconds: float) -> int:
 
     def taken(n_steps: int) -> float:
         costs = sum(work.cost for work in estimate_work(replace(spec, max_steps=n_steps)).values())
-        return costs / step_cost(spec.config) * step_seconds
+        return costs / step_cost(spec.config) * step_seconds * _SUSTAINED
 
     least, most = 1, max(1, min(spec.max_steps, int(seconds / step_seconds)))
     while least < most:
