@@ -126,8 +126,14 @@ class OptimConfig(Section):
     """adamw, or muon for the block matrices and adamw for the rest."""
     lr: PositiveFloat = Field(default=6.0e-4, examples=[3e-4])
     """Peak learning rate."""
+    embed_lr: PositiveFloat | None = Field(default=None, examples=[0.01])
+    """Peak learning rate of the embeddings, a tied head's among them. Null: lr."""
+    head_lr: PositiveFloat | None = Field(default=None, examples=[2e-3])
+    """Peak learning rate of an untied head. Null: lr."""
+    scalar_lr: PositiveFloat | None = Field(default=None, examples=[0.01])
+    """Peak learning rate of vectors and scalars: norms and biases. Null: lr."""
     min_lr: NotNegative | None = Field(default=None, examples=[3e-5])
-    """Final learning rate. Null: lr / 10."""
+    """Final learning rate. Null: lr / 10. The rates of embeddings, head and vectors fall alike."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Decay after warm-up; wsd holds the peak, then decays linearly over the last 20%."""
     warmup_steps: NotNegativeInt = Field(default=0, examples=[100])
@@ -260,6 +266,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.optim.head_lr is not None and self.model.tie_embeddings and self.model.is_whole:
+            reason = "a tied head is the embedding, whose rate is embed_lr"
+            raise invalid("optim.head_lr", reason, "model.tie_embeddings")
         if self.tokenizer.vocab_size is not None and self.tokenizer.name != "bpe":
             raise invalid("tokenizer.vocab_size", "only a bpe vocabulary is trained to a size")
         if self.name is not None and not _is_file_name(self.name):

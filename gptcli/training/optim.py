@@ -48,12 +48,12 @@ class Optimizer:
         others = [name for name in self._parameters if name not in inner]
         matrices = [self._parameters[name] for name in inner]
         self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices, device)]
-        # Matrices decay, vectors (norms and biases) do not.
-        is_matrix = {name: self._parameters[name].dim() >= 2 for name in others}
-        self._groups = [
-            ([name for name in others if is_matrix[name]], config.weight_decay),
-            ([name for name in others if not is_matrix[name]], 0.0),
-        ]
+        self._groups: dict[tuple[float, float], list[str]] = {}  # by rate and decay
+        for name in others:
+            # Matrices decay, vectors (norms and biases) do not.
+            decay = config.weight_decay if self._parameters[name].dim() >= 2 else 0.0
+            rate = _peak_lr(name, self._parameters[name], config) / config.lr
+            self._groups.setdefault((rate, decay), []).append(name)
         # Allocated here and not in the first step: what steps need and free then lies behind it.
         self._state = {name: self._fresh(name, name in inner) for name in self._parameters}
         self._has_stepped = False
@@ -73,16 +73,14 @@ class Optimizer:
         """Update the parameters from their gradients.
 
         Args:
-            lr: The learning rate.
+            lr: The learning rate; those of embeddings, head and vectors are in proportion.
             skip: A scalar on the device, 1 to change nothing; only where it `can_skip`.
         """
         assert skip is None or self.can_skip
         self._has_stepped = True
         for names in self._stacks:
             self._update_by_muon(names, lr)
-        for names, weight_decay in self._groups:
-            if not names:
-                continue
+        for (rate, weight_decay), names in self._groups.items():
             adamw(
                 all_local(self._parameters[name] for name in names),
                 self._gradients(names),
@@ -95,7 +93,7 @@ class Optimizer:
                 amsgrad=False,
                 beta1=self._config.beta1,
                 beta2=self._config.beta2,
-                lr=lr,
+                lr=lr * rate,
                 weight_decay=weight_decay,
                 eps=1e-8,
                 maximize=False,
@@ -213,6 +211,15 @@ def clip_gradients(
     if max_norm and (norm.device.type != "cpu" or not norm <= max_norm):
         torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _peak_lr(name: str, parameter: Tensor, config: OptimConfig) -> float:
+    """Return the peak learning rate of a parameter, by its kind."""
+    if parameter.dim() < 2:
+        own = config.scalar_lr
+    else:
+        own = {"h": None, "lm_head": config.head_lr}.get(name.split(".")[0], config.embed_lr)
+    return config.lr if own is None else own
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:

@@ -54,6 +54,38 @@ def test_adamw_does_what_the_paper_says() -> None:
     assert torch.allclose(weight, expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_kind_of_parameter_has_its_rate(name: str) -> None:
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 11}
+    model = GPT(ModelConfig(**shape, tie_embeddings=False))
+    model.init_weights(1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.3)
+    rates = {"embed_lr": 0.5, "head_lr": 0.125, "scalar_lr": 0.25}
+    config = OptimConfig(name=name, lr=0.1, weight_decay=0, **rates)
+    Optimizer(model, config, torch.device("cpu")).step(0.05)  # half of the peak
+    own = {"wte.weight": 0.5, "wpe.weight": 0.5, "lm_head.weight": 0.125}
+    for parameter_name, parameter in model.named_parameters():
+        # AdamW's first step has the size of the rate.
+        change = (before[parameter_name] - parameter.detach()).abs().mean()
+        is_vector = parameter.dim() == 1
+        rate = own.get(parameter_name, 0.25 if is_vector else 0.1)
+        if name == "adamw" or is_vector or parameter_name in own:
+            assert float(change) == pytest.approx(rate / 2, rel=1e-4), parameter_name
+
+
+def test_equal_rates_change_no_bit() -> None:
+    models = [make_model(), make_model()]
+    rates = {"embed_lr": 6e-4, "scalar_lr": 6e-4}
+    for model, config in zip(models, (OptimConfig(), OptimConfig(**rates)), strict=True):
+        for parameter in model.parameters():
+            parameter.grad = torch.sin(torch.arange(parameter.numel())).view(parameter.shape)
+        Optimizer(model, config, torch.device("cpu")).step(1.7e-4)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_clipping_scales_to_the_norm_and_reports_it() -> None:
     model = make_model()
     model.wte.weight.grad = torch.full_like(model.wte.weight, 2.0)
