@@ -146,8 +146,22 @@ class ModelConfig(Section):
     """Apply RMS norm to the queries and keys of each head before attention."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
+    x0_scalars: bool = False
+    """Add the embedding again before each block, scaled by a learned number."""
+    n_value_embd: Annotated[int, Field(ge=0, le=1000), _INTEGRAL] = Field(default=0, examples=[2])
+    """Last blocks with a token embedding of their own that is added to the attention's values."""
+    bigram_rows: Annotated[int, Field(ge=0, le=2**28), _INTEGRAL] = Field(
+        default=0, examples=[16384]
+    )
+    """Rows of an embedding of hashed token pairs, added to the token embedding; 0: none."""
+    key_offset: bool = False
+    """Take half of each key from the token before, so that one block finds what followed."""
+    init_std: PositiveFloat | Literal["width"] = Field(default=0.02, examples=["width"])
+    """Standard deviation of the initial weights; width: 0.58 / sqrt(n_embd)."""
     zero_init: bool = False
     """Initialize the projections into the residual stream to zero."""
+    zero_init_head: bool = False
+    """Initialize an untied head to zero."""
     lora: LoraConfig | None = Field(default=None, examples=[{"rank": 16}])
     """Train only low-rank adapters: {rank: 8, alpha: 16, targets: null}; needs init_from."""
 
@@ -191,10 +205,19 @@ class ModelConfig(Section):
     def _check(self) -> Self:
         if self.lora is not None and self.init_from == "scratch":
             raise invalid("model.lora", "adapters need weights to adapt; set model.init_from")
-        if self.zero_init and self.init_from != "scratch":
-            raise invalid("model.zero_init", "imported weights are not drawn", "model.init_from")
+        drawn = {"zero_init": False, "zero_init_head": False, "init_std": 0.02}
+        for key, default in drawn.items() if self.init_from != "scratch" else ():
+            if getattr(self, key) != default:
+                raise invalid(f"model.{key}", "imported weights are not drawn", "model.init_from")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
         if not self.is_whole:
             return self  # checked again with the imported shape
+        if self.zero_init_head and self.tie_embeddings:
+            reason = "a tied head is the embedding; set model.tie_embeddings=false"
+            raise invalid("model.zero_init_head", reason, "model.tie_embeddings")
         n_embd, n_head, targets = self.n_embd, self.n_head, self.lora and self.lora.targets
         if n_embd % n_head and self.head_dim is None:
             reason = f"{n_embd} is not divisible by n_head = {n_head}"
@@ -205,6 +228,12 @@ class ModelConfig(Section):
         if self.position == "rope" and self.head_size % 2:
             reason = f"rope needs an even n_embd / n_head, not {self.head_size}"
             raise invalid("model.position", reason)
+        if self.key_offset and self.head_size % 4:
+            reason = f"needs heads of a multiple of 4, not {self.head_size}"
+            raise invalid("model.key_offset", reason, "model.n_head")
+        if self.n_value_embd > self.n_layer:
+            reason = f"{self.n_value_embd} is more than n_layer = {self.n_layer}"
+            raise invalid("model.n_value_embd", reason, "model.n_layer")
         if self.position != "rope" and self.rope_theta != 10000.0:
             raise invalid("model.rope_theta", "only position = rope has wavelengths")
         if self.mlp != "swiglu" and "mlp.c_gate" in (targets or ()):

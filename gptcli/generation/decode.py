@@ -111,6 +111,8 @@ class Decoding:
 
     def _next_logits(self) -> Tensor:
         """Feed what the cache has not seen; return the logits (B, V) that follow."""
+        if self._n_drawn and self._cache.length == self._context and self._rows != self.alive:
+            self._keep_only(self.alive)  # the others have ended, with texts of other lengths
         texts = [self._texts[sample] for sample in self._rows]
         if self._n_drawn == 0:  # the prompt is the same for all: it is read once
             logits = self._feed(texts[:1])
@@ -171,9 +173,13 @@ class Decoding:
         self.alive = [sample for sample in self.alive if sample in samples]
         # Recording again takes as long as some tokens, so half of the rows may be of ended samples.
         if 0 < len(self.alive) < len(self._rows) * (0.5 if self._replay else 1):
-            rows = [self._rows.index(sample) for sample in self.alive]
-            self._forget_graph()
-            self._cache, self._rows = self._cache.of_rows(rows), list(self.alive)
+            self._keep_only(self.alive)
+
+    def _keep_only(self, samples: list[int]) -> None:
+        """Keep only what these samples have in the cache."""
+        rows = [self._rows.index(sample) for sample in samples]
+        self._forget_graph()
+        self._cache, self._rows = self._cache.of_rows(rows), list(samples)
 
 
 class StepGraph:

@@ -20,6 +20,14 @@ _CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qw
 _ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "swiglu": "silu", "relu2": "relu2"}
 _MLPS = {theirs: ours for ours, theirs in _ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu"}
 
+# What no other program has.
+OURS_ALONE: Allowed = {
+    "x0_scalars": (False,),
+    "n_value_embd": (0,),
+    "bigram_rows": (0,),
+    "key_offset": (False,),
+}
+
 # Their key, ours, and what a file means that leaves it out; `...`: it must be there.
 _GPT2_KEYS = (
     ("vocab_size", "vocab_size", ...),
@@ -89,8 +97,9 @@ def family_of(model: ModelConfig) -> Family:
         "n_kv_head": (model.n_head,),
         "head_dim": (model.n_embd // model.n_head,),
         "qk_norm": (False,),
+        **OURS_ALONE,
     }
-    llama: Allowed = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",)}
+    llama: Allowed = {"norm": ("rmsnorm",), "position": ("rope",), "mlp": ("swiglu",), **OURS_ALONE}
     family: Family = "llama"
     if model.qk_norm:
         family = "qwen3"

@@ -15,7 +15,7 @@ from gptcli import atomic
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
-from gptcli.interop.hf_config import differing
+from gptcli.interop.hf_config import OURS_ALONE, differing
 from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import assumed_vocabulary
 from gptcli.interop.names import NANOGPT, from_format, to_format
@@ -96,6 +96,7 @@ def check(trained: TrainedModel, out: Path) -> Form:
             "qk_norm": (False,),
             "qkv_bias": (model.bias,),
             "tie_embeddings": (True,),
+            **OURS_ALONE,
         },
     )
     if wrong:

@@ -23,7 +23,7 @@ from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, bpe
 
-_EMBEDDINGS = ("wte.weight", "lm_head.weight")
+_EMBEDDINGS = ("wte.", "lm_head.", "value_embeds.")  # what has a row for each token
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str,
     fitted, n_rows = dict(weights), model.vocab_size or 0
     if "wpe.weight" in fitted:
         fitted["wpe.weight"] = fitted["wpe.weight"][: model.block_size]
-    for name in _EMBEDDINGS:
-        if name in fitted and len(table := fitted[name]) < n_rows:
+    for name, table in weights.items():
+        if name.startswith(_EMBEDDINGS) and len(table) < n_rows:
             mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
             fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
     return fitted
@@ -198,4 +198,7 @@ def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str,
 
 def unpad_vocab(weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
     """Return weights without the vocabulary's padding: the first `n_rows` rows."""
-    return {name: w[:n_rows].clone() if name in _EMBEDDINGS else w for name, w in weights.items()}
+    return {
+        name: w[:n_rows].clone() if name.startswith(_EMBEDDINGS) else w
+        for name, w in weights.items()
+    }

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gptcli.model.extras import late_half, offset_keys
+
 
 @dataclass
 class KVCache:
@@ -18,7 +20,9 @@ class KVCache:
         size: The maximum number of tokens.
         length: Tokens seen, the position of the next one.
         layers: For each layer a tensor (B, 2G, size, D), the keys before the values, in the
-            precision of the keys; allocated when the layer first stores some.
+            precision of the keys; allocated when the layer first stores some. With offset keys
+            there is one place more, where half of the next key waits.
+        tokens: The tokens themselves, (B, size), for a model that asks for the one before.
         position: Where the next single token goes, (1,) int64 on the device. With it, a step of one
             token has the same shapes at every position, as a CUDA graph needs. None otherwise.
     """
@@ -26,25 +30,51 @@ class KVCache:
     size: int
     length: int = 0
     layers: list[Tensor] = field(default_factory=list)
+    tokens: Tensor | None = None
     position: Tensor | None = None
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(
+        self, layer: int, keys: Tensor, values: Tensor, offset: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Store the keys and values (B, G, T, D) of new tokens; return those of all, (B, G, S, D).
 
-        With `position`, S is `size`, and `visible` says which of them are to be attended to.
+        With `position`, S is `size`, and `visible` says which of them are to be attended to. With
+        `offset`, half of each key goes to the next place (see `offset_keys`).
 
         `length` stays: every layer stores at the same place, then the model advances it once.
         """
         B, G, T, D = keys.shape
         if layer == len(self.layers):
-            self.layers.append(keys.new_zeros(B, 2 * G, self.size, D))
+            self.layers.append(keys.new_zeros(B, 2 * G, self.size + offset, D))
         stored = self.layers[layer]
-        if self.position is not None:
-            stored.index_copy_(2, self.position, torch.cat((keys, values), dim=1))
-            return stored.narrow(1, 0, G), stored.narrow(1, G, G)
-        stored.narrow(2, self.length, T).copy_(torch.cat((keys, values), dim=1))
-        seen = stored.narrow(2, 0, self.length + T)
+        if offset:
+            late = late_half(stored.narrow(1, 0, G))  # (B, G, S, 2, D / 4)
+            last, before = late_half(keys)[:, :, -1:], self._at(late, 2, 0) if self.length else None
+            keys = offset_keys(keys, before)
+            self._put(late, 2, T, last)
+        self._put(stored, 2, 0, torch.cat((keys, values), dim=1))
+        seen = stored.narrow(2, 0, self.size if self.position is not None else self.length + T)
         return seen.narrow(1, 0, G), seen.narrow(1, G, G)
+
+    def extend_tokens(self, tokens: Tensor) -> Tensor | None:
+        """Store new tokens (B, T); return the one before them, (B, 1), None if there is none."""
+        if self.tokens is None:
+            self.tokens = tokens.new_zeros(len(tokens), self.size)
+        self._put(self.tokens, 1, 0, tokens)
+        return self._at(self.tokens, 1, -1) if self.length else None
+
+    def _put(self, stored: Tensor, dim: int, shift: int, new: Tensor) -> None:
+        """Write at the next place, or so many after it."""
+        if self.position is not None:
+            stored.index_copy_(dim, self.position + shift, new)
+        else:
+            stored.narrow(dim, self.length + shift, new.shape[dim]).copy_(new)
+
+    def _at(self, stored: Tensor, dim: int, shift: int) -> Tensor:
+        """Return what is at the next place, or so many after it."""
+        if self.position is not None:
+            return stored.index_select(dim, self.position + shift)
+        return stored.narrow(dim, self.length + shift, 1)
 
     @property
     def visible(self) -> Tensor | None:
@@ -57,4 +87,5 @@ class KVCache:
         """Return what some of the texts have seen; a text may be named more than once."""
         index = torch.tensor(rows, device=self.layers[0].device)
         layers = [layer.index_select(0, index) for layer in self.layers]
-        return KVCache(self.size, self.length, layers)
+        tokens = None if self.tokens is None else self.tokens.index_select(0, index)
+        return KVCache(self.size, self.length, layers, tokens)

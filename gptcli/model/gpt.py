@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
 from gptcli.model.cache import KVCache
+from gptcli.model.extras import bigram_rows, offset_keys
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, token_losses
 
@@ -85,8 +86,11 @@ class Attention(nn.Module):
         self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
+        self.key_offset = config.key_offset
 
-    def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, value: Tensor | None
+    ) -> Tensor:
         B, T, _ = x.shape
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
@@ -99,9 +103,14 @@ class Attention(nn.Module):
         if rotation is not None:
             qk = apply_rope(qk, rotation)
         q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
+        if value is not None:
+            v = v + value.view(B, T, self.n_kv_head, -1).transpose(1, 2).to(v.dtype)
         if cache is not None:
-            y = cached_attention(q, *cache.extend(self.layer, k, v), cache.visible)
+            keys, values = cache.extend(self.layer, k, v, self.key_offset)
+            y = cached_attention(q, keys, values, cache.visible)
         else:
+            if self.key_offset:
+                k = offset_keys(k, None)
             y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
         return F.dropout(y, self.dropout) if self.training else y
@@ -182,9 +191,19 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.ln_2 = _make_norm(config)
         self.mlp = MLP(config)
+        self.x0_scale = nn.Parameter(torch.zeros(1)) if config.x0_scalars else None
 
-    def forward(self, x: Tensor, rotation: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rotation, cache)
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        value: Tensor | None,
+        rotation: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        if self.x0_scale is not None:
+            x = x + self.x0_scale.to(x.dtype) * x0  # what entered the first block
+        x = x + self.attn(self.ln_1(x), rotation, cache, value)
         x = x + self.mlp(self.ln_2(x))
         return x  # (B, T, C)
 
@@ -207,6 +226,11 @@ class GPT(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.wpe = Embedding(config.block_size, config.n_embd) if learned else None
+        n_pairs = config.bigram_rows
+        self.bigram = Embedding(n_pairs, config.n_embd) if n_pairs else None
+        kv_width = (config.n_kv_head or config.n_head) * config.head_size
+        tables = (Embedding(config.vocab_size, kv_width) for _ in range(config.n_value_embd))
+        self.value_embeds = nn.ModuleList(tables) if config.n_value_embd else None
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = _make_norm(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
@@ -260,6 +284,10 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
         x = self.wte(tokens)  # (B, T, C)
+        if self.bigram is not None:
+            before = None if cache is None else cache.extend_tokens(tokens)
+            x = x + self.bigram(bigram_rows(tokens, before, self.config.bigram_rows))
+        values = [table(tokens) for table in self.value_embeds or ()]  # (B, T, G D) each
         if cache is None or (positions := cache.position) is None:
             positions = torch.arange(start, start + T, device=tokens.device)
         rotation = None
@@ -268,22 +296,22 @@ class GPT(nn.Module):
         else:
             rotation = rope_cache(positions, self.config)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = self.trunk(x, rotation, cache, recompute)
+        x = self.trunk(x, x, values, rotation, cache, recompute)
         if cache is not None:
             cache.length += T
         return x
 
-    def trunk(
-        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, recompute: bool
-    ) -> Tensor:
-        """Pass through the blocks and the final norm, (B, T, C)."""
-        return self._run(0, len(self.h), x, rotation, cache, recompute)
+    def trunk(self, x: Tensor, *others: Any) -> Tensor:
+        """Pass through the blocks and the final norm, (B, T, C); arguments as for `_run`."""
+        return self._run(0, len(self.h), x, *others)
 
     def _run(
         self,
         first: int,
         last: int,
         x: Tensor,
+        x0: Tensor,
+        values: list[Tensor],
         rotation: Tensor | None,
         cache: KVCache | None,
         recompute: bool,
@@ -291,13 +319,14 @@ class GPT(nn.Module):
         """Pass through some blocks, after the last of them the norm too: what is compiled."""
         # Dropout is the only thing a block draws: without it there is no generator state to keep.
         keep_rng = self.config.dropout > 0
-        for block in self.h[first:last]:
+        first_value = len(self.h) - len(values)
+        for layer, block in enumerate(self.h[first:last], first):
+            value = values[layer - first_value] if layer >= first_value else None
+            args = x, x0, value, rotation, cache
             if recompute:
-                x = checkpoint(
-                    block, x, rotation, cache, use_reentrant=False, preserve_rng_state=keep_rng
-                )
+                x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=keep_rng)
             else:
-                x = block(x, rotation, cache)
+                x = block(*args)
         if last == len(self.h):
             x = self.ln_f(x)
         return x
@@ -320,11 +349,9 @@ class GPT(nn.Module):
             if last > first
         ]
 
-        def trunk(
-            x: Tensor, rotation: Tensor | None, cache: KVCache | None, recompute: bool
-        ) -> Tensor:
+        def trunk(x: Tensor, *others: Any) -> Tensor:
             for run in runs:
-                x = run(x, rotation, cache, recompute)
+                x = run(x, *others)
             return x
 
         twin.trunk = trunk  # type: ignore[method-assign]
@@ -340,18 +367,23 @@ class GPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Initialize as GPT-2 does: normal with 0.02, smaller where branches join the residual."""
+        config, std = self.config, self.config.init_std
+        if std == "width":
+            std = 0.58 / math.sqrt(config.n_embd)
         # zero_init: every branch begins as if it were not there.
-        joining = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
+        stds = {"c_proj": 0.0 if config.zero_init else std / math.sqrt(2 * config.n_layer)}
+        if config.zero_init_head:  # the first predictions are uniform
+            stds["lm_head"] = 0.0
         # Drawn on the CPU from the seed alone, so the same on every device.
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
+            if name.endswith(("bias", "x0_scale", "bigram.weight")) or "value_embeds" in name:
+                parameter.zero_()  # what is added begins as if it were not there
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                std = joining if name.endswith("c_proj.weight") else 0.02
-                drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                deviation = stds.get(name.split(".")[-2], std)
+                drawn = torch.empty(parameter.shape).normal_(0.0, deviation, generator=generator)
                 parameter.copy_(drawn)
 
     def n_params(self) -> int:

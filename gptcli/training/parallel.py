@@ -69,7 +69,7 @@ def _compile_failure(model: GPT, compute: Runtime) -> str | None:
         with quiet_compiler(), compute.autocast():
             positions = torch.arange(16, device=x.device)
             rotation = rope_cache(positions, model.config) if model.wpe is None else None
-            y = torch.compile(block, dynamic=False)(x, rotation, None)
+            y = torch.compile(block, dynamic=False)(x, x, None, rotation, None)
             torch.autograd.backward(y.sum())
     except Exception as error:
         failure = compile_failure(error)

@@ -18,7 +18,8 @@ from gptcli.tokenizers import Tokenizer
 if TYPE_CHECKING:  # of other programs only what starts from their weights imports them
     from gptcli.interop.weights import Pretrained
 
-_OWN = {"init_from", "dropout", "lora", "zero_init"}  # what the run decides
+# What the run decides.
+_OWN = {"init_from", "dropout", "lora", "zero_init", "zero_init_head", "init_std"}
 _BLOCKS = re.compile(r"h\.(\d{1,9})-(\d{1,9})((?:\..+)?)\Z")
 
 

@@ -22,6 +22,8 @@ NEEDED = {
     "model.lora.alpha": ["model.init_from=gpt2"],
     "model.lora.targets": ["model.init_from=gpt2"],
     "model.rope_theta": ["model.position=rope"],
+    "model.zero_init_head": ["model.tie_embeddings=false"],
+    "optim.head_lr": ["model.tie_embeddings=false"],
     "optim.momentum": ["optim.name=muon"],
     "train.micro_batch_size": ["train.tokens_per_step=65536"],
 }

@@ -1,5 +1,7 @@
 """What the schema derives, and the checks across its keys."""
 
+import re
+
 import pytest
 from pydantic import BaseModel
 
@@ -101,3 +103,15 @@ def test_a_dumped_configuration_loads_as_itself(write: Write) -> None:
     )  # fmt: skip
     path = write(dump_yaml(config.model_dump()))
     assert load_config(str(path)) == config
+
+
+def test_what_a_tied_head_or_imported_weights_would_ignore_is_refused() -> None:
+    for settings, key in (
+        (["optim.head_lr=1e-3"], "optim.head_lr"),
+        (["model.zero_init_head=true"], "model.zero_init_head"),
+        (["model.init_from=gpt2", "model.init_std=0.1"], "model.init_std"),
+        (["model.n_value_embd=13"], "model.n_value_embd"),
+        (["model.key_offset=true", "model.n_head=384"], "model.key_offset"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(key)):
+            load_config(None, settings)

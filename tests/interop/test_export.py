@@ -54,6 +54,18 @@ def test_transformers_loads_it_and_has_the_same_logits(name: str) -> None:
         ({"n_kv_head": 2}, ["model.n_kv_head=2"]),
         ({**LLAMA, "mlp": "relu2"}, ["model.mlp=relu2 (not swiglu)"]),
         ({**LLAMA, "qk_norm": True, "qkv_bias": True}, ["model.qkv_bias=true (not false)"]),
+        (
+            {**LLAMA, "key_offset": True, "bigram_rows": 64},
+            ["model.bigram_rows=64 (not 0)", "model.key_offset=true (not false)"],
+        ),
+        (
+            {"x0_scalars": True, "n_value_embd": 1},
+            [
+                "nearest is gpt2",
+                "model.x0_scalars=true (not false)",
+                "model.n_value_embd=1 (not 0)",
+            ],
+        ),
         ({**LLAMA, "bias": True, "qkv_bias": False}, ["model.qkv_bias=false (not true)"]),
     ],
 )

@@ -139,6 +139,16 @@ def test_initial_spread_is_that_of_gpt2() -> None:
     assert not model.h[0].attn.c_attn.bias.any()
 
 
+def test_initial_spread_follows_the_width_and_the_head_can_begin_at_zero() -> None:
+    model = make(init_std="width", zero_init_head=True, tie_embeddings=False, n_embd=128)
+    assert float(model.wte.weight.detach().std()) == pytest.approx(0.58 / 128**0.5, rel=0.03)
+    assert not model.lm_head.weight.any()
+    narrow = make(init_std=0.01, n_layer=8, n_embd=128)
+    assert float(narrow.h[0].mlp.c_fc.weight.detach().std()) == pytest.approx(0.01, rel=0.03)
+    joining = narrow.h[0].mlp.c_proj.weight.detach()
+    assert float(joining.std()) == pytest.approx(0.01 / 4, rel=0.03)
+
+
 def test_a_tied_head_is_counted_once() -> None:
     tied, untied = make(), make(tie_embeddings=False)
     assert untied.n_params() - tied.n_params() == 61 * 32
