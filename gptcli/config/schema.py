@@ -113,6 +113,10 @@ class TrainConfig(Section):
     """Write checkpoints in the background; auto does so on cuda."""
     hang_timeout: Annotated[float, Field(gt=0, le=1e9)] = Field(default=600.0, examples=[1800])
     """Seconds without progress after which a multi-process run is stopped."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.99])
+    """Decay of an average of the weights, which evaluation, best.pt and export use. Null: off."""
+    stop_after: PositiveInt | None = Field(default=None, examples=[5])
+    """Stop after this many evaluations without a better validation loss. Null: off."""
     freeze: list[str] = Field(default=[], examples=[["wte", "h.0-5"]])
     """Modules to freeze, by name or range of blocks: [wte, wpe, "h.0-5"]."""
     loggers: list[LoggerName] = Field(default=[], examples=[["tensorboard"]])

@@ -65,6 +65,8 @@ def summary_text(event: Stopped | Finished) -> str:
         known = summary.best_epoch_loss is not None
         mean = f": mean training loss {loss(summary.best_epoch_loss)}" * known
         lines.append(f"best epoch ended at step {event.best_step:,}{mean}")
+    if isinstance(event, Finished) and event.reason:
+        lines.append(f"stopped early: {event.reason}")
     return "\n".join(lines)
 
 
@@ -79,7 +81,10 @@ def say_next(event: Stopped | Finished, resume_command: str, minutes: float | No
     if isinstance(event, Stopped):
         console.message(f"resume with: {resume_command}")
         return
-    if not event.spent:
+    if event.reason:
+        more = "-s train.stop_after=null"
+        console.message(f"to train on nevertheless: {resume_command} {more}")
+    elif not event.spent:
         more = f"--minutes {2 * minutes:g}" if minutes else f"-s train.max_steps={2 * event.step}"
         console.message(f"all steps are done; to train longer: {resume_command} {more}")
     if event.summary.checkpoint:

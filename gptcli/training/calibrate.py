@@ -57,7 +57,8 @@ def seconds_per_step(
             s.state.step += 1
             limit = seconds * (1 if len(times) >= _LEAST_STEPS else _PATIENCE)
             spent = time.perf_counter() - began
-            is_done = is_late or bool(s.world.all_reduce_max(spent > limit))
+            is_over = len(times) == s.spec.max_steps
+            is_done = is_late or is_over or bool(s.world.all_reduce_max(spent > limit))
     [total] = s.world.all_reduce_sum(statistics.median(times[1:] or times))
     return total / s.world.size
 

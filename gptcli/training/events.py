@@ -137,12 +137,13 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run has done all its steps."""
+    """The run has done all its steps, or no further ones help."""
 
     step: int
     summary: Summary
     spent: Spent = field(default_factory=dict)  # empty if there was nothing left to do
     best_step: int | None = None
+    reason: str = ""  # why it ended before its last step
 
 
 Event = Started | StepDone | Working | EpochDone | Saved | Evaluated | Sampled | Stopped | Finished
@@ -210,7 +211,8 @@ def describe(event: Event) -> str | None:
         case Stopped():
             return f"stopped at step {event.step}, saved{_describe_spent(event.spent)}"
         case Finished():
-            return f"finished at step {event.step}{_describe_spent(event.spent)}"
+            reason = f": {event.reason}" * bool(event.reason)
+            return f"finished at step {event.step}{reason}{_describe_spent(event.spent)}"
         case unreachable:
             assert_never(unreachable)
 

@@ -41,7 +41,7 @@ from gptcli.training.events import (
     spent_before,
     summary_of,
 )
-from gptcli.training.parallel import all_local, sharded_inference
+from gptcli.training.parallel import all_local
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import (
     StopRequest,
@@ -91,13 +91,15 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
     """Run a session and record its events; a finished one has nothing to do."""
     run, step = session.run, session.state.step
     status = session.world.broadcast_object(run.read_status)
-    if resume and step >= session.spec.max_steps:
+    if resume and (step >= session.spec.max_steps or session.stalled):
         if (summary := summary_of(status)) is not None and summary.step == step:
             recorded = status.get("best_step")
             best_step = recorded if isinstance(recorded, int) else session.state.best_step
             run.restore_links(step, best_step)
-            yield Finished(step, replace(summary, **run.places()), best_step=best_step)
+            places, why = run.places(), session.stalled
+            yield Finished(step, replace(summary, **places), best_step=best_step, reason=why)
             return
+    if resume and step >= session.spec.max_steps:
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
     trainer = Trainer(session, stop, status)
     with contextlib.closing(trainer):
@@ -155,7 +157,7 @@ class Trainer:
         else:
             s.run.link_newest(state.step, state.best_step)  # the crash may have come before
             yield from self._evaluate_and_sample(again=evaluated_before)
-        while state.step < s.spec.max_steps:
+        while state.step < s.spec.max_steps and not s.stalled:
             done = self._step()
             if done is None:
                 break
@@ -189,8 +191,8 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         """Tell whether something done every so many steps, and at the last, is due now."""
-        step = self.s.state.step
-        return step > 0 and (step % every == 0 or step == self.s.spec.max_steps)
+        s, step = self.s, self.s.state.step
+        return step > 0 and (step % every == 0 or step == s.spec.max_steps or bool(s.stalled))
 
     def _step(self) -> StepDone | None:
         """Do one optimizer step and count it; None if a stop came before it was done."""
@@ -327,7 +329,7 @@ class Trainer:
 
     def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
         s = self.s
-        with self.clock.during("evaluating"), sharded_inference(s.model, s.compute):
+        with self.clock.during("evaluating"), s.inference():
             result = evaluate(
                 s.model, tokens, s.compute,
                 context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
@@ -350,11 +352,11 @@ class Trainer:
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
         ids = encode_prompt(tokenizer, prompt, context)
         s.model.eval()
-        decoding = iter(
-            Decoding(s.model, ids, config, ends=tokenizer.ends, seed=seed, context=context)
-        )
         text = TextStream(tokenizer, config)
-        with self.clock.during("sampling"), sharded_inference(s.model, s.compute):
+        with self.clock.during("sampling"), s.inference():
+            decoding = iter(
+                Decoding(s.model, ids, config, ends=tokenizer.ends, seed=seed, context=context)
+            )
             while True:  # every rank draws the same, for shards compute only together
                 drawn = next(decoding, None)
                 if drawn is not None:
@@ -387,7 +389,6 @@ class Trainer:
         if is_stopped:
             s.run.write_status("stopped", step, self.stop.exit_code, seconds_by_work=spent)
             return Stopped(step, summary, spent, best_step)
-        s.run.write_status(
-            "finished", step, 0, summary=asdict(summary), best_step=best_step, seconds_by_work=spent
-        )
-        return Finished(step, summary, spent, best_step)
+        s.run.write_status("finished", step, 0, summary=asdict(summary), best_step=best_step,
+                           seconds_by_work=spent, reason=s.stalled)  # fmt: skip
+        return Finished(step, summary, spent, best_step, s.stalled)

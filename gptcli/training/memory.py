@@ -119,6 +119,9 @@ def model_size(config: Config) -> ModelSize:
         parameters += many * parameter.numel()
         trained += many * parameter.numel() * parameter.requires_grad
         state_bytes += many * state.get(name, 0)
+        if config.train.ema and parameter.requires_grad:  # the average is kept beside the weights
+            state_bytes += many * 4 * parameter.numel()
+            tensors += many
         if parameter.requires_grad or config.model.lora is None:
             tensors += many * (_PER_TENSOR if parameter.requires_grad else 1)
     block = sum(parameter.numel() for parameter in model.h[0].parameters())

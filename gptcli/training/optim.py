@@ -1,7 +1,8 @@
 """The optimizer and its learning rate: which parameters decay, which go to Muon, how far."""
 
+import contextlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, assert_never
 
 import torch
@@ -186,6 +187,49 @@ class Optimizer:
             parameter = self._parameters[name]
             own = {key: as_dtensor(tensor, parameter) for key, tensor in self._state[name].items()}
             scatter_from_rank0(world, own, states.get(name, {}))
+
+
+class WeightAverage:
+    """An exponential average of the weights that are trained (Polyak and Juditsky 1992).
+
+    Bias is corrected as Adam's is: after n steps, the weights of each count decay^age, normalized,
+    and the first ones, which were drawn, count nothing.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float | None) -> None:
+        self._decay = decay
+        self._parameters = {name: p for name, p in parameters.items() if decay and p.requires_grad}
+        self._average = {name: to_local(p.detach()).clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, n_steps: int) -> None:
+        """Add the weights after the `n_steps`-th step."""
+        if self._decay is not None:
+            share = (1 - self._decay) / (1 - self._decay**n_steps)
+            weights = all_local(self._parameters.values())
+            torch._foreach_lerp_(list(self._average.values()), weights, share)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Put the average in the place of the weights during the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self._average.items():
+            weight = to_local(self._parameters[name])
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the average by name, sharded as the weights are; empty without one."""
+        return {name: as_dtensor(average, self._parameters[name])
+                for name, average in self._average.items()}  # fmt: skip
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@
 Rank 0 reads and decides; the other ranks receive the decision and their part of the model.
 """
 
+import contextlib
 import math
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,17 @@ from gptcli.data.shards import TokenReader
 from gptcli.device import Runtime, init_runtime, machine_facts
 from gptcli.distributed.process_group import World
 from gptcli.errors import CheckpointError
+from gptcli.formatting import plural
 from gptcli.model import GPT, is_adapter
 from gptcli.runs.folder import ReadOnlyRun, Run, describe_run
 from gptcli.training.memory import estimate_memory, require_disk, require_memory
-from gptcli.training.optim import Optimizer
-from gptcli.training.parallel import apply_fsdp, gather_full, scatter_from_rank0
+from gptcli.training.optim import Optimizer, WeightAverage
+from gptcli.training.parallel import (
+    apply_fsdp,
+    gather_full,
+    scatter_from_rank0,
+    sharded_inference,
+)
 from gptcli.training.resume import (
     compare_settings,
     machine_changes,
@@ -33,6 +41,8 @@ from gptcli.training.resume import (
 )
 from gptcli.training.spec import RunSpec, open_tokens, settle
 from gptcli.training.weights import build_model, freeze, frozen_names
+
+RAW = "weight"  # beside the optimizer's state of a parameter: the model then has the average
 
 
 @dataclass
@@ -77,6 +87,7 @@ class Session:
     model: GPT
     parameters: dict[str, torch.Tensor]
     optimizer: Optimizer
+    average: WeightAverage
     state: TrainState
     is_resumed: bool
     notes: list[str]  # what the user should know: changed settings, fallbacks, a skipped checkpoint
@@ -87,11 +98,29 @@ class Session:
         """The settled configuration."""
         return self.spec.config
 
+    @property
+    def stalled(self) -> str:
+        """Why the run is over before its last step; empty if it is not.
+
+        Counts the evaluations since the best, the one of this step included.
+        """
+        train, best = self.config.train, self.state.best_step
+        limit, every = train.stop_after, train.eval_every
+        if limit is None or best is None or self.state.step // every - best // every < limit:
+            return ""
+        return f"no better validation loss in {plural(limit, 'evaluation')}"
+
     def close(self) -> None:
         """Close the files of the data."""
         self.train_tokens.close()
         if self.val_tokens is not None:
             self.val_tokens.close()
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluate or decode in the block, with the average of the weights if there is one."""
+        with self.average.in_use(), sharded_inference(self.model, self.compute):
+            yield
 
     def snapshot(self, copy: bool) -> Checkpoint:
         """Return the checkpoint of this step; a collective call, only rank 0 gets tensors.
@@ -103,6 +132,10 @@ class Session:
         self.state.machine = _machine_facts(self.config, self.world)
         weights = gather_full(self.parameters, keep)
         states = {name: gather_full(state, keep) for name, state in self.optimizer.state().items()}
+        average = gather_full(self.average.tensors(), keep) if states else {}
+        for name in average:
+            states[name][RAW] = weights[name]
+        weights |= average
         if copy:
             gathered = self.spec.parallel == "fsdp"  # a copy already, scalars aside
 
@@ -141,6 +174,12 @@ class Session:
         adapters = {name: weight for name, weight in weights.items() if is_adapter(name)}
         state = {**checkpoint.state, "base": self.state.base}
         return replace(checkpoint, model=adapters, state=state)
+
+
+def _raw(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the weights that were trained, where the model of a checkpoint is their average."""
+    states = checkpoint.optimizer.items()
+    return {name: state[RAW] for name, state in states if RAW in state}
 
 
 def data_facts(spec: RunSpec) -> dict[str, Any]:
@@ -225,7 +264,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Start:
         notes += rate_change(checkpoint, spec, state.step)
         notes += machine_changes(state.machine, _machine_facts(config, world))
         model = GPT(config.model, spec.tokenizer.vocab_size)
-        load_weights(model, checkpoint.model, run.folder)
+        load_weights(model, checkpoint.model | _raw(checkpoint), run.folder)
     if size.trained < size.parameters:
         notes.append(f"{size.trained:,} of {size.parameters:,} parameters learn")
     return _Start(spec, state, checkpoint is not None, notes, model, checkpoint)
@@ -250,11 +289,17 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     if world.size > 1:
         scatter_from_rank0(world, parameters, first)
     optimizer = Optimizer(model, config.optim, compute.device)
+    average = WeightAverage(parameters, config.train.ema)
     if start.is_resumed:
         checkpoint = start.checkpoint
         frozen = checkpoint.config["train"].get("freeze", []) if checkpoint is not None else []
         states = checkpoint.optimizer if checkpoint is not None else {}
+        states = {name: {key: value for key, value in state.items() if key != RAW}
+                  for name, state in states.items()}  # fmt: skip
         optimizer.load_state(states, frozen_names(model, frozen), world)
+        if world.broadcast_object(lambda: checkpoint is not None and bool(_raw(checkpoint))):
+            averaged = checkpoint.model if checkpoint is not None else {}
+            scatter_from_rank0(world, average.tensors(), averaged)
     if not isinstance(run, ReadOnlyRun):
         facts = {
             "gptcli": __version__,
@@ -276,7 +321,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     )
     return Session(
         run, world, spec, compute, train_tokens, val_tokens, loader, model, parameters, optimizer,
-        start.state, start.is_resumed, start.notes,
+        average, start.state, start.is_resumed, start.notes,
     )  # fmt: skip
 
 

@@ -158,7 +158,9 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     config = _resolve(config, folder, manifest, checkpoint, notes)
     # A prompt that cannot be sampled from should not come to light at the end of the run.
     encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
-    train_tokens, _ = open_tokens(folder, manifest, config)
+    train_tokens, val_tokens = open_tokens(folder, manifest, config)
+    if config.train.stop_after is not None and val_tokens is None:
+        raise ConfigError("train.stop_after: there is no validation text", "set data.val_fraction")
     n_windows = windows.training_windows(len(train_tokens), config.seq_len, config.stride)
     config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, n_windows)

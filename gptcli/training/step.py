@@ -19,7 +19,7 @@ from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
 from gptcli.model import GPT
 from gptcli.runs import BEST
 from gptcli.seeding import derive_seed
-from gptcli.training.optim import clip_gradients, lr_at
+from gptcli.training.optim import WeightAverage, clip_gradients, lr_at
 from gptcli.training.parallel import (
     all_local,
     compile_failure,
@@ -122,6 +122,7 @@ class Stepper:
                 self._scaler.step(s.optimizer, lr)
                 self._scaler.update()
             s.optimizer.zero_grad()
+            s.average.update(s.state.step + 1)
             if self._is_large:
                 trim_malloc()
         if self._scaler.is_enabled():
@@ -142,6 +143,7 @@ class Stepper:
             for weight, copy in zip(weights, copies, strict=True):
                 weight.copy_(copy)
             s.optimizer.reset()
+            s.average = WeightAverage(s.parameters, s.config.train.ema)
             self._scaler.load_state_dict(scaler)
             vars(state).update(before)
             s.finite_step = finite_step

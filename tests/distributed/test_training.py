@@ -115,7 +115,7 @@ def test_every_step_has_the_same_windows_in_the_same_order(
     "option",
     [
         "train.activation_checkpointing=true", "train.freeze=[wte, h.0]", "train.async_save=true",
-        "model.tie_embeddings=false",
+        "model.tie_embeddings=false", "train.ema=0.9",
     ],
 )  # fmt: skip
 def test_what_can_be_chosen_can_be_chosen_with_several_too(
@@ -157,3 +157,14 @@ def test_adapters_learn_on_several_processes(
     finish(alone)
     assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
     assert gap(end_of(shared), end_of(alone)) < 1e-5
+
+
+@BOTH
+def test_several_processes_end_together_where_nothing_improves(
+    tiny: Tiny, start: Start, kind: str
+) -> None:
+    config = tiny("train.max_steps=100", "train.eval_every=2", "train.stop_after=2", "optim.lr=0.5",
+                  f"train.parallel={kind}", "optim.grad_clip=0")  # fmt: skip
+    assert start(2, lambda rank: finish(config)).wait() == [0, 0]
+    status = json.loads((config.run_folder / "status.json").read_text())
+    assert status["reason"] == "no better validation loss in 2 evaluations" and status["step"] < 100

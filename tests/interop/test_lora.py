@@ -137,3 +137,16 @@ def test_exports_and_further_runs_have_the_adapters_merged(gpt: Any, words: Any)
 def test_settings_that_are_refused(gpt: Any, words: Any, sets: list[str], says: str) -> None:
     refused = gpt("train", *words(*sets))
     assert refused.code == 2 and says in refused.err, refused.err
+
+
+def test_adapters_are_averaged(gpt: Any, words: Any) -> None:
+    assert gpt("train", *words()).code == 0
+    plain = torch.load(RUN / "last.pt", weights_only=True)
+    averaged = words("train.ema=0.9", "name=averaged")
+    assert gpt("train", *averaged).code == 0
+    content = torch.load(Path("runs/averaged/last.pt"), weights_only=True)
+    assert content["model"].keys() == plain["model"].keys()
+    for name, weight in plain["model"].items():
+        assert torch.equal(content["optimizer"][name]["weight"], weight)
+    assert gpt("train", *averaged, "-s", "train.max_steps=6", "--resume").code == 0
+    assert gpt("eval", "--checkpoint", "averaged", "--json").json["loss"] > 0
