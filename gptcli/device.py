@@ -133,9 +133,13 @@ def _dtype(device: str) -> str:
     """Return bfloat16 where the hardware multiplies it."""
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if device == "cpu" and multiplies_bfloat16() else "float32"
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU has instructions for products of bfloat16."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    has_bf16 = any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return "bfloat16" if device == "cpu" and has_bf16 else "float32"
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int]:

@@ -84,6 +84,7 @@ class Sampler:
         settings: Callable[[dict[str, Any] | None], Config],
         *,
         int8: bool = False,
+        retune: bool = False,
     ) -> None:
         """Open a checkpoint.
 
@@ -92,6 +93,7 @@ class Sampler:
             settings: Returns the configuration over the values of the run's own, which are not
                 known before it is open.
             int8: Decode with 8-bit weights.
+            retune: Time the kernels even if this machine has done so before.
         """
         self.trained = open_checkpoint(checkpoint, settings(None))
         stored = self.trained.checkpoint.config
@@ -107,6 +109,7 @@ class Sampler:
             self.weights = prepare_for_decoding(  # where the precision is open, kernels are timed
                 model, None if is_open else runtime.dtype,
                 rows=rows_together(model, self.config.generate.num_samples), int8=int8,
+                retune=retune,
             )  # fmt: skip
 
     def samples(self, *, logprobs: bool = False) -> Iterator[tuple[Sample, str]]:

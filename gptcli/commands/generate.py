@@ -1,5 +1,6 @@
 """`gpt generate`: stream samples from a checkpoint."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -35,8 +36,9 @@ Seed = Annotated[
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop sequence (repeatable).")]
 Quantize = Annotated[
     Literal["int8"] | None,
-    typer.Option(help="Use 8-bit weights: less memory, slightly less exact."),
+    typer.Option(help="Use 8-bit weights, with a scale for every 32: slightly less exact."),
 ]
+Retune = Annotated[bool, typer.Option(help="Time the kernels of this machine again.")]
 Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Continue the text with each line you type.")
 ]
@@ -62,6 +64,7 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     quantize: Quantize = None,
+    retune: Retune = False,
     interactive: Interactive = False,
     logprobs: Logprobs = False,
     raw: Raw = False,
@@ -92,9 +95,12 @@ def generate(
         return options.load(config, set_, flags, run if config is None else None)
 
     given = settings(None)
+    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
+    # each waits for a fraction of a millisecond first, which covers the time between two products.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from gptcli.api.generate import Sampler
 
-    sampler = Sampler(checkpoint, settings, int8=quantize is not None)
+    sampler = Sampler(checkpoint, settings, int8=quantize is not None, retune=retune)
     clean = str if raw else printable
     if interactive:
         _converse(sampler, clean, given.generate.prompt)

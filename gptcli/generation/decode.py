@@ -5,6 +5,7 @@ Letters as in gpt.py.
 """
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -139,7 +140,7 @@ class Decoding:
             else:
                 logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
         logits = logits.float()  # (B, V); they stay on the device, and only ids come down
-        if not bool(logits.isfinite().all()):
+        if not math.isfinite(float(logits.sum())):  # a tenth of the time of looking at each
             raise CheckpointError(
                 "the model's output is not finite",
                 "if its weights are sound, -s dtype=float32 has room for it",

@@ -1,9 +1,9 @@
 """Weights for decoding: in few bits, multiplied by the kernel that is fastest on this machine.
 
-A token needs every weight once, so decoding takes as long as reading them. Which of torch's kernels
-reads fastest differs from processor to processor by a factor of three (float16 saturates the memory
-of one and loses to float32 on another), so they are timed on the model's own matrices, which takes
-about a tenth of a second. Residuals and norms stay float32.
+A token needs every weight once, so decoding takes as long as reading them. torch's kernels reach
+the speed of the memory on some processors and for some precisions only, so few rows are multiplied
+by matvec.c where there is a compiler. It and torch's own are timed on the model's own matrices,
+once per machine. Residuals and norms stay float32.
 """
 
 import time
@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptcli.device import multiplies_bfloat16
 from gptcli.errors import ConfigError
+from gptcli.generation import native
 from gptcli.model import GPT
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
@@ -24,25 +26,30 @@ _TIMED = 4  # matrices, so that none is in the cache when its turn comes
 _LAPS = 3
 _MARGIN = 1.25  # a kernel wins by this factor, so that noise does not decide a close race
 
+_KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
+_WIDTH = 64  # matvec.c takes multiples of it
+_GROUP = 32  # weights that share a scale there
+_FEW = 32  # rows up to which it is faster than a product of matrices
 _INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not check
 
 MatmulFn = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
 
 
 class Kernel(NamedTuple):
-    """A way to multiply by a matrix: from a weight (N, K) and a bias (N,) or None to a product.
-
-    The dtype is that of the product's input and output.
-    """
+    """A way to multiply by a matrix: from a weight (N, K) and a bias (N,) or None to a product."""
 
     name: str
-    dtype: torch.dtype
     prepare: Callable[[Tensor, Tensor | None], MatmulFn]
 
 
 @torch.no_grad()
 def prepare_for_decoding(
-    model: GPT, dtype: torch.dtype | None = None, *, rows: int = 1, int8: bool = False
+    model: GPT,
+    dtype: torch.dtype | None = None,
+    *,
+    rows: int = 1,
+    int8: bool = False,
+    retune: bool = False,
 ) -> str:
     """Replace the weights of `model` by those it decodes best with; it cannot be trained then.
 
@@ -50,14 +57,12 @@ def prepare_for_decoding(
         model: In evaluation mode, float32.
         dtype: None on a CPU is what is fastest: 16 bits or, for a small model, float32.
         rows: Texts that are decoded together.
-        int8: Quantize the blocks' matrices, with a scale for each row (N); the head, where an
-            error is an error of a logit, keeps 16 bits.
+        int8: Quantize the matrices, the head too, with a scale for every 32 weights of a row.
+        retune: Time the kernels even if this machine has done so before.
 
     Returns:
-        The names of the kernels chosen.
+        The name of the kernel chosen.
     """
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    head = {"lm_head": linears.pop("lm_head")}
     if (device := model.wte.weight.device.type) != "cpu":
         if int8:
             raise ConfigError(
@@ -65,38 +70,41 @@ def prepare_for_decoding(
             )
         model.to(dtype)  # all of it: there, what lies between the products has this precision too
         return f"{_name(model.wte.weight.dtype)} weights"
-    if int8:
-        chosen = _replace(model, linears, _int8_candidates(linears), rows)
-        head_dtype = None if dtype == torch.float32 else dtype
-        return f"{chosen.name}, head {_replace(model, head, _candidates(head_dtype), rows).name}"
-    if dtype in (None, torch.float32) and model.n_params() < LARGE:
+    if not int8 and dtype in (None, torch.float32) and model.n_params() < LARGE:
         return "float32"
-    chosen = _replace(model, linears, _candidates(dtype), rows)
-    # With many rows another kernel may suit the head, which is wider than all others.
-    _replace(model, head, [chosen] if rows == 1 else _candidates(chosen.dtype), rows)
-    return f"{_name(chosen.dtype)} weights"
-
-
-def _replace(
-    model: GPT, layers: dict[str, nn.Linear], candidates: list[Kernel], rows: int
-) -> Kernel:
-    kernel = _autotune(candidates, list(layers.values()), rows, model.wte.weight)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    kernel = _choose(model, list(layers.values()), torch.int8 if int8 else dtype, rows, retune)
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
         module = model.get_submodule(parent)
         delattr(module, last)  # a function takes the module's place: calling it costs less
         setattr(module, last, kernel.prepare(layer.weight, layer.bias))
-    return kernel
+    return f"{kernel.name} weights"
+
+
+def _choose(
+    model: GPT, layers: list[nn.Linear], dtype: torch.dtype | None, rows: int, retune: bool
+) -> Kernel:
+    """Return the kernel that this machine has settled on for such a model."""
+    candidates = {kernel.name: kernel for kernel in _candidates(dtype, layers)}
+    rows = next((few for few in (1, 8) if rows <= few), 64)
+    shapes = sorted({tuple(layer.weight.shape) for layer in layers})
+    name = native.settled(
+        f"{dtype} weights, {rows} rows, {shapes}",
+        candidates,
+        lambda: _autotune(list(candidates.values()), layers, rows, model.wte.weight).name,
+        retune,
+    )
+    return candidates[name]
 
 
 def _autotune(
     candidates: list[Kernel], layers: list[nn.Linear], rows: int, other: Tensor
 ) -> Kernel:
-    """Time kernels on the largest matrices, and return the fastest that is right."""
-    if len(candidates) == 1:
-        return candidates[0]
-    largest = max(layers, key=lambda layer: layer.weight.numel()).weight.shape
-    timed = [layer for layer in layers if layer.weight.shape == largest][:_TIMED]
+    """Time kernels on the blocks' largest matrices, and return the fastest that is right."""
+    blocks = layers[:-1]  # all but the head
+    largest = max(blocks, key=lambda layer: layer.weight.numel()).weight.shape
+    timed = [layer for layer in blocks if layer.weight.shape == largest][:_TIMED]
     x = torch.linspace(-1, 1, rows * timed[0].in_features).view(rows, 1, -1)
     expected = F.linear(x, timed[0].weight.float())
     best, best_seconds = candidates[0], float("inf")
@@ -124,19 +132,46 @@ def _time(products: list[MatmulFn], x: Tensor, other: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def _candidates(dtype: torch.dtype | None) -> list[Kernel]:
+def _candidates(dtype: torch.dtype | None, layers: list[nn.Linear]) -> list[Kernel]:
     """Return the kernels for weights of `dtype` on a CPU, the most exact and steady first."""
     if dtype is None:  # float16 first: it rounds 8 times finer, and weights are small numbers
-        return [*_candidates(torch.float16), *_candidates(torch.bfloat16)]
-    plain = Kernel(_name(dtype), dtype, partial(_plain, dtype))
-    packed = Kernel(f"{_name(dtype)} packed", dtype, partial(_packed, dtype))
-    return [packed, plain] if dtype == torch.bfloat16 else [plain, packed]
+        return [*_candidates(torch.float16, layers), *_candidates(torch.bfloat16, [])]
+    ours, name = [], _name(dtype)
+    widths = [layer.in_features for layer in layers]
+    tall = all(layer.out_features >= 8 for layer in layers)
+    if layers and tall and all(width % _WIDTH == 0 for width in widths) and native.library():
+        ours = [Kernel(name, partial(_native, dtype))]
+    if dtype == torch.int8:
+        fits = all(width % _INT8_WIDTH == 0 for width in widths)
+        return [*ours, *[INT8] * fits, INT8_PLAIN]
+    plain = Kernel(f"{name} (torch)", partial(_plain, dtype))
+    packed = Kernel(f"{name} (oneDNN)", partial(_packed, dtype))
+    return [*ours, packed, plain] if dtype == torch.bfloat16 else [*ours, plain, packed]
 
 
-def _int8_candidates(layers: dict[str, nn.Linear]) -> list[Kernel]:
-    """Return the kernels for int8 weights; torch's own reads past rows of other widths."""
-    fits = all(layer.in_features % _INT8_WIDTH == 0 for layer in layers.values())
-    return [INT8, INT8_PLAIN] if fits else [INT8_PLAIN]
+def _native(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
+    """Multiply few rows by matvec.c, and many by torch with the weight widened for the call."""
+    N, K = weight.shape
+    W, scales = quantize(weight, _GROUP) if dtype == torch.int8 else (weight.to(dtype), None)
+    W, b = W.contiguous(), None if bias is None else bias.float()
+    wide = torch.bfloat16 if dtype != torch.float32 and multiplies_bfloat16() else torch.float32
+    library, threads, kind = native.library(), torch.get_num_threads(), _KINDS.index(dtype)
+    assert library is not None
+    multiply = library.matvec
+    pointers = [None if one is None else one.data_ptr() for one in (W, scales, b)]
+
+    def product(x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        n_rows = x.numel() // K
+        if n_rows > _FEW:
+            all_of_it = W.to(wide) if scales is None else _widened(W, scales).to(wide)
+            y = F.linear(x.to(wide), all_of_it).float()
+            return y if b is None else y + b
+        x, y = x.contiguous(), x.new_empty(*x.shape[:-1], N)
+        multiply(kind, x.data_ptr(), *pointers, y.data_ptr(), N, K, n_rows, threads)
+        return y
+
+    return product
 
 
 def _plain(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
@@ -158,36 +193,43 @@ def _packed(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn
     return product
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 weights (N, K) and their scales (N,): symmetric, the largest of a row is 127."""
-    scales = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).bfloat16()  # as they will be used
-    rounded = (weight / scales.float()[:, None]).round().clamp(-127, 127)
-    return rounded.to(torch.int8), scales
+def quantize(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return int8 weights (N, K) and their scales (N, K / group), of whole rows without a group.
+
+    Symmetric: the largest of a group is 127.
+    """
+    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    largest = torch.maximum(groups.amax(-1), -groups.amin(-1))
+    scales = (largest / 127).clamp(min=1e-12).bfloat16()  # as they will be used
+    rounded = (groups / scales.float()[..., None]).round_().clamp_(-127, 127)
+    return rounded.to(torch.int8).flatten(1), scales
+
+
+def _widened(W: Tensor, scales: Tensor) -> Tensor:
+    """Return the weight (N, K) that int8 weights stand for."""
+    groups = W.unflatten(1, (scales.shape[1], -1))
+    return (groups * scales.float()[..., None]).flatten(1)
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
-    (W, scales), b = quantize(weight.float()), None if bias is None else bias.bfloat16()
+    (W, scales), b = quantize(weight), None if bias is None else bias.bfloat16()
+    scales = scales[:, 0].contiguous()
 
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = torch._weight_int8pack_mm(rows, W, scales).view(*x.shape[:-1], -1)
+        y = torch._weight_int8pack_mm(rows, W, scales).view(*x.shape[:-1], -1).float()
         return y if b is None else y + b
 
     return product
 
 
 def _int8_plain(weight: Tensor, bias: Tensor | None) -> MatmulFn:
-    W, scales = quantize(weight.float())
-
-    def product(x: Tensor) -> Tensor:
-        y = F.linear(x, W.to(x.dtype)) * scales.to(x.dtype)
-        return y if bias is None else y + bias
-
-    return product
+    W, scales = quantize(weight)
+    return lambda x: F.linear(x, _widened(W, scales), bias)
 
 
-INT8 = Kernel("int8 weights", torch.bfloat16, _int8)
-INT8_PLAIN = Kernel("int8 weights, widened", torch.float32, _int8_plain)
+INT8 = Kernel("int8 (torch)", _int8)
+INT8_PLAIN = Kernel("int8, widened", _int8_plain)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -81,9 +81,24 @@ def test_log_probabilities_come_with_json(gpt: Any, run: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", [("--quantize", "int8"), ("-s", "dtype=bfloat16")])
-def test_weights_in_few_bits_draw_text_too(gpt: Any, run: Path, extra: tuple[str, ...]) -> None:
+def test_weights_in_few_bits_draw_text_too(
+    gpt: Any, run: Path, extra: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     done = gpt("generate", "The", "--num-samples", "2", *extra)
     assert done.code == 0 and extra[1].removeprefix("dtype=") in done.err, done.err
+
+
+def test_kernels_are_timed_again_when_asked_to(
+    gpt: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ("generate", "The", "--quantize", "int8", "--json")
+    first = gpt(*command).json["samples"]
+    [settled] = (tmp_path / "cache" / "gptcli").glob("kernel-*.json")
+    made = settled.stat().st_mtime_ns
+    assert gpt(*command).json["samples"] == first and settled.stat().st_mtime_ns == made
+    assert gpt(*command, "--retune").code == 0 and settled.stat().st_mtime_ns > made
 
 
 def test_a_conversation_keeps_what_was_said(gpt: Any, run: Path) -> None:

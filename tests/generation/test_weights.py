@@ -1,15 +1,30 @@
 """Weights in few bits: the same network, up to the rounding of what they hold."""
 
+import functools
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.errors import ConfigError
-from gptcli.generation import Decoding
+from gptcli.generation import Decoding, native
 from gptcli.generation import weights as module
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for these tests, in which matvec.c is built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "gptcli"
 
 
 def make_model() -> GPT:
@@ -52,13 +67,17 @@ def test_logits_stay_within_the_rounding(
         assert not torch.equal(found, expected)  # they were exchanged
 
 
+ERRORS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.int8: 1.2e-2}
+
+
 def test_every_kernel_that_this_torch_has_multiplies_alike() -> None:
     torch.manual_seed(3)
-    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(3, 1, 64)
+    layer = torch.nn.Linear(128, 97)
+    weight, bias, x = layer.weight.detach(), layer.bias.detach(), torch.randn(3, 1, 128)
     expected = torch.nn.functional.linear(x, weight, bias)
     tried = 0
-    for dtype, error in ((torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)):
-        for kernel in module._candidates(dtype):
+    for dtype, error in ERRORS.items():
+        for kernel in module._candidates(dtype, [layer]):
             try:
                 found = kernel.prepare(weight, bias)(x)
             except RuntimeError:
@@ -66,22 +85,117 @@ def test_every_kernel_that_this_torch_has_multiplies_alike() -> None:
             assert found.shape == expected.shape
             assert float((found - expected).norm() / expected.norm()) < error, kernel.name
             tried += 1
-    for kernel in (module.INT8, module.INT8_PLAIN):
-        found = kernel.prepare(weight, bias)(x)
-        assert float((found - expected).norm() / expected.norm()) < 2e-2, kernel.name
-    assert tried >= 3
+    assert tried >= 5
+
+
+has_compiler = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="there matvec.c is not built"
+)
+
+
+@has_compiler
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    weight, bias, x = torch.randn(203, 192), torch.randn(203), torch.randn(33, 192)
+    product = module._native(dtype, weight, bias)
+    alone = torch.cat([product(row[None]) for row in x])
+    for n_rows in (2, 3, 5, 8, 9, 32):
+        assert torch.equal(product(x[:n_rows]), alone[:n_rows]), n_rows
+    assert torch.equal(product(x.t().contiguous().t()[:8]), alone[:8])  # rows that lie apart
+    many = product(x)  # by torch's product of matrices
+    assert float((many - alone).norm() / alone.norm()) < 1e-2
+    assert float((alone - (x @ weight.T + bias)).norm() / alone.norm()) < ERRORS[dtype]
+
+
+@has_compiler
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
+def test_each_class_of_processor_multiplies_alike(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = native._processor().split()
+    if ("avx512f" not in flags and limit != "AVX2") or "avx2" not in flags:
+        pytest.skip("this processor cannot stand in for it")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+    torch.manual_seed(1)
+    weight, x = torch.randn(40, 64), torch.randn(6, 64)
+    for dtype, error in ERRORS.items():
+        found, expected = module._native(dtype, weight, None)(x), x @ weight.T
+        assert float((found - expected).norm() / expected.norm()) < error
+
+
+@has_compiler
+def test_threads_are_those_of_torch() -> None:
+    assert native.library() is not None
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert len({line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line}) == 1
+
+
+def test_a_machine_without_a_compiler_decodes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    for int8 in (False, True):
+        model = make_model()
+        said = prepare_for_decoding(model, torch.bfloat16, int8=int8, retune=True)
+        assert said.startswith("int8" if int8 else "bfloat16")
+        assert float((logits(model) - logits(make_model())).norm()) > 0
 
 
 def test_a_kernel_that_fails_or_errs_loses_the_race() -> None:
     def failing(weight: Tensor, bias: Tensor | None) -> module.MatmulFn:
         raise RuntimeError("not on this processor")
 
-    plain = module._candidates(torch.float32)[0]
-    wrong = module.Kernel("wrong", torch.float32, lambda weight, bias: lambda x: x @ weight.T * 2)
     layers = [torch.nn.Linear(64, 64) for _ in range(4)]
+    plain = module.Kernel("plain", lambda weight, bias: lambda x: x @ weight.T)
+    wrong = module.Kernel("wrong", lambda weight, bias: lambda x: x @ weight.T * 2)
     for order in ([plain, wrong], [wrong, plain]):
-        candidates = [module.Kernel("fails", torch.float32, failing), *order]
+        candidates = [module.Kernel("fails", failing), *order]
         assert module._autotune(candidates, layers, 1, torch.zeros(9)) is plain
+
+
+def test_what_is_settled_is_asked_once_for_each_question_and_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[str] = []
+
+    def ask(answer: str, question: str = "which?", again: bool = False) -> str:
+        return native.settled(question, ["a", "b"], lambda: asked.append(answer) or answer, again)  # type: ignore[func-returns-value]
+
+    assert [ask("a"), ask("b"), ask("b", again=True), ask("a")] == ["a", "a", "b", "b"]
+    assert asked == ["a", "b"]
+    assert ask("a", "another?") == "a"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert ask("a") == "a" and asked == ["a", "b", "a", "a"]
+    for file in (tmp_path / "gptcli").iterdir():
+        file.write_text("{}")
+    assert ask("b") == "b"
+
+
+def test_a_cache_folder_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+    assert native.settled("which?", ["a"], lambda: "a", again=False) == "a"
+    model = make_model()
+    prepare_for_decoding(model, torch.float16)
+    assert float((logits(model) - logits(make_model())).norm()) > 0
+
+
+def test_the_kernel_of_a_model_is_timed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    timed: list[int] = []
+    monkeypatch.setattr(
+        module, "_autotune", lambda kernels, *_: timed.append(len(kernels)) or kernels[-1]
+    )
+    said = [prepare_for_decoding(make_model(), torch.bfloat16, rows=rows) for rows in (1, 1, 3, 8)]
+    assert len(timed) == 2 and len(set(said)) == 1  # alone, and for up to 8
+    prepare_for_decoding(make_model(), torch.bfloat16, retune=True)
+    assert len(timed) == 3
 
 
 @pytest.mark.parametrize("shape", [{"n_embd": 36}, {"n_embd": 32, "n_inner": 43}])
@@ -94,13 +208,16 @@ def test_int8_of_widths_that_torch_s_kernel_reads_past(shape: dict[str, int]) ->
     assert float((logits(model) - expected).norm() / expected.norm()) < 5e-2
 
 
-def test_quantizing_errs_by_half_a_step_at_most() -> None:
+@pytest.mark.parametrize("group", [None, 32])
+def test_quantizing_errs_by_half_a_step_at_most(group: int | None) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(20, 50) * torch.logspace(-6, 3, 20)[:, None]
+    weight = torch.randn(20, 96) * torch.logspace(-6, 3, 20)[:, None]
     weight[3] = 0
-    whole, scales = module.quantize(weight)
-    error = (whole * scales.float()[:, None] - weight).abs()
-    assert (error <= 0.51 * scales.float()[:, None] + 127 * 2**-8 * scales.float()[:, None]).all()
+    whole, scales = module.quantize(weight, group)
+    assert scales.shape == (20, 96 // (group or 96))
+    error = (module._widened(whole, scales) - weight).abs()
+    step = scales.float().repeat_interleave(group or 96, 1)
+    assert (error <= 0.51 * step + 127 * 2**-8 * step).all()
     assert whole[3].eq(0).all() and whole.abs().max() <= 127
 
 

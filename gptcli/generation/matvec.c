@@ -1,0 +1,130 @@
+// y[R, N] = x[R, K] W[N, K]^T + b for few rows, at the speed at which memory gives W.
+//
+// W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row.
+// K is a multiple of 64, N at least 8. Each sum has one order whatever R is, so a row's result
+// depends on nothing but that row. Threads are those of the OpenMP that the process already has.
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define L 16  // floats of a vector
+#elif defined(__AVX2__) && defined(__F16C__)
+#define L 8
+#else
+#define L 4
+#endif
+#if L > 4
+#include <immintrin.h>
+#endif
+// Bytes by which reading runs ahead: rows are too short for the processor to find the pattern.
+#define AHEAD 12288
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+#define VECTOR(name, type)                                                                        \
+  typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(1), may_alias))
+VECTOR(floats, float);
+VECTOR(words, uint32_t);
+VECTOR(halves, uint16_t);
+#if L == 4
+VECTOR(float16s, _Float16);
+VECTOR(bytes, int8_t);
+#endif
+
+enum { F32, F16, BF16, I8 };
+static const int SIZE[] = {4, 2, 2, 1};
+
+typedef struct {
+  const float *x, *bias;
+  const char *w;
+  const uint32_t *scales;  // two bfloat16 in each
+  float *y;
+  long N, K, next, step;
+  int kind, R;
+} Job;
+
+INLINE floats load(int kind, const void *w, floats scale) {
+  switch (kind) {
+  case F32: return *(const floats *)w;
+  case BF16: return (floats)(__builtin_convertvector(*(const halves *)w, words) << 16);
+#if L == 16
+  case F16: return (floats)_mm512_cvtph_ps(_mm256_loadu_si256(w));
+  default: return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(w))) * scale;
+#elif L == 8
+  case F16: return (floats)_mm256_cvtph_ps(_mm_loadu_si128(w));
+  default: return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(w))) * scale;
+#else
+  case F16: return __builtin_convertvector(*(const float16s *)w, floats);
+  default: return __builtin_convertvector(*(const bytes *)w, floats) * scale;
+#endif
+  }
+}
+
+// R rows of x (the last one repeated where there are fewer) by B rows of W, from n on.
+INLINE void tile(const Job *j, const int kind, const int R, const int B, long n) {
+  const long K = j->K, row = K * SIZE[kind];
+  const char *w = j->w + n * row;
+  const uint32_t *scales = kind == I8 ? j->scales + n * (K / 64) : 0;
+  const float *x[8];
+  floats sums[8][4], scale[4] = {{0}};
+  EACH(r, R) x[r] = j->x + (r < j->R ? r : j->R - 1) * K;
+  EACH(r, R) EACH(b, B) sums[r][b] = (floats){0};
+  for (long k = 0; k < K; k += 64) {
+    EACH(b, B) EACH(line, SIZE[kind])
+      __builtin_prefetch(w + b * row + k * SIZE[kind] + line * 64 + AHEAD);
+    EACH(half, 2) {
+      if (kind == I8) EACH(b, B) {
+        words two = (words){0} + scales[b * (K / 64) + k / 64];
+        scale[b] = (floats)(half ? (words)(two & 0xffff0000u) : (words)(two << 16));
+      }
+      EACH(u, 32 / L) {
+        const long i = k + half * 32 + u * L;
+        floats v[4];
+        EACH(b, B) v[b] = load(kind, w + b * row + i * SIZE[kind], scale[b]);
+        EACH(r, R) EACH(b, B) sums[r][b] += *(const floats *)(x[r] + i) * v[b];
+      }
+    }
+  }
+  for (int r = 0; r < R && r < j->R; r++)
+    for (int b = 0; b < B; b++) {
+      float lanes[L];
+      memcpy(lanes, &sums[r][b], sizeof lanes);
+      for (int half = L / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+      j->y[r * j->N + n + b] = lanes[0] + (j->bias ? j->bias[n + b] : 0);
+    }
+}
+
+// The last tile overlaps the one before, so that all are whole.
+#define TILES(kind, R, B)                                                                         \
+  for (; n < end; n += B) tile(j, kind, R, B, n + B <= j->N ? n : j->N - B)
+#define BY_ROWS(kind)                                                                             \
+  if (j->R == 1) TILES(kind, 1, 4);                                                               \
+  else if (j->R <= 4) TILES(kind, 4, (L == 16 ? 4 : 2));                                          \
+  else TILES(kind, 8, (L == 16 ? 2 : 1))
+
+static void work(void *data) {
+  Job *j = data;
+  for (;;) {
+    long n = __atomic_fetch_add(&j->next, j->step, __ATOMIC_RELAXED);
+    if (n >= j->N) return;
+    long end = n + j->step < j->N ? n + j->step : j->N;
+    switch (j->kind) {
+    case F32: BY_ROWS(F32); break;
+    case F16: BY_ROWS(F16); break;
+    case BF16: BY_ROWS(BF16); break;
+    default: BY_ROWS(I8);
+    }
+  }
+}
+
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
+
+void matvec(int kind, const float *x, const void *w, const void *scales, const float *bias,
+            float *y, long N, long K, long R, int threads) {
+  long step = N / (8 * threads) / 8 * 8;  // small, so that a thread that is held up has less to do
+  step = step < 8 ? 8 : step > 256 ? 256 : step;
+  for (long r = 0; r < R; r += 8) {
+    Job job = {x + r * K, bias, w, scales, y + r * N, N, K, 0, step, kind, R - r < 8 ? R - r : 8};
+    GOMP_parallel(work, &job, threads, 0);
+  }
+}
