@@ -1,13 +1,16 @@
 """Decoding speed of GPT-2 124M with random weights beside other programs: medians, interleaved.
 
-python benchmarks/generate.py [--llama PYTHON] [--nanogpt DIR] [--rounds 5]
+python benchmarks/generate.py [--isa CLASS] [--llama PYTHON] [--nanogpt DIR] [--rounds 5]
 
 A 16-token prompt, 200 tokens, this machine's threads. transformers is a package of the tests;
 PYTHON is an interpreter that has llama-cpp-python. Whoever is not named is left out, said aloud.
+With --isa the machine stands in for an older class of processor: torch and oneDNN are limited to
+it, and llama.cpp, built with GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS, loads its variant for it.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +25,13 @@ N_TOKENS = 200
 PROMPT = " a b c d e f g h i j k l m n o p"  # 16 tokens of GPT-2's vocabulary
 PEERS = Path(__file__).parent / "peers"
 Speeds = dict[str, Callable[[], float]]
+# Classes of processors: torch's name for each, and that of llama.cpp's variant.
+CLASSES = {
+    "AMX": ("avx512", "sapphirerapids"),
+    "AVX512_CORE_BF16": ("avx512", "cooperlake"),
+    "AVX512_CORE": ("avx512", "skylakex"),
+    "AVX2": ("avx2", "haswell"),
+}
 
 
 def main() -> None:
@@ -30,14 +40,16 @@ def main() -> None:
     parser.add_argument("--llama", metavar="PYTHON")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--isa", choices=["native", *CLASSES], default="native")
     options = parser.parse_args()
-    report = Report("Decoding, 124M")
+    report = Report("Decoding, 124M" + f", {options.isa}" * (options.isa != "native"))
+    limit_to(options.isa)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_network(folder)
         speeds = ours(folder) | with_transformers(folder)
         if options.llama:
-            speeds |= with_llama(folder, options.llama)
+            speeds |= with_llama(folder, options.llama, options.isa)
         else:
             report.line("llama.cpp was left out: name its interpreter with --llama PYTHON")
         if options.nanogpt:
@@ -53,6 +65,13 @@ def main() -> None:
             first.append(time_to_first_token(folder))
     tell(report, found, first)
     report.save()
+
+
+def limit_to(isa: str) -> None:
+    """Let the programs that are started here behave as on a processor of this class."""
+    if isa in CLASSES and isa != "AMX":  # what has AMX is not limited
+        os.environ["ONEDNN_MAX_CPU_ISA"] = isa
+        os.environ["ATEN_CPU_CAPABILITY"] = CLASSES[isa][0]
 
 
 def make_network(folder: Path) -> None:
@@ -96,7 +115,7 @@ def with_transformers(folder: Path) -> Speeds:
     return {f"transformers {dtype}": measure(dtype) for dtype in ("float32", "bfloat16")}
 
 
-def with_llama(folder: Path, python: str) -> Speeds:
+def with_llama(folder: Path, python: str, isa: str) -> Speeds:
     """Return how to measure llama.cpp."""
 
     def measure(dtype: str) -> Callable[[], float]:
@@ -104,7 +123,8 @@ def with_llama(folder: Path, python: str) -> Speeds:
         run([*GPT, "export", "--checkpoint", "random", "--to", "gguf", "--dtype", dtype, file],
             folder)  # fmt: skip
         script = str(PEERS / "llama_generate.py")
-        return lambda: float(printed([python, script, file, str(N_TOKENS)], folder))
+        variant = [CLASSES[isa][1]] if isa in CLASSES else []
+        return lambda: float(printed([python, script, file, str(N_TOKENS), *variant], folder))
 
     return {f"llama.cpp {dtype}": measure(dtype) for dtype in ("float32", "float16", "q8_0")}
 

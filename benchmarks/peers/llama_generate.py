@@ -1,16 +1,29 @@
-"""Decoding with llama.cpp: FILE N_TOKENS, prints tokens/s. Run by a Python that has llama_cpp.
+"""Decoding with llama.cpp: FILE N_TOKENS [VARIANT], prints tokens/s.
 
-It draws nothing: the same token is fed again and again. Weights are not repacked for AMX, for
-version 0.3.36 of llama-cpp-python crashes there with q8_0.
+Run by a Python that has llama_cpp. VARIANT names the processor whose kernels are loaded, such as
+haswell; without it, and in a build that has no variants, they are the fastest. It draws nothing:
+the same token is fed again and again. Weights are not repacked for AMX, for version 0.3.36 of
+llama-cpp-python crashes there with q8_0.
 """
 
+import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 import llama_cpp
 
 path, n_tokens = sys.argv[1], int(sys.argv[2])
+folder = Path(llama_cpp.__file__).parent / "lib"
+if any(folder.glob("libggml-cpu-*.so")):
+    ggml = ctypes.CDLL(str(folder / "libggml.so"))
+    ggml.ggml_backend_load.restype = ctypes.c_void_p
+    if len(sys.argv) > 3:
+        file = folder / f"libggml-cpu-{sys.argv[3]}.so"
+        assert ggml.ggml_backend_load(os.fsencode(file)), f"{file} cannot be loaded here"
+    else:
+        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
 settings = llama_cpp.llama_model_default_params()
 settings.use_extra_bufts = False
 model = llama_cpp.llama_model_load_from_file(path.encode(), settings)
