@@ -63,14 +63,18 @@ def prepare_for_decoding(
     Returns:
         The name of the kernel chosen.
     """
-    if (device := model.wte.weight.device.type) != "cpu":
+    device = model.wte.weight.device.type
+    is_small = not int8 and dtype in (None, torch.float32) and model.n_params() < LARGE
+    if retune and (device != "cpu" or is_small):
+        raise ConfigError("--retune: this model has no kernels to time here", "leave --retune out")
+    if device != "cpu":
         if int8:
             raise ConfigError(
                 f"--quantize int8: it is slower than 16 bits on {device}", "leave --quantize out"
             )
         model.to(dtype)  # all of it: there, what lies between the products has this precision too
         return f"{_name(model.wte.weight.dtype)} weights"
-    if not int8 and dtype in (None, torch.float32) and model.n_params() < LARGE:
+    if is_small:
         return "float32"
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     kernel = _choose(model, list(layers.values()), torch.int8 if int8 else dtype, rows, retune)

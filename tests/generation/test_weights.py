@@ -225,6 +225,8 @@ def test_small_networks_decode_in_float32() -> None:
     model = make_model()
     assert prepare_for_decoding(model) == "float32"
     assert torch.equal(logits(model), logits(make_model()))
+    with pytest.raises(ConfigError, match="--retune: this model has no kernels"):
+        prepare_for_decoding(model, retune=True)
 
 
 def test_decoding_with_other_weights_agrees_with_itself() -> None:
