@@ -225,7 +225,7 @@ class TrainedModel:
         started_in = [
             folder.parents[len(parts) - 1]
             for folder in self.path.resolve().parents[:2]
-            if parts and folder.parts[-len(parts) :] == parts
+            if 0 < len(parts) < len(folder.parts) and folder.parts[-len(parts) :] == parts
         ]
         for place in (Path(), *started_in):
             if (place / named).is_dir():
