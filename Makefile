@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/gpt prepare stdlib -c examples/quickstart.yaml
 	$(BIN)/gpt train -c examples/quickstart.yaml --resume
-	$(BIN)/gpt eval quickstart --yardsticks
+	$(BIN)/gpt eval quickstart --baselines
 	$(BIN)/gpt generate --checkpoint quickstart "class "
 
 test: check
@@ -60,7 +60,7 @@ interop: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e ".[baselines]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt

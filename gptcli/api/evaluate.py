@@ -16,6 +16,7 @@ from gptcli.device import init_runtime
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
 from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats
 from gptcli.evaluation import evaluate as score_tokens
+from gptcli.evaluation.adapt import Learner
 from gptcli.evaluation.texts import split_tokens, text_tokens
 from gptcli.interop.pretrained import open_model
 
@@ -58,13 +59,17 @@ def device_of(trained: TrainedModel) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """The figures of a model on a text: a file (split is `text`), or train or val of a folder."""
+    """The figures of a model on a text: a file (split is `text`), or train or val of a folder.
+
+    `adapted` are those of a copy that learned from each window once it was scored.
+    """
 
     trained: TrainedModel
     place: Path
     split: str
     evaluation: Evaluation
     seconds: float
+    adapted: Evaluation | None = None
 
 
 def evaluate(
@@ -110,6 +115,7 @@ def compare(
     split: Split = "val",
     stride: int | None = None,
     max_tokens: int | None = None,
+    adapt_lr: float | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Score]:
     """Score several models on one text; `evaluate` says what the options are.
@@ -117,6 +123,7 @@ def compare(
     Args:
         checkpoints: The models; without `text` and `data`, the data of the first are scored.
         config: Device, precision, compilation, context (`data.seq_len`) and encoding errors.
+        adapt_lr: Also score copies that learn while they read, at this rate; 0 changes nothing.
         on_progress: Called with (windows done, windows in all) of a model.
 
     Raises:
@@ -144,19 +151,33 @@ def compare(
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
+        how = {"context": context, "stride": stride, "max_tokens": max_tokens, "span_of": span_of}
+        how |= {"units": TokenStats(model.tokenizer), "on_progress": on_progress}
+        if adapt_lr is not None:
+            how["rows"] = 1  # a copy learns after each, and both are computed in the same shapes
         with tokens:
-            found = _score(
-                model, config, tokens, context=context, stride=stride, max_tokens=max_tokens,
-                units=TokenStats(model.tokenizer), span_of=span_of, on_progress=on_progress,
-            )  # fmt: skip
-        seconds = time.perf_counter() - began
-        scores.append(Score(model, path, split if text is None else "text", found, seconds))
+            found, adapted = _score(model, config, tokens, **how), None
+            seconds = time.perf_counter() - began
+            if adapt_lr is not None:
+                adapted = _score(model, config, tokens, adapt_lr, **how)
+        kind = split if text is None else "text"
+        scores.append(Score(model, path, kind, found, seconds, adapted))
     return scores
 
 
-def _score(trained: TrainedModel, config: Config, tokens: TokenSequence, **how: Any) -> Evaluation:
+def _score(
+    trained: TrainedModel,
+    config: Config,
+    tokens: TokenSequence,
+    adapt_lr: float | None = None,
+    **how: Any,
+) -> Evaluation:
     runtime = init_runtime(config.model_copy(update={"device": device_of(trained)}))
-    model = trained.model.compiled() if runtime.compile else trained.model
+    model = trained.model
+    if adapt_lr is not None:
+        learner = Learner(model, runtime, adapt_lr)
+        model, how["learn"] = learner.model, learner.learn
+    model = model.compiled() if runtime.compile else model
     try:
         found = score_tokens(model, tokens, runtime, **how)
     except RuntimeError as error:
@@ -166,6 +187,9 @@ def _score(trained: TrainedModel, config: Config, tokens: TokenSequence, **how: 
         hint = "turn it off: -s compile=false"
         raise ConfigError(f"compile: not possible here ({reason})", hint) from error
     assert found is not None
+    if not math.isfinite(found.nats) and adapt_lr:
+        hint = "use a lower rate with --adapt-lr"
+        raise ConfigError(f"{trained.path}: it diverges when it learns at rate {adapt_lr:g}", hint)
     if not math.isfinite(found.nats):
         hint = "if its weights are sound, try -s dtype=float32"
         raise CheckpointError(f"{trained.path}: the model's output is not finite", hint)

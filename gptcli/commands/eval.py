@@ -1,19 +1,29 @@
 """`gpt eval`: loss, perplexity and bits per byte of a checkpoint, or of several side by side."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import fixed
+from gptcli.formatting import duration, fixed
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.api.evaluate import Score
     from gptcli.checkpoint import TrainedModel
+    from gptcli.evaluation import Evaluation
     from gptcli.evaluation.compare import Difference
 
+_LABELS = {
+    "gzip": "gzip -9",
+    "xz": "xz -9e",
+    "xz_after_training_text": "xz -9e after the training text",
+    "ngram": "a 5-gram model",
+    "ppmd": "PPMd",
+    "ppmd_after_training_text": "PPMd after the training text",
+}
 # OpenAI's GPT-2 on OpenWebText's validation part, nats per token, as nanoGPT publishes them.
 GPT2_ON_OPENWEBTEXT = {"124M": 3.12, "350M": 2.84, "774M": 2.67, "1558M": 2.54}
 
@@ -38,8 +48,17 @@ Stride = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Score a subset of about this many tokens.")
 ]
-Yardsticks = Annotated[
-    bool, typer.Option("--yardsticks", help="Compare with gzip and xz on the same text.")
+Baselines = Annotated[
+    bool,
+    typer.Option("--baselines", help="Compare with gzip, xz, PPMd and n-grams on the same text."),
+]
+Yardsticks = Annotated[bool, typer.Option("--yardsticks", hidden=True)]  # its former name
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="Also score a copy that learns from what it has scored.")
+]
+AdaptLr = Annotated[
+    float | None,
+    typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.5."),
 ]
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
@@ -59,61 +78,98 @@ def evaluate(
     split: options.SplitOption = "val",
     stride: Stride = None,
     max_tokens: MaxTokens = None,
+    baselines: Baselines = False,
     yardsticks: Yardsticks = False,
+    adapt: Adapt = False,
+    adapt_lr: AdaptLr = None,
     tasks: Tasks = None,
     limit: Limit = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
-    if limit is not None and tasks is None:
-        raise ConfigError("--limit applies to --tasks; --max-tokens scores part of a text")
-    if tasks is not None and (data or text or stride or max_tokens or yardsticks or split != "val"):
-        raise ConfigError("--tasks bring their own text: use --limit and no other option with it")
+    baselines = baselines or yardsticks
+    names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
     if checkpoints and checkpoint is not None:
         raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
-    if yardsticks and (text is not None or split != "val"):
-        raise ConfigError("--yardsticks compresses the validation text: omit --text and --split")
+    if adapt and (max_tokens is not None or len(names) > 1):
+        raise ConfigError(
+            "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text"
+        )
+    if adapt_lr is not None and not adapt:
+        raise ConfigError("--adapt-lr applies to --adapt", "add --adapt")
+    if baselines and (text is not None or split != "val"):
+        raise ConfigError("--baselines compresses the validation text: omit --text and --split")
+    has_text = data or text or stride or max_tokens or baselines or adapt or split != "val"
+    _require_tasks(tasks, limit, bool(has_text))
     loaded = options.load(config, set_)
     if loaded.dtype == "auto":  # a measurement is exact unless a precision is named
         loaded = loaded.model_copy(update={"dtype": "float32"})
     from gptcli.api.evaluate import compare, open_checkpoint
+    from gptcli.evaluation.adapt import LR
 
-    names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
+    rate = (LR if adapt_lr is None else adapt_lr) if adapt else None
     if tasks is not None:
         models = [open_checkpoint(name, loaded) for name in names]
         _run_tasks(models, tasks.split(","), limit, json_)
         return
+    how: dict[str, Any] = {"text": text, "data": data, "split": split, "max_tokens": max_tokens}
     with console.bar("evaluating") as bar:
-        scores = compare(
-            names, loaded, text=text, data=data, split=split, stride=stride,
-            max_tokens=max_tokens, on_progress=bar.update,
-        )  # fmt: skip
-    beside = {} if text is not None else _beside(scores[0], yardsticks)
+        how["on_progress"] = bar.update
+        scores = compare(names, loaded, stride=stride, adapt_lr=rate, **how)
+    beside = {} if text is not None else _references(scores[0])
+    if baselines:
+        beside["baselines"] = _baselines(scores[0])
     if len(scores) > 1:
         _compare(scores, beside, json_)
         return
     facts = _facts(scores[0]) | beside
+    if rate is not None:
+        facts["adapted"] = {"lr": rate} | _figures(scores[0].adapted)
+    if baselines and stride is None and facts["context"] > 1:
+        with console.bar("evaluating with half the stride") as bar:
+            how["on_progress"] = bar.update
+            half = {"stride": facts["context"] // 2}
+            [score] = compare([scores[0].trained], loaded, **half, **how)
+        facts["half_stride"] = half | _figures(score.evaluation)
     console.result_json(facts) if json_ else console.result(describe(facts))
 
 
-def _beside(score: "Score", yardsticks: bool) -> dict[str, Any]:
-    """Return figures of others on prepared data: published losses, and compressors."""
-    from gptcli.data.shards import SPLITS, TokenReader, read_manifest
-    from gptcli.evaluation.compare import measure
+def _require_tasks(tasks: str | None, limit: int | None, has_text: bool) -> None:
+    if limit is not None and tasks is None:
+        raise ConfigError("--limit applies to --tasks; --max-tokens scores part of a text")
+    if tasks is not None and has_text:
+        raise ConfigError("--tasks bring their own text: use --limit and no other option with it")
 
-    folder, tokenizer = score.place, score.trained.tokenizer
-    manifest = read_manifest(folder)
-    found: dict[str, Any] = {}
-    if "openwebtext" in manifest.recipe.source.lower() and tokenizer.name == "gpt2":
-        found["references"] = GPT2_ON_OPENWEBTEXT
-    if yardsticks:
-        texts: list[bytes] = []
-        with console.bar("compressing with gzip and xz"):
-            for split in SPLITS:
-                with TokenReader(folder, manifest, split) as tokens:
-                    texts.append(tokenizer.decode_bytes(tokens.read(0, len(tokens)).tolist()))
-            found["yardsticks"] = measure(*texts)
-    return found
+
+def _references(score: "Score") -> dict[str, Any]:
+    """Return published losses on the text of a data folder."""
+    from gptcli.data.shards import read_manifest
+
+    source = read_manifest(score.place).recipe.source.lower()
+    is_known = "openwebtext" in source and score.trained.tokenizer.name == "gpt2"
+    return {"references": GPT2_ON_OPENWEBTEXT} if is_known else {}
+
+
+def _baselines(score: "Score") -> dict[str, Any]:
+    """Measure what compressors and an n-gram model need for the validation text."""
+    from gptcli.data.shards import TokenReader, read_manifest
+    from gptcli.evaluation.baselines import HAS_PPMD, SECONDS_PER_BYTE, measure
+
+    manifest = read_manifest(score.place)
+    n_bytes = sum(manifest.bytes.model_dump().values())
+    if not HAS_PPMD:
+        console.message("note: PPMd is left out; install it with: pip install 'gptcli[baselines]'")
+    took = duration(max(1.0, n_bytes * SECONDS_PER_BYTE))
+    with (
+        console.bar(f"measuring baselines, about {took}") as bar,
+        TokenReader(score.place, manifest, "train") as train,
+        TokenReader(score.place, manifest, "val") as val,
+    ):
+        return asdict(measure(train, val, score.trained.tokenizer, bar.update))
+
+
+def _figures(found: "Evaluation") -> dict[str, Any]:
+    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
 
 
 def _facts(score: "Score") -> dict[str, Any]:
@@ -150,31 +206,59 @@ def describe(facts: dict[str, Any]) -> str:
         f" {fixed(facts['word_perplexity'], 2)} per word",
         f"{fixed(facts['bits_per_byte'], 3)} bits per byte",
     ]
-    return "\n".join(lines + _describe_beside(facts, facts["bits_per_byte"]))
+    models = {"the model": facts["bits_per_byte"]}
+    context = facts["context"]
+    if (half := facts.get("half_stride")) is not None:
+        models[f"the model with --stride {half['stride']}"] = half["bits_per_byte"]
+    elif facts["stride"] == context > 1:
+        lines.append(
+            f"a token sees {context // 2} tokens before it on average; {context - context // 4}"
+            f" with --stride {context // 2}, which takes twice as long"
+        )
+    if (adapted := facts.get("adapted")) is not None:
+        models["the model with --adapt"] = adapted["bits_per_byte"]
+        lines.append(
+            f"{fixed(adapted['bits_per_byte'], 3)} bits per byte if it learns from each window once"
+            f" that is scored (--adapt, rate {adapted['lr']:g})"
+        )
+    return "\n".join(lines + _describe_beside(facts, models))
 
 
 def _place(facts: dict[str, Any]) -> str:
     return facts["data"] if facts["split"] == "text" else f"{facts['split']} of {facts['data']}"
 
 
-def _describe_beside(facts: dict[str, Any], bits_per_byte: float) -> list[str]:
+def _describe_beside(facts: dict[str, Any], models: dict[str, float]) -> list[str]:
+    """Return lines about the figures of others, and where the models, the first above all, are."""
     lines = []
     if (known := facts.get("references")) is not None:
         losses = ", ".join(f"{size} {loss}" for size, loss in known.items())
         lines.append(f"OpenAI's GPT-2 on OpenWebText, context 1024, nats per token: {losses}")
-    if (found := facts.get("yardsticks")) is not None:
-        lines.append(
-            f"the validation text takes {found['gzip']:.3f} bits per byte with gzip -9,"
-            f" {found['xz']:.3f} with xz -9e,"
-            f" {found['xz_after_training_text']:.3f} with xz -9e after the training text"
-        )
-        names = {key: key.replace("_", " ").replace("after", "after the") for key in found}
-        beaten = [name for key, name in names.items() if bits_per_byte < found[key]]
-        others = [name for name in names.values() if name not in beaten]
-        verdict = f"beats {' and '.join(beaten) or 'none of the three'}"
-        verdict += f", but not {' or '.join(others)}" * bool(beaten and others)
-        lines.append(f"lower is better: on text that it has never seen, the model {verdict}")
+    if (found := facts.get("baselines")) is not None:
+        others = {_LABELS[name]: bits for name, bits in found["bits_per_byte"].items()}
+        ranked = sorted((others | models).items(), key=lambda item: item[1])
+        lines += [
+            f"the validation text: {found['bytes']:,} bytes, sha256 {found['sha256']};"
+            f" {found['lines_in_training_text']:.1%} of its lines are in the training text"
+            f" ({found['training_bytes']:,} bytes)",
+            "bits per byte, lower is better:",
+            *(f"  {bits:.3f}  {name}" for name, bits in ranked),
+        ]
+        lines.append(_verdict(next(iter(models.values())), others))
     return lines
+
+
+def _verdict(bits_per_byte: float, others: dict[str, float]) -> str:
+    better, worse = list[str](), list[str]()
+    for name, bits in others.items():
+        (better if bits_per_byte < bits else worse).append(f"{name} ({bits:.3f})")
+    parts = [
+        f"{how} than {' and '.join([', '.join(names[:-1])] * bool(names[1:]) + names[-1:])}"
+        for how, names in (("better", better), ("worse", worse))
+        if names
+    ]
+    start = f"{bits_per_byte:.3f} bits per byte on text that the model has never seen: "
+    return start + "; ".join(parts)
 
 
 def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None:
@@ -203,7 +287,8 @@ def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None
     console.table(header, rows)
     lines = [f"scored on {_place(results[0])}"]
     lines += [_describe_difference(first, second, found) for second, found in others]
-    for line in lines + _describe_beside(beside, results[0]["bits_per_byte"]):
+    models = {facts["checkpoint"]: facts["bits_per_byte"] for facts in results}
+    for line in lines + _describe_beside(beside, models):
         console.result(line)
 
 

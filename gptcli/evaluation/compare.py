@@ -1,14 +1,11 @@
-"""One text, several predictors: the difference between two models, and what compressors need.
+"""One text, two models: the difference between them, and how sure it is.
 
 Two models see the same text, so what makes a passage hard cancels: the interval of the difference
 is much narrower than those of the two figures (paired comparison). Bits per byte are what models
 with different tokenizers, and compressors, have in common.
 """
 
-import lzma
 import math
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -81,19 +78,3 @@ def student_t(confidence: float, freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
-
-
-def measure(train: bytes, val: bytes) -> dict[str, float]:
-    """Return the bits per byte of `val` under `gzip -9`, `xz -9e`, and `xz -9e` after `train`.
-
-    The last is the fairest comparison with a model, which has seen the training text too.
-    """
-
-    def xz(text: bytes) -> int:
-        return len(lzma.compress(text, preset=lzma.PRESET_EXTREME | 9))
-
-    with ThreadPoolExecutor() as pool:  # the compressors run outside the interpreter's lock
-        both, first, alone = pool.map(xz, (train + val, train, val))
-    gzipped = len(zlib.compress(val, 9, wbits=31))
-    sizes = {"gzip": gzipped, "xz": alone, "xz_after_training_text": both - first}
-    return {name: 8 * size / max(1, len(val)) for name, size in sizes.items()}

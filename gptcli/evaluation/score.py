@@ -27,6 +27,7 @@ _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768, "mps": 8192}
 _WIDEST = 1 << 27
 
 SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+Learn = Callable[[npt.NDArray[np.int64], npt.NDArray[np.bool_]], None]
 
 
 class TokenSequence(Protocol):
@@ -95,6 +96,8 @@ def evaluate(
     max_tokens: int | None = None,
     units: TokenStats | None = None,
     span_of: SpanOf | None = None,
+    rows: int | None = None,
+    learn: Learn = lambda raw, scored: None,
     turn: tuple[int, int] = (0, 1),
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -111,6 +114,8 @@ def evaluate(
         units: Counts bytes and words of the scored tokens; neither is counted if None.
         span_of: From positions (n,) of tokens to the span of the text that each is in, for a
             comparison with a model of another tokenizer; spans of equally many tokens if None.
+        rows: Windows scored together; as many as suit the device if None.
+        learn: Called with windows (B, T + 1) once they are scored, and which targets (B, T) were.
         turn: Rank and number of ranks that share the work, with equally many forward passes each.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
@@ -121,7 +126,7 @@ def evaluate(
     window = windows(len(tokens), context, stride)
     evenly_spaced = (window(i * total // chosen) for i in range(chosen))
     n_together = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
-    rows, length = max(1, n_together // context), span_length(len(tokens))
+    rows, length = rows or max(1, n_together // context), span_length(len(tokens))
     sums, last = SpanSums((len(tokens) - 2) // length + 1), np.array([len(tokens) - 1])
     paired = SpanSums(int(span_of(last)[0]) + 1) if span_of is not None else None
     done, was_training = 0, model.training
@@ -135,6 +140,7 @@ def evaluate(
             nats = _token_losses(model, raw, scored, compute)
             if not counts:
                 continue
+            learn(raw, scored)
             before, targets = raw[:, :-1][scored], raw[:, 1:][scored]
             values = (nats[scored], *(units.count(before, targets) if units else ()))
             sums.add((positions - 1) // length, *values)

@@ -1,5 +1,6 @@
 """`gpt eval` end to end: what it prints, writes and returns."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -13,13 +14,17 @@ import torch
 
 from gptcli.checkpoint import load_checkpoint, load_model, save_checkpoint
 from gptcli.commands.eval import describe
-from gptcli.data.shards import read_manifest, write_manifest
+from gptcli.data.shards import TokenReader, read_manifest, write_manifest
+from gptcli.tokenizers import ByteTokenizer
 
 FACTS = {
     "checkpoint": "best.pt", "step": 9, "data": "data/t", "split": "val", "tokens": 100,
     "bytes": 400, "context": 8, "stride": 8, "loss": 4.0, "standard_error": 0.1,
     "perplexity": 54.6, "word_perplexity": 99.0,
-    "yardsticks": {"gzip": 3.0, "xz": 2.5, "xz_after_training_text": 2.0},
+    "baselines": {
+        "bits_per_byte": {"gzip": 3.0, "xz": 2.5, "xz_after_training_text": 2.0},
+        "bytes": 400, "sha256": "ab", "training_bytes": 4000, "lines_in_training_text": 0.25,
+    },
 }  # fmt: skip
 
 
@@ -57,6 +62,45 @@ def test_eval_prints_loss_perplexity_and_bits(gpt: Any, run: Path) -> None:
     for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on val"):
         assert part in done.out
     assert "GPT-2" not in done.out  # published figures are of another text
+    assert "a token sees 8 tokens" in gpt("eval").out and "a token sees" not in done.out
+
+
+def test_baselines_are_of_the_validation_text(gpt: Any, run: Path) -> None:
+    found = gpt("eval", "--baselines", "--json").json
+    manifest = read_manifest(Path("data/tiny"))
+    with TokenReader(Path("data/tiny"), manifest, "val") as reader:
+        text = ByteTokenizer().decode_bytes(reader.read(0, len(reader)).tolist())
+    beside = found["baselines"]
+    assert list(beside["bits_per_byte"]) == ["gzip", "xz", "xz_after_training_text", "ngram",
+                                             "ppmd", "ppmd_after_training_text"]  # fmt: skip
+    assert beside["sha256"] == hashlib.sha256(text).hexdigest() and beside["bytes"] == len(text)
+    assert beside["training_bytes"] == manifest.bytes.train
+    assert found["half_stride"]["stride"] == 8
+    closer = gpt("eval", "--stride", "8", "--json").json
+    assert found["half_stride"]["loss"] == closer["loss"]
+    shown = gpt("eval", "--baselines", "--adapt", "--stride", "8").out
+    for part in (beside["sha256"], "lines are in the training text", "  the model with --adapt\n"):
+        assert part in shown
+    assert shown.splitlines()[-1].count("PPMd") == 2 and "--stride" not in shown
+
+
+def test_a_model_that_learns_while_it_reads_is_scored_beside_the_static_one(
+    gpt: Any, run: Path
+) -> None:
+    before = (run / "best.pt").read_bytes()
+    static = gpt("eval", "--json").json
+    still = gpt("eval", "--adapt", "--adapt-lr", "0", "--json").json
+    assert still["adapted"] == {
+        "lr": 0, "loss": still["loss"], "bits_per_byte": still["bits_per_byte"],
+    }  # fmt: skip
+    assert still["loss"] == pytest.approx(static["loss"], rel=1e-6)
+    found = gpt("eval", "--adapt", "--json").json
+    assert found["loss"] == still["loss"] and found["adapted"]["lr"] == 0.5
+    assert found["adapted"]["bits_per_byte"] < found["bits_per_byte"] - 0.05
+    assert (run / "best.pt").read_bytes() == before
+    assert "if it learns from each window once that is scored" in gpt("eval", "--adapt").out
+    done = gpt("eval", "--adapt", "--adapt-lr", "1e30")
+    assert done.code == 2 and "--adapt-lr" in done.err
 
 
 @pytest.fixture
@@ -152,6 +196,10 @@ def test_eval_of_a_network_that_is_broken_is_an_error(gpt: Any, run: Path) -> No
         (["--text", "x" * 300], 3, "too long"),
         (["--text", "."], 3, ".: is a folder, not a text file"),
         (["--yardsticks", "--split", "train"], 2, "validation text"),
+        (["--baselines", "--text", "corpus.txt"], 2, "validation text"),
+        (["--adapt-lr", "1"], 2, "add --adapt"),
+        (["--adapt", "--max-tokens", "9"], 2, "omit --max-tokens"),
+        (["tiny", "tiny", "--adapt"], 2, "one checkpoint"),
         (["--tasks", "x", "--text", "corpus.txt"], 2, "bring their own"),
         (["--limit", "3"], 2, "--tasks"),
     ],
@@ -231,6 +279,13 @@ def test_a_run_finds_its_data_from_any_folder(
     assert lost.code == 3 and "--data DIR" in lost.err, lost.err
 
 
+def test_a_run_in_an_absolute_folder_finds_its_data(gpt: Any, run: Path) -> None:
+    checkpoint = load_checkpoint(run / "best.pt")
+    checkpoint.config["run_dir"] = str(run.resolve())
+    save_checkpoint(run / "best.pt", checkpoint)
+    assert gpt("eval", str(run / "best.pt")).code == 0
+
+
 def test_rows_that_no_token_has_take_no_probability(gpt: Any, tiny_set: list[str]) -> None:
     sets = ("-s", "model.vocab_size=320", "-s", "name=padded")
     assert gpt("train", *tiny_set, *sets).code == 0
@@ -253,11 +308,22 @@ def test_rows_that_no_token_has_take_no_probability(gpt: Any, tiny_set: list[str
 @pytest.mark.parametrize(
     ("bits_per_byte", "verdict"),
     [
-        (3.5, "the model beats none of the three"),
-        (2.7, "the model beats gzip, but not xz or xz after the training text"),
-        (2.2, "the model beats gzip and xz, but not xz after the training text"),
-        (1.5, "the model beats gzip and xz and xz after the training text"),
+        (
+            3.5,
+            "worse than gzip -9 (3.000), xz -9e (2.500) and xz -9e after the training text (2",
+        ),
+        (2.7, "better than gzip -9 (3.000); worse than xz -9e (2.500) and"),
+        (2.5, "better than gzip -9 (3.000); worse than xz -9e (2.500) and"),
+        (
+            1.5,
+            "better than gzip -9 (3.000), xz -9e (2.500) and xz -9e after the training text (2",
+        ),
     ],
 )
-def test_the_verdict_is_about_every_yardstick(bits_per_byte: float, verdict: str) -> None:
-    assert describe(FACTS | {"bits_per_byte": bits_per_byte}).endswith(verdict)
+def test_the_last_line_is_about_every_baseline(bits_per_byte: float, verdict: str) -> None:
+    lines = describe(FACTS | {"bits_per_byte": bits_per_byte}).splitlines()
+    start = f"{bits_per_byte:.3f} bits per byte on text that the model has never seen: "
+    assert lines[-1].startswith(start + verdict)
+    ranked = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert ranked == sorted(ranked) and f"{bits_per_byte:.3f}  the model" in "\n".join(lines)
+    assert any("25.0% of its lines are in the training text" in line for line in lines)
