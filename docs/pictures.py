@@ -54,7 +54,7 @@ PICTURES = (
     Picture("explain", ("gpt config explain train.loggers", "gpt config explain optim.lr")),
     Picture("prepare", ("gpt prepare stdlib -c quickstart",), colour=False),
     Picture("train", ("gpt train -c quickstart -s train.sample_every=100",)),
-    Picture("eval", ("gpt eval quickstart --yardsticks",), colour=False),
+    Picture("eval", ("gpt eval quickstart --baselines",), colour=False),
     Picture("generate", ('gpt generate --seed 1 --max-new-tokens 90 "def read("',), colour=False),
 )
 

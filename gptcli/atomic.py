@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gptcli.errors import StorageError
+from gptcli.errors import ConfigError, StorageError
 from gptcli.formatting import size
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -125,6 +125,27 @@ def aside_name(path: Path) -> Path:
     # every library takes one that is not text, or has no suffix (torch).
     mark = zlib.crc32(os.fsencode(path.name))
     return path.parent / f".tmp-{os.getpid()}-{mark:08x}.part"
+
+
+def require_free(out: Path, force: bool, *, is_folder: bool = False) -> None:
+    """Refuse a name that is taken, or that no file (or folder) can have.
+
+    Raises:
+        ConfigError: It exists and `force` is not set, or it is not a valid name.
+        StorageError: Its folder may not be read.
+    """
+    if out.name in ("", ".."):
+        raise ConfigError(f"OUT: '{out}' is not a valid name", "name a new folder or file")
+    with create_errors(out):
+        exists = out.exists()
+    if not is_folder and out.is_dir():
+        raise ConfigError(f"{out} is a folder; name the file to write in it")
+    if not exists or force or (is_folder and out.is_dir() and not any(out.iterdir())):
+        return
+    what = "is not empty" if out.is_dir() else "exists"
+    raise ConfigError(
+        f"{out} {what}", f"choose another path, or rename the old one to {out.name}~1 with --force"
+    )
 
 
 def set_aside(path: Path) -> None:

@@ -16,6 +16,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.commands import complete, config, data, options, runs
+from gptcli.commands.compress import compress, decompress
 from gptcli.commands.doctor import doctor
 from gptcli.commands.eval import evaluate
 from gptcli.commands.export import export
@@ -60,6 +61,8 @@ app.command("train", rich_help_panel="Model")(train)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
 app.command("export", rich_help_panel="Model")(export)
+app.command("compress", rich_help_panel="Model")(compress)
+app.command("decompress", rich_help_panel="Model")(decompress)
 app.add_typer(runs.app, name="runs", rich_help_panel="Inspect")
 app.command("plot", rich_help_panel="Inspect")(plot)
 app.command("report", rich_help_panel="Inspect")(report)

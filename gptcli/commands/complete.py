@@ -101,6 +101,18 @@ def checkpoints(incomplete: str) -> Iterable[Offer]:
 
 
 @_quietly
+def files(incomplete: str) -> Iterable[Offer]:
+    """Offer all files."""
+    return _files(incomplete, None, "")
+
+
+@_quietly
+def compressed(incomplete: str) -> Iterable[Offer]:
+    """Offer what `gpt compress` wrote."""
+    return _files(incomplete, (".gptz",), "compressed file")
+
+
+@_quietly
 def datasets(incomplete: str) -> Iterable[Offer]:
     """Offer the presets, and files and folders of text."""
     from gptcli.data.presets import PRESETS
@@ -127,11 +139,11 @@ def _paths(incomplete: str) -> Iterable[tuple[str, Path]]:
             yield head + slash + path.name, path
 
 
-def _files(incomplete: str, suffixes: tuple[str, ...], about: str) -> list[Offer]:
-    """Return the files of these kinds, and the folders on the way to more."""
+def _files(incomplete: str, suffixes: tuple[str, ...] | None, about: str) -> list[Offer]:
+    """Return the files of these kinds, or all, and the folders on the way to more."""
     found: list[Offer] = []
     for shown, path in _paths(incomplete):
-        if path.is_file() and path.suffix in suffixes:
+        if path.is_file() and (suffixes is None or path.suffix in suffixes):
             found.append((shown, about))
         elif path.is_dir():
             found.append((f"{shown}/", "folder"))

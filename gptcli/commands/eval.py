@@ -13,6 +13,7 @@ from gptcli.terminal import console
 if TYPE_CHECKING:
     from gptcli.api.evaluate import Score
     from gptcli.checkpoint import TrainedModel
+    from gptcli.config import Config
     from gptcli.evaluation import Evaluation
     from gptcli.evaluation.compare import Difference
 
@@ -126,12 +127,19 @@ def evaluate(
     if rate is not None:
         facts["adapted"] = {"lr": rate} | _figures(scores[0].adapted)
     if baselines and stride is None and facts["context"] > 1:
-        with console.bar("evaluating with half the stride") as bar:
-            how["on_progress"] = bar.update
-            half = {"stride": facts["context"] // 2}
-            [score] = compare([scores[0].trained], loaded, **half, **how)
-        facts["half_stride"] = half | _figures(score.evaluation)
+        facts["half_stride"] = _half_stride(scores[0], loaded, how)
     console.result_json(facts) if json_ else console.result(describe(facts))
+
+
+def _half_stride(score: "Score", config: "Config", how: dict[str, Any]) -> dict[str, Any]:
+    """Score the same text again, with windows that start half a context apart."""
+    from gptcli.api.evaluate import compare
+
+    stride = score.evaluation.context // 2
+    with console.bar("evaluating with half the stride") as bar:
+        how = how | {"on_progress": bar.update}
+        [found] = compare([score.trained], config, stride=stride, **how)
+    return {"stride": stride} | _figures(found.evaluation)
 
 
 def _require_tasks(tasks: str | None, limit: int | None, has_text: bool) -> None:
@@ -168,7 +176,8 @@ def _baselines(score: "Score") -> dict[str, Any]:
         return asdict(measure(train, val, score.trained.tokenizer, bar.update))
 
 
-def _figures(found: "Evaluation") -> dict[str, Any]:
+def _figures(found: "Evaluation | None") -> dict[str, Any]:
+    assert found is not None
     return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
 
 

@@ -5,6 +5,7 @@ Sums run over tokens and are divided once, so batches never weigh differently.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -112,10 +113,9 @@ def evaluate(
         stride: Tokens between the starts of windows; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
         units: Counts bytes and words of the scored tokens; neither is counted if None.
-        span_of: From positions (n,) of tokens to the span of the text that each is in, for a
-            comparison with a model of another tokenizer; spans of equally many tokens if None.
+        span_of: From positions (n,) to spans, to compare tokenizers; equally many tokens if None.
         rows: Windows scored together; as many as suit the device if None.
-        learn: Called with windows (B, T + 1) once they are scored, and which targets (B, T) were.
+        learn: Called with what was scored: windows (B, T + 1), and which targets (B, T) count.
         turn: Rank and number of ranks that share the work, with equally many forward passes each.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
@@ -129,9 +129,8 @@ def evaluate(
     rows, length = rows or max(1, n_together // context), span_length(len(tokens))
     sums, last = SpanSums((len(tokens) - 2) // length + 1), np.array([len(tokens) - 1])
     paired = SpanSums(int(span_of(last)[0]) + 1) if span_of is not None else None
-    done, was_training = 0, model.training
-    model.eval()
-    try:
+    done = 0
+    with _in_eval_mode(model):
         for batch, counts in _batches(evenly_spaced, rows, turn):
             if stopped():
                 return None
@@ -141,16 +140,23 @@ def evaluate(
             if not counts:
                 continue
             learn(raw, scored)
-            before, targets = raw[:, :-1][scored], raw[:, 1:][scored]
-            values = (nats[scored], *(units.count(before, targets) if units else ()))
-            sums.add((positions - 1) // length, *values)
+            counted = units.count(raw[:, :-1][scored], raw[:, 1:][scored]) if units else ()
+            sums.add((positions - 1) // length, nats[scored], *counted)
             if paired is not None and span_of is not None:
-                paired.add(span_of(positions), *values)
+                paired.add(span_of(positions), nats[scored], *counted)
             done += len(batch)
             on_progress(done, chosen)
+    return Evaluation(context, stride, sums, paired)
+
+
+@contextmanager
+def _in_eval_mode(model: GPT) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return Evaluation(context, stride, sums, paired)
 
 
 def _batches(

@@ -18,7 +18,7 @@ from torch import Tensor
 from gptcli import atomic
 from gptcli.checkpoint import TrainedModel, load_weights
 from gptcli.config.model import ModelConfig
-from gptcli.errors import CheckpointError, ConfigError, StorageError
+from gptcli.errors import CheckpointError, StorageError
 from gptcli.interop import FileDtype, Format, gguf, hf, nanogpt
 from gptcli.interop.weights import Form, Source, unpad_vocab
 from gptcli.model import GPT
@@ -85,7 +85,7 @@ def export(
     form = target.check(trained, out)
     paths = [out] if form.beside is None else [form.beside, out]
     for path in reversed(paths):
-        _require_free(path, force, form.is_folder)
+        atomic.require_free(path, force, is_folder=form.is_folder)
     n_tokens = trained.tokenizer.vocab_size
     model = trained.model.config.model_copy(update={"vocab_size": n_tokens})
     weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
@@ -107,21 +107,6 @@ def export(
             )
         size = sum(_place(path) for path in paths)
     return Exported(str(out), to, form.family, n_parameters, size, difference, form.notes)
-
-
-def _require_free(out: Path, force: bool, is_folder: bool) -> None:
-    if out.name in ("", ".."):
-        raise ConfigError(f"OUT: '{out}' is not a valid name", "name a new folder or file")
-    with atomic.create_errors(out):
-        exists = out.exists()
-    if not is_folder and out.is_dir():
-        raise ConfigError(f"{out} is a folder; name the file to write in it")
-    if not exists or force or (is_folder and out.is_dir() and not any(out.iterdir())):
-        return
-    what = "is not empty" if out.is_dir() else "exists"
-    raise ConfigError(
-        f"{out} {what}", f"choose another path, or rename the old one to {out.name}~1 with --force"
-    )
 
 
 @contextlib.contextmanager
