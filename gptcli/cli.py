@@ -40,7 +40,7 @@ from gptcli.terminal import console
 _FILES = os.strerror(errno.EMFILE)
 _HELP = ["-h", "--help"]
 _EXAMPLES = """[bold]Examples[/bold]
-  gpt train -c quickstart                 [dim]a small GPT, in two minutes[/dim]
+  gpt train -c quickstart                 [dim]a small GPT, in two minutes on a CPU[/dim]
   gpt config init && gpt train -c run.yaml          [dim]a model of your own text[/dim]
   gpt generate "Once upon a time"                    [dim]sample from the newest run[/dim]
 """

@@ -52,6 +52,7 @@ PROMISED: dict[str, dict[str, Any]] = {
     "shakespeare-char": {"tokenizer.name": "char", "model.n_embd": 384, "train.max_steps": 5000},
     "overfit": {"data.val_fraction": 0},
     "quickstart": {"tokenizer.name": "bpe"},
+    "small-text": {"tokenizer.name": "bpe", "data.source": "input.txt"},
     "benchmark-char": {"tokenizer.name": "char", "model.block_size": 64},
 }  # fmt: skip
 for _size in ("small", "124m", "large"):

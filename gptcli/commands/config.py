@@ -40,32 +40,53 @@ _OURS = (b'"title": "gptcli configuration"', b"`gpt config schema --markdown")
 
 @app.command()
 def init(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Output file.")] = "run.yaml",
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE|SOURCE", help="Output file; with --minutes, the text."),
+    ] = None,
     from_: From = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="M", help="Fit the run to a text, this machine and M minutes."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="Output file.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Write a commented starter configuration."""
+    """Write a commented configuration, which --minutes fits to a text."""
     from gptcli.config.loader import find_config, load_config
-    from gptcli.config.render import EDITOR_LINE, SCHEMA_FILE, commented_file
+    from gptcli.config.render import EDITOR_LINE, SCHEMA_FILE, commented_file, explained_file
 
-    path = _path(file)
+    source = file if minutes is not None else None
+    if minutes is not None and (file is None or from_ is not None or minutes <= 0):
+        hint = "name a text and a time: gpt config init book.txt --minutes 10"
+        raise ConfigError("--minutes fits a run to a text", hint)
+    path = _path(out or (None if source else file) or "run.yaml")
     if path.is_dir():
-        raise ConfigError(f"{file} is a folder", "name a file, such as run.yaml")
+        raise ConfigError(f"{path} is a folder", "name a file, such as run.yaml")
     if path.exists() and not force:
-        raise ConfigError(f"{file} already exists", "choose another name, or add --force")
-    name = path.as_posix()
-    if from_ is None:
+        raise ConfigError(f"{path} already exists", "choose another name, or add --force")
+    name, facts = path.as_posix(), dict[str, Any]()
+    if source is not None and minutes is not None:
+        from gptcli.api.propose import propose
+
+        with console.bar("measuring for a few seconds"):
+            found = propose(source, minutes)
+        text = explained_file(name, found.summary, found.settings)
+        facts = {"settings": found.settings, "bits_per_byte": found.bits_per_byte}
+    elif from_ is None:
         text = commented_file(name)
     else:
-        source = find_config(from_)
-        load_config(str(source))  # a copy of what is wrong would be wrong
-        text = EDITOR_LINE + source.read_text(encoding="utf-8-sig").removeprefix(EDITOR_LINE)
+        example = find_config(from_)
+        load_config(str(example))  # a copy of what is wrong would be wrong
+        text = EDITOR_LINE + example.read_text(encoding="utf-8-sig").removeprefix(EDITOR_LINE)
     schema = path.with_name(SCHEMA_FILE)
     _write(schema, _schema_text())
     _write(path, text, force=True)
     if json_:
-        console.result_json({"file": name, "schema": schema.as_posix()})
+        console.result_json({"file": name, "schema": schema.as_posix(), **facts})
         return
     console.result(f"{name}: written, with {SCHEMA_FILE}, by which editors complete it")
     from gptcli.data.presets import PRESETS, is_local

@@ -66,6 +66,18 @@ def commented_file(file: str) -> str:
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
 
 
+def explained_file(file: str, head: Iterable[str], settings: Mapping[str, tuple[Any, str]]) -> str:
+    """Return a YAML file of settings, each with its reason, below lines that say what it is."""
+    lines = [EDITOR_LINE.rstrip(), *(line for text in head for line in _comment(text, ""))]
+    lines += [f"#   gpt train -c {file}", "#   gpt generate"]
+    for section in dict.fromkeys(key.rpartition(".")[0] for key in settings):
+        lines += [f"\n{section}:"]
+        for key, (value, reason) in settings.items():
+            if key.startswith(f"{section}."):
+                lines += [*_comment(reason, "  "), f"  {key.rpartition('.')[2]}: {to_yaml(value)}"]
+    return "\n".join(lines) + "\n"
+
+
 def about_example(path: Path) -> str:
     """Return the line that says what a shipped example is: its first comment."""
     lines = path.read_text(encoding="utf-8").removeprefix(EDITOR_LINE).splitlines()

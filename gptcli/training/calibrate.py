@@ -11,8 +11,8 @@ from gptcli.training.setup import Session
 from gptcli.training.spec import RunSpec, compiling_pays
 from gptcli.training.step import Stepper
 
-_SHARE, _MOST_SECONDS = 0.02, 4.0  # of the budget that is spent on timing steps
-_LEAST_STEPS = 4  # the first of which does not count: what is first used is slow once
+_SHARE, _MOST_SECONDS = 0.04, 4.0  # of the budget that is spent on timing steps
+_LEAST_STEPS, _SLOW_STEPS = 8, 3  # the first do not count: what is first used is slow once
 _SUSTAINED = 1.03  # what a step takes later, of what the first ones took, as measured
 _PATIENCE = 4  # times as long as planned, after which even a single step is not waited for
 
@@ -59,7 +59,7 @@ def seconds_per_step(
             spent = time.perf_counter() - began
             is_over = len(times) == s.spec.max_steps
             is_done = is_late or is_over or bool(s.world.all_reduce_max(spent > limit))
-    [total] = s.world.all_reduce_sum(statistics.median(times[1:] or times))
+    [total] = s.world.all_reduce_sum(statistics.median(times[_SLOW_STEPS:] or times[-1:]))
     return total / s.world.size
 
 
