@@ -82,11 +82,10 @@ def say_next(event: Stopped | Finished, resume_command: str, minutes: float | No
         console.message(f"resume with: {resume_command}")
         return
     if event.reason:
-        more = "-s train.stop_after=null"
-        console.message(f"to train on nevertheless: {resume_command} {more}")
+        console.message(f"to train further: {resume_command} -s train.stop_after=null")
     elif not event.spent:
-        more = f"--minutes {2 * minutes:g}" if minutes else f"-s train.max_steps={2 * event.step}"
-        console.message(f"all steps are done; to train longer: {resume_command} {more}")
+        longer = f"--minutes {2 * minutes:g}" if minutes else f"-s train.max_steps={2 * event.step}"
+        console.message(f"all steps are done; to train longer: {resume_command} {longer}")
     if event.summary.checkpoint:
         is_validated = event.summary.best_val_loss is not None
         first, *more = next_commands(event.summary.checkpoint, is_validated=is_validated)

@@ -97,7 +97,8 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
         seconds = seconds_per_step(stepper, trial, stopped)
         left = budget - clock.seconds
         n_steps = None if seconds is None else steps_within(session.spec, left, seconds)
-        return session.world.broadcast_object(lambda: n_steps)
+        agreed: int | None = session.world.broadcast_object(lambda: n_steps)
+        return agreed
 
     n_steps = fitting()
     if n_steps and spec.config.compile == "auto":

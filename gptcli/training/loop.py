@@ -22,7 +22,6 @@ from gptcli.evaluation import TokenSequence, evaluate
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
-from gptcli.training.calibrate import ready_stepper
 from gptcli.training.events import (
     Clock,
     EpochDone,
@@ -122,6 +121,8 @@ class Trainer:
         self.s = session
         self.stop = stop
         self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
+        from gptcli.training.calibrate import ready_stepper  # most of it is for a time budget
+
         self.stepper = ready_stepper(session, self.clock, stop.requested)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[Saved | None] | None = None
