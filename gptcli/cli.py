@@ -24,6 +24,7 @@ from gptcli.commands.generate import generate
 from gptcli.commands.plot import plot
 from gptcli.commands.prepare import prepare
 from gptcli.commands.report import report
+from gptcli.commands.sweep import sweep
 from gptcli.commands.train import train
 from gptcli.distributed import environment
 from gptcli.errors import (
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.command("prepare", rich_help_panel="Data")(prepare)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.command("train", rich_help_panel="Model")(train)
+app.command("sweep", rich_help_panel="Model")(sweep)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
 app.command("export", rich_help_panel="Model")(export)

@@ -41,6 +41,10 @@ class ConfigError(GptError):
     exit_code = 2
 
 
+class CombinationError(ConfigError):
+    """Settings that are each allowed do not fit together."""
+
+
 class DataError(GptError):
     """A source text, a shard or a manifest cannot be used."""
 
@@ -79,7 +83,10 @@ class MemoryLimitError(GptError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of Python, torch, C++ or the system means out of memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if (
+        isinstance(error, MemoryError | MemoryLimitError)
+        or type(error).__name__ == "OutOfMemoryError"
+    ):
         return True
     signs = (
         "out of memory",  # CUDA, MPS, NCCL

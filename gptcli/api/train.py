@@ -92,8 +92,12 @@ class Training:
         self._stop.request()
 
     def on_signals(self) -> AbstractContextManager[None]:
-        """Return a context in which Ctrl-C, SIGTERM and SIGUSR1 stop the run as `stop` does."""
-        return self._stop.on_signals()
+        """Return a context in which Ctrl-C, SIGTERM and SIGUSR1 stop the run as `stop` does.
+
+        Signals reach the main thread alone; in others nothing changes.
+        """
+        in_main = threading.current_thread() is threading.main_thread()
+        return self._stop.on_signals() if in_main else nullcontext()
 
     def close(self) -> None:
         """End at once, without saving."""
@@ -107,8 +111,7 @@ class Training:
             KeyboardInterrupt: Ctrl-C, or the notebook's stop button; the state is saved.
             SystemExit: SIGTERM or SIGUSR1; the state is saved.
         """
-        in_main = threading.current_thread() is threading.main_thread()
-        with self.on_signals() if in_main else nullcontext():
+        with self.on_signals():
             for _ in self:
                 pass
         if self.exit_code is not None:

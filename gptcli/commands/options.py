@@ -65,10 +65,10 @@ def load(
     return load_config(config, overrides or [], flags, base)
 
 
-def same_command(add: str, drop: str) -> str:
+def same_command(*add: str, drop: str = "") -> str:
     """Return this process's command line with one flag in place of another."""
-    words = [word for word in sys.argv[1:] if word not in (add, drop)]
-    return shlex.join(["gpt", *words, add])
+    words = [word for word in sys.argv[1:] if word not in (*add, drop)]
+    return shlex.join(["gpt", *words, *add])
 
 
 def text_setting(key: str, value: str) -> str:

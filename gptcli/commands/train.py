@@ -116,7 +116,7 @@ def _train(config: "Config", resume: bool, overwrite: bool, json_: bool) -> None
             console.result(summary_text(event))
         if isinstance(event, Stopped) or not json_:
             minutes = config.train.max_minutes
-            say_next(event, options.same_command("--resume", "--overwrite"), minutes)
+            say_next(event, options.same_command("--resume", drop="--overwrite"), minutes)
     if isinstance(event, Stopped):
         raise typer.Exit(run.exit_code or 0)
 

@@ -18,7 +18,7 @@ from gptcli.config.model import clipped
 from gptcli.config.reference import bound, choices, keys, section_of, sections, suggestion
 from gptcli.config.schema import Config
 from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
-from gptcli.errors import ConfigError
+from gptcli.errors import CombinationError, ConfigError
 
 _MAX_EXTENDS = 10
 _PYDANTIC_KINDS = {
@@ -231,7 +231,8 @@ def _validate(values: dict[str, Any], origins: _Origins) -> Config:
         others = len({_key(detail) for detail in details}) - 1
         if others:
             shown.hint = f"{others} more error{'s' * (others > 1)} after this one"
-        raise shown from None
+        kind = CombinationError if details[0]["type"] == "cross_check" else ConfigError
+        raise kind(shown.message, shown.hint) from None
 
 
 def _key(detail: ErrorDetails) -> Key:

@@ -6,8 +6,9 @@ with different tokenizers, and compressors, have in common.
 """
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -63,13 +64,14 @@ def spans_of_bytes(n_bytes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def student_t(confidence: float, freedom: int) -> float:
-    """Return the two-sided quantile of Student's t (Cornish-Fisher; Abramowitz, Stegun 26.7.5).
+    """Return the two-sided quantile of Student's t; not a number without a degree of freedom.
 
-    Below 3 degrees of freedom the series is too short, and the quantile not a number.
+    Exact for 1 and 2 of them, then by Cornish and Fisher's series (Abramowitz, Stegun 26.7.5).
     """
     if freedom < 3:
-        return math.nan
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+        exact = math.tan(math.pi * confidence / 2), math.sqrt(2 / (1 / confidence**2 - 1))
+        return exact[freedom - 1] if freedom > 0 else math.nan
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     terms = (
         z,
         (z**3 + z) / 4,
@@ -78,3 +80,11 @@ def student_t(confidence: float, freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
+
+
+def mean_and_margin(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half of its confidence interval, which a single value does not have."""
+    mean, n = math.fsum(values) / len(values), len(values)
+    if n < 2 or not math.isfinite(mean):
+        return mean, math.nan
+    return mean, student_t(CONFIDENCE, n - 1) * statistics.stdev(values) / math.sqrt(n)

@@ -55,15 +55,20 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
         StorageError: The file cannot be written.
         ModuleNotFoundError: There is no matplotlib.
     """
+    write_figure(lambda: _figure(runs, picture), file)
+
+
+def write_figure(draw: "Callable[[], Figure]", file: Path) -> None:
+    """Write what `draw` returns, in our style; raises what `draw_figure` does."""
     kind = require_ending(file, *FORMATS).removeprefix(".")
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports caches and fonts
     data = io.BytesIO()
-    style = Path(__file__).with_suffix(".mplstyle")
+    style = Path(__file__).with_name("figure.mplstyle")
     with matplotlib.rc_context(fname=style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have letters that the font lacks
-        _figure(runs, picture).savefig(data, format=kind, dpi=160, metadata=_UNDATED[kind])
+        draw().savefig(data, format=kind, dpi=160, metadata=_UNDATED[kind])
     with atomic.create_errors(file):
         atomic.write_bytes(file, data.getvalue())
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from gptcli.evaluation import Evaluation
-from gptcli.evaluation.compare import paired_difference, spans_of_bytes, student_t
+from gptcli.evaluation.compare import (
+    mean_and_margin,
+    paired_difference,
+    spans_of_bytes,
+    student_t,
+)
 from gptcli.evaluation.metrics import SpanSums
 
 
@@ -70,7 +75,14 @@ def test_spans_are_of_bytes_whatever_the_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"), [(4, 2.776), (9, 2.262), (30, 2.042), (255, 1.969)]
+    ("freedom", "quantile"),
+    [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (255, 1.969)],
 )
 def test_students_quantiles_are_those_of_the_tables(freedom: int, quantile: float) -> None:
     assert student_t(0.95, freedom) == pytest.approx(quantile, abs=0.002)
+
+
+def test_a_mean_has_an_interval_from_two_values_on() -> None:
+    mean, margin = mean_and_margin([1.0, 2.0, 3.0])
+    assert mean == 2.0 and margin == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert mean_and_margin([5.0])[0] == 5.0 and math.isnan(mean_and_margin([5.0])[1])
