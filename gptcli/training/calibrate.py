@@ -11,7 +11,7 @@ from gptcli.training.setup import Session
 from gptcli.training.spec import RunSpec, compiling_pays
 from gptcli.training.step import Stepper
 
-_SHARE, _MOST_SECONDS = 0.04, 4.0  # of the budget that is spent on timing steps
+_SHARE, _MOST_SECONDS = 0.08, 4.0  # of the budget that is spent on timing steps
 _LEAST_STEPS, _SLOW_STEPS = 8, 3  # the first do not count: what is first used is slow once
 _SUSTAINED = 1.03  # what a step takes later, of what the first ones took, as measured
 _PATIENCE = 4  # times as long as planned, after which even a single step is not waited for

@@ -55,7 +55,7 @@ def test_more_time_makes_a_larger_model_and_more_text_a_larger_vocabulary() -> N
 
 
 def test_a_small_text_that_is_read_often_gets_a_small_model_dropout_and_an_average() -> None:
-    small, large = values(about(100_000), 10), values(about(10**9), 10)
+    small, large = values(about(100_000), 20), values(about(10**9), 20)
     assert small["model.dropout"] == 0.2 and 0.9 < small["train.ema"] < 1
     assert large["model.dropout"] == 0 and large["train.ema"] is None
     assert small["model.n_layer"] < large["model.n_layer"]
