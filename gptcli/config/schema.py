@@ -143,7 +143,7 @@ class OptimConfig(Section):
     warmup_steps: NotNegativeInt = Field(default=0, examples=[100])
     """Linear warm-up steps."""
     weight_decay: NotNegative = Field(default=0.1, examples=[0.05])
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, on matrices only; each step takes lr * weight_decay of them."""
     beta1: Fraction = Field(default=0.9, examples=[0.95])
     """Decay rate of AdamW's gradient average."""
     beta2: Fraction = Field(default=0.95, examples=[0.99])

@@ -296,7 +296,9 @@ class GPT(nn.Module):
         else:
             rotation = rope_cache(positions, self.config)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = self.trunk(x, x, values, rotation, cache, recompute)
+        # A copy, for a compiler makes other code for two arguments that are one tensor.
+        x0 = x.clone() if self.config.x0_scalars else x
+        x = self.trunk(x, x0, values, rotation, cache, recompute)
         if cache is not None:
             cache.length += T
         return x

@@ -51,9 +51,10 @@ class Optimizer:
         self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices, device)]
         self._groups: dict[tuple[float, float], list[str]] = {}  # by rate and decay
         for name in others:
-            # Matrices decay, vectors (norms and biases) do not.
-            decay = config.weight_decay if self._parameters[name].dim() >= 2 else 0.0
             rate = _peak_lr(name, self._parameters[name], config) / config.lr
+            # Matrices decay, vectors (norms and biases) do not; all at the pace of lr, for rows of
+            # rare tokens would be gone before they come again.
+            decay = config.weight_decay / rate if self._parameters[name].dim() >= 2 else 0.0
             self._groups.setdefault((rate, decay), []).append(name)
         # Allocated here and not in the first step: what steps need and free then lies behind it.
         self._state = {name: self._fresh(name, name in inner) for name in self._parameters}

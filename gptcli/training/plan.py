@@ -310,12 +310,15 @@ def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: 
     """Return the floating-point operations of training on a token.
 
     6 N + 12 L H D T of Chowdhery et al. 2022 (PaLM), appendix B, for N parameters in products. Rows
-    that are only looked up are in none: positions, and an embedding that is not the head too. Two
+    that are only looked up are in none: positions, pairs, and embeddings that are not the head. Two
     of the six operations are the parameter's gradient, which frozen ones lack.
     """
     looked_up = config.block_size * config.n_embd if config.position == "learned" else 0
     if not config.tie_embeddings:
         looked_up += (config.vocab_size or 0) * config.n_embd
+    kv_width = (config.n_kv_head or config.n_head) * config.head_size
+    looked_up += config.bigram_rows * config.n_embd
+    looked_up += config.n_value_embd * (config.vocab_size or 0) * kv_width
     in_products = n_params - looked_up
     attention = 12 * config.n_layer * config.n_head * config.head_size * seq_len
     return 6 * in_products - 2 * min(n_frozen, in_products) + attention

@@ -18,6 +18,11 @@ from support.processes import Start
 
 from .test_training import MODERN, end_of, finish, gap
 
+EXTRAS = (
+    "model.bigram_rows=97", "model.n_value_embd=1", "model.x0_scalars=true",
+    "model.key_offset=true",
+    "optim.embed_lr=1e-2",
+)  # fmt: skip
 SHARDS = (*MODERN, "train.parallel=fsdp")
 
 
@@ -51,8 +56,8 @@ def test_compiled_blocks_compute_what_others_do(
     # Traced, split and differentiated as ever; only C++ is not generated, which takes minutes here.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     option = f"train.activation_checkpointing={checkpointing}"
-    how = (*MODERN, f"train.parallel={kind}", option, "train.max_steps=4", "train.eval_every=2",
-           "train.sample_every=2")  # fmt: skip
+    how = (*MODERN, *EXTRAS, f"train.parallel={kind}", option, "train.max_steps=4",
+           "train.eval_every=2", "train.sample_every=2")  # fmt: skip
     eager, compiled = tiny(*how, name="eager"), tiny(*how, "compile=true", name="compiled")
     said: list[Started] = []
 
@@ -71,7 +76,7 @@ def test_compiled_blocks_compute_what_others_do(
 def test_muon_divided_among_the_ranks_ends_where_one_process_does(
     tiny: Callable[..., Config], start: Start, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = (*MODERN, "optim.name=muon", "train.max_steps=4", f"train.parallel={kind}")
+    how = (*MODERN, *EXTRAS, "optim.name=muon", "train.max_steps=4", f"train.parallel={kind}")
     alone, divided = tiny(*how, name="alone"), tiny(*how, name="divided")
     finish(alone)
     monkeypatch.setattr(muon, "_SHARED", 0)

@@ -1,5 +1,7 @@
 """Cheap capacity: causal, the same however it is computed, and off unless it is asked for."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from gptcli.generation import Decoding
 from gptcli.generation.decode import StepGraph
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows, offset_keys
+from gptcli.training.parallel import quiet_compiler
 
 KEYS: dict[str, dict[str, object]] = {
     "x0_scalars": {"x0_scalars": True},
@@ -132,6 +135,35 @@ def test_everything_learns_also_when_it_is_recomputed(recompute: bool) -> None:
     model(tokens, tokens.roll(-1, 1), recompute=recompute).loss.backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
+
+
+@pytest.mark.parametrize("way", ["blocks", "trunk"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_it_learns_the_same(
+    way: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced, split and differentiated; only C++ is not generated, which takes minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    tokens = tokens_of(2, 16)
+
+    def gradients(compiled: bool) -> dict[str, torch.Tensor]:
+        torch._dynamo.reset()
+        model = make(**ALL).train()
+        runs = model
+        if compiled and way == "blocks":  # as FSDP has them
+            model.compile_blocks()
+        elif compiled:  # as DDP has it
+            runs = model.compiled(2)
+        for _ in range(2):
+            model.zero_grad()
+            with quiet_compiler():
+                runs(tokens, tokens.roll(-1, 1), recompute=recompute).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected, found = gradients(False), gradients(True)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-4), name
 
 
 def test_pairs_are_hashed_evenly_and_by_order() -> None:

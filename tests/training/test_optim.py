@@ -75,6 +75,14 @@ def test_each_kind_of_parameter_has_its_rate(name: str) -> None:
             assert float(change) == pytest.approx(rate / 2, rel=1e-4), parameter_name
 
 
+def test_a_rate_does_not_change_how_much_decays() -> None:
+    model = make_model()  # its gradients are zero
+    before = model.wte.weight.detach().clone()
+    config = OptimConfig(lr=0.1, embed_lr=0.8, weight_decay=0.5)
+    Optimizer(model, config, torch.device("cpu")).step(0.1)
+    assert torch.allclose(model.wte.weight, before * 0.95)
+
+
 def test_equal_rates_change_no_bit() -> None:
     models = [make_model(), make_model()]
     rates = {"embed_lr": 6e-4, "scalar_lr": 6e-4}

@@ -28,6 +28,11 @@ from gptcli.training.plan import (
 from gptcli.training.weights import freeze
 from support.runs import Tiny
 
+EXTRAS = (
+    "model.bigram_rows=97", "model.n_value_embd=2", "model.x0_scalars=true",
+    "model.key_offset=true",
+    "model.tie_embeddings=false",
+)  # fmt: skip
 OLD_KEYS = {
     "run_dir", "data_dir", "init_from", "revision", "parameters", "trained_parameters",
     "train_tokens", "val_tokens", "tokens_per_step", "grad_accum_steps", "max_steps", "epochs",
@@ -285,7 +290,8 @@ def test_the_plan_is_said_before_anything_is_timed(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [(), ("optim.name=muon",), ("train.freeze=[wte, h.1]",), ("model.mlp=swiglu",)]
+    "variant",
+    [(), ("optim.name=muon",), ("train.freeze=[wte, h.1]",), ("model.mlp=swiglu",), EXTRAS],
 )
 def test_what_is_counted_of_one_block_is_that_of_all(tiny: Tiny, variant: tuple[str, ...]) -> None:
     config = tiny("model.n_layer=5", *variant)
@@ -298,6 +304,18 @@ def test_what_is_counted_of_one_block_is_that_of_all(tiny: Tiny, variant: tuple[
     assert size.parameters == model.n_params()
     assert size.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert size.optimizer_bytes == sum(state.values())
+
+
+def test_what_is_only_looked_up_takes_no_operations(tiny: Tiny) -> None:
+    plain = tiny("model.vocab_size=257", "model.tie_embeddings=false")
+    extended = tiny("model.vocab_size=257", *EXTRAS)
+    more = model_size(extended).parameters - model_size(plain).parameters
+    assert more == 97 * 32 + 2 * 257 * 32 + 2
+    per_token = [
+        flops_per_token(config.model, model_size(config).parameters, 0, 16)
+        for config in (plain, extended)
+    ]
+    assert per_token[1] - per_token[0] == 6 * 2  # a scalar for each block
 
 
 def test_a_large_block_is_looked_at_without_its_weights(tiny: Tiny) -> None:

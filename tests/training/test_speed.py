@@ -19,6 +19,10 @@ EVERY_OPTION = (
     "compile=true", "dtype=bfloat16", "optim.name=muon", "optim.momentum=0.9", "model.norm=rmsnorm",
     "model.position=rope", "model.mlp=relu2", "model.qk_norm=true", "model.tie_embeddings=false",
     "model.zero_init=true", "model.bias=false", "model.dropout=0.1", "optim.schedule=wsd",
+    "model.bigram_rows=97", "model.n_value_embd=1", "model.x0_scalars=true",
+    "model.key_offset=true",
+    "model.zero_init_head=true", "optim.embed_lr=1e-2", "optim.head_lr=1e-3",
+    "optim.scalar_lr=2e-3",
     "train.activation_checkpointing=true", "train.micro_batch_size=2", "train.tokens_per_step=96",
     "train.max_steps=6", "train.eval_every=3", "train.log_every=1",
 )  # fmt: skip
