@@ -1,10 +1,15 @@
-"""What each choice of the recipe is worth: benchmark-char with one choice undone at a time.
+"""What each choice of a recipe is worth: the example with one choice undone at a time.
 
-    python benchmarks/ablations.py [--text FILE] [--seeds 3]
+    python benchmarks/ablations.py [--example quickstart] [--text FILE] [--minutes 2] [--seeds 5]
+                                   [--only WORD]... [--out FOLDER]
     python benchmarks/ablations.py --small-text MINUTES [--text FILE] [--seeds 3]
 
-Losses are means over seeds, on all of the validation text, after the same number of steps. With
-`--small-text`, the example of that name is changed, and each run takes the same time.
+Equal wall clock: every run settles its own steps for the same minutes (`train.max_minutes`), on an
+otherwise idle machine. Losses are bits per byte of all of the validation text, static. The change
+is paired by seed; its interval is Student's, of 95%. With --out, finished runs are kept and not
+repeated, so that a stopped table continues.
+
+With `--small-text`, the example of that name is changed.
 """
 
 import argparse
@@ -14,27 +19,63 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import GPT, Report, loss_of, prepared, run, stdlib_text
+from common import GPT, Report, run, stdlib_text
 
 from gptcli.data.shards import read_manifest
 
+# Student's t of 95%, two-sided, by degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
 CHANGES = {
-    "as it is": [],
-    "AdamW for the matrices too, at 0.003": ["optim.name=adamw", "optim.momentum=0.95",
-                                             "optim.lr=3e-3"],
-    "momentum 0.95": ["optim.momentum=0.95"],
-    "cosine instead of linear": ["optim.schedule=cosine"],
-    "wsd instead of linear": ["optim.schedule=wsd"],
-    "GELU instead of squared ReLU": ["model.mlp=gelu"],
-    "SwiGLU instead of squared ReLU": ["model.mlp=swiglu"],
-    "learned positions": ["model.position=learned"],
-    "no QK norm": ["model.qk_norm=false"],
-    "rmsnorm instead of layernorm": ["model.norm=rmsnorm"],
-    "tied head": ["model.tie_embeddings=true"],
-    "projections not from zero": ["model.zero_init=false"],
-    "4 blocks of 128 instead of 2 of 176": ["model.n_layer=4", "model.n_embd=128",
-                                            "model.n_inner=480"],
-    "float32": ["dtype=float32"],
+    "quickstart": {
+        "as it is": [],
+        "one rate for all": ["optim.embed_lr=null", "optim.head_lr=null"],
+        "embeddings at half the rate": ["optim.embed_lr=0.1"],
+        "embeddings at twice the rate": ["optim.embed_lr=0.4"],
+        "no pairs": ["model.bigram_rows=0"],
+        "half as many rows of pairs": ["model.bigram_rows=8192"],
+        "four times the rows of pairs": ["model.bigram_rows=65536"],
+        "no value embeddings": ["model.n_value_embd=0"],
+        "value embeddings in all blocks": ["model.n_value_embd=4"],
+        "no offset keys": ["model.key_offset=false"],
+        "embedding only at the bottom": ["model.x0_scalars=false"],
+        "none of these": ["model.bigram_rows=0", "model.n_value_embd=0", "model.key_offset=false",
+                          "model.x0_scalars=false"],
+        "none, and one rate (before)": [
+            "model.bigram_rows=0", "model.n_value_embd=0", "model.key_offset=false",
+            "model.x0_scalars=false", "optim.embed_lr=null", "optim.head_lr=null",
+            "model.zero_init_head=false", "model.block_size=256", "train.micro_batch_size=8"],
+        "head not from zero": ["model.zero_init_head=false"],
+        "first weights by width": ["model.init_std=width"],
+        "context of 256": ["model.block_size=256", "train.micro_batch_size=8"],
+        "half the batch": ["train.micro_batch_size=2"],
+        "twice the batch": ["train.micro_batch_size=8"],
+        "3 blocks": ["model.n_layer=3"],
+        "width 320, 5 heads": ["model.n_embd=320", "model.n_head=5"],
+        "SwiGLU": ["model.mlp=swiglu"],
+        "lr 0.008": ["optim.lr=8e-3"],
+        "lr 0.003": ["optim.lr=3e-3"],
+    },
+    "benchmark-char": {
+        "as it is": [],
+        "AdamW for the matrices too, at 0.003": ["optim.name=adamw", "optim.momentum=0.95",
+                                                 "optim.lr=3e-3"],
+        "momentum 0.95": ["optim.momentum=0.95"],
+        "cosine instead of linear": ["optim.schedule=cosine"],
+        "wsd instead of linear": ["optim.schedule=wsd"],
+        "GELU instead of squared ReLU": ["model.mlp=gelu"],
+        "SwiGLU instead of squared ReLU": ["model.mlp=swiglu"],
+        "learned positions": ["model.position=learned"],
+        "no QK norm": ["model.qk_norm=false"],
+        "rmsnorm instead of layernorm": ["model.norm=rmsnorm"],
+        "projections not from zero": ["model.zero_init=false"],
+        "one rate for all": ["optim.embed_lr=null", "optim.head_lr=null"],
+        "no pairs": ["model.bigram_rows=0"],
+        "no value embeddings": ["model.n_value_embd=0"],
+        "no offset keys": ["model.key_offset=false"],
+        "embedding only at the bottom": ["model.x0_scalars=false"],
+        "float32": ["dtype=float32"],
+    },
 }  # fmt: skip
 
 SMALL_TEXT = {
@@ -83,33 +124,78 @@ def small_text(minutes: float, text: Path | None, seeds: int) -> None:
 def main() -> None:
     """Train every variant with every seed and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--example", choices=CHANGES, default="quickstart")
+    parser.add_argument("--text", type=Path, help="another text than the standard library")
+    parser.add_argument("--minutes", type=float, help="wall clock of each run; default: its steps")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", action="append", default=[], help="words of the changes to run")
+    parser.add_argument("--out", type=Path, help="keep what is finished here")
     parser.add_argument("--small-text", type=float, metavar="MINUTES")
     options = parser.parse_args()
     if options.small_text:
         small_text(options.small_text, options.text, options.seeds)
         return
     what = options.text.name if options.text else "the standard library"
-    report = Report(f"Ablations of benchmark-char, on {what}")
+    length = f", {options.minutes:g} minutes each" if options.minutes else ""
+    report = Report(f"Ablations of {options.example}, on {what}{length}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = prepared(folder, options.text, "char")
-        base = 0.0
-        for label, changes in CHANGES.items():
-            losses, times = [], []
-            for seed in range(1, options.seeds + 1):
-                run_dir = folder / f"{label}-{seed}".replace(" ", "-")
-                sets = [f"data.dir={data}", f"seed={seed}", f"run_dir={run_dir}", *changes]
-                done = run([*GPT, "train", "-c", "benchmark-char",
-                            *(word for one in sets for word in ("-s", one))], folder)  # fmt: skip
-                losses.append(loss_of(run_dir / "last.pt", data))
-                times.append(done.seconds)
-            loss = statistics.mean(losses)
-            base = base or loss
-            report.line(f"{label:<38} loss {loss:.4f}  {loss - base:+.4f}"
-                        f"   {statistics.median(times):5.1f} s")  # fmt: skip
+        folder = options.out.absolute() if options.out else Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = _prepared(folder, options.example, options.text)
+        common = [f"data.dir={data}"]
+        if options.minutes:
+            common += [f"train.max_minutes={options.minutes}", "train.max_steps=null"]
+        if options.text:  # whose tokens are not those of the library's prompt
+            common += ["data.source=null", "generate.prompt=null"]
+        base: list[float] = []
+        for label, changes in CHANGES[options.example].items():
+            if base and options.only and not any(word in label for word in options.only):
+                continue
+            done = [
+                _measured(folder / f"{label}-{seed}".replace(" ", "-"), options.example,
+                          [*common, f"seed={seed}", *changes])
+                for seed in range(1, options.seeds + 1)
+            ]  # fmt: skip
+            found = [bits for bits, _ in done]
+            base = base or found
+            steps = statistics.median(n for _, n in done)
+            report.line(f"{label:<38} {statistics.mean(found):.4f} bits per byte"
+                        f"  {_change(found, base):<22} {steps:5.0f} steps")  # fmt: skip
     report.save()
+
+
+def _prepared(folder: Path, example: str, text: Path | None) -> Path:
+    """Prepare the example's source, or another text with its tokenizer; return the shards."""
+    data = folder / "data"
+    source = ["-s", f"data.source={text.absolute()}"] if text else []
+    run([*GPT, "prepare", "-c", example, *source, "--out", str(data)], folder)
+    return data
+
+
+def _measured(run_dir: Path, example: str, sets: list[str]) -> tuple[float, int]:
+    """Train and score a run unless that is done; return its bits per byte and its steps."""
+    kept = run_dir.parent / f"{run_dir.name}.json"
+    if not kept.exists():
+        words = [word for one in [*sets, f"run_dir={run_dir}"] for word in ("-s", one)]
+        run([*GPT, "train", "-c", example, *words, "--overwrite", "--json"], run_dir.parent)
+        scored = run([*GPT, "eval", "--checkpoint", str(run_dir / "last.pt"),
+                      "--data", str(run_dir.parent / "data"), "--json"],
+                     run_dir.parent).output  # fmt: skip
+        kept.write_text(scored[scored.index("{") :])
+    found = json.JSONDecoder().raw_decode(kept.read_text())[0]
+    return found["bits_per_byte"], found["step"]
+
+
+def _change(found: list[float], base: list[float]) -> str:
+    """Return the mean change from the base over paired seeds, and its interval."""
+    if found is base:
+        return ""
+    gaps = [one - other for one, other in zip(found, base, strict=True)]
+    mean = statistics.mean(gaps)
+    if len(gaps) < 2:
+        return f"{mean:+.4f}"
+    half = _T[min(len(gaps) - 2, len(_T) - 1)] * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return f"{mean:+.4f} +- {half:.4f}" + ("" if abs(mean) > half else " ?")
 
 
 if __name__ == "__main__":

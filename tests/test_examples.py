@@ -51,7 +51,8 @@ PROMISED: dict[str, dict[str, Any]] = {
     "modern-124m": {"model.position": "rope", "optim.name": "muon"},
     "shakespeare-char": {"tokenizer.name": "char", "model.n_embd": 384, "train.max_steps": 5000},
     "overfit": {"data.val_fraction": 0},
-    "quickstart": {"tokenizer.name": "bpe"},
+    "quickstart": {"tokenizer.name": "bpe", "train.max_minutes": 2},
+    "stdlib-10min": {"tokenizer.name": "bpe", "train.max_minutes": 10},
     "small-text": {"tokenizer.name": "bpe", "data.source": "input.txt"},
     "benchmark-char": {"tokenizer.name": "char", "model.block_size": 64},
 }  # fmt: skip
@@ -186,7 +187,7 @@ def test_lists_and_completions_know_the_examples_and_no_recipe(gpt: Any) -> None
     assert all(f"\n{name} " in listed for name in NAMES)
     presets = gpt("prepare", "--list", "--json").json
     assert presets["wikipedia"]["examples"] == ["wikipedia"]
-    assert presets["stdlib"]["examples"] == ["benchmark-char", "quickstart"]
+    assert presets["stdlib"]["examples"] == ["benchmark-char", "quickstart", "stdlib-10min"]
     assert "kubernetes" not in NAMES and "kubernetes" not in listed
 
 
