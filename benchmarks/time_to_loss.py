@@ -52,7 +52,7 @@ def main() -> None:
             loss = loss_of(run_dir / "last.pt", data)
             ours.append((done.seconds, loss))
             report.line(
-                f"gpt train, 280 steps, seed {seed}   {done.seconds:6.1f} s   loss {loss:.4f}"
+                f"gpt train, seed {seed}              {done.seconds:6.1f} s   loss {loss:.4f}"
             )
     median = statistics.median(seconds for seconds, _ in ours)
     if not theirs:
