@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ import torch
 from gptcli.config.schema import Config
 from gptcli.errors import ConfigError
 
+_SHORT_SHARE = 0.2  # of the machine's memory: with less left, what is freed goes back at once
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -62,12 +64,30 @@ def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
         torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler
     if device.type == "cpu":
         tune_malloc()
+        if resolved.threads != "auto":
+            torch.set_num_threads(resolved.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if trains and not deterministic else "highest")
         # Deterministic mode would fill each buffer with NaN first; ours are all written.
         cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     dtype: torch.dtype = getattr(torch, resolved.dtype)
     return Runtime(device, dtype, resolved.compile is True, deterministic)
+
+
+def default_threads() -> int:
+    """Return how many threads compute if nothing says otherwise: OMP_NUM_THREADS, or the cores."""
+    return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def restored_threads() -> Iterator[None]:
+    """Compute after the block with as many threads as before it."""
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != n_threads:
+            torch.set_num_threads(n_threads)
 
 
 def tune_malloc() -> None:
@@ -81,8 +101,14 @@ def tune_malloc() -> None:
     _glibc("mallopt", _M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def memory_is_short() -> bool:
+    """Return whether others may soon need memory that this process has freed and kept."""
+    free, total = available_memory(torch.device("cpu")), machine_memory()
+    return free is not None and total is not None and free < total * _SHORT_SHARE
+
+
 def trim_malloc() -> None:
-    """Give freed memory back after all: for large models, whose steps would add hole to hole."""
+    """Give freed memory back after all, which costs a large model a tenth of its step."""
     _glibc("malloc_trim", 0)
 
 

@@ -26,6 +26,7 @@ Indices = npt.NDArray[np.uint64]
 Batch = tuple[Tensor, Tensor]
 
 _ROUNDS = 8
+_TOGETHER = 4096  # positions permuted at a time: as many take little longer than a few
 
 
 def permuted(indices: Indices, n: int, *key: int | str) -> Indices:
@@ -61,6 +62,7 @@ class TokenLoader:
         self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
         self._windows_per_step, self._seed = windows_per_step, seed
         require_window(tokens, seq_len, "train")
+        self._block = -1, np.empty(0, dtype=np.int64)
         self._n_offsets = min(stride, len(tokens) - seq_len)  # a tiny split has no room for all
         self.n_windows = training_windows(len(tokens), seq_len, stride)
 
@@ -74,12 +76,21 @@ class TokenLoader:
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:
         """Return the first token of each window of a step, (windows_per_step,)."""
-        first = step * self._windows_per_step
-        starts = np.empty(self._windows_per_step, dtype=np.int64)
+        n = self._windows_per_step
+        block, place = divmod(step, max(1, _TOGETHER // n))
+        known, starts = self._block
+        if known != block:
+            n_steps = max(1, _TOGETHER // n)
+            starts = self._starts(block * n_steps * n, n_steps * n)
+            self._block = block, starts
+        return starts[place * n : (place + 1) * n]
+
+    def _starts(self, first: int, n_positions: int) -> npt.NDArray[np.int64]:
+        starts = np.empty(n_positions, dtype=np.int64)
         slot = 0
-        while slot < self._windows_per_step:
+        while slot < n_positions:
             epoch, index = divmod(first + slot, self.n_windows)
-            count = min(self._windows_per_step - slot, self.n_windows - index)
+            count = min(n_positions - slot, self.n_windows - index)
             indices = np.arange(index, index + count, dtype=np.uint64)
             windows = permuted(indices, self.n_windows, "windows", self._seed, epoch)
             offset = derive_seed("offset", self._seed, epoch) % self._n_offsets

@@ -133,10 +133,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
     """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32."""
+    if grad.dtype == torch.float32:
+        total.addmm_(grad.T, rows)  # adds as it multiplies: no product is written and read again
+        return
     if grad.device.type not in _PLAIN:
-        if grad.dtype == torch.float32:
-            total.addmm_(grad.T, rows)
-        elif _addmm_adds_to_float32(grad.dtype, grad.device):
+        if _addmm_adds_to_float32(grad.dtype, grad.device):
             torch.addmm(total, grad.T, rows, out_dtype=torch.float32, out=total)
         else:
             total += torch.mm(grad.T, rows, out_dtype=torch.float32)

@@ -1,17 +1,26 @@
-"""How long a run's steps take on this machine, and how many of them fit in its time budget."""
+"""How long a run's steps take on this machine, and what follows: threads, compiling, a time budget.
 
+What is settled is stored with the run, for the bits depend on it.
+"""
+
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from gptcli.device import synchronize
+import torch
+
+from gptcli.device import default_threads, synchronize
+from gptcli.formatting import plural
 from gptcli.training.events import Clock
 from gptcli.training.setup import Session
 from gptcli.training.spec import RunSpec, compiling_pays
 from gptcli.training.step import Stepper
 
 _SHARE, _MOST_SECONDS = 0.08, 4.0  # of the budget that is spent on timing steps
+_SHORT_TRIAL, _THREAD_LAPS = 0.2, 3  # seconds for each number of threads, and how often
+_MARGIN, _HOPELESS = 1.05, 1.5  # factor to win by, and of the best beyond which none is timed again
 _LEAST_STEPS, _SLOW_STEPS = 8, 3  # the first do not count: what is first used is slow once
 _SUSTAINED = 1.03  # what a step takes later, of what the first ones took, as measured
 _PATIENCE = 4  # times as long as planned, after which even a single step is not waited for
@@ -79,40 +88,89 @@ def steps_within(spec: RunSpec, seconds: float, step_seconds: float) -> int:
 
 
 def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -> Stepper:
-    """Return what does the steps of a run, after its time budget has settled how many they are.
+    """Return what does the steps of a run, after what its steps' time decides is settled.
 
-    Steps are timed as they will be done. Where nothing says so, whether the model is compiled is
-    decided by a first, uncompiled timing. A stop leaves the run unsettled.
+    That is its threads and whether it is compiled, where they are `auto`, and the number of steps
+    of a time budget. Steps are timed as they will be done. A stop leaves the run unsettled.
     """
-    spec, began = session.spec, clock.seconds
-    stepper = Stepper(session)
-    clock.add("compiling", stepper.compile_seconds)
-    if spec.budget is None:
-        session.state.minutes = spec.config.train.max_minutes
-        return stepper
-    budget, known = 60 * spec.budget, stepper.compile_seconds
-    trial = min(_MOST_SECONDS, _SHARE * budget)
+    began, stepper = clock.seconds, Stepper(session)
+    compiling = stepper.compile_seconds
+    clock.add("compiling", compiling)
+    spec = session.spec
+    state, budget = session.state, None if spec.budget is None else 60 * spec.budget
+    trial = _SHORT_TRIAL if budget is None else min(_MOST_SECONDS, _SHARE * budget)
 
-    def fitting() -> int | None:
-        seconds = seconds_per_step(stepper, trial, stopped)
+    def n_fitting(seconds: float | None) -> int | None:
+        if budget is None or seconds is None:
+            return None
         left = budget - clock.seconds
-        n_steps = None if seconds is None else steps_within(session.spec, left, seconds)
+        n_steps = steps_within(session.spec, left, seconds)
         agreed: int | None = session.world.broadcast_object(lambda: n_steps)
         return agreed
 
-    n_steps = fitting()
-    if n_steps and spec.config.compile == "auto":
-        session.spec = spec.with_compile(compiling_pays(spec.config, n_steps))
-        if session.config.compile:
-            session.compute = replace(session.compute, compile=True)
-            stepper.feed.close()
-            stepper = Stepper(session)
-            clock.add("compiling", stepper.compile_seconds)
-            known += stepper.compile_seconds
-            n_steps = fitting()
-    if n_steps:
-        session.state.minutes = spec.budget
+    seconds = None
+    if spec.config.threads == "auto":
+        settle_threads(stepper, stopped)
+    if budget is not None or spec.config.compile == "auto":
+        seconds = seconds_per_step(stepper, trial, stopped)
+    n_steps = n_fitting(seconds)
+    if seconds is not None and spec.config.compile == "auto":
+        pays = compiling_pays(spec.config, n_steps or spec.max_steps)
+        session.spec = session.spec.with_compile(pays)
+        if pays:
+            stepper, seconds = _faster(stepper, seconds, trial, clock, stopped)
+            compiling += stepper.compile_seconds
+            n_steps = n_fitting(seconds)
+    if budget is None:
+        state.minutes = spec.config.train.max_minutes
+    elif n_steps:
+        state.minutes = spec.budget
         session.spec = session.spec.lasting(n_steps)
         session.notes.append(f"{n_steps:,} steps fit in train.max_minutes = {spec.budget:g} here")
-    clock.add("measuring", clock.seconds - began - known)
+    clock.add("measuring", clock.seconds - began - compiling)
     return stepper
+
+
+def settle_threads(stepper: Stepper, stopped: Callable[[], bool]) -> None:
+    """Compute with as many threads as are fastest now, and settle the run on them.
+
+    A small network may be faster on one: its products end sooner than threads meet. Fewer are also
+    what leaves another program its core.
+    """
+    session, most = stepper.s, default_threads()
+    counts = [most >> halvings for halvings in range(most.bit_length())]  # most, ..., 2, 1
+    best = dict.fromkeys(counts, math.inf)
+    for _ in range(_THREAD_LAPS if len(counts) > 1 else 0):
+        slowest = _HOPELESS * min(best.values())
+        for count in (count for count in counts if best[count] <= slowest):
+            torch.set_num_threads(count)
+            seconds = seconds_per_step(stepper, _SHORT_TRIAL, stopped)
+            if seconds is None:
+                torch.set_num_threads(most)
+                return
+            best[count] = min(best[count], seconds)
+    # All of them keep their place in a close race, so that noise does not decide it.
+    fastest = min(counts, key=lambda count: best[count] * (1 if count == most else _MARGIN))
+    torch.set_num_threads(fastest)
+    session.spec = session.spec.with_threads(fastest)
+    if fastest < most:
+        session.notes.append(f"{plural(fastest, 'thread')} of {most}: faster for this model here")
+
+
+def _faster(
+    eager: Stepper, seconds: float, trial: float, clock: Clock, stopped: Callable[[], bool]
+) -> tuple[Stepper, float | None]:
+    """Return the stepper compiled, or as it was if that is faster, and what a step takes."""
+    session, spec, compute = eager.s, eager.s.spec, eager.s.compute
+    session.compute = replace(compute, compile=True)
+    compiled = Stepper(session)
+    clock.add("compiling", compiled.compile_seconds)
+    if session.config.compile:  # it may have failed
+        taken = seconds_per_step(compiled, trial, stopped)
+        if taken is None or taken < seconds:
+            eager.feed.close()
+            return compiled, taken
+        session.notes.append("not compiled: eager steps are as fast here")
+    compiled.feed.close()
+    session.spec, session.compute = spec.without_compile(), compute
+    return eager, seconds

@@ -15,7 +15,7 @@ from gptcli import atomic
 from gptcli.checkpoint import Checkpoint
 from gptcli.config.schema import Config
 from gptcli.config.windows import MOST_EVAL_TOKENS
-from gptcli.device import memory_bytes
+from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
 from gptcli.evaluation import TokenSequence, evaluate
@@ -72,6 +72,7 @@ def train(
     stop = stop or StopRequest()
     with contextlib.ExitStack() as stack:
         stack.enter_context(report_to_torchrun())
+        stack.enter_context(restored_threads())
         world = stack.enter_context(process_group(config.device))
         stack.enter_context(propagate_to_peers(world))
         resume = resume or world.restarts > 0  # torchrun repeats the command as it was

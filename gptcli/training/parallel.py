@@ -157,10 +157,12 @@ def is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-@torch.no_grad()
 def to_local(tensor: Tensor) -> Tensor:
     """Return the local shard of a tensor, in the same memory."""
-    return cast(Any, tensor).to_local() if is_dtensor(tensor) else tensor
+    if not is_dtensor(tensor):  # asked of every parameter, several times a step
+        return tensor
+    with torch.no_grad():
+        return cast(Tensor, cast(Any, tensor).to_local())
 
 
 def as_dtensor(shard: Tensor, parameter: Tensor) -> Tensor:

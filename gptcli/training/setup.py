@@ -306,7 +306,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
+            "threads": None if config.threads == "auto" else config.threads,
             "parameters": spec.size.parameters,
             "origin": start.state.origin,
             "data": data_facts(spec),
@@ -327,4 +327,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
 
 def _machine_facts(config: Config, world: World) -> dict[str, Any]:
     """Return what the bits depend on besides the configuration."""
-    return {**machine_facts(torch.device(config.device)), "processes": world.size}
+    facts = machine_facts(torch.device(config.device))
+    if "threads" in facts and config.threads != "auto":
+        facts["threads"] = config.threads  # those that it computes with, or is about to
+    return {**facts, "processes": world.size}

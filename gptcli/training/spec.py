@@ -17,7 +17,7 @@ from gptcli.config.schema import Config
 from gptcli.data.loader import require_window
 from gptcli.data.presets import PRESETS, data_dir, is_local
 from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, read_tokenizer
-from gptcli.device import available_devices, resolve_auto
+from gptcli.device import available_devices, default_threads, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation import encode_prompt
 from gptcli.tokenizers import Tokenizer, make_tokenizer
@@ -42,6 +42,7 @@ _SAVED_SECONDS = 25e-9
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
 _SHORT_RUN = 60 * 4e14  # operations that a large GPU does in the minute that compiling takes there
 _COMPILE_MINUTES = 3.0  # time budget from which that minute is worth it
+_TUNED_STEPS, _TUNED_PARAMETERS = 1000, 50_000_000  # of runs that steps are timed for, on a CPU
 _MOST_STEPS = 10**8 - 1  # that the name of a checkpoint has digits for
 
 
@@ -113,12 +114,13 @@ class RunSpec:
         """Return the run with the model compiled or not."""
         return replace(self, config=self.config.model_copy(update={"compile": value}))
 
+    def with_threads(self, n_threads: int) -> "RunSpec":
+        """Return the run with its number of threads."""
+        return replace(self, config=self.config.model_copy(update={"threads": n_threads}))
+
     def lasting(self, max_steps: int) -> "RunSpec":
         """Return the run with its number of steps, which its time budget allows."""
         config = with_train(self.config, max_steps=max_steps)
-        if config.compile == "auto":
-            pays = compiling_pays(config, max_steps)
-            config = config.model_copy(update={"compile": pays})
         return replace(self, config=config, max_steps=max_steps, budget=None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,12 +166,16 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     n_windows = windows.training_windows(len(train_tokens), config.seq_len, config.stride)
     config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, n_windows)
-    # The bits differ, so a run keeps to it from here on. With a budget, timed steps may decide it.
-    is_timed_first = budget is not None and config.device == "cpu" and n_processes == 1
-    if config.compile == "auto" and not is_timed_first:
+    size = model_size(config)
+    # The bits depend on these, so a run keeps to them. On a CPU, timed steps decide if they can.
+    is_timed = config.device == "cpu" and n_processes == 1 and checkpoint is None
+    is_tuned = is_timed and max_steps >= _TUNED_STEPS and size.parameters < _TUNED_PARAMETERS
+    if config.compile == "auto" and not (is_tuned or (is_timed and budget is not None)):
         pays = compiling_pays(config, max_steps, budget)
         config = config.model_copy(update={"compile": pays})
-    size = model_size(config)
+    if config.threads == "auto" and not is_tuned:
+        threads = _recorded_threads(checkpoint, n_processes) or default_threads()
+        config = config.model_copy(update={"threads": threads})
     parallel = choose_parallelism(config, size, n_processes)
     rows = rows_of(config, n_processes)
     if config.train.micro_batch_size == "auto":
@@ -228,6 +234,13 @@ def _resolve(
     }
     update = {key: getattr(config, key).model_copy(update=new) for key, new in sections.items()}
     return config.model_copy(update={**update, "run_dir": str(config.run_folder)})
+
+
+def _recorded_threads(checkpoint: Checkpoint | None, n_processes: int) -> int | None:
+    """Return the threads that a run began with, if as many processes share them now."""
+    machine = {} if checkpoint is None else checkpoint.state["machine"]
+    threads: int | None = machine.get("threads")
+    return threads if machine.get("processes") == n_processes else None
 
 
 def with_train(config: Config, **values: Any) -> Config:

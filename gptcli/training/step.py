@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.data.loader import Prefetcher
-from gptcli.device import trim_malloc
+from gptcli.device import memory_is_short, trim_malloc
 from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
 from gptcli.model import GPT
 from gptcli.runs import BEST
@@ -123,7 +123,7 @@ class Stepper:
                 self._scaler.update()
             s.optimizer.zero_grad()
             s.average.update(s.state.step + 1)
-            if self._is_large:
+            if self._is_large and memory_is_short():
                 trim_malloc()
         if self._scaler.is_enabled():
             s.state.scaler = dict(self._scaler.state_dict())

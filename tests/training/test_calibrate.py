@@ -1,4 +1,4 @@
-"""A time budget: steps are timed without a trace, their number is settled once, and it holds."""
+"""Timed steps leave no trace; the threads, the compiling and the budget that they settle hold."""
 
 import contextlib
 import time
@@ -176,3 +176,57 @@ def test_minutes_is_the_option_of_the_key(gpt: Any, data: Path, tiny_set: list[s
         "to train longer:" in (again := gpt(*words, "--resume").err) and "--minutes 0.04" in again
     )
     assert gpt("train", *tiny_set, "--minutes", "0").code == 2
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute with two threads, as on a machine of two cores."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_a_long_run_settles_its_threads_and_a_resumed_one_keeps_them(
+    tiny: Tiny, two_threads: None
+) -> None:
+    config = tiny("train.max_steps=1000", "train.eval_every=5000")
+    stop_after(config, 1)
+    assert torch.get_num_threads() == 2, "the process is left as it was"
+    settled = load_checkpoint(config.run_folder / "last.pt")
+    assert settled.config["threads"] in (1, 2)
+    assert settled.state["machine"]["threads"] == settled.config["threads"]
+    torch.set_num_threads(4)
+    notes = started(stop_after(config, 2, resume=True)).notes
+    assert not [note for note in notes if "threads" in note]
+    again = load_checkpoint(config.run_folder / "last.pt")
+    assert again.config["threads"] == settled.config["threads"]
+
+
+def test_threads_that_are_set_hold(tiny: Tiny, two_threads: None) -> None:
+    config = tiny("train.max_steps=1000", "train.eval_every=5000", "threads=1")
+    stop_after(config, 1)
+    assert load_checkpoint(config.run_folder / "last.pt").config["threads"] == 1
+    notes = started(stop_after(tiny("train.max_steps=1000", "threads=2"), 2, resume=True)).notes
+    assert "threads changed from 1 to 2" in notes
+    assert any(
+        "no longer bit-exact" in note and "threads (1 then, 2 now)" in note for note in notes
+    )
+
+
+def test_a_run_of_before_is_resumed_with_the_threads_of_its_machine(
+    tiny: Tiny, two_threads: None
+) -> None:
+    config = tiny("train.max_steps=9")
+    stop_after(config, 1)
+    checkpoint = load_checkpoint(config.run_folder / "last.pt")
+    del checkpoint.config["threads"]
+    checkpoint.state["machine"]["threads"] = 3
+    assert settle(config, 1, checkpoint).config.threads == 3
+    assert settle(config, 2, checkpoint).config.threads == 2
+
+
+def test_steps_are_compiled_only_if_that_is_faster(tiny: Tiny, two_threads: None) -> None:
+    config = tiny("train.max_steps=9999999", "train.eval_every=9999999", "compile=auto")
+    event = started(stop_after(config, 1))
+    assert event.spec.config.compile in (True, False)
+    assert event.spec.config.compile or "not compiled: eager steps are as fast here" in event.notes
