@@ -116,7 +116,7 @@ def _dtype() -> Check:
     from gptcli.device import resolve_auto
 
     config = resolve_auto(Config())
-    lacks = "; this processor has no bfloat16"
+    lacks = "; on this processor bfloat16 is no faster"
     is_slow = config.dtype == "float32" and config.device == "cpu"
     return _ok(f"auto trains in {config.dtype}, evaluates in float32" + lacks * is_slow)
 

@@ -1,10 +1,12 @@
 """What the machine decides, and what devices say when they cannot: no card is needed for it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gptcli import device
 from gptcli.config import Config
 from gptcli.device import available_devices, available_memory, resolve_auto
 from gptcli.errors import ConfigError, is_out_of_memory
@@ -94,3 +96,25 @@ def test_planning_for_other_processes_takes_no_memory_of_a_gpu(
     properties = SimpleNamespace(total_memory=1 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert available_memory(torch.device("cuda"), for_others=True) == 1 << 30
+
+
+def test_the_precision_of_training_is_timed_once_for_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = resolve_auto(Config(device="cpu")).dtype
+    if not device.multiplies_bfloat16():
+        assert first == "float32" and not list(tmp_path.iterdir())
+        return
+    (file,) = (tmp_path / "gptcli").iterdir()
+    assert f'"answer": "{first}"' in file.read_text()
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[first]
+    file.write_text(file.read_text().replace(f'"answer": "{first}"', f'"answer": "{other}"'))
+    assert resolve_auto(Config(device="cpu")).dtype == other, "it is read, not timed again"
+
+
+def test_freed_memory_goes_back_only_where_little_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "machine_memory", lambda: 100)
+    for free, is_short in ((10, True), (50, False)):
+        monkeypatch.setattr(device, "available_memory", lambda of, free=free: free)
+        assert device.memory_is_short() is is_short

@@ -19,6 +19,7 @@ from gptcli.device import multiplies_bfloat16
 from gptcli.errors import ConfigError
 from gptcli.generation import native
 from gptcli.model import GPT
+from gptcli.settled import settled
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
 LARGE = 20_000_000
@@ -93,7 +94,7 @@ def _choose(
     candidates = {kernel.name: kernel for kernel in _candidates(dtype, layers)}
     rows = next((few for few in (1, 8) if rows <= few), 64)
     shapes = sorted({tuple(layer.weight.shape) for layer in layers})
-    name = native.settled(
+    name = settled(
         f"{dtype} weights, {rows} rows, {shapes}",
         candidates,
         lambda: _autotune(list(candidates.values()), layers, rows, model.wte.weight).name,

@@ -116,7 +116,7 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
     n_steps = n_fitting(seconds)
     if seconds is not None and spec.config.compile == "auto":
         pays = compiling_pays(spec.config, n_steps or spec.max_steps)
-        session.spec = session.spec.with_compile(pays)
+        session.spec = session.spec.computing(compile=pays)
         if pays:
             stepper, seconds = _faster(stepper, seconds, trial, clock, stopped)
             compiling += stepper.compile_seconds
@@ -152,7 +152,7 @@ def settle_threads(stepper: Stepper, stopped: Callable[[], bool]) -> None:
     # All of them keep their place in a close race, so that noise does not decide it.
     fastest = min(counts, key=lambda count: best[count] * (1 if count == most else _MARGIN))
     torch.set_num_threads(fastest)
-    session.spec = session.spec.with_threads(fastest)
+    session.spec = session.spec.computing(threads=fastest)
     if fastest < most:
         session.notes.append(f"{plural(fastest, 'thread')} of {most}: faster for this model here")
 

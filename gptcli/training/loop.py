@@ -119,6 +119,8 @@ class Trainer:
     """The loop and its tallies."""
 
     def __init__(self, session: Session, stop: StopRequest, status: dict[str, Any]) -> None:
+        from gptcli.training.calibrate import ready_stepper  # what comes before the loop
+
         self.s = session
         self.stop = stop
         self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))

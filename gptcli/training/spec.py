@@ -108,15 +108,11 @@ class RunSpec:
 
     def without_compile(self) -> "RunSpec":
         """Return the run uncompiled, to be saved as such: eager and compiled dropout differ."""
-        return self.with_compile(False)
+        return self.computing(compile=False)
 
-    def with_compile(self, value: bool) -> "RunSpec":
-        """Return the run with the model compiled or not."""
-        return replace(self, config=self.config.model_copy(update={"compile": value}))
-
-    def with_threads(self, n_threads: int) -> "RunSpec":
-        """Return the run with its number of threads."""
-        return replace(self, config=self.config.model_copy(update={"threads": n_threads}))
+    def computing(self, **values: bool | int) -> "RunSpec":
+        """Return the run with what is settled of how it computes: `compile`, `threads`."""
+        return replace(self, config=self.config.model_copy(update=values))
 
     def lasting(self, max_steps: int) -> "RunSpec":
         """Return the run with its number of steps, which its time budget allows."""

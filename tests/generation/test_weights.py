@@ -16,6 +16,7 @@ from gptcli.generation import Decoding, native
 from gptcli.generation import weights as module
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT
+from gptcli.settled import processor, settled
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -113,7 +114,7 @@ def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -
 def test_each_class_of_processor_multiplies_alike(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = native._processor().split()
+    flags = processor().split()
     if ("avx512f" not in flags and limit != "AVX2") or "avx2" not in flags:
         pytest.skip("this processor cannot stand in for it")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
@@ -160,7 +161,7 @@ def test_what_is_settled_is_asked_once_for_each_question_and_machine(
     asked: list[str] = []
 
     def ask(answer: str, question: str = "which?", again: bool = False) -> str:
-        return native.settled(question, ["a", "b"], lambda: asked.append(answer) or answer, again)  # type: ignore[func-returns-value]
+        return settled(question, ["a", "b"], lambda: asked.append(answer) or answer, again)  # type: ignore[func-returns-value]
 
     assert [ask("a"), ask("b"), ask("b", again=True), ask("a")] == ["a", "a", "b", "b"]
     assert asked == ["a", "b"]
@@ -178,7 +179,7 @@ def test_a_cache_folder_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
-    assert native.settled("which?", ["a"], lambda: "a", again=False) == "a"
+    assert settled("which?", ["a"], lambda: "a", again=False) == "a"
     model = make_model()
     prepare_for_decoding(model, torch.float16)
     assert float((logits(model) - logits(make_model())).norm()) > 0
