@@ -124,8 +124,6 @@ class Trainer:
         self.s = session
         self.stop = stop
         self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
-        from gptcli.training.calibrate import ready_stepper  # most of it is for a time budget
-
         self.stepper = ready_stepper(session, self.clock, stop.requested)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[Saved | None] | None = None
