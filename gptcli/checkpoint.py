@@ -221,8 +221,7 @@ class TrainedModel:
         if named is None:
             raise DataError(f"{self.path}: there is no data that belongs to this model", hint)
         # The run was started where its folder, without the run_dir that it ends in, leads to.
-        run_dir = Path(self.checkpoint.config.get("run_dir") or "")
-        parts = () if run_dir.is_absolute() else run_dir.parts
+        parts = Path(self.checkpoint.config.get("run_dir") or "").parts
         started_in = [
             folder.parents[len(parts) - 1]
             for folder in self.path.resolve().parents[:2]
