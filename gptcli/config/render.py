@@ -139,6 +139,7 @@ _AUTO = {
     "dtype": "16 bits where that is fast; eval float32",
     "compile": "if the run is long enough to repay it",
     "deterministic": False,
+    "threads": "all cores, or what is fastest in a long run",
     "train.micro_batch_size": "the largest that fits in memory",
     "train.async_save": "on cuda",
     "train.parallel": "ddp, or fsdp where that is needed",

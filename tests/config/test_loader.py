@@ -45,7 +45,7 @@ def test_an_unknown_key_gets_a_suggestion(write: Write, text: str, first_line: s
 
 def test_an_unknown_key_like_nothing_lists_what_is_allowed(write: Write) -> None:
     message = refusal(write("optim: {xyzzy: 1}")).message
-    assert "unknown key 'optim.xyzzy'; allowed: name, lr, min_lr, schedule" in message
+    assert "unknown key 'optim.xyzzy'; allowed: name, lr, embed_lr, head_lr" in message
 
 
 def test_an_error_shows_the_line_and_counts_the_others(write: Write) -> None:
