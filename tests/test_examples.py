@@ -226,7 +226,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "Skylion007/openwebtext": dataset("plain_text", "plain_text/train-*"),
         "roneneldan/TinyStories": dataset("default", "data/train-*", "data/validation-*"),
         "wikimedia/wikipedia": dataset("20231101.en", "20231101.en/train-*"),
-        "HuggingFaceFW/fineweb-edu": dataset("sample-10BT", "sample/10BT/*"),
+        "HuggingFaceFW/fineweb": dataset("sample-10BT", "sample/10BT/*"),
         "openai-community/gpt2": {p.name: p.read_bytes() for p in (folder / "gpt2").iterdir()},
     }
     preset = PRESETS["shakespeare"]
