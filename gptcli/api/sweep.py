@@ -223,7 +223,7 @@ class Sweep:
         if status.get("exit_code") == NonFiniteError.exit_code:
             return math.inf
         summary = summary_of(status) if status.get("state") == "finished" else None
-        return summary and summary.val_loss
+        return None if summary is None else summary.val_loss
 
     def _add(self, number: int) -> None:
         """Add a trial to the journal, with all its settings at once."""

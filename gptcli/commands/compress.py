@@ -53,15 +53,16 @@ def compress(
         packed = pack(content, trained, stride=stride, on_progress=bar.update)
     data = packed.to_bytes()
     _write(out, data)
+    bits = 8 * len(data) / max(1, len(content))
     facts = {
         "checkpoint": str(trained.path), "file": str(out), "bytes": len(content),
-        "compressed_bytes": len(data), "bits_per_byte": 8 * len(data) / max(1, len(content)),
+        "compressed_bytes": len(data), "bits_per_byte": bits,
         "tokens": packed.n_tokens, "bytes_aside": len(packed.aside), "stride": packed.stride,
         "sha256": packed.content, "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     line = f"{out}: {size(len(data))} of {size(len(content))}"
     if content:
-        line += f", {fixed(facts['bits_per_byte'], 3)} bits per byte"
+        line += f", {fixed(bits, 3)} bits per byte"
     if packed.aside:
         line += f"; {size(len(packed.aside))} of it, deflated, is what the tokens cannot give back"
     console.result_json(facts) if json_ else console.result(line)

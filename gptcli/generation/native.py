@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from gptcli import atomic
 from gptcli.errors import StorageError
@@ -14,7 +15,7 @@ from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 
 _SOURCE = Path(__file__).with_name("matvec.c")
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
-_ARGUMENTS = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
+_ARGUMENTS: list[Any] = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
 
 
 @functools.cache

@@ -203,7 +203,7 @@ def quantize(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
 
     Symmetric: the largest of a group is 127.
     """
-    groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
+    groups = weight.float().reshape(len(weight), -1, group or weight.shape[1])
     largest = torch.maximum(groups.amax(-1), -groups.amin(-1))
     scales = (largest / 127).clamp(min=1e-12).bfloat16()  # as they will be used
     rounded = (groups / scales.float()[..., None]).round_().clamp_(-127, 127)
@@ -212,8 +212,8 @@ def quantize(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
 
 def _widened(W: Tensor, scales: Tensor) -> Tensor:
     """Return the weight (N, K) that int8 weights stand for."""
-    groups = W.unflatten(1, (scales.shape[1], -1))
-    return (groups * scales.float()[..., None]).flatten(1)
+    weight: Tensor = W.view(*scales.shape, -1) * scales.float()[..., None]
+    return weight.flatten(1)
 
 
 def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:

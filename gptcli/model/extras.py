@@ -26,7 +26,7 @@ def bigram_rows(tokens: Tensor, before: Tensor | None, n_rows: int) -> Tensor:
 
 def late_half(keys: Tensor) -> Tensor:
     """Return a view of the slowest half of the rotary channels, (..., D) to (..., 2, D / 4)."""
-    return keys.unflatten(-1, (2, 2, -1))[..., 1, :]
+    return keys.view(*keys.shape[:-1], 2, 2, -1)[..., 1, :]
 
 
 def offset_keys(keys: Tensor, before: Tensor | None) -> Tensor:
@@ -39,7 +39,7 @@ def offset_keys(keys: Tensor, before: Tensor | None) -> Tensor:
         keys: Rotated.
         before: The late half for the first, (B, G, 1, 2, D / 4); None where the text begins.
     """
-    early, late = keys.unflatten(-1, (2, 2, -1)).unbind(-2)
+    early, late = keys.reshape(*keys.shape[:-1], 2, 2, -1).unbind(-2)
     if before is None:
         before = torch.zeros_like(late[:, :, :1])
     late = torch.cat((before, late[:, :, :-1]), dim=2)
