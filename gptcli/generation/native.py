@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from gptcli.errors import StorageError
 from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 
 _SOURCE = Path(__file__).with_name("matvec.c")
+SOURCE_MARK = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:8]  # of the kernel as it is now
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: list[Any] = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
 
@@ -25,7 +27,7 @@ def library() -> ctypes.CDLL | None:
     if sys.platform != "linux" or compiler is None:
         return None
     command = [compiler, "-O2", f"-march={CLASSES.get(isa_limit(), 'native')}", "-fPIC", "-shared"]
-    path = cached_file("matvec", [_SOURCE.read_text(), *command, processor()], "so")
+    path = cached_file("matvec", [SOURCE_MARK, *command, processor()], "so")
     try:
         if not path.exists():
             with tempfile.TemporaryDirectory() as folder:

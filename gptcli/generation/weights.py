@@ -95,7 +95,7 @@ def _choose(
     rows = next((few for few in (1, 8) if rows <= few), 64)
     shapes = sorted({tuple(layer.weight.shape) for layer in layers})
     name = settled(
-        f"{dtype} weights, {rows} rows, {shapes}",
+        f"{dtype} weights, {rows} rows, {shapes}, {native.SOURCE_MARK}",
         candidates,
         lambda: _autotune(list(candidates.values()), layers, rows, model.wte.weight).name,
         retune,
