@@ -1,5 +1,6 @@
 """What the benchmarks share: runs measured as whole processes, a peer's data, and RESULTS.md."""
 
+import argparse
 import datetime
 import os
 import pickle
@@ -27,6 +28,28 @@ from gptcli.model import GPT as Network
 CPU = Runtime(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
 RESULTS = Path(__file__).parent / "RESULTS.md"
 GPT = [sys.executable, "-m", "gptcli"]
+
+
+# Classes of processors that a newer one can stand in for: what torch calls their vectors.
+CLASSES = {"AMX": None, "AVX512_CORE_BF16": "avx512", "AVX512_CORE": "avx512", "AVX2": "avx2"}
+_stood_in = ""  # the class that programs started from here behave as
+
+
+def parse_with_isa(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add --isa to a benchmark's options, and limit the programs it starts to that class.
+
+    oneDNN, torch and MKL are limited; AMX, the newest, limits nothing.
+    """
+    global _stood_in
+    parser.add_argument("--isa", choices=["native", *CLASSES], default="native")
+    options = parser.parse_args()
+    if options.isa != "native":
+        _stood_in = options.isa
+    if (vectors := CLASSES.get(options.isa)) is not None:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = options.isa
+        os.environ["ATEN_CPU_CAPABILITY"] = vectors
+        os.environ["MKL_ENABLE_INSTRUCTIONS"] = vectors.upper()
+    return options
 
 
 @dataclass(frozen=True)
@@ -108,7 +131,7 @@ class Report:
     """Prints lines as they come, and puts them into their section of RESULTS.md at the end."""
 
     def __init__(self, title: str) -> None:
-        self.title = title
+        self.title = title + f", as {_stood_in}" * bool(_stood_in)
         self.lines: list[str] = []
 
     def line(self, text: str) -> None:

@@ -10,7 +10,6 @@ it, and llama.cpp, built with GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS, loads i
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,19 +18,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import GPT, Report, prepared, run
+from common import GPT, Report, parse_with_isa, prepared, run
 
 N_TOKENS = 200
 PROMPT = " a b c d e f g h i j k l m n o p"  # 16 tokens of GPT-2's vocabulary
 PEERS = Path(__file__).parent / "peers"
 Speeds = dict[str, Callable[[], float]]
-# Classes of processors: torch's name for each, and that of llama.cpp's variant.
-CLASSES = {
-    "AMX": ("avx512", "sapphirerapids"),
-    "AVX512_CORE_BF16": ("avx512", "cooperlake"),
-    "AVX512_CORE": ("avx512", "skylakex"),
-    "AVX2": ("avx2", "haswell"),
-}
+# llama.cpp's variant for each class of processors.
+VARIANTS = {
+    "AMX": "sapphirerapids", "AVX512_CORE_BF16": "cooperlake", "AVX512_CORE": "skylakex",
+    "AVX2": "haswell",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -40,10 +37,8 @@ def main() -> None:
     parser.add_argument("--llama", metavar="PYTHON")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--isa", choices=["native", *CLASSES], default="native")
-    options = parser.parse_args()
-    report = Report("Decoding, 124M" + f", {options.isa}" * (options.isa != "native"))
-    limit_to(options.isa)
+    options = parse_with_isa(parser)
+    report = Report("Decoding, 124M")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_network(folder)
@@ -65,13 +60,6 @@ def main() -> None:
             first.append(time_to_first_token(folder))
     tell(report, found, first)
     report.save()
-
-
-def limit_to(isa: str) -> None:
-    """Let the programs that are started here behave as on a processor of this class."""
-    if isa in CLASSES and isa != "AMX":  # what has AMX is not limited
-        os.environ["ONEDNN_MAX_CPU_ISA"] = isa
-        os.environ["ATEN_CPU_CAPABILITY"] = CLASSES[isa][0]
 
 
 def make_network(folder: Path) -> None:
@@ -123,7 +111,7 @@ def with_llama(folder: Path, python: str, isa: str) -> Speeds:
         run([*GPT, "export", "--checkpoint", "random", "--to", "gguf", "--dtype", dtype, file],
             folder)  # fmt: skip
         script = str(PEERS / "llama_generate.py")
-        variant = [CLASSES[isa][1]] if isa in CLASSES else []
+        variant = [VARIANTS[isa]] if isa in VARIANTS else []
         return lambda: float(printed([python, script, file, str(N_TOKENS), *variant], folder))
 
     return {f"llama.cpp {dtype}": measure(dtype) for dtype in ("float32", "float16", "q8_0")}

@@ -16,7 +16,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import GPT, Measured, Report, as_nanogpt_data, nanogpt_command, prepared, run
+from common import (
+    GPT,
+    Measured,
+    Report,
+    as_nanogpt_data,
+    nanogpt_command,
+    parse_with_isa,
+    prepared,
+    run,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
-    options = parser.parse_args()
+    options = parse_with_isa(parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for label in [label for label in options.sizes if label in SIZES]:

@@ -13,7 +13,16 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import GPT, Report, as_nanogpt_data, loss_of, nanogpt_command, prepared, run
+from common import (
+    GPT,
+    Report,
+    as_nanogpt_data,
+    loss_of,
+    nanogpt_command,
+    parse_with_isa,
+    prepared,
+    run,
+)
 
 
 def main() -> None:
@@ -22,7 +31,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's train.py")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parse_with_isa(parser)
     what = options.text.name if options.text else "the standard library"
     report = Report(f"Time to nanoGPT's loss, on {what}")
     theirs: list[tuple[float, float]] = []
