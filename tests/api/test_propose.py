@@ -92,7 +92,7 @@ def test_the_command_writes_a_file_that_trains(gpt: Gpt, corpus: Path) -> None:
     text = Path("run.yaml").read_text()
     assert "# Expected: about" in text and "# The text is read" in text
     assert load_config("run.yaml").train.max_minutes == 0.02
-    small = ("-s", "model.n_embd=128", "-s", "model.n_layer=1", "-s", "device=cpu")
+    small = ("-s", "model.n_embd=128", "-s", "model.n_layer=2", "-s", "device=cpu")
     trained = gpt("train", "-c", "run.yaml", *small, "--json")
     assert trained.code == 0 and trained.json["val_loss"] > 0, trained.err
     other = gpt("config", "init", "corpus.txt", "--minutes", "1", "-o", "b.yaml", "--json").json

@@ -118,7 +118,12 @@ def test_another_sweep_in_the_folder_is_refused_and_more_trials_are_not(tiny: Ti
     assert len(first) == 3 and again[:3] == first and len(again) == 5
     for base, words, seeds, key in (
         (tiny("optim.beta2=0.99"), space, 3, "optim.beta2 (0.95 there, 0.99 here)"),
-        (tiny(), ["optim.lr=1e-3..2e-2:log"], 3, "optim.lr= (1e-3..1e-2:log there, 1e-3..2e-2:log"),
+        (
+            tiny(),
+            ["optim.lr=1e-3..2e-2:log"],
+            3,
+            "optim.lr= (0.001..0.01:log there, 0.001..0.02",
+        ),
         (tiny(), space, 2, "--seeds (3 there, 2 here)"),
     ):
         with pytest.raises(ConfigError) as refused:

@@ -18,6 +18,7 @@ from gptcli.config import Config
 from gptcli.plotting import figure
 from gptcli.terminal import console, text
 from gptcli.training.setup import Session
+from gptcli.training.step import Stepper
 from support.processes import forked, wait
 from support.runs import (
     LONG,
@@ -74,7 +75,7 @@ def signalling(owner: object, name: str, number: int, call: int) -> Iterator[Non
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [(Session, "write", 1), (Session, "write", 3), (loop, "evaluate", 1), (loop, "evaluate", 2),
-     (loop.Stepper, "step", 1), (loop.Stepper, "step", 7), (loop.Decoding, "step", 2)],
+     (Stepper, "step", 1), (Stepper, "step", 7), (loop.Decoding, "step", 2)],
     ids=["first save", "third save", "evaluation", "its second half", "first step", "step 7",
          "sample"],
 )  # fmt: skip
@@ -92,7 +93,7 @@ def test_a_signal_in_the_middle_of_something(
     assert wait(forked(work)) == code
     assert json.loads((stopped.run_folder / "status.json").read_text())["exit_code"] == code
     before = saved_step(stopped)
-    if owner is loop.Stepper:
+    if owner is Stepper:
         assert before == call - 1  # the unfinished step is dropped
     assert wait(forked(lambda: finish(stopped, resume=True))) == 0
     assert result_of(stopped) == straight
@@ -175,7 +176,7 @@ def test_a_second_signal_leaves_at_once(tiny: Tiny, command: Command, number: in
             os.write(2, b"still here")
             os._exit(99)
 
-        loop.Stepper.step = stuck  # type: ignore[assignment, method-assign]
+        Stepper.step = stuck  # type: ignore[assignment, method-assign]
         raise SystemExit(cli.run(command(config, *THOROUGH)))
 
     assert wait(forked(work)) == 130
@@ -193,7 +194,7 @@ def test_a_third_ctrl_c_after_saving_ends_with_130_and_one_result(
     def work() -> None:
         result = "result_json" if how else "result"
         with (
-            signalling(loop.Stepper, "step", signal.SIGINT, 7),
+            signalling(Stepper, "step", signal.SIGINT, 7),
             signalling(console, result, signal.SIGINT, 1),
             signalling(text, "say_next", signal.SIGINT, 1),
         ):
@@ -233,7 +234,7 @@ def test_twenty_starts_in_one_folder(
                 os.read(losers_done[0], 1)  # noqa: B023
                 raise SystemExit(0)
 
-            loop.Stepper.step = patient  # type: ignore[assignment, method-assign]
+            Stepper.step = patient  # type: ignore[assignment, method-assign]
             sys.stderr = (tmp_path / f"err-{os.getpid()}").open("w", buffering=1)
             raise SystemExit(cli.run(command(config, *THOROUGH)))  # noqa: B023
 

@@ -19,6 +19,7 @@ from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import DataError
 from gptcli.training import loop
 from gptcli.training.signals import StopRequest
+from gptcli.training.step import Stepper
 from support.processes import Start, end, is_running, until, wait
 from support.runs import Tiny, finish
 
@@ -63,18 +64,18 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
 
 def hanging(config: Config, rank: int, who: int) -> None:
     """Train, but for one rank, which goes to sleep in its third step."""
-    real, calls = loop.Stepper.step, [0]
+    real, calls = Stepper.step, [0]
 
     def fall_asleep() -> None:
         time.sleep(1000)
 
-    def step(self: loop.Stepper, stopped: Callable[[], bool]) -> Any:
+    def step(self: Stepper, stopped: Callable[[], bool]) -> Any:
         calls[0] += 1
         if rank == who and calls[0] == 3:
             fall_asleep()
         return real(self, stopped)
 
-    loop.Stepper.step = step  # type: ignore[method-assign]
+    Stepper.step = step  # type: ignore[method-assign]
     finish(config)
 
 
@@ -122,14 +123,14 @@ def test_the_error_of_one_rank_is_the_end_of_all_and_stays_so(
     config = tiny(*STEADY, name="torn")
 
     def work(rank: int) -> None:
-        real = loop.Stepper.step
+        real = Stepper.step
 
-        def step(self: loop.Stepper, stopped: Callable[[], bool]) -> Any:
+        def step(self: Stepper, stopped: Callable[[], bool]) -> Any:
             if rank == who and self.s.state.step == 7:
                 raise DataError("a shard has gone")
             return real(self, stopped)
 
-        loop.Stepper.step = step  # type: ignore[method-assign]
+        Stepper.step = step  # type: ignore[method-assign]
         finish(config)
 
     assert start(2, work).wait() == [3, 3]

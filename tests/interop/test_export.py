@@ -95,7 +95,7 @@ def test_every_example_can_be_exported_or_says_with_which_settings() -> None:
                 r"-s (model\.\w+=\w+)", path.read_text().partition("# Export: ")[2]
             )
             family_of(load_config(str(path), settings).model)
-    assert refused == {"quickstart", "stdlib-10min", "overfit", "benchmark-char"}
+    assert refused == {"quickstart", "stdlib-10min", "small-text", "overfit", "benchmark-char"}
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
