@@ -20,6 +20,7 @@ from gptcli.training.step import Stepper
 
 _SHARE, _MOST_SECONDS = 0.08, 4.0  # of the budget that is spent on timing steps
 _SHORT_TRIAL, _THREAD_LAPS = 0.2, 3  # seconds for each number of threads, and how often
+_SHORT_STEP = 0.1  # seconds of a step up to which other numbers of threads are tried
 _MARGIN, _HOPELESS = 1.05, 1.5  # factor to win by, and of the best beyond which none is timed again
 _LEAST_STEPS, _SLOW_STEPS = 8, 3  # the first do not count: what is first used is slow once
 _SUSTAINED = 1.03  # what a step takes later, of what the first ones took, as measured
@@ -109,10 +110,10 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
         return agreed
 
     seconds = None
-    if spec.config.threads == "auto":
-        settle_threads(stepper, stopped)
-    if budget is not None or spec.config.compile == "auto":
+    if budget is not None or "auto" in (spec.config.compile, spec.config.threads):
         seconds = seconds_per_step(stepper, trial, stopped)
+    if seconds is not None and spec.config.threads == "auto":
+        seconds = settle_threads(stepper, seconds, stopped)
     n_steps = n_fitting(seconds)
     if seconds is not None and spec.config.compile == "auto":
         pays = compiling_pays(spec.config, n_steps or spec.max_steps)
@@ -131,30 +132,40 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
     return stepper
 
 
-def settle_threads(stepper: Stepper, stopped: Callable[[], bool]) -> None:
+def settle_threads(stepper: Stepper, seconds: float, stopped: Callable[[], bool]) -> float | None:
     """Compute with as many threads as are fastest now, and settle the run on them.
 
-    A small network may be faster on one: its products end sooner than threads meet. Fewer are also
-    what leaves another program its core.
+    A small network may be faster on one: its products end sooner than threads meet. Steps that
+    take long are not tried again.
+
+    Args:
+        stepper: Of a session at step 0.
+        seconds: What a step takes with all threads.
+        stopped: Asked between micro-batches.
+
+    Returns:
+        The seconds of a step with the threads chosen; None if a stop came.
     """
     session, most = stepper.s, default_threads()
     counts = [most >> halvings for halvings in range(most.bit_length())]  # most, ..., 2, 1
-    best = dict.fromkeys(counts, math.inf)
-    for _ in range(_THREAD_LAPS if len(counts) > 1 else 0):
+    best = dict.fromkeys(counts, math.inf) | {most: seconds}
+    is_short = seconds < _SHORT_STEP
+    for _ in range(_THREAD_LAPS if len(counts) > 1 and is_short else 0):
         slowest = _HOPELESS * min(best.values())
         for count in (count for count in counts if best[count] <= slowest):
             torch.set_num_threads(count)
-            seconds = seconds_per_step(stepper, _SHORT_TRIAL, stopped)
-            if seconds is None:
+            taken = seconds_per_step(stepper, _SHORT_TRIAL, stopped)
+            if taken is None:
                 torch.set_num_threads(most)
-                return
-            best[count] = min(best[count], seconds)
+                return None
+            best[count] = min(best[count], taken)
     # All of them keep their place in a close race, so that noise does not decide it.
     fastest = min(counts, key=lambda count: best[count] * (1 if count == most else _MARGIN))
     torch.set_num_threads(fastest)
     session.spec = session.spec.computing(threads=fastest)
     if fastest < most:
         session.notes.append(f"{plural(fastest, 'thread')} of {most}: faster for this model here")
+    return best[fastest]
 
 
 def _faster(
