@@ -164,8 +164,9 @@ def compare(
             seconds = time.perf_counter() - began
             if adapt_lr is not None:
                 adapted = _score(model, config, tokens, adapt_lr, **how)
-        kind = split if text is None else "text"
-        scores.append(Score(model, path, kind, found, seconds, adapted))
+        scores.append(
+            Score(model, path, "text" if text is not None else split, found, seconds, adapted)
+        )
     return scores
 
 
