@@ -152,11 +152,7 @@ def compare(
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
         how: dict[str, Any] = {"context": context, "stride": stride, "max_tokens": max_tokens}
-        how |= {
-            "units": TokenStats(model.tokenizer),
-            "span_of": span_of,
-            "on_progress": on_progress,
-        }
+        how.update(units=TokenStats(model.tokenizer), span_of=span_of, on_progress=on_progress)
         if adapt_lr is not None:
             how["rows"] = 1  # a copy learns after each, and both are computed in the same shapes
         with tokens:
