@@ -77,10 +77,10 @@ class TokenLoader:
     def starts(self, step: int) -> npt.NDArray[np.int64]:
         """Return the first token of each window of a step, (windows_per_step,)."""
         n = self._windows_per_step
-        block, place = divmod(step, max(1, _TOGETHER // n))
+        n_steps = max(1, _TOGETHER // n)
+        block, place = divmod(step, n_steps)
         known, starts = self._block
         if known != block:
-            n_steps = max(1, _TOGETHER // n)
             starts = self._starts(block * n_steps * n, n_steps * n)
             self._block = block, starts
         return starts[place * n : (place + 1) * n]

@@ -15,9 +15,8 @@ from gptcli.device import Runtime
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
-LR = (
-    0.5  # of a small model in the middle of its training: 2 was too high for it, 0.3 almost as good
-)
+# For a small model in the middle of its training: 2 was too high for it, 0.3 almost as good.
+LR = 0.5
 _MAX_NORM = 1.0  # of the gradient of a part's mean loss
 
 

@@ -98,7 +98,16 @@ class Packed:
             end = at + 8 + int.from_bytes(data[at : at + 8], "little")
             parts.append(data[at + 8 : end])
             at = end
-        return cls(**json.loads(zlib.decompress(parts[0])), aside=parts[1], payload=data[at:-4])
+        try:
+            head = json.loads(zlib.decompress(parts[0]))
+            packed = cls(**head, aside=parts[1], payload=data[at:-4])
+            is_possible = min(packed.n_streams, packed.context, packed.stride, packed.n_threads) > 0
+            is_possible = is_possible and 0 <= packed.n_tokens and packed.stride <= packed.context
+        except (TypeError, ValueError, zlib.error):
+            is_possible = False
+        if not is_possible:
+            raise DataError("damaged: what it says of itself cannot be")
+        return packed
 
     @property
     def length(self) -> int:

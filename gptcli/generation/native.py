@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL | None:
         if not path.exists():
             with tempfile.TemporaryDirectory() as folder:
                 built = Path(folder) / "matvec.so"
-                # Without -fopenmp, for that would bring a second OpenMP with threads of its own:
+                # Without -fopenmp, which would bring a second OpenMP and a second pool of threads:
                 # the one symbol it needs is found in the OpenMP that torch has loaded.
                 subprocess.run([*command, _SOURCE, "-o", built], check=True, capture_output=True,
                                timeout=120)  # fmt: skip

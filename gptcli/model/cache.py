@@ -57,7 +57,7 @@ class KVCache:
         return seen.narrow(1, 0, G), seen.narrow(1, G, G)
 
     def extend_tokens(self, tokens: Tensor) -> Tensor | None:
-        """Store new tokens (B, T); return the one before them, (B, 1), None if there is none."""
+        """Store new tokens (B, T); return the one before them, (B, 1), or None at the start."""
         if self.tokens is None:
             self.tokens = tokens.new_zeros(len(tokens), self.size)
         self._put(self.tokens, 1, 0, tokens)

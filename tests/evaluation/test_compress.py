@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +143,15 @@ def test_the_number_of_threads_is_that_of_the_file_and_then_as_before() -> None:
 def test_a_stride_beyond_the_context_is_refused() -> None:
     with pytest.raises(ConfigError, match="the context is 8"):
         compress(b"abc", MODELS["bytes"], stride=9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_threads": 0}, {"n_streams": 0}, {"n_streams": "two"}, {"stride": -1}, {"stride": 99},
+     {"n_tokens": -5}, {"context": None}],
+)  # fmt: skip
+def test_a_head_that_cannot_be_is_refused_though_its_checksum_fits(wrong: dict[str, Any]) -> None:
+    packed = compress(TEXT.encode()[:200], MODELS["bytes"])
+    vars(packed).update(wrong)
+    with pytest.raises(DataError, match="damaged"):
+        reread(packed)
