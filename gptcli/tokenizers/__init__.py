@@ -12,6 +12,7 @@ from gptcli.tokenizers.base import (
     SAFE_CUT,
     ByteTokenizer,
     CharTokenizer,
+    ChatTokens,
     Dtype,
     Ids,
     TextDecoder,
@@ -20,13 +21,23 @@ from gptcli.tokenizers.base import (
     UnknownCharacters,
     dtype_for,
 )
+from gptcli.tokenizers.chat import (
+    CHAT_TEMPLATE,
+    END_OF_TURN,
+    START_OF_TURN,
+    Message,
+    encode_conversation,
+    with_chat_tokens,
+)
 
 if TYPE_CHECKING:
     from gptcli.config.schema import TokenizerConfig
 
-__all__ = ["SAFE_CUT", "ByteTokenizer", "CharTokenizer", "Dtype", "Ids", "TextDecoder", "Tokenizer",
-           "Tokens", "UnknownCharacters", "dtype_for", "dump_tokenizer", "is_learned",
-           "load_tokenizer", "make_tokenizer", "tokenizer_from"]  # fmt: skip
+__all__ = ["CHAT_TEMPLATE", "END_OF_TURN", "SAFE_CUT", "START_OF_TURN", "ByteTokenizer",
+           "CharTokenizer", "ChatTokens", "Dtype", "Ids", "Message", "TextDecoder", "Tokenizer",
+           "Tokens", "UnknownCharacters", "dtype_for", "dump_tokenizer", "encode_conversation",
+           "is_learned", "load_tokenizer", "make_tokenizer", "tokenizer_from",
+           "with_chat_tokens"]  # fmt: skip
 
 _VERSION = 1
 _MIN_BPE_SIZE = 257  # the bytes and end-of-text
@@ -87,17 +98,26 @@ def _from_path(config: "TokenizerConfig", path: Path) -> Tokenizer:
 def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
     """Make a tokenizer from its `definition()`; a DataError if that is not one of ours."""
     try:
-        match definition["name"]:
-            case "gpt2":
-                return bpe.gpt2()
-            case "bytes":
-                return ByteTokenizer()
-            case "char":
-                return CharTokenizer(definition["alphabet"])
-            case _:
-                return bpe.from_definition(definition)
+        tokenizer = _without_chat_tokens(definition)
+        if "chat" in definition:
+            tokenizer = with_chat_tokens(tokenizer)
+            if definition["chat"] != list(tokenizer.chat or ()):
+                raise ValueError("the chat tokens are not the last two ids")
+        return tokenizer
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a tokenizer definition ({type(error).__name__}: {error})") from error
+
+
+def _without_chat_tokens(definition: dict[str, Any]) -> Tokenizer:
+    match definition["name"]:
+        case "gpt2":
+            return bpe.gpt2()
+        case "bytes":
+            return ByteTokenizer()
+        case "char":
+            return CharTokenizer(definition["alphabet"])
+        case _:
+            return bpe.from_definition(definition)
 
 
 def dump_tokenizer(tokenizer: Tokenizer) -> bytes:

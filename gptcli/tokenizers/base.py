@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,13 @@ def _without_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+class ChatTokens(NamedTuple):
+    """The ids around a turn of a conversation, which no text spells."""
+
+    start: int
+    end: int
+
+
 class Tokenizer(ABC):
     """Text to ids and back, by a fixed vocabulary with an end-of-text id."""
 
@@ -82,6 +89,7 @@ class Tokenizer(ABC):
     bytes_per_token: float = 4.4  # of text, before any was read: GPT-2's on OpenWebText
     safe_cut: re.Pattern[str] = SAFE_CUT  # matches where a cut changes no token
     start: tuple[int, ...] = ()  # the ids before a prompt, such as Llama's begin-of-text
+    chat: ChatTokens | None = None  # the last two ids, where it can spell conversations
     is_foreign: bool = False  # of another program: may change a text, and its library may panic
 
     def encode(self, text: str) -> Ids:
@@ -114,8 +122,13 @@ class Tokenizer(ABC):
         """Return the bytes a token stands for; end-of-text stands for none."""
 
     @abstractmethod
+    def _definition(self) -> dict[str, Any]:
+        """Return all that is needed to make this tokenizer again, but for its chat tokens."""
+
     def definition(self) -> dict[str, Any]:
         """Return all that is needed to make this tokenizer again, in JSON's types."""
+        chat = {"chat": list(self.chat)} if self.chat else {}
+        return self._definition() | chat
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
         """Return the bytes of `tokens`, which may end inside a character."""
@@ -127,8 +140,8 @@ class Tokenizer(ABC):
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ids that end a text."""
-        return (self.eot,)
+        """The ids that end a text, or an answer."""
+        return (self.eot,) if self.chat is None else (self.eot, self.chat.end, self.chat.start)
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +167,7 @@ class CharTokenizer(Tokenizer):
         self._alphabet = alphabet
         self.eot = len(alphabet)
         self.vocab_size = len(alphabet) + 1
-        self._bytes = [char.encode("utf-8") for char in alphabet] + [b""]
+        self._bytes = [char.encode("utf-8") for char in alphabet]
         points = np.array([ord(char) for char in alphabet], dtype=np.int64)
         self._ids = np.full(int(points.max(initial=0)) + 1, self.eot, dtype=np.uint32)
         self._ids[points] = np.arange(len(points))
@@ -184,9 +197,9 @@ class CharTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """Return the character's UTF-8 bytes."""
-        return self._bytes[token]
+        return self._bytes[token] if token < self.eot else b""
 
-    def definition(self) -> dict[str, Any]:
+    def _definition(self) -> dict[str, Any]:
         """Return the alphabet."""
         return {"name": self.name, "alphabet": self._alphabet}
 
@@ -206,7 +219,7 @@ class ByteTokenizer(Tokenizer):
         """Return the byte itself."""
         return bytes([token]) if token < self.eot else b""
 
-    def definition(self) -> dict[str, Any]:
+    def _definition(self) -> dict[str, Any]:
         """Return the name, which says it all."""
         return {"name": self.name}
 

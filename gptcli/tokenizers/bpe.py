@@ -81,7 +81,7 @@ class BpeTokenizer(Tokenizer):
         """Return the bytes of a token; special and unused ids stand for none."""
         return self._bytes.get(token, b"")
 
-    def definition(self) -> dict[str, Any]:
+    def _definition(self) -> dict[str, Any]:
         """Return the name and, for all but the bundled vocabulary, pattern, ranks and specials."""
         if self.name == "gpt2":
             return {"name": "gpt2", "sha256": GPT2_SHA256}

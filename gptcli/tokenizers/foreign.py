@@ -70,7 +70,7 @@ class ForeignTokenizer(Tokenizer):
         """Return the bytes of a token; special and unused ids stand for none."""
         return self._bytes.get(token, b"")
 
-    def definition(self) -> dict[str, Any]:
+    def _definition(self) -> dict[str, Any]:
         """Return a sum of the file: such a tokenizer stays with the model it came with."""
         return {"name": self.name, "sha256": hashlib.sha256(self.content.encode()).hexdigest()}
 

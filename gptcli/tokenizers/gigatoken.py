@@ -29,7 +29,7 @@ class FastBpe:
     def __init__(self, tokenizer: BpeTokenizer) -> None:
         self._tokenizer = tokenizer
         self._between = tokenizer.vocab_size
-        ranks = gpt2_file() if tokenizer is gpt2() else tokenizer.ranks
+        ranks = gpt2_file() if tokenizer.ranks is gpt2().ranks else tokenizer.ranks
         self._backend = _backend(ranks, {_BETWEEN: self._between})
 
     @cached_property
