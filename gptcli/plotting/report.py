@@ -75,9 +75,9 @@ def render(run: RunHistory, now: str) -> str:
     known = run.state in ("finished", "running", "stopped", "failed", "died")
     return Template(page).substitute(
         style=style,
-        style_digest=_digest(style),
+        style_digest=digest(style),
         script=script,
-        script_digest=_digest(script),
+        script_digest=digest(script),
         numbers=embed(numbers),
         name=escape(run.name),
         state=escape(run.state),
@@ -103,7 +103,8 @@ def embed(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return how a content security policy names a script or style that stands in its page."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

@@ -1,7 +1,6 @@
 """The page in a real browser: the script runs, the curves are there, nothing is wider than it."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,14 +8,10 @@ import pytest
 
 from gptcli.plotting.report import write_report
 from gptcli.runs import read_run
+from support.browser import PROGRAM, WHY_NOT
 from support.runs import Logged, MakeRun
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-     if (found := shutil.which(name))),
-    None,
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (.ci/run installs it)")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=WHY_NOT)
 PROBE = """<script>addEventListener("load", () => {
   document.body.dataset.overflow = document.documentElement.scrollWidth - innerWidth;
   document.body.dataset.alarm = String(window.alarm);
@@ -30,9 +25,9 @@ PROBE = """<script>addEventListener("load", () => {
 
 def dom(file: Path, profile: Path) -> str:
     """Return the page as it stands in the browser after its script has run."""
-    assert BROWSER is not None
+    assert PROGRAM is not None
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          f"--user-data-dir={profile}", "--window-size=500,900", "--virtual-time-budget=3000",
          "--dump-dom", file.resolve().as_uri()],
         capture_output=True, timeout=120,
