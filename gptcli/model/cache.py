@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model.extras import late_half, offset_keys
@@ -89,3 +90,17 @@ class KVCache:
         layers = [layer.index_select(0, index) for layer in self.layers]
         tokens = None if self.tokens is None else self.tokens.index_select(0, index)
         return KVCache(self.size, self.length, layers, tokens)
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D).
+
+    A mask (1, S) says which of the S a single token sees; without one it sees all.
+    """
+    n_new, n_seen = q.shape[2], k.shape[2]
+    if n_new not in (1, n_seen):  # for T = S the kernel has its own mask
+        mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
+    y: Tensor = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=n_new == n_seen > 1, enable_gqa=k.shape[1] != q.shape[1]
+    )
+    return y

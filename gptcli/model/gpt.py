@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.cache import KVCache
-from gptcli.model.extras import bigram_rows, offset_keys
+from gptcli.model.cache import KVCache, cached_attention
+from gptcli.model.extras import Packed, bigram_rows, offset_keys, pack
 from gptcli.model.lora import add_adapters
-from gptcli.model.loss import cross_entropy, token_losses
+from gptcli.model.loss import cross_entropy, products_dtype, token_losses
 
 # Tokens up to which torch's attention on a CPU is faster in float32: its backward pass in bfloat16
 # takes 7 times as long at 64 tokens, the same at 256, and less from there on.
@@ -89,7 +89,12 @@ class Attention(nn.Module):
         self.key_offset = config.key_offset
 
     def forward(
-        self, x: Tensor, rotation: Tensor | None, cache: KVCache | None, value: Tensor | None
+        self,
+        x: Tensor,
+        rotation: Tensor | None,
+        cache: KVCache | None,
+        value: Tensor | None,
+        packed: Packed | None,
     ) -> Tensor:
         B, T, _ = x.shape
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
@@ -110,37 +115,26 @@ class Attention(nn.Module):
             y = cached_attention(q, keys, values, cache.visible)
         else:
             if self.key_offset:
-                k = offset_keys(k, None)
-            y = attention(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+                k = offset_keys(k, None, packed)
+            y = attention(q, k, v, self.dropout if self.training else 0.0, packed)  # (B, H, T, D)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
         return F.dropout(y, self.dropout) if self.training else y
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Attend causally: queries (B, H, T, D) to keys and values (B, G, T, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
+    """Attend causally, within a text: queries (B, H, T, D) to keys and values (B, G, T, D)."""
     autocast: AbstractContextManager[Any] = contextlib.nullcontext()
     if q.device.type == "cpu" and k.shape[2] <= SHORT_CONTEXT:
         q, k, v = q.float(), k.float(), v.float()
         autocast = torch.autocast("cpu", enabled=False)
+    if packed is not None and q.is_cuda:  # its kernels take a mask or grouped queries, not both
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     grouped = k.shape[1] != q.shape[1]
+    mask = None if packed is None else packed.mask.to(q.dtype)
     with autocast:
         y: Tensor = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
+            q, k, v, mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
         )
-    return y
-
-
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend from the last T of S tokens: queries (B, H, T, D) to the cache's (B, G, S, D).
-
-    A mask (1, S) says which of the S a single token sees; without one it sees all.
-    """
-    n_new, n_seen = q.shape[2], k.shape[2]
-    if n_new not in (1, n_seen):  # for T = S the kernel has its own mask
-        mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
-    y: Tensor = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=n_new == n_seen > 1, enable_gqa=k.shape[1] != q.shape[1]
-    )
     return y
 
 
@@ -199,11 +193,12 @@ class Block(nn.Module):
         x0: Tensor,
         value: Tensor | None,
         rotation: Tensor | None,
-        cache: KVCache | None,
+        cache: KVCache | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         if self.x0_scale is not None:
             x = x + self.x0_scale.to(x.dtype) * x0  # what entered the first block
-        x = x + self.attn(self.ln_1(x), rotation, cache, value)
+        x = x + self.attn(self.ln_1(x), rotation, cache, value, packed)
         x = x + self.mlp(self.ln_2(x))
         return x  # (B, T, C)
 
@@ -243,6 +238,7 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor | None = None,
+        starts: Tensor | None = None,
         *,
         cache: KVCache | None = None,
         recompute: bool = False,
@@ -252,11 +248,13 @@ class GPT(nn.Module):
         Args:
             tokens: The input; with a cache, the tokens after those it has seen.
             targets: (B, T) int64 with the next tokens, `IGNORED` where none counts.
+            starts: Where in its row the text of each token begins, (B, T) int64; positions begin
+                there, and no text sees another. None if each row is one text.
             cache: Filled with what this call sees.
             recompute: Keep only what enters each block, and compute the rest again in the backward
                 pass (Chen et al. 2016): one more forward pass, a fraction of the memory.
         """
-        x = self.hidden(tokens, cache, recompute)
+        x = self.hidden(tokens, cache, recompute, starts)
         if targets is not None:
             head = self.lm_head.weight
             return GPTOutput(None, cross_entropy(x, head, targets, self.n_tokens, self.is_compiled))
@@ -271,34 +269,42 @@ class GPT(nn.Module):
         """Return the logits (B, n_tokens) that follow tokens (B, T), which the cache then holds."""
         return self.logits(self.hidden(tokens, cache)[:, -1:])[:, 0]
 
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(self, tokens: Tensor, targets: Tensor, starts: Tensor | None = None) -> Tensor:
         """Return the loss of each target in nats (B, T), 0 for those `IGNORED`; no gradients."""
-        x = self.hidden(tokens)
+        x = self.hidden(tokens, starts=starts)
         return token_losses(x, self.lm_head.weight, targets, self.n_tokens)
 
     def hidden(
-        self, tokens: Tensor, cache: KVCache | None = None, recompute: bool = False
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        recompute: bool = False,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Return the input of the head, (B, T, C); arguments as for `forward`."""
         start = 0 if cache is None else cache.length
         T = tokens.shape[1]
         assert start + T <= self.config.block_size, "more tokens than the context holds"
         x = self.wte(tokens)  # (B, T, C)
+        packed = None if starts is None else pack(starts, products_dtype(x))
         if self.bigram is not None:
             before = None if cache is None else cache.extend_tokens(tokens)
-            x = x + self.bigram(bigram_rows(tokens, before, self.config.bigram_rows))
+            x = x + self.bigram(bigram_rows(tokens, before, self.config.bigram_rows, packed))
         values = [table(tokens) for table in self.value_embeds or ()]  # (B, T, G D) each
         if cache is None or (positions := cache.position) is None:
             positions = torch.arange(start, start + T, device=tokens.device)
+        within = positions if starts is None else positions - starts  # (T,) or (B, T)
         rotation = None
         if self.wpe is not None:
-            x = x + self.wpe(positions)
+            x = x + self.wpe(within)
         else:
             rotation = rope_cache(positions, self.config)
+            if starts is not None:
+                rotation = rotation[:, within[:, None]]  # (2, B, 1, T, D)
         x = F.dropout(x, self.config.dropout, self.training)
         # A copy, for a compiler makes other code for two arguments that are one tensor.
         x0 = x.clone() if self.config.x0_scalars else x
-        x = self.trunk(x, x0, values, rotation, cache, recompute)
+        x = self.trunk(x, x0, values, rotation, cache, packed, recompute)
         if cache is not None:
             cache.length += T
         return x
@@ -316,6 +322,7 @@ class GPT(nn.Module):
         values: list[Tensor],
         rotation: Tensor | None,
         cache: KVCache | None,
+        packed: Packed | None,
         recompute: bool,
     ) -> Tensor:
         """Pass through some blocks, after the last of them the norm too: what is compiled."""
@@ -324,7 +331,7 @@ class GPT(nn.Module):
         first_value = len(self.h) - len(values)
         for layer, block in enumerate(self.h[first:last], first):
             value = values[layer - first_value] if layer >= first_value else None
-            args = x, x0, value, rotation, cache
+            args = x, x0, value, rotation, cache, packed
             if recompute:
                 x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=keep_rng)
             else:

@@ -38,7 +38,7 @@ def cross_entropy(
     """
     apply: Callable[..., Tensor] = _CrossEntropy.apply
     flat = x.flatten(0, 1), weight, targets.flatten()
-    return apply(*flat, _products_dtype(x), n_tokens, compiled and x.device.type == "cuda")
+    return apply(*flat, products_dtype(x), n_tokens, compiled and x.device.type == "cuda")
 
 
 @torch.no_grad()
@@ -47,13 +47,27 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, n_tokens: int) -> T
 
     Arguments are those of `cross_entropy`.
     """
-    flat, W = targets.flatten(), _aligned(weight, _products_dtype(x))
-    chunks = _chunks(x.flatten(0, 1), W, n_tokens)
-    losses = [_losses(logits, flat[span], needs_grad=False) for span, _, logits in chunks]
-    return torch.cat(losses).view(targets.shape)
+    flat, W = targets.flatten(), _aligned(weight, products_dtype(x))
+    losses = torch.zeros(flat.shape, device=x.device)
+    counted = _counted(flat)
+    aims = flat[counted]
+    parts = [
+        _losses(logits, aims[span], needs_grad=False)
+        for span, _, logits in _chunks(x.flatten(0, 1)[counted], W, n_tokens)
+    ]
+    losses[counted] = torch.cat(parts) if parts else losses[:0]
+    return losses.view(targets.shape)
 
 
-def _products_dtype(x: Tensor) -> torch.dtype:
+def _counted(targets: Tensor) -> Tensor | slice:
+    """Return which targets (N,) count; a GPU is not asked, for the answer would be waited for."""
+    if targets.device.type != "cpu" or not bool((targets == IGNORED).any()):
+        return slice(None)
+    return (targets != IGNORED).nonzero()[:, 0]
+
+
+def products_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products with x here."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -70,6 +84,8 @@ def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield which rows of x (N, C), these rows, and their logits (N, V) in a reused buffer."""
+    if not len(x):
+        return
     most = buffer_bytes(x.device.type)
     n_rows = ceil(len(x) / ceil(len(x) * len(W) * W.element_size() / most))
     buffer = W.new_empty(n_rows, len(W))
@@ -102,6 +118,9 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         W = _aligned(weight, dtype)
+        # Products are with the rows whose targets count; the others have no gradient.
+        counted, n_rows = _counted(targets), len(x)
+        x, targets = x[counted], targets[counted]
         # That of x is needed whatever learns, for all else that learns is below the head.
         grad_x = torch.empty_like(x) if needs_grad else None
         # In float32 whatever the weight's dtype: one chunk's part is small beside the sum's.
@@ -118,6 +137,10 @@ class _CrossEntropy(torch.autograd.Function):
             grad_x[span] = grad @ W
             if grad_weight is not None:
                 _add_product(grad_weight, grad, rows)
+        if grad_x is not None and len(x) < n_rows:
+            every_row = grad_x.new_zeros(n_rows, x.shape[1])
+            every_row[counted] = grad_x
+            grad_x = every_row
         ctx.grads = grad_x, grad_weight
         ctx.of_weight = weight.shape[0], weight.dtype
         return total

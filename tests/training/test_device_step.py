@@ -31,7 +31,7 @@ def micro_batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Multiply in bfloat16; there is no autocast for `meta`."""
-    monkeypatch.setattr(loss, "_products_dtype", lambda x: torch.bfloat16)
+    monkeypatch.setattr(loss, "products_dtype", lambda x: torch.bfloat16)
     yield
 
 
@@ -103,7 +103,7 @@ def test_an_evaluation_waits_for_nothing(
 def test_the_padding_of_the_head_changes_no_loss_and_no_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loss, "_products_dtype", lambda x: x.dtype)
+    monkeypatch.setattr(loss, "products_dtype", lambda x: x.dtype)
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(2, 8, 16, generator=generator), torch.randn(97, 16, generator=generator)
     targets = torch.randint(97, (2, 8), generator=generator)
