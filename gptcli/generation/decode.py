@@ -21,6 +21,7 @@ from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.generation.text import TextStream
 from gptcli.model import GPT, KVCache
+from gptcli.model.cache import AttendFn
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import Tokenizer
 
@@ -81,7 +82,9 @@ class Decoding:
         self._ends, self._wants_logprobs = ends, logprobs
         self._texts = {sample: list(prompt) for sample in samples}
         self._n_drawn = 0
-        self._cache = KVCache(min(self._context, len(prompt) + config.max_new_tokens))
+        self._cache = KVCache(
+            min(self._context, len(prompt) + config.max_new_tokens), kernel=attention_kernel(model)
+        )
 
     def __iter__(self) -> Iterator[SampledToken]:
         """Yield tokens until no sample grows."""
@@ -139,13 +142,7 @@ class Decoding:
                 logits = self._step_graph(tokens)
             else:
                 logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
-        logits = logits.float()  # (B, V); they stay on the device, and only ids come down
-        if not math.isfinite(float(logits.sum())):  # a tenth of the time of looking at each
-            raise CheckpointError(
-                "the model's output is not finite",
-                "if its weights are sound, -s dtype=float32 has room for it",
-            )
-        return logits
+        return finite(logits.float())  # (B, V); they stay on the device, and only ids come down
 
     def _penalized(self, logits: Tensor) -> Tensor:
         if self._config.repetition_penalty == 1:
@@ -226,6 +223,11 @@ class StepGraph:
         return self._logits
 
 
+def attention_kernel(model: GPT) -> AttendFn | None:
+    """Return what attends for single tokens on a model's device; None leaves it to torch."""
+    return None
+
+
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
     """Keep cuDNN's attention away while keys grow by one token at a time.
 
@@ -239,6 +241,20 @@ def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
     return sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Return logits.
+
+    Raises:
+        CheckpointError: They are not finite.
+    """
+    if not math.isfinite(float(logits.sum())):  # a tenth of the time of looking at each
+        raise CheckpointError(
+            "the model's output is not finite",
+            "if its weights are sound, -s dtype=float32 has room for it",
+        )
+    return logits
 
 
 @dataclass

@@ -63,6 +63,11 @@ class TextStream:
         self._decoder, self._config = TextDecoder(tokenizer), config
 
     @property
+    def n_characters(self) -> int:
+        """Characters received, certain or not."""
+        return len(self.text) + len(self._held)
+
+    @property
     def finish_reason(self) -> str:
         """Why it ended: "length", or "stop" after end-of-text or a stop string."""
         return "stop" if self.is_stopped or self.is_ended else "length"

@@ -111,8 +111,7 @@ class Attention(nn.Module):
         if value is not None:
             v = v + value.view(B, T, self.n_kv_head, -1).transpose(1, 2).to(v.dtype)
         if cache is not None:
-            keys, values = cache.extend(self.layer, k, v, self.key_offset)
-            y = cached_attention(q, keys, values, cache.visible)
+            y = cache.attend(self.layer, q, k, v, self.key_offset)
         else:
             if self.key_offset:
                 k = offset_keys(k, None, packed)
@@ -139,10 +138,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | 
 
 
 def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
-    """Return cosine and sine of rotary positions (T,) (Su et al. 2021), (2, T, D)."""
+    """Return cosine and sine of rotary positions (Su et al. 2021): (T,) give (2, T, D).
+
+    Those of texts that differ, (B, T), give (2, B, 1, T, D).
+    """
     D = config.head_size
     exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
-    angles = torch.outer(positions.float(), config.rope_theta**-exponents).repeat(1, 2)  # (T, D)
+    angles = positions.float()[..., None] * config.rope_theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    if positions.ndim == 2:
+        angles = angles[:, None]
     return torch.stack((angles.cos(), angles.sin()))
 
 
