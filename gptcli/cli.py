@@ -24,6 +24,7 @@ from gptcli.commands.generate import generate
 from gptcli.commands.plot import plot
 from gptcli.commands.prepare import prepare
 from gptcli.commands.report import report
+from gptcli.commands.serve import serve
 from gptcli.commands.sweep import sweep
 from gptcli.commands.train import train
 from gptcli.distributed import environment
@@ -62,6 +63,7 @@ app.command("train", rich_help_panel="Model")(train)
 app.command("sweep", rich_help_panel="Model")(sweep)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
+app.command("serve", rich_help_panel="Model")(serve)
 app.command("export", rich_help_panel="Model")(export)
 app.command("compress", rich_help_panel="Model")(compress)
 app.command("decompress", rich_help_panel="Model")(decompress)

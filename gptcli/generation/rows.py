@@ -139,7 +139,7 @@ class Rows:
         grown = KVCache(self._context)
         extra = like.layers[0].shape[2] - like.size  # with offset keys, a place more
         for stored in like.layers:
-            B, H, _, D = stored.shape
+            _, H, _, D = stored.shape
             grown.layers.append(stored.new_zeros(most, H, self._context + extra, D))
         if like.tokens is not None:
             grown.tokens = like.tokens.new_zeros(most, self._context)

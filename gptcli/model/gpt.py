@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.cache import KVCache, cached_attention
+from gptcli.model.cache import KVCache
 from gptcli.model.extras import Packed, bigram_rows, offset_keys, pack
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses

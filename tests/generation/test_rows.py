@@ -61,7 +61,7 @@ def run_all(model: GPT, waiting: list[Row], draw: random.Random) -> dict[Row, li
     waiting = list(waiting)
     while waiting or rows.rows:
         drawn = []
-        if waiting and (not rows.rows or len(rows.rows) < 7 and draw.random() < 0.5):
+        if waiting and (not rows.rows or (len(rows.rows) < 7 and draw.random() < 0.5)):
             drawn = rows.join([waiting.pop()])
         elif rows.rows:
             drawn = rows.step()

@@ -1,0 +1,126 @@
+"""`gpt serve`: models over HTTP, for OpenAI's clients and for people."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gptcli.commands import complete, options
+from gptcli.errors import ConfigError
+from gptcli.terminal import console
+
+if TYPE_CHECKING:
+    from gptcli.config import Config
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="PATH",
+        help="As for generate; repeatable. Default: the newest run's best.",
+        autocompletion=complete.checkpoints,
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; others need --api-key-file.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
+KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File of API keys, one a line.")]
+MaxTexts = Annotated[
+    int, typer.Option(min=1, max=1024, help="Texts that are generated at the same time.")
+]
+MaxWaiting = Annotated[int, typer.Option(min=0, help="Further texts that may wait.")]
+Deadline = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.1, help="Time limit of a request.")
+]
+Drain = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0, help="Time to finish requests after SIGTERM.")
+]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(help="Use 8-bit weights, with a scale for every 32: slightly less exact."),
+]
+
+
+def serve(
+    checkpoint: Checkpoints = None,
+    config: options.ConfigOption = None,
+    set_: options.SetOption = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    open_: Open = False,
+    api_key_file: KeyFile = None,
+    max_texts: MaxTexts = 32,
+    max_waiting: MaxWaiting = 128,
+    deadline: Deadline = 600.0,
+    drain: Drain = 30.0,
+    quantize: Quantize = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Serve checkpoints to OpenAI's clients, with a page to try them."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ConfigError("gpt serve needs uvicorn", "pip install 'gptcli[serve]'")
+    keys = _keys(api_key_file)
+    is_local = host in _LOOPBACK
+    if not is_local and not keys:
+        raise ConfigError(
+            f"--host {host}: everyone who reaches this machine could use it",
+            "set a key: --api-key-file FILE",
+        )
+    flags = {"generate.num_samples": 8}  # so many texts are what kernels are timed for
+
+    def settings(run: dict[str, Any] | None) -> "Config":
+        return options.load(config, set_, flags, run if config is None else None)
+
+    settings(None)
+    from gptcli.serving.server import bind
+
+    listener = bind(host, port)  # before models are opened, which takes a while
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in generate
+    import torch
+
+    from gptcli.device import available_memory
+    from gptcli.serving.app import LOOPBACK, App, Limits
+    from gptcli.serving.engine import Engine
+    from gptcli.serving.models import Models
+    from gptcli.serving.server import serve as answer
+
+    memory = available_memory(torch.device("cpu")) or 1 << 32
+    models = Models(
+        checkpoint or [None], settings, int8=quantize is not None, max_bytes=memory // 2
+    )
+    engine = Engine(max_texts=max_texts, max_waiting=max_waiting)
+    hosts = {*LOOPBACK, host} if is_local else None
+    app = App(engine, models, Limits(keys, None if keys else tuple(hosts or ()), deadline))
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+
+    def on_ready() -> None:
+        if json_:
+            console.result_json({"url": url, "models": list(models.served)})
+        else:
+            console.message(f"serving {', '.join(models.served)} at {url} (Ctrl-C ends)")
+        if open_:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    code = answer(app, engine, listener, drain_seconds=drain, on_ready=on_ready)
+    raise typer.Exit(code)
+
+
+def _keys(file: Path | None) -> list[str]:
+    """Return the API keys of a file."""
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"--api-key-file {file}: holds no key", "write one key a line")
+    return keys

@@ -1,0 +1,160 @@
+"""The models that a server offers: opened once, kept checkpoints of their runs on demand."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptcli.api.generate import Sampler
+from gptcli.checkpoint import TrainedModel
+from gptcli.config import Config, GenerateConfig
+from gptcli.errors import ConfigError, GptError
+from gptcli.formatting import size
+from gptcli.generation import rows_together
+from gptcli.generation.rows import Rows
+from gptcli.runs import BEST, RUN, RunHistory
+from gptcli.runs.find import find_checkpoint
+from gptcli.runs.read import read_run
+
+_log = logging.getLogger("gptcli")
+_STEPS = "checkpoints/step-*.pt"
+
+Settings = Callable[[dict[str, Any] | None], Config]
+
+
+class Model:
+    """A model ready to decode.
+
+    Attributes:
+        id: What requests call it.
+        trained: The model with its checkpoint.
+        defaults: What a request leaves out: the run's own section `generate`.
+        rows: The texts that grow.
+        n_jobs: Requests that use it.
+        n_bytes: Of its weights.
+    """
+
+    def __init__(self, id: str, name: str | None, settings: Settings, *, int8: bool) -> None:
+        sampler = Sampler(name, settings, int8=int8)
+        self.id, self.trained = id, sampler.trained
+        self.defaults: GenerateConfig = sampler.config.generate
+        self.weights = sampler.weights
+        self.rows, self.n_jobs = Rows(self.trained.model), 0
+        self.n_bytes = 4 * self.trained.model.n_params()
+        self.max_rows = rows_together(self.trained.model, 1 << 30)
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt."""
+        return self.trained.model.config.block_size
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the page shows of it."""
+        trained, history = self.trained, history_of(self.trained)
+        losses = [row.val_loss for row in history.evaluations if row.step == trained.step]
+        return {
+            "context": self.context,
+            "chat": getattr(trained.tokenizer, "chat", None) is not None,
+            "step": trained.step,
+            "steps": sorted(steps_of(trained)),
+            "vocab_size": trained.tokenizer.vocab_size,
+            "parameters": trained.model.n_params(),
+            "val_loss": losses[-1] if losses else None,
+            "weights": self.weights,
+            "defaults": self.defaults.model_dump(exclude={"prompt", "num_samples"}),
+        }
+
+
+def run_folder(trained: TrainedModel) -> Path | None:
+    """Return the run folder that a checkpoint is in."""
+    folders = trained.path.resolve().parents[:2]
+    return next((folder for folder in folders if (folder / RUN).is_file()), None)
+
+
+def history_of(trained: TrainedModel) -> RunHistory:
+    """Return the run of a checkpoint, empty where there is none."""
+    return read_run(run_folder(trained) or Path("/nonexistent"))
+
+
+def steps_of(trained: TrainedModel) -> dict[int, Path]:
+    """Return the kept checkpoints of a model's run, by step."""
+    folder = run_folder(trained)
+    found = folder.glob(_STEPS) if folder else []
+    return {int(path.stem.removeprefix("step-")): path for path in found}
+
+
+class Models:
+    """All models of a server, by id; `RUN@STEP` is a kept checkpoint of a run."""
+
+    def __init__(
+        self, names: Sequence[str | None], settings: Settings, *, int8: bool, max_bytes: int
+    ) -> None:
+        """Open the models that are named; None is the newest run's best.
+
+        Raises:
+            GptError: A model cannot be used, or two have the same id.
+        """
+        self._settings, self._int8, self._max_bytes = settings, int8, max_bytes
+        self.served: dict[str, Model] = {}
+        self._kept: OrderedDict[str, Model] = OrderedDict()  # the one used last comes last
+        self._lock = asyncio.Lock()
+        for name in names:
+            model = Model("", name, settings, int8=int8)
+            model.id = _id_of(name, model.trained)
+            if model.id in self.served:
+                raise ConfigError(
+                    f"--checkpoint {name}: there is already a model {model.id}",
+                    "serve each checkpoint once; runs need names that differ",
+                )
+            self.served[model.id] = model
+
+    async def use(self, id: str) -> Model:
+        """Return a model, opened if need be; `done` must follow.
+
+        Raises:
+            KeyError: There is no such model.
+            GptError: It cannot be opened now.
+        """
+        async with self._lock:
+            model = self.served.get(id) or self._kept.get(id)
+            if model is None:
+                run, at, step = id.rpartition("@")
+                known = steps_of(self.served[run].trained) if at and run in self.served else {}
+                path = known.get(int(step)) if step.isdecimal() and len(step) < 10 else None
+                if path is None:
+                    raise KeyError(id)
+                self._forget(self.served[run].n_bytes)
+                model = await asyncio.to_thread(
+                    Model, id, str(path), self._settings, int8=self._int8
+                )
+                self._kept[id] = model
+            if id in self._kept:
+                self._kept.move_to_end(id)
+            model.n_jobs += 1
+            return model
+
+    @staticmethod
+    def done(model: Model) -> None:
+        """Say that a request needs a model no more."""
+        model.n_jobs -= 1
+
+    def _forget(self, n_bytes: int) -> None:
+        """Make room for a checkpoint: the one that was not used for longest goes first."""
+        idle = [model for model in self._kept.values() if not model.n_jobs]
+        while sum(model.n_bytes for model in self._kept.values()) + n_bytes > self._max_bytes:
+            if not idle:
+                return_hint = "wait until other requests are done"
+                room = size(self._max_bytes)
+                raise GptError(f"there is no room for one more checkpoint in {room}", return_hint)
+            del self._kept[idle.pop(0).id]
+
+
+def _id_of(name: str | None, trained: TrainedModel) -> str:
+    """Return the run's name, with `@STEP` unless it is its best; else the name that was given."""
+    folder = run_folder(trained)
+    if folder is None:
+        return name or str(trained.path)
+    is_best = name is None or find_checkpoint(name).name == BEST
+    return folder.name if is_best else f"{folder.name}@{trained.step}"
