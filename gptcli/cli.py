@@ -16,6 +16,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.commands import complete, config, data, options, runs
+from gptcli.commands.chat import chat
 from gptcli.commands.compress import compress, decompress
 from gptcli.commands.doctor import doctor
 from gptcli.commands.eval import evaluate
@@ -63,6 +64,7 @@ app.command("train", rich_help_panel="Model")(train)
 app.command("sweep", rich_help_panel="Model")(sweep)
 app.command("eval", rich_help_panel="Model")(evaluate)
 app.command("generate", rich_help_panel="Model")(generate)
+app.command("chat", rich_help_panel="Model")(chat)
 app.command("serve", rich_help_panel="Model")(serve)
 app.command("export", rich_help_panel="Model")(export)
 app.command("compress", rich_help_panel="Model")(compress)

@@ -7,6 +7,7 @@ from typing import Any
 from gptcli.api.evaluate import Checkpoint, device_of, open_checkpoint
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
+from gptcli.config.schema import GenerateConfig
 from gptcli.device import init_runtime
 from gptcli.generation import (
     DecodeTimings,
@@ -16,7 +17,9 @@ from gptcli.generation import (
     extend_context,
     rows_together,
 )
+from gptcli.generation.dialogue import ChatPrompt, chat_prompt, require_chat
 from gptcli.generation.weights import prepare_for_decoding
+from gptcli.tokenizers import Message
 
 _log = logging.getLogger("gptcli")
 
@@ -85,6 +88,7 @@ class Sampler:
         *,
         int8: bool = False,
         retune: bool = False,
+        chat: bool = False,
     ) -> None:
         """Open a checkpoint.
 
@@ -94,8 +98,14 @@ class Sampler:
                 known before it is open.
             int8: Decode with 8-bit weights.
             retune: Time the kernels even if this machine has done so before.
+            chat: Refuse a model that was not trained on conversations.
+
+        Raises:
+            GptError: There is no such model, or it is refused.
         """
         self.trained = open_checkpoint(checkpoint, settings(None))
+        if chat:
+            require_chat(self.trained.tokenizer, str(self.trained.path))
         stored = self.trained.checkpoint.config
         self.config = settings({"generate": dict(stored["generate"]), "seed": stored["seed"]})
         self.weights, self.timings = "float32", DecodeTimings()
@@ -116,11 +126,7 @@ class Sampler:
         """Return an iterator over (sample, text newly certain) of the prompt's samples."""
         trained, wanted = self.trained, self.config.generate
         ids = encode_prompt(trained.tokenizer, wanted.prompt, trained.model.config.block_size)
-        self.timings = DecodeTimings()
-        return draw_samples(
-            trained.model, trained.tokenizer, ids, wanted, seed=self.config.seed,
-            numbers=range(wanted.num_samples), clock=self.timings, logprobs=logprobs,
-        )  # fmt: skip
+        return self._draw(ids, wanted, range(wanted.num_samples), logprobs)
 
     def reply(self, line: str) -> Iterator[str]:
         """Yield what continues a line, with all lines and replies before it as context."""
@@ -128,13 +134,35 @@ class Sampler:
         self._context = extend_context(tokenizer, self._context, line, model.config.block_size)
         sample = None
         try:
-            for sample, piece in draw_samples(  # noqa: B007  # kept for the context
-                model, tokenizer, self._context, self.config.generate, seed=self.config.seed,
-                numbers=[self._turn],
-            ):  # fmt: skip
+            for sample, piece in self._draw(  # noqa: B007  # kept for the context
+                self._context, self.config.generate, [self._turn]
+            ):
                 yield piece
         finally:  # also where Ctrl-C ends a reply early
             if sample is not None:
                 self._context += [drawn.token for drawn in sample.drawn]
                 self._context += [tokenizer.eot] * sample.text.is_ended
             self._turn += 1
+
+    def answer(
+        self, messages: Sequence[Message], number: int
+    ) -> Iterator[tuple[ChatPrompt, Sample, str]]:
+        """Yield the prompt, the answer, and its text newly certain; `number` names the draws.
+
+        Raises:
+            ConfigError: The last message does not fit the context, or cannot be encoded.
+        """
+        wanted, block_size = self.config.generate, self.trained.model.config.block_size
+        prompt = chat_prompt(self.trained.tokenizer, messages, block_size, wanted.max_new_tokens)
+        wanted = wanted.model_copy(update={"max_new_tokens": prompt.room})
+        for sample, piece in self._draw(prompt.ids, wanted, [number]):
+            yield prompt, sample, piece
+
+    def _draw(
+        self, ids: list[int], wanted: GenerateConfig, numbers: Sequence[int], logprobs: bool = False
+    ) -> Iterator[tuple[Sample, str]]:
+        self.timings = DecodeTimings()
+        return draw_samples(
+            self.trained.model, self.trained.tokenizer, ids, wanted, seed=self.config.seed,
+            numbers=numbers, clock=self.timings, logprobs=logprobs,
+        )  # fmt: skip

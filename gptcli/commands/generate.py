@@ -89,18 +89,10 @@ def generate(
         raise ConfigError("--interactive and --json cannot be combined")
     if interactive and num_samples not in (None, 1):
         raise ConfigError("--num-samples: --interactive draws one text at a time")
-
-    def settings(run: dict[str, Any] | None) -> "Config":
-        # Without a file, the run's own settings lie below --set and the options.
-        return options.load(config, set_, flags, run if config is None else None)
-
-    given = settings(None)
-    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
-    # each waits for a fraction of a millisecond first, which covers the time between two products.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from gptcli.api.generate import Sampler
-
-    sampler = Sampler(checkpoint, settings, int8=quantize is not None, retune=retune)
+    given = options.load(config, set_, flags)
+    sampler = open_sampler(
+        checkpoint, config, set_, flags, int8=quantize is not None, retune=retune
+    )
     clean = str if raw else printable
     if interactive:
         _converse(sampler, clean, given.generate.prompt)
@@ -108,17 +100,46 @@ def generate(
         _draw(sampler, clean, logprobs=logprobs, json_=json_)
 
 
+def open_sampler(
+    checkpoint: str | None,
+    config: str | None,
+    set_: list[str] | None,
+    flags: dict[str, Any],
+    *,
+    int8: bool,
+    retune: bool = False,
+    chat: bool = False,
+) -> "Sampler":
+    """Open a model to sample from, with the settings of a command line over those of its run."""
+
+    def settings(run: dict[str, Any] | None) -> "Config":
+        # Without a file, the run's own settings lie below --set and the options.
+        return options.load(config, set_, flags, run if config is None else None)
+
+    settings(None)  # an error in them comes before torch is loaded
+    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
+    # each waits for a fraction of a millisecond first, which covers the time between two products.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from gptcli.api.generate import Sampler
+
+    return Sampler(checkpoint, settings, int8=int8, retune=retune, chat=chat)
+
+
 def _given_prompt(argument: str | None, option: str | None, interactive: bool) -> str | None:
-    """Return the prompt from the argument, the option or stdin; None where there is none."""
     if argument is not None and option is not None:
         raise ConfigError("the prompt is given twice: as an argument and with --prompt")
     given = argument if argument is not None else option
-    if given is not None or interactive or sys.stdin is None or sys.stdin.isatty():
+    return given if interactive else given_text(given, "prompt")
+
+
+def given_text(given: str | None, what: str) -> str | None:
+    """Return what was given on the command line, else what is on stdin; None if there is none."""
+    if given is not None or sys.stdin is None or sys.stdin.isatty():
         return given
     try:
         text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the prompt on stdin is not UTF-8 at byte {error.start}") from error
+        raise ConfigError(f"the {what} on stdin is not UTF-8 at byte {error.start}") from error
     return text.removesuffix("\n").removesuffix("\r") or None
 
 

@@ -17,10 +17,10 @@ from gptcli.data.readers import shown
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop import optional_package
 from gptcli.interop.hf_config import family_of
-from gptcli.interop.hf_tokenizer import merges_of, vocabulary_of
+from gptcli.interop.hf_tokenizer import merges_of, specials_of, vocabulary_of
 from gptcli.interop.names import GGUF_GPT2, GGUF_LLAMA, Table, from_format, to_format
 from gptcli.interop.weights import Form, Source, require_shapes
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import CHAT_TEMPLATE, Tokenizer
 from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer
 
 _PERMUTED = (".attn_q.weight", ".attn_k.weight", ".attn_q.bias", ".attn_k.bias")
@@ -130,7 +130,7 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, dtype: str, gguf: Any) -
 
 def _add_tokenizer(writer: Any, tokenizer: BpeTokenizer, gguf: Any) -> None:
     spelled = {id: token for token, id in vocabulary_of(tokenizer).items()}
-    special, ids = set(tokenizer.specials.values()), range(tokenizer.vocab_size)
+    special, ids = set(specials_of(tokenizer).values()), range(tokenizer.vocab_size)
     kinds = ("CONTROL" if id in special else "NORMAL" if id in spelled else "UNUSED" for id in ids)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -140,6 +140,9 @@ def _add_tokenizer(writer: Any, tokenizer: BpeTokenizer, gguf: Any) -> None:
     writer.add_bos_token_id(tokenizer.eot)
     writer.add_eos_token_id(tokenizer.eot)
     writer.add_add_bos_token(False)
+    if tokenizer.chat is not None:
+        writer.add_eot_token_id(tokenizer.chat.end)
+        writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _swapped(rows: Tensor, parts: tuple[int, int]) -> Tensor:

@@ -20,12 +20,13 @@ from gptcli.interop.hf_weights import CONFIG, TOKENIZER, WEIGHTS, open_folder
 from gptcli.interop.names import to_format
 from gptcli.interop.weights import Form, Source
 from gptcli.runs.read import read_run
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Message, Tokenizer, encode_conversation
+from gptcli.tokenizers.bpe import END_OF_TEXT
 
 _PROBES = (
     "To be, or not  to be:\n\n\tthat's 12345 questions. ",
     " cafe\u0301 naïve Ⅷ 日本語 🙂 ",
-    "<|endoftext|>",
+    END_OF_TEXT,
 )
 _CARD = """\
 ---
@@ -73,9 +74,9 @@ def write(folder: Path, source: Source) -> int:
     folder.mkdir()
     for file, content in {
         CONFIG: to_hugging_face(model, family, tokenizer.vocab_size, tokenizer.eot),
-        "generation_config.json": _generation(config["generate"], context, tokenizer.eot),
+        "generation_config.json": _generation(config["generate"], context, tokenizer),
         TOKENIZER: tokenizer_json(tokenizer),
-        "tokenizer_config.json": tokenizer_config(context),
+        "tokenizer_config.json": tokenizer_config(tokenizer, context),
     }.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / file).write_text(text, encoding="utf-8", newline="\n")
@@ -96,10 +97,12 @@ def read_back(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return pretrained.model, pretrained.weights()
 
 
-def _generation(generate: dict[str, Any], context: int, eot: int) -> dict[str, Any]:
+def _generation(generate: dict[str, Any], context: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return `generation_config.json`: the run's sampling, up to the end of the context."""
     # transformers lets no context slide: beyond it learned positions are an IndexError there.
-    content = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot, "max_length": context}
+    eot, ends = tokenizer.eot, [tokenizer.eot, tokenizer.chat.end] if tokenizer.chat else None
+    content = {"bos_token_id": eot, "eos_token_id": ends or eot, "pad_token_id": eot,
+               "max_length": context}  # fmt: skip
     if not generate["temperature"]:
         return content | {"do_sample": False}
     content |= {"do_sample": True, "temperature": generate["temperature"]}
@@ -127,7 +130,14 @@ def require_same_ids(folder: Path, tokenizer: Tokenizer) -> None:
     for text in _PROBES:
         if alphabet is not None:
             text = "".join(char for char in text if char in alphabet)
-        if theirs.encode(text, verbose=False) != tokenizer.encode(text).tolist():
+        ids = theirs.encode(text, verbose=False, split_special_tokens=True)
+        ours = tokenizer.encode(text).tolist()
+        if tokenizer.chat is not None and text != END_OF_TEXT:
+            said = [{"role": "user", "content": text}]
+            ids = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+            asked = encode_conversation(tokenizer, [Message("user", text)], reply=True)
+            ours = asked[0].tolist()
+        if ids != ours:
             raise CheckpointError(
                 f"transformers {__version__} reads {text!r} with other ids than the tokenizer"
                 f" {tokenizer.name!r}",

@@ -5,7 +5,14 @@ import re
 from typing import Any
 
 from gptcli.errors import ConfigError
-from gptcli.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from gptcli.tokenizers import (
+    CHAT_TEMPLATE,
+    END_OF_TURN,
+    START_OF_TURN,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+)
 from gptcli.tokenizers.bpe import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -15,11 +22,12 @@ from gptcli.tokenizers.bpe import (
 from gptcli.tokenizers.foreign import ForeignTokenizer
 
 Vocabulary = dict[str, int]
+CHAT_WORDS = (START_OF_TURN, END_OF_TURN)
 _CHARACTERS = {byte: char for char, byte in byte_level_alphabet().items()}
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Return every token as `tokenizer.json` spells it, with its id; end-of-text is one.
+    """Return every token as `tokenizer.json` spells it, with its id; special tokens are among them.
 
     Raises:
         ConfigError: No other program has such a tokenizer.
@@ -29,7 +37,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
             words = {char: id for id, char in enumerate(tokenizer.definition()["alphabet"])}
         case BpeTokenizer():
             words = {_spell(token): rank for token, rank in tokenizer.ranks.items()}
-            return words | tokenizer.specials
         case ByteTokenizer():
             words = {_spell(bytes([byte])): byte for byte in range(256)}
         case ForeignTokenizer():
@@ -39,7 +46,14 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
             )
         case _:
             raise ConfigError(f"tokenizer.name: a {tokenizer.name!r} tokenizer cannot be exported")
-    return words | {END_OF_TEXT: tokenizer.eot}
+    return words | specials_of(tokenizer)
+
+
+def specials_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Return the special tokens, with their ids."""
+    own = tokenizer.specials if isinstance(tokenizer, BpeTokenizer) else {}
+    chat = zip(CHAT_WORDS, tokenizer.chat or (), strict=False)
+    return own | {END_OF_TEXT: tokenizer.eot} | dict(chat)
 
 
 def _spell(token: bytes) -> str:
@@ -89,7 +103,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     import tokenizers as hf
 
-    vocabulary, specials = vocabulary_of(tokenizer), {END_OF_TEXT: tokenizer.eot}
+    vocabulary, specials = vocabulary_of(tokenizer), specials_of(tokenizer)
     if isinstance(tokenizer, CharTokenizer):
         # An unknown character has no id here, and there neither: it is an error when it occurs.
         made = hf.Tokenizer(hf.models.WordLevel(vocabulary, unk_token="<|unknown|>"))
@@ -98,7 +112,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         merges, pattern = [], ""
         if isinstance(tokenizer, BpeTokenizer):
-            merges, pattern, specials = merges_of(tokenizer), tokenizer.pattern, tokenizer.specials
+            merges, pattern = merges_of(tokenizer), tokenizer.pattern
         made = hf.Tokenizer(hf.models.BPE(vocabulary, merges))
         is_gpt2 = pattern == GPT2_PATTERN
         split: Any = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_gpt2)
@@ -123,16 +137,19 @@ def _plain(pattern: str) -> str:
     return re.sub(r"(\{\d+,\d*\})\+", r"\1", pattern).replace("$", r"\z")
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
+def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json`."""
+    is_chat = tokenizer.chat is not None
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
+        "eos_token": END_OF_TURN if is_chat else END_OF_TEXT,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
         # Text that spells `<|endoftext|>` is ordinary text, as in training: a document cannot end
-        # itself. With False, passed to AutoTokenizer there, it is read as the token.
-        "split_special_tokens": True,
+        # itself. With False, passed to AutoTokenizer there, it is read as the token. A conversation
+        # is rendered as text with such tokens in it, which must be read as tokens.
+        "split_special_tokens": not is_chat,
+        **({"chat_template": CHAT_TEMPLATE} if is_chat else {}),
     }

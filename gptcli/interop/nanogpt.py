@@ -104,6 +104,11 @@ def check(trained: TrainedModel, out: Path) -> Form:
             f"nanoGPT's format does not hold this model: {', '.join(wrong.values())}",
             "--to hf holds more kinds of models",
         )
+    if tokenizer.chat is not None:
+        raise ConfigError(
+            "nanoGPT's format does not hold this model: it has no chat tokens",
+            "--to hf and --to gguf hold models that chat",
+        )
     is_exact, beside, notes = model.mlp == "gelu_erf", None, []
     if not is_exact:
         notes.append("nanoGPT computes the exact GELU, this model the one by tanh")

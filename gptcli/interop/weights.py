@@ -18,7 +18,7 @@ from gptcli.errors import CheckpointError, ConfigError
 from gptcli.formatting import plural
 from gptcli.interop import FileDtype
 from gptcli.interop.hf_config import Family
-from gptcli.interop.hf_tokenizer import Vocabulary, vocabulary_of
+from gptcli.interop.hf_tokenizer import CHAT_WORDS, Vocabulary, specials_of, vocabulary_of
 from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, bpe
@@ -53,22 +53,32 @@ class Pretrained:
         return {"init_from": self.name, "revision": self.revision}
 
     def shape_for(self, tokenizer: Tokenizer) -> ModelConfig:
-        """Return its shape, with a row for end-of-text where only that one is missing."""
-        n_rows = self.model.vocab_size or 0
-        if tokenizer.eot == n_rows and tokenizer.vocab_size == n_rows + 1:
-            return self.model.model_copy(update={"vocab_size": n_rows + 1})
+        """Return its shape, with rows for special tokens where only those are missing."""
+        n_rows, n_tokens = self.model.vocab_size or 0, tokenizer.vocab_size
+        if set(range(n_rows, n_tokens)) <= set(specials_of(tokenizer).values()):
+            return self.model.model_copy(update={"vocab_size": max(n_rows, n_tokens)})
         return self.model
+
+    @property
+    def n_known(self) -> int:
+        """The rows of its vocabulary, without those that only pad it."""
+        n_rows = self.model.vocab_size or 0
+        return min(n_rows, max((self.vocabulary or {}).values(), default=n_rows) + 1)
 
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer whose ids mean other tokens than those it was trained on.
+
+        Chat tokens may be new.
 
         Raises:
             ConfigError: With the number of ids that mean something else.
         """
         if self.vocabulary is None:
             return
-        ours = vocabulary_of(tokenizer)
-        differing = [token for token, id in ours.items() if self.vocabulary.get(token) != id]
+        ours, known = vocabulary_of(tokenizer), self.vocabulary
+        new = {word for word in CHAT_WORDS
+               if word not in known and ours.get(word) not in known.values()}  # fmt: skip
+        differing = [word for word, id in ours.items() if known.get(word) != id and word not in new]
         if not differing:
             return
         hint = "prepare the data with the tokenizer of these weights"
@@ -179,18 +189,22 @@ def require_shapes(
     return list(our_shapes(model))
 
 
-def resize_vocab(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+def resize_vocab(
+    weights: Mapping[str, Tensor], model: ModelConfig, n_known: int | None = None
+) -> dict[str, Tensor]:
     """Fit weights to `model`: cut learned positions to its context, pad the vocabulary to its rows.
 
-    A padded row is the mean of the others: its logit is then the mean logit, so that k padded
-    rows add at most the share k / V to the partition function (Jensen). A row of zeros has the
-    logit 0, far above those of GPT-2, and would take nearly all the probability.
+    Rows from `n_known` on are padding. A padded row is the mean of the others: its logit is then
+    the mean logit, so that k padded rows add at most the share k / V to the partition function
+    (Jensen). A row of zeros has the logit 0, far above those of GPT-2, and would take nearly all
+    the probability.
     """
     fitted, n_rows = dict(weights), model.vocab_size or 0
     if "wpe.weight" in fitted:
         fitted["wpe.weight"] = fitted["wpe.weight"][: model.block_size]
     for name, table in weights.items():
-        if name.startswith(_EMBEDDINGS) and len(table) < n_rows:
+        if name.startswith(_EMBEDDINGS) and len(table[:n_known]) < n_rows:
+            table = table[:n_known]
             mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
             fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
     return fitted

@@ -134,22 +134,25 @@ def prompt(text: str) -> None:
     stderr.print(Text(printable(text), style="dim"), end="")
 
 
-def ask(sign: str) -> str | None:
+def ask(sign: str, *, message: bool = False) -> str | None:
     """Return the next line of stdin without its end; None when there are no more.
 
-    At a terminal it prompts with `sign`, and lines can be edited and recalled.
+    At a terminal it prompts with `sign`, and lines can be edited and recalled. Of a message, lines
+    pasted together are one, and Ctrl-C discards what was typed instead of ending the input.
     """
     if sys.stdin is None:
         return None
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
             with contextlib.suppress(ImportError):  # not on Windows, whose terminal edits by itself
-                import readline  # noqa: F401
+                import readline
+
+                readline.parse_and_bind(f"set enable-bracketed-paste {'on' if message else 'off'}")
             return input(sign)
         line = sys.stdin.readline()
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, KeyboardInterrupt) as error:
         write("\n")
-        return None
+        return "" if message and isinstance(error, KeyboardInterrupt) else None
     except UnicodeDecodeError as error:
         raise ConfigError("a line on stdin is not UTF-8") from error
     return line.removesuffix("\n").removesuffix("\r") if line else None

@@ -89,7 +89,7 @@ class Tokenizer(ABC):
     bytes_per_token: float = 4.4  # of text, before any was read: GPT-2's on OpenWebText
     safe_cut: re.Pattern[str] = SAFE_CUT  # matches where a cut changes no token
     start: tuple[int, ...] = ()  # the ids before a prompt, such as Llama's begin-of-text
-    chat: ChatTokens | None = None  # the last two ids, where it can spell conversations
+    chat: ChatTokens | None = None  # the last two ids but in a foreign one; None: it knows no turns
     is_foreign: bool = False  # of another program: may change a text, and its library may panic
 
     def encode(self, text: str) -> Ids:

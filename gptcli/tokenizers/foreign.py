@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from gptcli.errors import DataError
-from gptcli.tokenizers.base import Ids, Tokenizer, UnknownCharacters, rust_panics
+from gptcli.tokenizers.base import ChatTokens, Ids, Tokenizer, UnknownCharacters, rust_panics
 from gptcli.tokenizers.bpe import CAREFUL_CUT, byte_level_alphabet
+from gptcli.tokenizers.chat import END_OF_TURN, START_OF_TURN
 
 
 class ForeignTokenizer(Tokenizer):
@@ -52,11 +53,14 @@ class ForeignTokenizer(Tokenizer):
         self._bytes = {id: _bytes_of(token, byte_of) for token, id in vocabulary.items()}
         for id, token in added.items():
             self._bytes[id] = b"" if token.special else token.content.encode()
+        special = {token.content: id for id, token in added.items() if token.special}
+        if START_OF_TURN in special and END_OF_TURN in special:
+            self.chat = ChatTokens(special[START_OF_TURN], special[END_OF_TURN])
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ids that end a text."""
-        return self._ends
+        """The ids that end a text, or an answer."""
+        return tuple(dict.fromkeys((*self._ends, *reversed(self.chat or ()))))
 
     def _encode(self, text: str) -> Ids:
         text.encode()  # a lone surrogate fails here with its own error

@@ -96,7 +96,8 @@ def build_model(config: Config, pretrained: "Pretrained | None", n_tokens: int) 
     from gptcli.interop.weights import resize_vocab
 
     # Read first: nothing is allocated before the file has shown that it is of that size.
-    weights = resize_vocab(pretrained.weights(), config.model)
+    n_known = pretrained.n_known if n_tokens > pretrained.n_known else None  # chat tokens are new
+    weights = resize_vocab(pretrained.weights(), config.model, n_known)
     model = GPT(config.model, n_tokens)
     if config.model.lora is not None:
         init_adapters(model, derive_seed("adapters", config.seed))
