@@ -28,6 +28,7 @@ from gptcli.config.model import (
 
 Split = Literal["train", "val"]
 LoggerName = Literal["tensorboard", "wandb"]
+DataFormat = Literal["text", "messages", "conversations", "prompt", "instruction", "docstrings"]
 
 
 class SplitSource(Section):
@@ -48,6 +49,13 @@ class DataConfig(Section):
     """The configuration (subset) of a Hub dataset."""
     text_field: str = Field(default="text", examples=["content"])
     """The column or key that holds the text in files of rows, such as jsonl, csv and Parquet."""
+    format: DataFormat | None = Field(default=None, examples=["messages"])
+    """What rows hold: text, or conversations as messages (role, content), conversations (from,
+    value), prompt and completion, or instruction, input and output; docstrings makes questions and
+    answers from Python sources. Null: by the fields of the first row, text if it has text_field."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Rows that are no conversation (an unknown role, a second system message, an empty turn, no
+    turn of the assistant): stop and name the first, or skip and count them."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
     """Folder of token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])

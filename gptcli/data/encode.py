@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,10 @@ class TextBatch:
     texts: list[str]
     documents: list[int]  # the index of each text's document in the unit, never falling
     ends_unit: bool = False  # the unit's last batch, which may be empty
+    # Of conversations, whose contents the texts are: an index into ROLES for each, and the reason
+    # and place of each row before the batch's end that is no conversation.
+    roles: list[int] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

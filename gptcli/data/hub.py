@@ -180,6 +180,7 @@ class HubFiles:
     train: tuple[HubFile, ...]
     validation: tuple[HubFile, ...]
     revision: str
+    fields: tuple[str, ...] = ()  # of its rows, where the dataset says so
 
 
 def find_files(repository: str, config: str | None, revision: str | None) -> HubFiles:
@@ -218,7 +219,7 @@ def _remembered(repository: str, config: str | None, revision: str | None) -> Hu
         train, validation = (
             tuple(HubFile(**file) for file in content[split]) for split in ("train", "validation")
         )
-        return HubFiles(train, validation, content["revision"])
+        return HubFiles(train, validation, content["revision"], tuple(content.get("fields", ())))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # missing or damaged: ask the Hub
 
@@ -240,7 +241,8 @@ def _resolve(repository: str, config: str | None, revision: str | None) -> HubFi
         known = ", ".join(splits) or "none"
         raise DataError(f"hf:{repository}: no training split; the splits are: {known}")
     train = _hub_files(splits["train"])
-    return HubFiles(train, _hub_files(splits.get("validation", [])), train[0].revision)
+    validation = _hub_files(splits.get("validation", []))
+    return HubFiles(train, validation, train[0].revision, tuple(builder.info.features or ()))
 
 
 def _hub_files(urls: list[str]) -> tuple[HubFile, ...]:

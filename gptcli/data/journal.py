@@ -81,7 +81,8 @@ class Journal:
         """Remove the records and the shards they name."""
         for record in filter(None, map(self._read, self._files())):
             for shard in record.shards:
-                _remove(self._data_folder / shard.file)
+                for name in (shard.file, *shard.sizes):
+                    _remove(self._data_folder / name)
         self.end()
 
     def _file(self, index: int) -> Path:
@@ -99,7 +100,8 @@ class Journal:
 
 def remove_prepared(folder: Path, manifest: Manifest) -> None:
     """Remove the files a manifest lists, itself first: what is left is an unfinished folder."""
-    listed = [shard.file for unit in manifest.units for shard in unit.shards]
+    shards_ = [shard for unit in manifest.units for shard in unit.shards]
+    listed = [name for shard in shards_ for name in (shard.file, *shard.sizes)]
     for name in [shards.MANIFEST, *listed, shards.TOKENIZER]:
         _remove(folder / name)
 

@@ -6,7 +6,7 @@ The bytes depend only on the source and the recipe, not on the number of workers
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -23,7 +23,14 @@ from gptcli.data.units import Fetcher, Unit, content_hash, documents
 from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
-from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer, make_tokenizer
+from gptcli.tokenizers import (
+    Tokenizer,
+    dump_tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    with_chat_tokens,
+)
+from gptcli.tokenizers.chat import ROLES
 
 _VOCABULARY_CHARS = 200_000_000  # enough for any vocabulary; more only takes longer
 
@@ -31,7 +38,7 @@ _VOCABULARY_CHARS = 200_000_000  # enough for any vocabulary; more only takes lo
 def make_plan(config: Config) -> PreparePlan:
     """Find the source of `config` and settle what it leaves open."""
     source = find_source(config.data, config.seed)
-    data = config.data
+    data = config.data.model_copy(update={"format": source.format})
     if source.text_field and not config.is_set("data.text_field"):
         data = data.model_copy(update={"text_field": source.text_field})
     fraction = source.val_fraction(data)
@@ -191,8 +198,14 @@ def _settle(plan: PreparePlan, journal: Journal) -> tuple[Tokenizer, Recipe]:
             recipe = _recipe(plan, TokenizerRecord.of(tokenizer))
             if recipe == unfinished:
                 return tokenizer, recipe
-    tokenizer = make_tokenizer(config, lambda: _sample(plan))
+    tokenizer = _make_tokenizer(plan, lambda: _sample(plan))
     return tokenizer, _recipe(plan, TokenizerRecord.of(tokenizer))
+
+
+def _make_tokenizer(plan: PreparePlan, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Make the tokenizer of a plan; one of conversations can spell their turns."""
+    tokenizer = make_tokenizer(plan.tokenizer, texts)
+    return with_chat_tokens(tokenizer) if plan.data.format else tokenizer
 
 
 def _sample(plan: PreparePlan) -> Iterator[str]:
@@ -202,6 +215,8 @@ def _sample(plan: PreparePlan) -> Iterator[str]:
     takes the start, without what is held out: validation text stays unseen.
     """
     is_alphabet, n_chars = plan.tokenizer.name == "char", 0
+    if plan.data.format:
+        yield "\n".join([*ROLES, ""])
     for unit in plan.source.units:
         key = itemgetter(0) if unit.held_out != "end" else lambda piece: 0
         for index, pieces in itertools.groupby(documents(unit, plan.data), key=key):
@@ -246,8 +261,9 @@ def _clean_up(plan: PreparePlan, journal: Journal, error: BaseException) -> None
         journal.end()
         (plan.folder / shards.TOKENIZER).unlink(missing_ok=True)
         for unit, split in itertools.product(plan.source.units, shards.SPLITS):
-            for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].bin"):
-                path.unlink()
+            for path in plan.folder.glob(f"{split}_{unit.index:06d}_[0-9][0-9][0-9].*"):
+                if path.suffix in (".bin", shards.MASK, shards.STARTS):
+                    path.unlink()
 
 
 def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
@@ -261,6 +277,8 @@ def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
         shard_tokens=plan.data.shard_tokens,
         max_vocab_size=plan.tokenizer.vocab_size,
         tokenizer=tokenizer,
+        conversation_format=plan.data.format,
+        bad_rows=plan.data.bad_rows if plan.data.format else None,
     )
 
 
@@ -295,7 +313,7 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
-        same_tokenizer = make_tokenizer(plan.tokenizer, list).fingerprint == record.sha256
+        same_tokenizer = _make_tokenizer(plan, list).fingerprint == record.sha256
     else:
         same_tokenizer = name == record.name
     differing = _recipe(plan, record).differing(existing.recipe)

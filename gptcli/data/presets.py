@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptcli.config.schema import DataConfig, SplitSource
+from gptcli.config.schema import DataConfig, DataFormat, SplitSource
 from gptcli.errors import ConfigError
 
 
@@ -45,6 +45,7 @@ class Preset:
     about: str
     expected: Expected = Expected()
     text_field: str = "text"
+    format: DataFormat = "text"
     n_shards: int | None = None  # training files of ready-made tokens; `name:N` takes the first N
 
 
@@ -53,6 +54,9 @@ _WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
 _ALL = (
     Preset("stdlib", "library", "", None, None, 0, "PSF-2.0",
            "Python's standard library: the sources and the language reference"),
+    Preset("stdlib-chat", "library", "", None, None, 0, "PSF-2.0",
+           "questions about Python's standard library, answered by its docstrings",
+           format="docstrings"),
     Preset("shakespeare", "file",
            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare"
            "/input.txt", None, None, 1_115_394, "public domain",

@@ -14,11 +14,12 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptcli.atomic import storage_errors
+from gptcli.data.messages import format_of
 from gptcli.errors import DataError
 
 _BLOCK_BYTES = 4 << 20
@@ -153,13 +154,14 @@ def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
 
 def _no_such_field(path: Path, field: str, fields: list[str]) -> DataError:
     names = ", ".join(map(str, fields[:20])) or "none"
-    return DataError(
-        f"{path}: no field '{field}'; the fields are: {names}",
-        f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None,
-    )
+    hint = f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None
+    if (form := format_of(fields)) is not None:
+        hint = f"these are conversations: -s data.format={form}"
+    return DataError(f"{path}: no field '{field}'; the fields are: {names}", hint)
 
 
-def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
+def _json_rows(path: Path, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of each line that is not empty."""
     for number, line in _lines(path, errors):
         if not line.strip():
             continue
@@ -170,49 +172,70 @@ def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
             raise DataError(f"{path}: line {number} is not JSON ({reason})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} is not a JSON object with fields")
+        yield number, row
+
+
+def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
+    for number, row in _json_rows(path, errors):
         if field not in row:
             raise _no_such_field(path, field, list(row))
         text = "" if row[field] is None else row[field]
         if not isinstance(text, str):
             kind = type(text).__name__
             raise DataError(f"{path}: line {number}: '{field}' is a {kind}, not text")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            if errors != "replace":
-                raise DataError(
-                    f"{path}: line {number}: unpaired surrogate at character {error.start}"
-                    " (invalid Unicode)",
-                    f"fix the row, or {_REPLACE}",
-                ) from None
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        yield text
+        yield sound(text, f"{path}: line {number}", errors)
 
 
-def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
+def sound(text: str, where: str, errors: str) -> str:
+    """Return a text without halves of surrogate pairs, which JSON can spell.
+
+    Raises:
+        DataError: There is one, and `errors` is not "replace".
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if errors != "replace":
+            raise DataError(
+                f"{where}: unpaired surrogate at character {error.start} (invalid Unicode)",
+                f"fix the row, or {_REPLACE}",
+            ) from None
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _csv_rows(path: Path, errors: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, fields) of each row that is not empty, the header first."""
     csv.field_size_limit(_MAX_FIELD_CHARS)
     rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
     try:
-        header = next(rows, None)
-        if header is None:
-            return
-        if field not in header:
-            raise _no_such_field(path, field, header)
-        column = header.index(field)
         for row in rows:
-            if not row:
-                continue  # an empty line
-            if len(row) <= column:
-                raise DataError(
-                    f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}"
-                )
-            yield row[column]
+            if row:
+                yield rows.line_num, row
     except csv.Error as error:
         hint = "look for a quotation mark that is never closed" if "limit" in str(error) else None
         raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})", hint) from error
 
 
-def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
+def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
+    header: list[str] = []
+    for number, row in _csv_rows(path, errors):
+        if not header:
+            header = row
+            if field not in header:
+                raise _no_such_field(path, field, header)
+            column = header.index(field)
+        elif len(row) <= column:
+            raise DataError(
+                f"{path}: line {number} has {len(row)} fields, the header {len(header)}"
+            )
+        else:
+            yield row[column]
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; damage is a DataError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,21 +243,28 @@ def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
         path.open("rb").close()  # fails in plainer words than pyarrow's
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                names = file.schema_arrow.names
-                if field not in names:
-                    raise _no_such_field(path, field, names)
-                if names.count(field) > 1:
-                    raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
-                kind = file.schema_arrow.field(field).type
-                if pa.types.is_dictionary(kind):
-                    kind = kind.value_type
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                    raise DataError(f"{path}: field '{field}' is {kind}, not text")
-                for number, batch in enumerate(file.iter_batches(1024, columns=[field])):
-                    yield from _texts_of(batch[0], path, 1024 * number, errors)
+                yield file
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0][:120]
             raise DataError(f"{path}: damaged Parquet file ({reason})") from error
+
+
+def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
+    import pyarrow as pa
+
+    with _parquet(path) as file:
+        names = file.schema_arrow.names
+        if field not in names:
+            raise _no_such_field(path, field, names)
+        if names.count(field) > 1:
+            raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
+        kind = file.schema_arrow.field(field).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"{path}: field '{field}' is {kind}, not text")
+        for number, batch in enumerate(file.iter_batches(1024, columns=[field])):
+            yield from _texts_of(batch[0], path, 1024 * number, errors)
 
 
 def _texts_of(column: Any, path: Path, first_row: int, errors: str) -> Iterator[str]:
@@ -251,6 +281,72 @@ def _texts_of(column: Any, path: Path, first_row: int, errors: str) -> Iterator[
                 f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
                 f"fix the row, or {_REPLACE}",
             ) from None
+
+
+def read_records(
+    path: Path, fields: Sequence[str], optional: Sequence[str], errors: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place in the file, values by field) of each row of a file of rows.
+
+    Args:
+        path: The file.
+        fields: Those that every row must have.
+        optional: Those that are read where there are such.
+        errors: "strict" or "replace", for bytes that are not UTF-8.
+
+    Raises:
+        DataError: The file is damaged or has no such field, with the fields there are.
+    """
+    if suffix_of(path) == ".parquet":
+        rows = _parquet_records(path, fields, optional)
+    elif suffix_of(path) == ".csv":
+        rows = _csv_records(path, errors)
+    else:
+        rows = ((f"line {number}", row) for number, row in _json_rows(path, errors))
+    for place, row in rows:
+        for field in fields:
+            if field not in row:
+                raise _no_such_field(path, field, list(row))
+        yield place, row
+
+
+def _csv_records(path: Path, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    header: list[str] = []
+    for number, row in _csv_rows(path, errors):
+        if len(row) < len(header):
+            raise DataError(
+                f"{path}: line {number} has {len(row)} fields, the header {len(header)}"
+            )
+        if header:
+            yield f"line {number}", dict(zip(header, row, strict=False))
+        header = header or row
+
+
+def _parquet_records(
+    path: Path, fields: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _parquet(path) as file:
+        names = file.schema_arrow.names
+        for field in fields:
+            if field not in names:
+                raise _no_such_field(path, field, names)
+        columns, first = [name for name in names if name in {*fields, *optional}], 0
+        for batch in file.iter_batches(1024, columns=columns):
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                last = first + len(batch) - 1
+                raise DataError(f"{path}: rows {first} to {last} are not all UTF-8") from None
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, first))
+            first += len(batch)
+
+
+def fields_of(path: Path) -> list[str]:
+    """Return the fields of a file of rows, of its first row where they may differ."""
+    if suffix_of(path) == ".parquet":
+        with _parquet(path) as file:
+            return list(file.schema_arrow.names)
+    return next((list(row) for _, row in read_records(path, (), (), "replace")), [])
 
 
 _ROW_READERS = {

@@ -11,12 +11,12 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, Self
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from gptcli import atomic
 from gptcli.config.schema import Split
@@ -28,6 +28,8 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+MASK, STARTS = ".mask", ".starts"  # the suffixes of what is beside a shard of conversations
+REPAIR = "prepare the folder again with `gpt prepare --force`"
 HEADER_BYTES = 1024
 _MAX_OPEN_FILES = 64
 _CHUNK_BYTES = 8 << 20
@@ -48,6 +50,17 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out what only conversations have: records of text keep their bytes."""
+        return {
+            k: v for k, v in handler(self).items() if v is not None or k not in _OF_CONVERSATIONS
+        }
+
+
+_OF_CONVERSATIONS = {"conversations", "trained", "mask_sha256", "starts_sha256", "skipped",
+                     "conversation_format", "bad_rows"}  # fmt: skip
 
 
 class Counts(_Record):
@@ -73,11 +86,36 @@ class Shard(_Record):
     tokens: Count
     sha256: str
     format: Literal["llm.c", "raw-uint16"] = "llm.c"
+    conversations: Count | None = None  # this and the rest: of conversations only
+    trained: Count | None = None  # of the tokens, those that are trained on
+    mask_sha256: str | None = None
+    starts_sha256: str | None = None
+
+    def beside(self, suffix: str) -> str:
+        """Return the name of a file beside this one."""
+        return self.file.removesuffix(".bin") + suffix
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The files of the shard beside its tokens, with their bytes."""
+        if self.conversations is None:
+            return {}
+        return {
+            self.beside(MASK): -(-self.tokens // 8),
+            self.beside(STARTS): 8 * self.conversations,
+        }
 
     @property
     def header_bytes(self) -> int:
         """The size of the file's header, 0 where there is none."""
         return HEADER_BYTES if self.format == "llm.c" else 0
+
+
+class Skipped(_Record):
+    """Rows that no conversation was made of, for one reason."""
+
+    rows: Count
+    first: str  # its file and line
 
 
 class UnitRecord(_Record):
@@ -89,6 +127,7 @@ class UnitRecord(_Record):
     tokens: Counts
     bytes: Counts  # of text, without end-of-text tokens
     shards: list[Shard]
+    skipped: dict[str, Skipped] | None = None  # by reason, of conversations only
 
 
 class TokenizerRecord(_Record):
@@ -118,6 +157,8 @@ class Recipe(_Record):
     shard_tokens: int
     max_vocab_size: int | None
     tokenizer: TokenizerRecord
+    conversation_format: str | None = None  # None: text
+    bad_rows: str | None = None  # of conversations only
 
     def differing(self, other: Self) -> list[str]:
         """Return the fields in which two recipes differ."""
@@ -154,6 +195,17 @@ class Manifest(_Record):
         return self.recipe.tokenizer
 
     @property
+    def is_chat(self) -> bool:
+        """Whether the folder holds conversations, not text."""
+        return self.recipe.conversation_format is not None
+
+    def trained(self, split: Split) -> int:
+        """Return how many tokens of a split are trained on: of text, all."""
+        if not self.is_chat:
+            return int(getattr(self.tokens, split))
+        return sum(shard.trained or 0 for shard in self.shards(split))
+
+    @property
     def val_share(self) -> float:
         """The part of the tokens that is held out for validation."""
         return self.tokens.val / max(1, self.tokens.total)
@@ -176,6 +228,8 @@ class Manifest(_Record):
         for split in SPLITS:
             for shard in self.shards(split):
                 digest.update(f"{split} {shard.tokens} {shard.sha256}\n".encode())
+                if self.is_chat:
+                    digest.update(f"{shard.mask_sha256} {shard.starts_sha256}\n".encode())
         return digest.hexdigest()
 
 
@@ -308,26 +362,32 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
 
 
 def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
-    """Compare a shard's size and header with the manifest."""
-    hint = "prepare the folder again with `gpt prepare --force`"
+    """Compare a shard's size and header with the manifest, and the sizes of what is beside it."""
     expected = shard.header_bytes + shard.tokens * np.dtype(dtype).itemsize
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block its reader
-            raise DataError(f"{path}: not a regular file; the manifest lists it", hint)
-        with path.open("rb") as file:
-            raw = file.read(shard.header_bytes)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: missing; the manifest lists it", hint) from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if size != expected:
-        tokens = plural(shard.tokens, "token")
-        raise DataError(f"{path}: {size:,} bytes, but {tokens} take {expected:,}", hint)
+    raw = _check_size(path, expected, f"{plural(shard.tokens, 'token')} take", shard.header_bytes)
     if raw:
         header = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
         if header != (*MAGIC[dtype], shard.tokens):
-            raise DataError(f"{path}: not a {dtype} token shard (header {header})", hint)
+            raise DataError(f"{path}: not a {dtype} token shard (header {header})", REPAIR)
+    for name, n_bytes in shard.sizes.items():
+        _check_size(path.with_name(name), n_bytes, "the manifest says")
+
+
+def _check_size(path: Path, expected: int, because: str, n_head: int = 0) -> bytes:
+    """Compare the size of a file with the manifest, and return its first `n_head` bytes."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block its reader
+            raise DataError(f"{path}: not a regular file; the manifest lists it", REPAIR)
+        with path.open("rb") as file:
+            raw = file.read(n_head)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing; the manifest lists it", REPAIR) from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if size != expected:
+        raise DataError(f"{path}: {size:,} bytes, but {because} {expected:,}", REPAIR)
+    return raw
 
 
 def chunks(path: Path, shard: Shard, dtype: Dtype) -> Iterator[tuple[bytes, Tokens]]:

@@ -12,14 +12,15 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig, Split, SplitSource, TokenizerConfig
+from gptcli.config.schema import DataConfig, DataFormat, Split, SplitSource, TokenizerConfig
 from gptcli.data import hub, readers
+from gptcli.data.messages import FIELDS, format_of
 from gptcli.data.presets import PRESETS, STDIN, Expected, Preset, is_named, unknown_preset
 from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
 from gptcli.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ class Source:
     revision: str | None = None
     text_field: str | None = None  # that holds the text, where the preset knows it
     expected: Expected | None = None  # counts of a complete preparation, where they are known
+    format: DataFormat | None = None  # of conversations; None: text
 
     @property
     def has_val(self) -> bool:
@@ -78,15 +80,20 @@ def find_source(config: DataConfig, seed: int) -> Source:
         *(replace(unit, held_out="val") for unit in val.units),
     ]
     name = f"{config.source.train} and {config.source.val}"
-    return Source(name, tuple(numbered(units)), train.n_bytes + val.n_bytes)
+    if train.format != val.format:
+        forms = " and ".join(source.format or "text" for source in (train, val))
+        raise ConfigError(f"{name}: the one is {forms.replace(' and', ', the other')}")
+    n_bytes = train.n_bytes + val.n_bytes
+    return Source(name, tuple(numbered(units)), n_bytes, format=train.format)
 
 
 def _find(source: str, config: DataConfig, seed: int) -> Source:
     """Return the source of one name, path or glob."""
     if source == STDIN:
-        path = _spooled_stdin()
-        unit = Unit(0, "stdin", (path,), "tail")
-        return Source("stdin", (unit,), path.stat().st_size)
+        form = _format(config, list)
+        path = _spooled_stdin(".jsonl" if form in FIELDS else ".txt")
+        [unit] = units_of_files([path], config)
+        return Source("stdin", (replace(unit, name="stdin"),), path.stat().st_size, format=form)
     if is_named(source):
         name, _, part = source.removeprefix("hf:").partition(":")
         if part and config.config and part != config.config:
@@ -102,8 +109,10 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
 
 
 def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:
+    if config.format is None:
+        config = config.model_copy(update={"format": preset.format})
     if preset.kind == "library":
-        return _stdlib(config, seed)
+        return _stdlib(config, seed, preset.name)
     if preset.kind == "file":
         if config.config is not None:
             raise ConfigError(f"{preset.name} has no parts, such as '{config.config}'")
@@ -120,7 +129,7 @@ def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> 
     )
 
 
-def _spooled_stdin() -> Path:
+def _spooled_stdin(suffix: str) -> Path:
     """Copy stdin, which can be read only once, into a file that is removed at exit."""
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError("`-` reads text from stdin, but nothing is piped into it")
@@ -128,7 +137,7 @@ def _spooled_stdin() -> Path:
         folder = Path(tempfile.gettempdir())  # not the one of TMPDIR if that is full
     with (
         atomic.create_errors(folder),
-        tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=".txt", delete=False) as file,
+        tempfile.NamedTemporaryFile(prefix="gpt-stdin-", suffix=suffix, delete=False) as file,
     ):
         path = Path(file.name)
         atexit.register(path.unlink, missing_ok=True)
@@ -164,7 +173,41 @@ def _local(source: str, config: DataConfig) -> Source:
             f"{source}: no such file or folder",
             "put the text there, or name another: gpt prepare FILE, or -s data.source=FILE",
         )
-    return Source(readers.shown(source), tuple(units_of_files(files, config)), size_of(files))
+    form = _format(config, lambda: _fields_of(files))
+    if form == "docstrings":
+        files = [file for file in files if readers.suffix_of(file) == ".py"]
+        if not files:
+            raise DataError(f"{source}: no Python source to make questions of")
+    elif form is not None and (texts := [file for file in files if not _is_rows(file)]):
+        raise DataError(
+            f"{source}: has conversations and text ({readers.shown(texts[0])})",
+            "name the conversations only, e.g. gpt prepare 'folder/*.jsonl'",
+        )
+    units = units_of_files(files, config.model_copy(update={"format": form}))
+    return Source(readers.shown(source), tuple(units), size_of(files), format=form)
+
+
+def _format(config: DataConfig, fields: Callable[[], Sequence[str]]) -> DataFormat | None:
+    """Return the form of a source's conversations, None for text.
+
+    It is the one that is set, or the one of the fields, unless they have the text's.
+    """
+    if config.format is not None:
+        return None if config.format == "text" else config.format
+    if "text_field" in config.model_fields_set or config.text_field in (found := fields()):
+        return None
+    return format_of(list(found))
+
+
+def _is_rows(file: Path) -> bool:
+    return readers.suffix_of(file) in readers.ROW_SUFFIXES
+
+
+def _fields_of(files: Sequence[Path]) -> list[str]:
+    """Return the fields of the first file of rows; none where it cannot be read."""
+    with contextlib.suppress(DataError):  # reported when it is tokenized
+        return next((readers.fields_of(file) for file in files if _is_rows(file)), [])
+    return []
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
@@ -178,22 +221,23 @@ def _readable_files(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def _stdlib(config: DataConfig, seed: int) -> Source:
+def _stdlib(config: DataConfig, seed: int, preset: str) -> Source:
     """The running Python's library without its tests, or one package of it (`stdlib:textwrap`).
 
     Packages are held out for validation in a keyed order while they fit into the fraction, so that
     no near-duplicate file of a package is in both splits. A single package is treated as any other
     few files: the tail of each is held out.
     """
-    packages = library_packages()
+    packages, form = library_packages(), _format(config, list)
     if config.config is not None:
         files = packages.get(config.config)
         if files is None:
             near = difflib.get_close_matches(config.config, packages, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "e.g. stdlib:textwrap"
-            raise ConfigError(f"stdlib has no module '{config.config}'", hint)
-        name = f"stdlib:{config.config}"
-        return Source(name, (Unit(0, name, tuple(files), "tail"),), size_of(files))
+            hint = f"did you mean '{near[0]}'?" if near else f"e.g. {preset}:textwrap"
+            raise ConfigError(f"{preset} has no module '{config.config}'", hint)
+        name = f"{preset}:{config.config}"
+        unit = Unit(0, name, tuple(files), "end" if form else "tail")
+        return Source(name, (unit,), size_of(files), format=form)
     sizes = {package: size_of(files) for package, files in packages.items()}
     total = sum(sizes.values())
     room = total * (config.val_fraction if config.val_fraction is not None else 0.1)
@@ -206,11 +250,11 @@ def _stdlib(config: DataConfig, seed: int) -> Source:
     for package, files in packages.items():
         by_split["val" if package in held_out else "train"] += files
     units = [
-        Unit(0, f"stdlib {split}", tuple(files), split)
+        Unit(0, f"{preset} {split}", tuple(files), split)
         for split, files in by_split.items()
         if files
     ]
-    return Source("stdlib", tuple(numbered(units)), total)
+    return Source(preset, tuple(numbered(units)), total, format=form)
 
 
 def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool = False) -> Source:
@@ -233,4 +277,7 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
         Unit(index, f"{name}/{file.path}", (file,), held_out, joined)
         for index, (file, held_out) in enumerate(files)
     )
-    return Source(name, units, sum(file.n_bytes for file, _ in files), found.revision)
+    local = [file.fetch() for file, _ in files[:1] if not found.fields and file.is_cached()]
+    form = _format(config, lambda: found.fields or _fields_of(local))
+    n_bytes = sum(file.n_bytes for file, _ in files)
+    return Source(name, units, n_bytes, found.revision, format=form)

@@ -17,7 +17,9 @@ from typing import Literal
 
 from gptcli.config.schema import DataConfig, Split
 from gptcli.data import readers
+from gptcli.data.docstrings import conversations_of, module_name
 from gptcli.data.hub import OnBytes, RemoteFile
+from gptcli.data.messages import FIELDS, OPTIONAL, BadRow, Turns, conversation_of
 from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
 
@@ -54,6 +56,11 @@ def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     """Group text files, then make each rows file a unit, in the order of the files."""
     is_rows = {file: readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files}
     texts = [file for file in files if not is_rows[file]]
+    if config.format:
+        units = [Unit(0, readers.shown(group[0]), group, "documents") for group in _groups(files)]
+        if _are_few(units, config):  # conversations: held out are the last of all
+            units = [replace(units[0], paths=tuple(files), held_out="end")]
+        return numbered(units)
     held_out: SplitRule = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
     units = [Unit(0, readers.shown(group[0]), group, held_out) for group in _groups(texts)]
     rows = [Unit(0, readers.shown(file), (file,), "documents") for file in files if is_rows[file]]
@@ -64,7 +71,8 @@ def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
 
 def _are_few(units: list[Unit], config: DataConfig) -> bool:
     """Tell whether files hold too few rows for a draw of them to come near its share."""
-    if size_of(unit.paths[0] for unit in units) > _MAX_COUNTED_BYTES:  # type: ignore[misc]
+    paths = (path for unit in units for path in unit.paths if isinstance(path, Path))
+    if size_of(paths) > _MAX_COUNTED_BYTES:
         return False
     n_rows = 0
     for unit in units:
@@ -118,12 +126,55 @@ def documents(
     from gptcli.tokenizers import SAFE_CUT  # which imports numpy; to name a source needs none
 
     index = 0
-    for entry in unit.paths:
-        path = entry if isinstance(entry, Path) else entry.fetch()
+    if config.format:
+        for _, found in conversations(unit, config):
+            if not isinstance(found, BadRow):
+                yield from ((index, content) for _, content in found)
+                index += 1
+        return
+    for path in _fetched(unit):
         for pieces in _texts(path, config, cut or SAFE_CUT):
             for piece in pieces:
                 yield (0 if unit.joined else index), piece
             index += 1
+
+
+def _fetched(unit: Unit) -> Iterator[Path]:
+    return (entry if isinstance(entry, Path) else entry.fetch() for entry in unit.paths)
+
+
+def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns | BadRow]]:
+    """Yield (file and line, conversation or why there is none) of each row, in a fixed order.
+
+    Raises:
+        DataError: A row is none, and `data.bad_rows` is "refuse".
+    """
+    for path in _fetched(unit):
+        name = unit.name if len(unit.paths) == 1 else readers.shown(path)
+        for place, found in _conversations(path, config):
+            where = f"{name}: {place}"
+            if not isinstance(found, BadRow):
+                errors = config.encoding_errors
+                found = [(role, readers.sound(text, where, errors)) for role, text in found]
+            elif config.bad_rows == "refuse":
+                raise DataError(
+                    f"{where}: {found.reason} ({found.detail})",
+                    "fix the row, or skip and count such rows with -s data.bad_rows=skip",
+                )
+            yield where, found
+
+
+def _conversations(path: Path, config: DataConfig) -> Iterator[tuple[str, Turns | BadRow]]:
+    form, errors = config.format, config.encoding_errors
+    assert form is not None and form != "text"
+    if form == "docstrings":
+        if (module := module_name(path)) is not None:
+            source = "".join(readers.read_text(path, errors, re.compile(r"\n")))
+            for line, found in conversations_of(source, module):
+                yield f"line {line}", found
+        return
+    for place, row in readers.read_records(path, FIELDS[form], OPTIONAL, errors):
+        yield place, conversation_of(row, form)
 
 
 def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:

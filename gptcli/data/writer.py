@@ -5,31 +5,31 @@ disk until its length is known.
 """
 
 import contextlib
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from dataclasses import replace
 
 import numpy as np
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, Split
+from gptcli.data.conversations import Lengths
 from gptcli.data.encode import Encoded, Encoder, TextBatch
-from gptcli.data.shards import HEADER_BYTES, MAGIC, SPLITS, Counts, Shard, UnitRecord
+from gptcli.data.messages import BadRow
+from gptcli.data.shard_writer import ConversationShardWriter, ShardWriter
+from gptcli.data.shards import SPLITS, Counts, Skipped, UnitRecord
 from gptcli.data.sources import PreparePlan
-from gptcli.data.units import Unit, content_hash, documents, file_stats
+from gptcli.data.units import Unit, content_hash, conversations, documents, file_stats
 from gptcli.errors import DataError
-from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for
+from gptcli.tokenizers import Tokenizer, Tokens, dtype_for
+from gptcli.tokenizers.chat import ROLES, Layout, Mask
 
 OnProgress = Callable[[int], None]  # is called with the bytes of text done since the last call
 
 _BATCH_CHARS = 1 << 19
 _BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
-_WRITE_TOKENS = 1 << 20  # are collected before they are written
-_MAX_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
 
 
 def write_units(
@@ -47,9 +47,10 @@ def write_units(
     Raises:
         DataError: The text cannot be used, or its files changed meanwhile.
     """
+    make = _ConversationUnitWriter if plan.data.format else _UnitWriter
     batches = encoder.encode(_batches(units, plan.data, tokenizer.safe_cut))
     for batch, encoded in batches:
-        with _UnitWriter(batch.unit, plan, tokenizer) as writer:
+        with make(batch.unit, plan, tokenizer) as writer:
             while True:
                 writer.add(batch, encoded)
                 on_progress(sum(encoded.n_bytes))
@@ -68,6 +69,9 @@ def _batches(
         if unit is None:
             yield None
             continue
+        if data.format:
+            yield from _conversation_batches(unit, data)
+            continue
         texts: list[str] = []
         indices: list[int] = []
         n_chars = 0
@@ -79,6 +83,25 @@ def _batches(
                 yield TextBatch(unit, texts, indices)
                 texts, indices, n_chars = [], [], 0
         yield TextBatch(unit, texts, indices, ends_unit=True)
+
+
+def _conversation_batches(unit: Unit, data: DataConfig) -> Iterator[TextBatch]:
+    """Group a unit's conversations into batches, whole ones only, at least one batch."""
+    batch, n_chars, index = TextBatch(unit, [], []), 0, 0
+    for place, found in conversations(unit, data):
+        if isinstance(found, BadRow):
+            batch.skipped.append((found.reason, place))
+            continue
+        for role, content in found:
+            batch.texts.append(content)
+            batch.documents.append(index)
+            batch.roles.append(ROLES.index(role))
+            n_chars += len(content)
+        index += 1
+        if n_chars >= _BATCH_CHARS or len(batch.texts) >= _BATCH_TEXTS:
+            yield batch
+            batch, n_chars = TextBatch(unit, [], []), 0
+    yield replace(batch, ends_unit=True)
 
 
 class _UnitWriter(contextlib.ExitStack):
@@ -94,11 +117,13 @@ class _UnitWriter(contextlib.ExitStack):
         self._stats = file_stats(unit)
         self._dtype = dtype_for(tokenizer.vocab_size)
         shape = (unit.index, self._dtype, plan.data.shard_tokens)
+        make = ConversationShardWriter if plan.data.format else ShardWriter
         self._writers = {
-            split: self.enter_context(ShardWriter(plan.folder, split, *shape)) for split in SPLITS
+            split: self.enter_context(make(plan.folder, split, *shape)) for split in SPLITS
         }
         self._bytes = dict.fromkeys(SPLITS, 0)
         self._document = -1
+        self._skipped: dict[str, Skipped] = {}
         self._split: Split = "train"
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._eot = np.array([tokenizer.eot], dtype=self._dtype)
@@ -128,6 +153,7 @@ class _UnitWriter(contextlib.ExitStack):
             tokens=Counts(**{split: sum(s.tokens for s in shards[split]) for split in SPLITS}),
             bytes=Counts(**self._bytes),
             shards=[*shards["train"], *shards["val"]],
+            skipped=self._skipped if self._plan.data.format else None,
         )
 
     def _start_document(self, index: int) -> None:
@@ -176,81 +202,52 @@ class _UnitWriter(contextlib.ExitStack):
         self._spool = None
 
 
-class ShardWriter(contextlib.AbstractContextManager["ShardWriter"]):
-    """Writes the tokens of one split of one unit, starting a new file when one is full.
+class _ConversationUnitWriter(_UnitWriter):
+    """Sends the conversations of a unit to the shards of their split, whole."""
 
-    A context manager: the last file is complete when the block ends, and dropped when it raises.
-    A file gets its name only once it is complete and on the disk.
-    """
+    def __init__(self, unit: Unit, plan: PreparePlan, tokenizer: Tokenizer) -> None:
+        super().__init__(unit, plan, tokenizer)
+        self._layout = Layout(tokenizer)
+        self._held: list[tuple[Tokens, Mask, int]] = []  # of few conversations, all
 
-    def __init__(
-        self, folder: Path, split: Split, unit: int, dtype: Dtype, shard_tokens: int
-    ) -> None:
-        self.shards: list[Shard] = []
-        self._folder, self._split, self._unit = folder, split, unit
-        self._dtype, self._shard_tokens = dtype, shard_tokens
-        self._pending: list[Tokens] = []
-        self._n_pending = self._n_tokens = 0
-        self._open = contextlib.ExitStack()
-        self._file: BinaryIO | None = None
-
-    def append(self, tokens: Tokens) -> None:
-        """Write ids (n,) after those already written."""
-        self._pending.append(tokens)
-        self._n_pending += len(tokens)
-        if self._n_pending >= min(_WRITE_TOKENS, self._shard_tokens):
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._n_pending:
+    def add(self, batch: TextBatch, encoded: Encoded) -> None:
+        """Add a batch of the unit's conversations."""
+        for reason, place in batch.skipped:
+            before = self._skipped.get(reason, Skipped(rows=0, first=place))
+            self._skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
+        if not batch.texts:
             return
-        stored = np.dtype(self._dtype).newbyteorder("<")
-        tokens = np.concatenate(self._pending).astype(stored, copy=False)
-        self._pending.clear()
-        self._n_pending = 0
-        while len(tokens):
-            file = self._file or self._start()
-            part = tokens[: self._shard_tokens - self._n_tokens]
-            with atomic.storage_errors(self._path):
-                file.write(part.data.cast("B"))
-            self._n_tokens += len(part)
-            tokens = tokens[len(part) :]
-            if self._n_tokens == self._shard_tokens:
-                self._finish()
+        tokens, trained, places = self._layout.join(encoded.ids, encoded.counts, batch.roles)
+        firsts = np.flatnonzero(np.diff(batch.documents, prepend=-1))
+        indices = [batch.documents[first] for first in firsts]
+        self._document = indices[-1]
+        lengths = np.diff(places[firsts], append=len(tokens))
+        n_bytes = np.add.reduceat(np.asarray(encoded.n_bytes, np.int64), firsts)
+        if self._unit.held_out == "end":
+            cuts = places[firsts][1:]
+            parts = zip(np.split(tokens, cuts), np.split(trained, cuts), strict=True)
+            self._held += [(*part, int(n)) for part, n in zip(parts, n_bytes, strict=True)]
+            return
+        seed, fraction = self._plan.seed, self._plan.val_fraction
+        splits = np.array([self._unit.split_of(index, seed, fraction) for index in indices])
+        for split in SPLITS:
+            chosen = splits == split
+            of_split = np.repeat(chosen, lengths)
+            self._add(split, tokens[of_split], trained[of_split], lengths[chosen], n_bytes[chosen])
 
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            with self._open:  # drops the file if it cannot be finished
-                self._flush()
-                if self._file is not None:
-                    self._finish()
-        self._open.__exit__(*error)
+    def _add(
+        self, split: Split, tokens: Tokens, trained: Mask, lengths: Lengths, n_bytes: Lengths
+    ) -> None:
+        writer = self._writers[split]
+        assert isinstance(writer, ConversationShardWriter)
+        writer.append_conversations(tokens, trained, lengths)
+        self._bytes[split] += int(n_bytes.sum())
 
-    @property
-    def _path(self) -> Path:
-        name = f"{self._split}_{self._unit:06d}_{len(self.shards):03d}.bin"
-        return self._folder / name
-
-    def _start(self) -> BinaryIO:
-        if len(self.shards) == _MAX_PARTS:
-            raise DataError(
-                f"{self._folder}: more than {_MAX_PARTS} shards for one file or group of files",
-                f"choose a larger data.shard_tokens than {self._shard_tokens}",
-            )
-        self._file = self._open.enter_context(atomic.atomic_write(self._path))
-        self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
-        return self._file
-
-    def _finish(self) -> None:
-        assert self._file is not None
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = *MAGIC[self._dtype], self._n_tokens
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._open.close()
-        with self._path.open("rb") as written:
-            sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-        self.shards.append(
-            Shard(file=self._path.name, split=self._split, tokens=self._n_tokens, sha256=sha256)
-        )
-        self._file, self._n_tokens = None, 0
+    def _divide(self) -> None:
+        """Hold out the last of few conversations, at least one where there are two."""
+        n, fraction = len(self._held), self._plan.val_fraction
+        n_val = max(1, round(n * fraction)) if fraction and n > 1 else 0
+        for index, (tokens, trained, n_bytes) in enumerate(self._held):
+            split: Split = "train" if index < n - n_val else "val"
+            self._add(split, tokens, trained, np.array([len(tokens)]), np.array([n_bytes]))
+        self._held.clear()

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.data.loader import TokenLoader, permuted, read_windows, require_window
+from gptcli.data.shard_writer import ShardWriter
 from gptcli.data.shards import (
     Counts,
     Manifest,
@@ -19,7 +20,6 @@ from gptcli.data.shards import (
     TokenReader,
     UnitRecord,
 )
-from gptcli.data.writer import ShardWriter
 from gptcli.errors import DataError
 
 Split = Callable[[int], TokenReader]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.data import shards
+from gptcli.data.shard_writer import ShardWriter
 from gptcli.data.shards import (
     Counts,
     Dtype,
@@ -24,7 +25,6 @@ from gptcli.data.shards import (
     TokenReader,
     UnitRecord,
 )
-from gptcli.data.writer import ShardWriter
 from gptcli.errors import DataError
 from gptcli.tokenizers import dtype_for, dump_tokenizer, tokenizer_from
 
@@ -100,7 +100,7 @@ def test_more_parts_than_names_in_order_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """train_000000_1000 would sort between _100 and _101."""
-    monkeypatch.setattr("gptcli.data.writer._MAX_PARTS", 3)
+    monkeypatch.setattr("gptcli.data.shard_writer._MAX_PARTS", 3)
     write_shards(tmp_path, list(range(6)), "uint16", 2)
     with pytest.raises(DataError, match="more than 3 shards") as caught:
         write_shards(tmp_path, list(range(7)), "uint16", 2)
