@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from gptcli.api.chat import Chat
 
 _HELP = """\
-/reset      start over, with the same system prompt
-/undo       take back the last message and its answer
-/save FILE  write the conversation as JSON Lines, which `gpt prepare` reads
-/help       show this help
-Ctrl-C stops an answer, Ctrl-D ends the chat. A pasted text of several lines is one message.
-A line that begins with a space is never a command."""
+/reset      start over
+/undo       take back the last turn
+/save FILE  save it for `gpt prepare`
+/help       show this
+Ctrl-C      stop the answer
+Ctrl-D      exit
+Lines pasted together are one message.
+A space before / makes it a message."""
 
 MessageArgument = Annotated[
     str | None,
@@ -112,7 +114,7 @@ def _answer(chat_: "Chat", text: str, clean: Callable[[str], str]) -> None:
 
 def converse(chat_: "Chat", clean: Callable[[str], str]) -> None:
     """Answer the messages of a terminal until Ctrl-D."""
-    console.message(f"{chat_.sampler.trained.path}: /help lists the commands, Ctrl-D exits", "dim")
+    console.message(f"{chat_.sampler.trained.path}\n/help lists the commands, Ctrl-D exits", "dim")
     saved: set[Path] = set()
     while (text := console.ask("> ", message=True)) is not None:
         try:
@@ -133,7 +135,7 @@ def _command(chat_: "Chat", name: str, argument: str = "", *, saved: set[Path]) 
             chat_.reset()
             done = "a new conversation"
         case "/undo":
-            done = "took back the last message" if chat_.undo() else "there is nothing to take back"
+            done = "took back the last turn" if chat_.undo() else "there is nothing to take back"
         case "/save" if argument:
             done = _save(chat_, Path(argument.strip()).expanduser(), saved)
         case "/save":

@@ -1,6 +1,10 @@
 """`gpt chat` end to end."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +122,62 @@ def test_a_message_too_long_ends_no_conversation(
     conversation(parrot("Hey!"), f"{'x' * 99}\nHello\n", monkeypatch)
     out, err = capsys.readouterr()
     assert out.split() == ["Hey!"] and "context holds 64" in err
+
+
+class Typist:
+    """A person at a terminal that `gpt chat` runs in."""
+
+    def __init__(self, *words: str) -> None:
+        import fcntl
+        import termios
+
+        self._end, theirs = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gptcli", "chat", *words],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = ""
+
+    def sees(self, text: str) -> None:
+        """Read on until there is `text`, behind what was waited for before."""
+        until = time.monotonic() + 300
+        while text not in self.seen:
+            assert time.monotonic() < until, self.seen
+            try:
+                self.seen += os.read(self._end, 1 << 16).decode(errors="replace")
+            except OSError:  # Linux: the program has ended
+                raise AssertionError(self.seen) from None
+        self.seen = self.seen.partition(text)[2]
+
+    def types(self, text: str) -> None:
+        """Type."""
+        os.write(self._end, text.encode())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other terminals")
+def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
+    parrot([97, 98], then=97, block_size=8192)
+    typist = Typist("--max-new-tokens", "4000")
+    typist.sees("> ")
+    typist.types("Hello\r")
+    typist.sees("abababab")
+    typist.types("\x03")
+    typist.sees("> ")
+    typist.types("half a line\x03")
+    typist.sees("> ")
+    typist.types("\x1b[200~two\rlines\x1b[201~\r")  # how a terminal sends what is pasted
+    typist.sees("abababab")
+    typist.types("\x03")
+    typist.sees("> ")
+    typist.types("/save chat.jsonl\r")
+    typist.sees("saved 4 messages")
+    typist.types("\x04")
+    assert typist.process.wait(300) == 0
+    said = [
+        message["content"] for message in json.loads(Path("chat.jsonl").read_text())["messages"]
+    ]
+    assert said[::2] == ["Hello", "two\nlines"]
+    assert all(set(answer) == {"a", "b"} and len(answer) < 4000 for answer in said[1::2])
