@@ -16,6 +16,14 @@ import pytest
 import torch
 
 from gptcli.checkpoint import load_model
+from gptcli.config.schema import GenerateConfig
+from gptcli.generation import Decoding
+from gptcli.interop import Format
+from gptcli.interop.export import export
+from gptcli.tokenizers import Message, encode_conversation, with_chat_tokens
+from gptcli.tokenizers.bpe import train_bpe
+
+from .exports import LLAMA, TEXT, trained
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +53,35 @@ for token in llama.generate(list(ids), temp=0.0, top_k=1, repeat_penalty=1.0):
     if len(new) == n_new:
         break
 print(json.dumps({"prompt": ids, "new": new}))
+"""
+
+LLAMA_CPP_CHAT = """
+import ctypes, json, os, sys
+from pathlib import Path
+import llama_cpp as lib
+folder = Path(lib.__file__).parent / "lib"
+if any(folder.glob("libggml-cpu-*.so")):  # a build that finds its kernels when it runs
+    ctypes.CDLL(str(folder / "libggml.so")).ggml_backend_load_all_from_path(os.fsencode(folder))
+path, rows, n_new = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+llama = lib.Llama(path, n_ctx=512, n_threads=1, verbose=False)
+model = llama._model.model
+vocab = lib.llama_model_get_vocab(model)
+turns = [[text.encode() for text in (row["role"], row["content"])] for row in rows]
+chat = (lib.llama_chat_message * len(rows))(*(lib.llama_chat_message(*turn) for turn in turns))
+buffer = ctypes.create_string_buffer(100_000)
+template = lib.llama_model_chat_template(model, None)
+size = lib.llama_chat_apply_template(template, chat, len(rows), True, buffer, len(buffer))
+ids = llama.tokenize(buffer.raw[:size], add_bos=False, special=True)
+new = []
+for token in llama.generate(list(ids), temp=0.0, top_k=1, repeat_penalty=1.0):
+    new.append(token)
+    if len(new) == n_new:
+        break
+ends = [token for token in range(llama.n_vocab()) if lib.llama_vocab_is_eog(vocab, token)]
+done = llama.create_chat_completion(rows, temperature=0.0, max_tokens=n_new)
+[choice] = done["choices"]
+print(json.dumps({"prompt": ids, "new": new, "ends": ends, "answer": choice["message"]["content"],
+                  "reason": choice["finish_reason"], "n": done["usage"]["prompt_tokens"]}))
 """
 
 QUANTIZE = """
@@ -132,6 +169,41 @@ def test_llama_cpp_continues_as_we_do(model: Any, gpt: Any, shape: str, dtype: s
     found = run(LLAMA_CPP, "out.gguf", PROMPT, str(N_NEW))
     assert found["prompt"] == ids, "the same tokens for the prompt"
     assert found["new"] == new, f"the closest choice was won by {lead:.4f}"
+
+
+@pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_llama_cpp_renders_a_conversation_and_answers_as_we_do(shape: dict[str, Any]) -> None:
+    made = trained(with_chat_tokens(train_bpe([TEXT], 400)), block_size=256, **shape)
+    export(made, Format.GGUF, Path("out.gguf"))
+    said = [Message("system", "Be brief. "), Message("user", "the cat\n\n  sat — 1234"),
+            Message("assistant", "don't"), Message("user", "日本語 <tag> on a mat")]  # fmt: skip
+    ids = encode_conversation(made.tokenizer, said, reply=True)[0].tolist()
+    rows = [{"role": role, "content": content.strip()} for role, content in said]
+    found = run(LLAMA_CPP_CHAT, "out.gguf", json.dumps(rows), str(N_NEW))
+    assert found["prompt"] == ids and found["n"] == len(ids)
+    greedily = GenerateConfig(temperature=0, max_new_tokens=N_NEW)
+    new = [one.token for one in Decoding(made.model, ids, greedily, ends=(), seed=0)]
+    assert len(new) == N_NEW and found["new"] == new
+    chat = made.tokenizer.chat
+    assert chat is not None and found["ends"] == [made.tokenizer.eot, chat.end]
+
+
+def test_llama_cpp_ends_an_answer_at_the_end_of_its_turn() -> None:
+    tokenizer = with_chat_tokens(train_bpe([TEXT], 300))
+    chat = tokenizer.chat
+    assert chat is not None
+    made = trained(tokenizer, block_size=64, **LLAMA, tie_embeddings=False)
+    with torch.no_grad():  # says "cat" and ends, whatever is asked
+        for parameter in made.model.parameters():
+            parameter.zero_()
+        made.model.ln_f.weight.fill_(1)
+        said = [int(tokenizer.encode(char)[0]) for char in "\ncat"]
+        for at, (token, following) in enumerate(zip(said, [*said[1:], chat.end], strict=True)):
+            made.model.wte.weight[token, at] = made.model.lm_head.weight[following, at] = 9.0
+    export(made, Format.GGUF, Path("out.gguf"))
+    asked = json.dumps([{"role": "user", "content": "Hello"}])
+    found = run(LLAMA_CPP_CHAT, "out.gguf", asked, "9")
+    assert found["answer"] == "cat" and found["reason"] == "stop"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
