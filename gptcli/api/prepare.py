@@ -10,8 +10,9 @@ from typing import Any
 from gptcli.config import Config, load_config
 from gptcli.data import prepare as preparing
 from gptcli.data.adopt import adopt, fetch_ready_made, token_files
+from gptcli.data.conversations import skipped_rows
 from gptcli.data.estimate import Estimate, estimate, require_room
-from gptcli.data.shards import Manifest, UnitRecord
+from gptcli.data.shards import SPLITS, Manifest, UnitRecord
 from gptcli.data.sources import PreparePlan
 from gptcli.errors import ConfigError
 
@@ -37,6 +38,13 @@ class Prepared:
     def facts(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         manifest = self.manifest
+        chat: dict[str, Any] = {}
+        if manifest.is_chat:
+            rows = skipped_rows(manifest.units)
+            chat = {
+                "trained_tokens": {split: manifest.trained(split) for split in SPLITS},
+                "skipped": {reason: each.model_dump() for reason, each in rows.items()},
+            }
         return {
             "dir": str(self.folder),
             "tokenizer": manifest.tokenizer.name,
@@ -45,6 +53,7 @@ class Prepared:
             "tokens": manifest.tokens.model_dump(),
             "bytes": manifest.bytes.model_dump(),
             "shards": sum(len(unit.shards) for unit in manifest.units),
+            **chat,
         }
 
 

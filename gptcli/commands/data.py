@@ -1,4 +1,4 @@
-"""`gpt data`: what is in a data folder, decoded windows, hashes checked."""
+"""`gpt data`: what is in a data folder, windows or conversations decoded, hashes checked."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +44,9 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
         facts["val_fraction"] = "not used: the source has its own validation text"
     facts["val_share"] = f"{manifest.val_share:.2%} of the tokens"
     for key, value in facts.items():
-        if isinstance(value, dict):
+        if key == "skipped":
+            value = options.skipped_rows(value) or "none"
+        elif isinstance(value, dict):
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
         text = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
         console.result(f"{key:<16} {text}")
@@ -54,18 +56,40 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
 def peek(
     folder: Folder,
     split: options.SplitOption = "train",
-    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of windows.")] = 3,
-    seq_len: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens per window.")] = 64,
+    count: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of windows or conversations.")
+    ] = 3,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Tokens per window (64), or the most of a conversation (1024)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for choosing windows.")] = 1337,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show decoded training windows."""
-    from gptcli.data.inspection import windows_as_text
+    """Show decoded training windows, or conversations with what is trained on marked."""
+    from gptcli.data.inspection import conversations_as_text, windows_as_text
     from gptcli.data.shards import read_manifest
 
-    windows = windows_as_text(
-        Path(folder), read_manifest(Path(folder)), split, count=count, seq_len=seq_len, seed=seed
-    )
+    path, manifest = Path(folder), read_manifest(Path(folder))
+    if manifest.is_chat:
+        talks = conversations_as_text(
+            path, manifest, split, count=count, max_tokens=seq_len or 1024, seed=seed
+        )
+        if json_:
+            shown = [
+                {"number": n, "parts": [{"text": text, "trained": on} for text, on in parts]}
+                for n, parts in talks
+            ]
+            console.result_json({"dir": folder, "split": split, "conversations": shown})
+            return
+        for number, parts in talks:
+            console.result(f"--- {split} conversation {number:,}")
+            console.marked(parts)
+        return
+    seq_len = seq_len or 64
+    windows = windows_as_text(path, manifest, split, count=count, seq_len=seq_len, seed=seed)
     if json_:
         facts = [{"start": start, "text": text} for start, text in windows]
         console.result_json({"dir": folder, "split": split, "windows": facts})

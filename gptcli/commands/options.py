@@ -10,6 +10,7 @@ import typer
 
 from gptcli.commands import complete
 from gptcli.errors import ConfigError
+from gptcli.formatting import plural
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -152,3 +153,11 @@ def _key_of(word: str, sections: tuple[str, ...]) -> str | None:
     with suppress(ConfigError):
         return find_key(word).key
     return next((f"{part}.{word}" for part in sections if f"{part}.{word}" in keys()), None)
+
+
+def skipped_rows(skipped: dict[str, dict[str, Any]]) -> str:
+    """Return how many rows were skipped for which reason, and where the first of each is."""
+    return ", ".join(
+        f"{plural(each['rows'], 'row')}: {reason} (first: {each['first']})"
+        for reason, each in skipped.items()
+    )

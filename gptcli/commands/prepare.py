@@ -150,19 +150,37 @@ def _prepare_share(
 
 
 def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> None:
-    from gptcli.data.inspection import windows_as_text
+    from gptcli.data.conversations import skipped_rows
+    from gptcli.data.inspection import conversations_as_text, windows_as_text
 
+    what, share = "document", ""
+    if manifest.is_chat:
+        what = "conversation"
+        share = (
+            f" ({manifest.trained('train') / max(1, manifest.tokens.train):.1%} of them answers)"
+        )
     tokenizer, tokens = manifest.tokenizer, manifest.tokens
     total = manifest.bytes.train + manifest.bytes.val
     each = total / max(1, tokens.train + tokens.val)
     console.result(
-        f"{folder}: {plural(manifest.documents, 'document')}, {size(total)} of text,"
+        f"{folder}: {plural(manifest.documents, what)}, {size(total)} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size:,} ids, {each:.2f} bytes each)"
-        f"\n{tokens.train:,} tokens to train on, {tokens.val:,} to validate"
+        f"\n{tokens.train:,} tokens to train on{share}, {tokens.val:,} to validate"
         f" ({manifest.val_share:.2%}), {seconds:.1f} s"
     )
+    rows = {reason: each.model_dump() for reason, each in skipped_rows(manifest.units).items()}
+    if skipped := options.skipped_rows(rows):
+        console.message(f"warning: skipped {skipped}", "bold red")
     seq_len = min(24, tokens.train)
-    [(_, text)] = windows_as_text(folder, manifest, "train", count=1, seq_len=seq_len, seed=seed)
+    if manifest.is_chat:
+        [(_, parts)] = conversations_as_text(
+            folder, manifest, "train", count=1, max_tokens=seq_len, seed=seed
+        )
+        text = "".join(part for part, _ in parts)
+    else:
+        [(_, text)] = windows_as_text(
+            folder, manifest, "train", count=1, seq_len=seq_len, seed=seed
+        )
     console.message(f"a sample: {' '.join(text.split())[:100]}")
 
 

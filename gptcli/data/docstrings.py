@@ -14,7 +14,7 @@ from gptcli.data.messages import BadRow, Turns
 from gptcli.seeding import derive_seed
 
 _MAX_CHARS = 360  # of an answer: some 90 tokens of GPT-2's, so that a small model learns to end it
-_MIN_CHARS = 16
+_MIN_WORDS = 3
 _SYSTEM = "You answer questions about Python's standard library, briefly."
 _SYSTEM_EVERY = 5  # conversations, one of which has the system message
 _ABOUT = {
@@ -64,7 +64,10 @@ def conversations_of(source: str, module: str) -> Iterator[tuple[int, Turns | Ba
             warnings.simplefilter("ignore")  # of escapes, which are the source's business
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        yield getattr(error, "lineno", None) or 1, BadRow("not Python", str(error))
+        yield (
+            getattr(error, "lineno", None) or 1,
+            BadRow("not Python", getattr(error, "msg", str(error))),
+        )
         return
     for node, name, kind in _names(tree, module):
         answer = _first_paragraph(ast.get_docstring(node) or "")
@@ -114,7 +117,11 @@ def _first_paragraph(docstring: str) -> str | None:
     if len(text) > _MAX_CHARS:
         ends = [match.end(1) for match in re.finditer(r"([.!?])(?= [A-Z])", text[:_MAX_CHARS])]
         text = text[: ends[-1]] if ends else ""
-    if len(text) < _MIN_CHARS or " " not in text or ">>>" in text or "::" in text:
+    if (
+        len(text.split()) < _MIN_WORDS
+        or not text[0].isupper()
+        or re.search(">>>|::|Internal", text)
+    ):
         return None
     return text if text[-1] in ".!?" else text.rstrip(":,; ") + "."
 
@@ -122,6 +129,8 @@ def _first_paragraph(docstring: str) -> str | None:
 def _signature(node: Documented, name: str) -> str | None:
     """Return how a function is called, None for what is none or takes much to say."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
         return None
     arguments = ast.unparse(node.args)
     if "." in name:  # of a class: what it is bound to is not passed

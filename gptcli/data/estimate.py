@@ -23,6 +23,7 @@ from gptcli.tokenizers.gigatoken import fast_bpe
 _SAMPLE_CHARS = 1 << 18
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
 _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
+_TEXT_PER_SOURCE_BYTE = 0.06  # questions and answers from Python's library
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Estimate:
 def estimate(plan: PreparePlan) -> Estimate:
     """Measure how fast the source's first text is tokenized, and scale it to the whole."""
     paths = [path for unit in plan.source.units for path in unit.paths]
-    text_bytes = plan.source.n_bytes * _text_per_byte(paths, plan.data.text_field)
+    per_byte = _TEXT_PER_SOURCE_BYTE
+    if plan.data.format != "docstrings":
+        per_byte = _text_per_byte(paths, plan.data.text_field)
+    text_bytes = plan.source.n_bytes * per_byte
     tokenizer = make_tokenizer(plan.tokenizer, list)  # what is learned from the text is empty here
     bytes_per_token, rate = _measure(plan, tokenizer)
     tokens = round(text_bytes / bytes_per_token)

@@ -1,4 +1,4 @@
-"""Looking into a data folder: its hashes, and windows as the model will see them."""
+"""Looking into a data folder: its hashes, and text or conversations as the model sees them."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.config.schema import Split
+from gptcli.data.conversations import ConversationReader, read_sides, require_mask
 from gptcli.data.shards import (
     SPLITS,
     Manifest,
@@ -17,7 +18,7 @@ from gptcli.data.shards import (
 )
 from gptcli.errors import DataError
 from gptcli.seeding import derive_seed
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import END_OF_TURN, START_OF_TURN, Tokenizer
 
 _END_OF_TEXT_MARK = b"<|endoftext|>"
 
@@ -35,6 +36,8 @@ def damaged_shards(
             for raw, ids in chunks(path, shard, manifest.dtype):
                 digest.update(raw)
                 highest[shard.split] = max(highest[shard.split], int(ids.max(initial=0)))
+            if manifest.is_chat:
+                read_sides(folder, shard, hashes=True)
         except DataError as error:
             problems.append(error.message)
         except OSError as error:
@@ -44,7 +47,33 @@ def damaged_shards(
                 problems.append(f"{path}: content does not have the hash of the manifest")
         on_progress(shard.tokens)
     unknown = (_unknown_id(folder, split, highest[split], manifest) for split in SPLITS)
-    return problems or [problem for problem in unknown if problem]
+    problems = problems or [problem for problem in unknown if problem]
+    if manifest.is_chat and not problems:
+        require_mask(folder, manifest)
+    return problems
+
+
+def conversations_as_text(
+    folder: Path, manifest: Manifest, split: Split, *, count: int, max_tokens: int, seed: int
+) -> list[tuple[int, list[tuple[str, bool]]]]:
+    """Return (number, parts) of conversations drawn by `seed`: text, and if it is trained on."""
+    tokenizer = read_tokenizer(folder, manifest)
+    found = []
+    with ConversationReader(folder, manifest, split) as reader:
+        if not len(reader):
+            raise DataError(f"{folder}: the {split} split has no conversation")
+        for draw in range(count):
+            index = derive_seed("peek", seed, draw) % len(reader)
+            ids, trained = (each[:max_tokens] for each in reader.read(index))
+            if problem := _unknown_id(folder, split, int(ids.max()), manifest):
+                raise DataError(problem)
+            cuts = np.flatnonzero(np.diff(trained)) + 1
+            pairs = zip(np.split(ids, cuts), np.split(trained, cuts), strict=True)
+            parts = [(_decode(tokenizer, part), bool(mask[0])) for part, mask in pairs]
+            if (left := int(reader.lengths[index]) - len(ids)) > 0:
+                parts.append((f"... ({left:,} more tokens)\n", False))
+            found.append((index, parts))
+    return found
 
 
 def windows_as_text(
@@ -72,7 +101,9 @@ def _unknown_id(folder: Path, split: Split, token: int, manifest: Manifest) -> s
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """Decode ids with end-of-text made visible."""
-    parts = (_END_OF_TEXT_MARK if i == tokenizer.eot else tokenizer.token_bytes(i)
-             for i in ids.tolist())  # fmt: skip
+    """Decode ids with end-of-text and the tokens of turns made visible."""
+    marks = {tokenizer.eot: _END_OF_TEXT_MARK}
+    if tokenizer.chat is not None:
+        marks |= zip(tokenizer.chat, (START_OF_TURN.encode(), END_OF_TURN.encode()), strict=True)
+    parts = (marks.get(i) or tokenizer.token_bytes(i) for i in ids.tolist())
     return b"".join(parts).decode("utf-8", "replace")

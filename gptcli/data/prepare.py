@@ -337,7 +337,8 @@ def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) 
     manifest = Manifest.of(recipe, units)
     name, documents = plan.source.name, plural(manifest.documents, "document")
     if not manifest.bytes.total:
-        raise DataError(f"{name}: no text in it ({documents})")
+        what = "conversation" if manifest.is_chat else "text"
+        raise DataError(f"{name}: no {what} in it ({documents})")
     if not manifest.tokens.train:
         raise DataError(
             f"{name}: all of it ({documents}) was assigned to validation",

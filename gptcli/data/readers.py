@@ -346,7 +346,8 @@ def fields_of(path: Path) -> list[str]:
     if suffix_of(path) == ".parquet":
         with _parquet(path) as file:
             return list(file.schema_arrow.names)
-    return next((list(row) for _, row in read_records(path, (), (), "replace")), [])
+    rows = _csv_rows if suffix_of(path) == ".csv" else _json_rows
+    return next((list(row) for _, row in rows(path, "replace")), [])
 
 
 _ROW_READERS = {

@@ -26,6 +26,7 @@ from gptcli.data.units import Unit, library_packages, numbered, size_of, units_o
 from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
 
+_APPLICATIONS = {"idlelib", "lib2to3", "turtledemo"}  # whose names no one calls
 LARGE_SOURCE = 50_000_000  # bytes from which a twentieth of a percent is validation enough
 
 
@@ -229,6 +230,8 @@ def _stdlib(config: DataConfig, seed: int, preset: str) -> Source:
     few files: the tail of each is held out.
     """
     packages, form = library_packages(), _format(config, list)
+    if form:
+        packages = {name: files for name, files in packages.items() if name not in _APPLICATIONS}
     if config.config is not None:
         files = packages.get(config.config)
         if files is None:

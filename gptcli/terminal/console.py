@@ -171,6 +171,15 @@ def styled(*parts: tuple[str, str]) -> None:
     write(capture.get())
 
 
+def marked(parts: list[tuple[str, bool]]) -> None:
+    """Print texts to stdout, those that count in color; without color as {+...+}."""
+    console = Console(file=sys.stdout)
+    if console.color_system is not None and not console.no_color:
+        styled(*((text, "bold green" if counts else "") for text, counts in parts))
+    else:
+        result("".join(f"{{+{text}+}}" if counts else text for text, counts in parts))
+
+
 def write(text: str) -> None:
     """Write text to stdout as it is, at once.
 

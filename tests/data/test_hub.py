@@ -54,6 +54,18 @@ REPOSITORIES = {
         "one/a.parquet": parquet("one", 40),
         "two/b.parquet": parquet("two", 40),
     },
+    "me/talks": {
+        "README.md": (
+            b"---\ndataset_info:\n  features:\n  - name: id\n    dtype: int64\n"
+            b"  - name: conversations\n    list:\n    - name: from\n      dtype: string\n"
+            b"    - name: value\n      dtype: string\n---\n"
+        ),
+        "train.jsonl": b"".join(
+            b'{"id": %d, "conversations": [{"from": "human", "value": "Hi %d"},'
+            b' {"from": "gpt", "value": "Yes"}]}\n' % (i, i)
+            for i in range(120)
+        ),
+    },
     "me/json": {"train.json": b'[{"text": "a"}]'},
 }
 
@@ -250,3 +262,18 @@ def test_a_damaged_memory_of_the_hub_is_no_memory(online: Online, fork_server: G
     file.write_bytes(whole)
     assert done.code == 3
     assert "not in the cache" in done.json["error"]
+
+
+def test_conversations_are_found_by_the_fields_that_the_dataset_names(
+    fork_server: Gpt, tmp_path: Path
+) -> None:
+    with Hub(REPOSITORIES) as hub:
+        plan, done = run_all(
+            fork_server, tmp_path, hub.url,
+            ["prepare", "hf:me/talks", "--out", "talks", "--dry-run", "--json"],
+            ["prepare", "hf:me/talks", "--out", "talks", "--json"],
+        )  # fmt: skip
+    assert (plan.code, done.code) == (0, 0), plan.err + done.err
+    assert done.json["documents"] == 120 and sum(done.json["trained_tokens"].values()) == 240
+    manifest = json.loads((tmp_path / "talks/manifest.json").read_text())
+    assert manifest["recipe"]["conversation_format"] == "conversations"
