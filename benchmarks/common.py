@@ -30,26 +30,30 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 GPT = [sys.executable, "-m", "gptcli"]
 
 
-# Classes of processors that a newer one can stand in for: what torch calls their vectors.
-CLASSES = {"AMX": None, "AVX512_CORE_BF16": "avx512", "AVX512_CORE": "avx512", "AVX2": "avx2"}
-_stood_in = ""  # the class that programs started from here behave as
+# Classes of processors that a newer one can stand in for, as torch and MKL call their vectors; AMX
+# and native limit nothing.
+VECTORS = {
+    "native": None, "AMX": None, "AVX512_CORE_BF16": "avx512", "AVX512_CORE": "avx512",
+    "AVX2": "avx2",
+}  # fmt: skip
 
 
-def parse_with_isa(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add --isa to a benchmark's options, and limit the programs it starts to that class.
+def add_isa(parser: argparse.ArgumentParser) -> None:
+    """Add --isa: the classes of processors as which the measured programs run, in turn."""
+    parser.add_argument("--isa", nargs="+", choices=list(VECTORS), default=["native"])
 
-    oneDNN, torch and MKL are limited; AMX, the newest, limits nothing.
-    """
-    global _stood_in
-    parser.add_argument("--isa", choices=["native", *CLASSES], default="native")
-    options = parser.parse_args()
-    if options.isa != "native":
-        _stood_in = options.isa
-    if (vectors := CLASSES.get(options.isa)) is not None:
-        os.environ["ONEDNN_MAX_CPU_ISA"] = options.isa
-        os.environ["ATEN_CPU_CAPABILITY"] = vectors
-        os.environ["MKL_ENABLE_INSTRUCTIONS"] = vectors.upper()
-    return options
+
+def limited_to(isa: str) -> dict[str, str]:
+    """Return the environment in which oneDNN, torch and MKL behave as on this class."""
+    if (vectors := VECTORS[isa]) is None:
+        return dict(os.environ)
+    limits = {"ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": vectors}
+    return os.environ | limits | {"MKL_ENABLE_INSTRUCTIONS": vectors.upper()}
+
+
+def as_float32(isa: str, classes: list[str]) -> str:
+    """Return the first of the classes that computes in float32 as this one does."""
+    return next(one for one in classes if (VECTORS[one] == "avx2") == (VECTORS[isa] == "avx2"))
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,13 @@ class Measured:
     output: str
 
 
-def run(command: list[str], cwd: Path) -> Measured:
-    """Run a command to its end; one that fails ends the benchmark."""
+def run(command: list[str], cwd: Path, isa: str = "native") -> Measured:
+    """Run a command to its end as on a class of processors; one that fails ends the benchmark."""
     began = time.perf_counter()
     log = cwd / ".output"
     with log.open("w+b") as file:
-        process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=cwd, env=limited_to(isa), stdout=file,
+                                   stderr=subprocess.STDOUT)  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -131,7 +136,7 @@ class Report:
     """Prints lines as they come, and puts them into their section of RESULTS.md at the end."""
 
     def __init__(self, title: str) -> None:
-        self.title = title + f", as {_stood_in}" * bool(_stood_in)
+        self.title = title
         self.lines: list[str] = []
 
     def line(self, text: str) -> None:

@@ -1,11 +1,11 @@
 """Decoding speed of GPT-2 124M with random weights beside other programs: medians, interleaved.
 
-python benchmarks/generate.py [--isa CLASS] [--llama PYTHON] [--nanogpt DIR] [--rounds 5]
+python benchmarks/generate.py [--isa CLASS...] [--llama PYTHON] [--nanogpt DIR] [--rounds 5]
 
 A 16-token prompt, 200 tokens, this machine's threads. transformers is a package of the tests;
 PYTHON is an interpreter that has llama-cpp-python. Whoever is not named is left out, said aloud.
-With --isa the machine stands in for an older class of processor: torch and oneDNN are limited to
-it, and llama.cpp, built with GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS, loads its variant for it.
+With --isa everybody runs as on older classes of processors, in turn: torch, oneDNN and MKL are
+limited, and llama.cpp, built with GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS, loads its variant.
 """
 
 import argparse
@@ -14,20 +14,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import GPT, Report, parse_with_isa, prepared, run
+from common import GPT, Report, add_isa, limited_to, prepared, run
 
+FIRST = "gpt, one token from process start"
 N_TOKENS = 200
 PROMPT = " a b c d e f g h i j k l m n o p"  # 16 tokens of GPT-2's vocabulary
 PEERS = Path(__file__).parent / "peers"
-Speeds = dict[str, Callable[[], float]]
+Speeds = dict[str, Callable[[str], float]]  # as a class of processors
 # llama.cpp's variant for each class of processors.
 VARIANTS = {
-    "AMX": "sapphirerapids", "AVX512_CORE_BF16": "cooperlake", "AVX512_CORE": "skylakex",
-    "AVX2": "haswell",
+    "AMX": ["sapphirerapids"], "AVX512_CORE_BF16": ["cooperlake"], "AVX512_CORE": ["skylakex"],
+    "AVX2": ["haswell"],
 }  # fmt: skip
 
 
@@ -37,28 +37,30 @@ def main() -> None:
     parser.add_argument("--llama", metavar="PYTHON")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parse_with_isa(parser)
+    add_isa(parser)
+    options = parser.parse_args()
     report = Report("Decoding, 124M")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_network(folder)
         speeds = ours(folder) | with_transformers(folder)
         if options.llama:
-            speeds |= with_llama(folder, options.llama, options.isa)
+            speeds |= with_llama(folder, options.llama)
         else:
             report.line("llama.cpp was left out: name its interpreter with --llama PYTHON")
         if options.nanogpt:
             speeds |= with_nanogpt(folder, options.nanogpt)
         else:
             report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
-        found: dict[str, list[float]] = {label: [] for label in speeds}
-        first: list[float] = []
+        found: dict[str, dict[str, list[float]]] = {}
         for _ in range(options.rounds):
-            for label, measure in speeds.items():
-                found[label].append(measure())
-                print(f"{label}: {found[label][-1]:.1f}", flush=True)
-            first.append(time_to_first_token(folder))
-    tell(report, found, first)
+            for isa in options.isa:
+                for label, measure in speeds.items():
+                    values = found.setdefault(isa, {}).setdefault(label, [])
+                    values.append(measure(isa))
+                    print(f"{isa}, {label}: {values[-1]:.1f}", flush=True)
+    for isa, of_class in found.items():
+        tell(report, isa, of_class)
     report.save()
 
 
@@ -75,10 +77,10 @@ def make_network(folder: Path) -> None:
 def ours(folder: Path) -> Speeds:
     """Return how to measure `gpt generate`."""
 
-    def measure(*words: str) -> Callable[[], float]:
+    def measure(*words: str) -> Callable[[str], float]:
         command = [*GPT, "generate", "--checkpoint", "random", "--json", "--top-k", "50",
                    "--max-new-tokens", str(N_TOKENS + 1), *words, PROMPT]  # fmt: skip
-        return lambda: float(json.loads(printed(command, folder))["tokens_per_second"])
+        return lambda isa: float(json.loads(printed(command, folder, isa))["tokens_per_second"])
 
     eight = ("--num-samples", "8")
     return {
@@ -88,31 +90,31 @@ def ours(folder: Path) -> Speeds:
         "gpt float32, 8 texts": measure("-s", "dtype=float32", *eight),
         "gpt 16 bit, 8 texts": measure(*eight),
         "gpt int8, 8 texts": measure("--quantize", "int8", *eight),
+        FIRST: lambda isa: seconds_to_first_token(folder, isa),
     }
 
 
 def with_transformers(folder: Path) -> Speeds:
     """Return how to measure the transformers library."""
 
-    def measure(dtype: str) -> Callable[[], float]:
+    def measure(dtype: str) -> Callable[[str], float]:
         script = str(PEERS / "transformers_generate.py")
-        return lambda: float(
-            printed([sys.executable, script, "hf", dtype, "1", str(N_TOKENS)], folder)
-        )
+        command = [sys.executable, script, "hf", dtype, "1", str(N_TOKENS)]
+        return lambda isa: float(printed(command, folder, isa))
 
     return {f"transformers {dtype}": measure(dtype) for dtype in ("float32", "bfloat16")}
 
 
-def with_llama(folder: Path, python: str, isa: str) -> Speeds:
+def with_llama(folder: Path, python: str) -> Speeds:
     """Return how to measure llama.cpp."""
 
-    def measure(dtype: str) -> Callable[[], float]:
+    def measure(dtype: str) -> Callable[[str], float]:
         file = f"{dtype}.gguf"
         run([*GPT, "export", "--checkpoint", "random", "--to", "gguf", "--dtype", dtype, file],
             folder)  # fmt: skip
         script = str(PEERS / "llama_generate.py")
-        variant = [VARIANTS[isa]] if isa in VARIANTS else []
-        return lambda: float(printed([python, script, file, str(N_TOKENS), *variant], folder))
+        command = [python, script, file, str(N_TOKENS)]
+        return lambda isa: float(printed([*command, *VARIANTS.get(isa, ())], folder, isa))
 
     return {f"llama.cpp {dtype}": measure(dtype) for dtype in ("float32", "float16", "q8_0")}
 
@@ -122,30 +124,31 @@ def with_nanogpt(folder: Path, where: Path) -> Speeds:
     run([*GPT, "export", "--checkpoint", "random", "--to", "nanogpt", "ckpt.pt"], folder)
     script, n_tokens = str(PEERS / "nanogpt_generate.py"), str(N_TOKENS // 2)
     command = [sys.executable, script, str(where.resolve()), "ckpt.pt", n_tokens]
-    return {"nanoGPT float32": lambda: float(printed(command, folder))}
+    return {"nanoGPT float32": lambda isa: float(printed(command, folder, isa))}
 
 
-def printed(command: list[str], folder: Path) -> str:
-    """Run a command and return its last line on stdout."""
+def printed(command: list[str], folder: Path, isa: str) -> str:
+    """Run a command as on a class of processors and return its last line on stdout."""
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True,
-                          stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                          stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          env=limited_to(isa))  # fmt: skip
     return done.stdout.splitlines()[-1]
 
 
-def time_to_first_token(folder: Path) -> float:
+def seconds_to_first_token(folder: Path, isa: str) -> float:
     """Return the seconds from the start of the process to its end after one token."""
-    began = time.perf_counter()
-    run([*GPT, "generate", "--checkpoint", "random", "--max-new-tokens", "1", PROMPT], folder)
-    return time.perf_counter() - began
+    command = [*GPT, "generate", "--checkpoint", "random", "--max-new-tokens", "1", PROMPT]
+    return run(command, folder, isa).seconds
 
 
-def tell(report: Report, found: dict[str, list[float]], first: list[float]) -> None:
-    """Print medians with their spread, and the ratios that matter."""
+def tell(report: Report, isa: str, found: dict[str, list[float]]) -> None:
+    """Print a class's medians with their spread, and the ratios that matter."""
     middle = {label: statistics.median(values) for label, values in found.items()}
+    report.line(isa)
     for label, values in found.items():
-        spread = f"({min(values):,.1f} to {max(values):,.1f})"
-        report.line(f"{label:<24} {middle[label]:7,.1f} tokens/s  {spread}")
-    report.line(f"one token from process start: {statistics.median(first):.2f} s")
+        unit, digits = ("s", 2) if label == FIRST else ("tokens/s", 1)
+        spread = f"({min(values):.{digits}f} to {max(values):.{digits}f})"
+        report.line(f"  {label:<35} {middle[label]:7.{digits}f} {unit}  {spread}")
     pairs = [
         ("gpt float32", "transformers float32"), ("gpt 16 bit", "transformers bfloat16"),
         ("gpt float32", "llama.cpp float32"), ("gpt 16 bit", "llama.cpp float16"),
@@ -155,7 +158,7 @@ def tell(report: Report, found: dict[str, list[float]], first: list[float]) -> N
     ]  # fmt: skip
     for one, other in pairs:
         if one in middle and other in middle:
-            report.line(f"{one} / {other}: {middle[one] / middle[other]:.2f}")
+            report.line(f"  {one} / {other}: {middle[one] / middle[other]:.2f}")
 
 
 if __name__ == "__main__":

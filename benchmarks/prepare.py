@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import Report, parse_with_isa
+from common import Report
 
 COMMON = "the common way"
 COMMON_WAY = """
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ours-only", action="store_true", help="for memory at larger sizes")
-    options = parse_with_isa(parser)
+    options = parser.parse_args()
     report = Report("Preparing")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

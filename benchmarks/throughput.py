@@ -1,10 +1,12 @@
 """Tokens per second and peak memory of `gpt train` beside nanoGPT's script, at several sizes.
 
-    python benchmarks/throughput.py --nanogpt DIR [--sizes 0.8M 11M 124M] [--rounds 5]
+    python benchmarks/throughput.py --nanogpt DIR [--sizes 0.8M 11M 124M] [--isa CLASS...]
 
 Both train nanoGPT's own network with AdamW on the same tokens and batches, as whole processes, in
 turn. nanoGPT runs as its README says for a CPU (float32, no compiler); `gpt train` runs as it
 does by itself. The rate is the median over steps after the first three: no start, no compiling.
+With --isa both run as on older classes of processors, in turn; nanoGPT once for all classes of
+equal vectors, for float32 knows no other difference.
 On a GPU, gpu.py measures both.
 """
 
@@ -20,9 +22,10 @@ from common import (
     GPT,
     Measured,
     Report,
+    add_isa,
+    as_float32,
     as_nanogpt_data,
     nanogpt_command,
-    parse_with_isa,
     prepared,
     run,
 )
@@ -49,7 +52,7 @@ SIZES = {
 FIRST = 3  # steps that are not counted
 
 
-def nanogpt(size: Size, folder: Path, data: str) -> tuple[float, Measured]:
+def nanogpt(size: Size, folder: Path, data: str, isa: str) -> tuple[float, Measured]:
     """Train with nanoGPT's script; return tokens per second and the process."""
     command = nanogpt_command(
         dataset=data, device="cpu", compile=False, eval_interval=10**6,
@@ -58,14 +61,16 @@ def nanogpt(size: Size, folder: Path, data: str) -> tuple[float, Measured]:
         n_embd=size.n_embd, max_iters=size.steps, always_save_checkpoint=False,
         out_dir="out-bench",
     )  # fmt: skip
-    done = run(command, folder)
+    done = run(command, folder, isa)
     times = [float(ms) for ms in re.findall(r"^iter \d+: loss .*? time ([\d.]+)ms", done.output,
                                             re.MULTILINE)]  # fmt: skip
     milliseconds = statistics.median(times[FIRST:])
     return size.rows * size.block_size / milliseconds * 1000, done
 
 
-def ours(size: Size, folder: Path, data: Path, sets: tuple[str, ...]) -> tuple[float, Measured]:
+def ours(
+    size: Size, folder: Path, data: Path, sets: tuple[str, ...], isa: str
+) -> tuple[float, Measured]:
     """Train with `gpt train`; return tokens per second and the process."""
     settings = [
         f"data.dir={data}", "device=cpu", f"run_dir={folder / 'run'}",
@@ -77,7 +82,7 @@ def ours(size: Size, folder: Path, data: Path, sets: tuple[str, ...]) -> tuple[f
         "generate.max_new_tokens=1", "optim.warmup_steps=2000", *sets,
     ]  # fmt: skip
     words = [word for setting in settings for word in ("-s", setting)]
-    done = run([*GPT, "train", *words], folder)
+    done = run([*GPT, "train", *words], folder, isa)
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("tokens_per_second") for line in lines]
     for path in sorted((folder / "run").rglob("*"), reverse=True):
@@ -92,7 +97,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
-    options = parse_with_isa(parser)
+    add_isa(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for label in [label for label in options.sizes if label in SIZES]:
@@ -103,38 +109,40 @@ def main() -> None:
             data = folder / f"data-{size.tokenizer}"
             if not data.exists():
                 prepared(folder, None, size.tokenizer)
-            measured: dict[str, list[tuple[float, Measured]]] = {}
+            measured: dict[tuple[str, str], list[tuple[float, Measured]]] = {}
             for _ in range(options.rounds):
-                if options.nanogpt is not None:
-                    as_nanogpt_data(data, options.nanogpt, data.name)
-                    theirs = nanogpt(size, options.nanogpt, data.name)
-                    measured.setdefault("nanoGPT", []).append(theirs)
-                one = ours(size, folder, data, tuple(options.set))
-                measured.setdefault("gpt train", []).append(one)
+                for isa in options.isa:
+                    if options.nanogpt is not None and isa == as_float32(isa, options.isa):
+                        as_nanogpt_data(data, options.nanogpt, data.name)
+                        theirs = nanogpt(size, options.nanogpt, data.name, isa)
+                        measured.setdefault(("nanoGPT", isa), []).append(theirs)
+                    one = ours(size, folder, data, tuple(options.set), isa)
+                    measured.setdefault(("gpt train", isa), []).append(one)
             tell(report, label, size, measured)
             report.save()
 
 
 def tell(
-    report: Report, label: str, size: Size, measured: dict[str, list[tuple[float, Measured]]]
-) -> None:  # fmt: skip
+    report: Report,
+    label: str,
+    size: Size,
+    measured: dict[tuple[str, str], list[tuple[float, Measured]]],
+) -> None:
     """Report one size: medians, spread and ratios."""
     medians = {}
-    for name, runs in measured.items():
+    classes = [isa for name, isa in measured if name == "gpt train"]
+    for (name, isa), runs in measured.items():
         rates = [rate for rate, _ in runs]
         rate = statistics.median(rates)
         peak = statistics.median(done.peak_bytes for _, done in runs)
-        medians[name] = rate, peak
-        report.line(
-            f"{label:>5}, {size.rows} x {size.block_size} tokens, {name:<10} {rate:9,.0f} tokens/s"
-            f" ({min(rates):,.0f} to {max(rates):,.0f})   peak {peak / 1e6:,.0f} MB"
-        )
-    if len(medians) == 2:
-        (theirs, their_peak), (ours_, our_peak) = medians["nanoGPT"], medians["gpt train"]
-        report.line(
-            f"       {ours_ / theirs:.2f} times the tokens per second,"
-            f" {our_peak / their_peak:.2f} times the memory"
-        )
+        medians[name, isa] = rate, peak
+        line = f"{label:>5}, {size.rows} x {size.block_size} tokens, {name:<9} {isa:<16}"
+        line += f" {rate:9,.0f} tokens/s ({min(rates):,.0f} to {max(rates):,.0f})"
+        line += f"   peak {peak / 1e6:,.0f} MB"
+        theirs = medians.get(("nanoGPT", as_float32(isa, classes)))
+        if name == "gpt train" and theirs:
+            line += f"   {rate / theirs[0]:.2f} x the tokens/s, {peak / theirs[1]:.2f} x the memory"
+        report.line(line)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """How soon `gpt train -c benchmark-char` is at the loss that nanoGPT's CPU recipe ends with.
 
-    python benchmarks/time_to_loss.py --nanogpt DIR [--text FILE] [--rounds 5]
+    python benchmarks/time_to_loss.py --nanogpt DIR [--text FILE] [--isa CLASS...] [--rounds 5]
 
 The text is Python's standard library cut to 1.1 million characters, or any other. nanoGPT trains
 as its README says for a CPU (2,000 steps); `gpt train` runs its example with another seed each
 round. Times are those of whole processes, from their start to their end, in turn. Both networks
-are scored by us on all of the validation text, in windows of 64.
+are scored by us on all of the validation text, in windows of 64. With --isa both run as on older
+classes of processors, nanoGPT once for all that compute in float32 alike.
 """
 
 import argparse
@@ -16,13 +17,16 @@ from pathlib import Path
 from common import (
     GPT,
     Report,
+    add_isa,
+    as_float32,
     as_nanogpt_data,
     loss_of,
     nanogpt_command,
-    parse_with_isa,
     prepared,
     run,
 )
+
+Ended = tuple[float, float]  # seconds, loss
 
 
 def main() -> None:
@@ -31,47 +35,61 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's train.py")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parse_with_isa(parser)
+    add_isa(parser)
+    options = parser.parse_args()
     what = options.text.name if options.text else "the standard library"
     report = Report(f"Time to nanoGPT's loss, on {what}")
-    theirs: list[tuple[float, float]] = []
-    ours: list[tuple[float, float]] = []
+    if options.nanogpt is None:
+        report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
+    theirs: dict[str, list[Ended]] = {}
+    ours: dict[str, list[Ended]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = prepared(folder, options.text, "char")
         for seed in range(1, options.rounds + 1):
-            if options.nanogpt is not None:
-                as_nanogpt_data(data, options.nanogpt, "bench-char")
-                command = nanogpt_command(
-                    dataset="bench-char", device="cpu", compile=False, eval_iters=20,
-                    eval_interval=250, log_interval=100, block_size=64, batch_size=12,
-                    gradient_accumulation_steps=1, n_layer=4, n_head=4, n_embd=128,
-                    max_iters=2000, lr_decay_iters=2000, dropout=0.0, learning_rate=1e-3,
-                    min_lr=1e-4, beta2=0.99, warmup_iters=100, out_dir="out-bench",
-                )  # fmt: skip
-                done = run(command, options.nanogpt)
-                loss = loss_of(options.nanogpt / "out-bench" / "ckpt.pt", data)
-                theirs.append((done.seconds, loss))
-                report.line(
-                    f"nanoGPT, 2,000 steps          {done.seconds:6.1f} s   loss {loss:.4f}"
-                )
-            run_dir = folder / f"run-{seed}"
-            done = run([*GPT, "train", "-c", "benchmark-char", "-s", f"data.dir={data}",
-                        "-s", f"seed={seed}", "-s", f"run_dir={run_dir}"], folder)  # fmt: skip
-            loss = loss_of(run_dir / "last.pt", data)
-            ours.append((done.seconds, loss))
-            report.line(
-                f"gpt train, seed {seed}              {done.seconds:6.1f} s   loss {loss:.4f}"
-            )
-    median = statistics.median(seconds for seconds, _ in ours)
-    if not theirs:
-        report.line("nanoGPT was left out: name its folder with --nanogpt DIR")
-    else:
-        ratio = statistics.median(seconds for seconds, _ in theirs) / median
-        goal = statistics.median(loss for _, loss in theirs)
-        below = sum(loss <= goal for _, loss in ours)
-        report.line(f"{ratio:.1f} times as fast; {below} of {len(ours)} seeds end below {goal:.4f}")
+            for isa in options.isa:
+                if options.nanogpt is not None and isa == as_float32(isa, options.isa):
+                    ended = nanogpt(options.nanogpt, data, isa)
+                    theirs.setdefault(isa, []).append(ended)
+                    report.line(told(f"nanoGPT, 2,000 steps, {isa}", ended))
+                ended = trained(folder / f"run-{seed}-{isa}", data, seed, isa)
+                ours.setdefault(isa, []).append(ended)
+                report.line(told(f"gpt train, seed {seed}, {isa}", ended))
+    for isa, runs in ours.items():
+        if beside := theirs.get(as_float32(isa, options.isa)):
+            goal = statistics.median(loss for _, loss in beside)
+            ratio = statistics.median(s for s, _ in beside) / statistics.median(s for s, _ in runs)
+            below = sum(loss <= goal for _, loss in runs)
+            seeds = f"{below} of {len(runs)} seeds end below {goal:.4f}"
+            report.line(f"{isa}: {ratio:.1f} times as fast; {seeds}")
     report.save()
+
+
+def told(who: str, ended: Ended) -> str:
+    """Return a run as a line."""
+    return f"{who:<42} {ended[0]:6.1f} s   loss {ended[1]:.4f}"
+
+
+def nanogpt(folder: Path, data: Path, isa: str) -> Ended:
+    """Train with nanoGPT's recipe for a CPU."""
+    as_nanogpt_data(data, folder, "bench-char")
+    command = nanogpt_command(
+        dataset="bench-char", device="cpu", compile=False, eval_iters=20,
+        eval_interval=250, log_interval=100, block_size=64, batch_size=12,
+        gradient_accumulation_steps=1, n_layer=4, n_head=4, n_embd=128,
+        max_iters=2000, lr_decay_iters=2000, dropout=0.0, learning_rate=1e-3,
+        min_lr=1e-4, beta2=0.99, warmup_iters=100, out_dir="out-bench",
+    )  # fmt: skip
+    done = run(command, folder, isa)
+    return done.seconds, loss_of(folder / "out-bench" / "ckpt.pt", data)
+
+
+def trained(run_dir: Path, data: Path, seed: int, isa: str) -> Ended:
+    """Train with `gpt train -c benchmark-char`."""
+    command = [*GPT, "train", "-c", "benchmark-char", "-s", f"data.dir={data}",
+               "-s", f"seed={seed}", "-s", f"run_dir={run_dir}"]  # fmt: skip
+    done = run(command, run_dir.parent, isa)
+    return done.seconds, loss_of(run_dir / "last.pt", data)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@
 #define VECTOR(name, type)                                                                        \
   typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(1), may_alias))
 VECTOR(floats, float);
+typedef float quad __attribute__((vector_size(16)));
 VECTOR(words, uint32_t);
 VECTOR(halves, uint16_t);
 #if L == 4
@@ -59,6 +60,14 @@ INLINE floats load(int kind, const void *w, floats scale) {
   }
 }
 
+INLINE float total(floats sums) {
+  quad q[L / 4];  // added half to half; lane by lane would take longer than a row's products
+  memcpy(q, &sums, sizeof q);
+  for (int half = L / 8; half; half /= 2)
+    EACH(i, half) q[i] += q[i + half];
+  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
 // R rows of x (the last one repeated where there are fewer) by B rows of W, from n on.
 INLINE void tile(const Job *j, const int kind, const int R, const int B, long n) {
   const long K = j->K, row = K * SIZE[kind];
@@ -86,11 +95,8 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
   }
   for (int r = 0; r < R && r < j->R; r++)
     for (int b = 0; b < B; b++) {
-      float lanes[L];
-      memcpy(lanes, &sums[r][b], sizeof lanes);
-      for (int half = L / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-      j->y[r * j->N + n + b] = lanes[0] + (j->bias ? j->bias[n + b] : 0);
+      const float sum = total(sums[r][b]);
+      j->y[r * j->N + n + b] = sum + (j->bias ? j->bias[n + b] : 0);
     }
 }
 
