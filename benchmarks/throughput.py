@@ -33,21 +33,24 @@ from common import (
 
 @dataclass(frozen=True)
 class Size:
-    """A network, its batch, and the steps to time."""
+    """A network, its batch, and the steps of the two programs.
+
+    Those of `gpt train` are as many as make a run long enough for it to choose threads and compile.
+    """
 
     n_layer: int
     n_head: int
     n_embd: int
     block_size: int
     rows: int
-    steps: int
+    steps: tuple[int, int]  # nanoGPT's, ours
     tokenizer: str
 
 
 SIZES = {
-    "0.8M": Size(4, 4, 128, 64, 12, 200, "char"),
-    "11M": Size(6, 6, 384, 256, 16, 20, "char"),
-    "124M": Size(12, 12, 768, 512, 4, 8, "gpt2"),
+    "0.8M": Size(4, 4, 128, 64, 12, (200, 1200), "char"),
+    "11M": Size(6, 6, 384, 256, 16, (20, 20), "char"),
+    "124M": Size(12, 12, 768, 512, 4, (8, 8), "gpt2"),
 }
 FIRST = 3  # steps that are not counted
 
@@ -58,7 +61,7 @@ def nanogpt(size: Size, folder: Path, data: str, isa: str) -> tuple[float, Measu
         dataset=data, device="cpu", compile=False, eval_interval=10**6,
         eval_iters=1, log_interval=1, block_size=size.block_size, batch_size=size.rows,
         gradient_accumulation_steps=1, n_layer=size.n_layer, n_head=size.n_head,
-        n_embd=size.n_embd, max_iters=size.steps, always_save_checkpoint=False,
+        n_embd=size.n_embd, max_iters=size.steps[0], always_save_checkpoint=False,
         out_dir="out-bench",
     )  # fmt: skip
     done = run(command, folder, isa)
@@ -77,7 +80,7 @@ def ours(
         f"model.n_layer={size.n_layer}", f"model.n_head={size.n_head}",
         f"model.n_embd={size.n_embd}", f"model.block_size={size.block_size}", "model.bias=false",
         "model.mlp=gelu_erf", f"train.micro_batch_size={size.rows}",
-        f"train.max_steps={size.steps}", "train.eval_every=1000000", "train.save_every=1000000",
+        f"train.max_steps={size.steps[1]}", "train.eval_every=1000000", "train.save_every=1000000",
         "train.log_every=1", f"train.eval_tokens={size.block_size}",
         "generate.max_new_tokens=1", "optim.warmup_steps=2000", *sets,
     ]  # fmt: skip

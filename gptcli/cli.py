@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import os
 import re
 import shlex
@@ -15,19 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from gptcli import __version__
-from gptcli.commands import complete, config, data, options, runs
-from gptcli.commands.chat import chat
-from gptcli.commands.compress import compress, decompress
-from gptcli.commands.doctor import doctor
-from gptcli.commands.eval import evaluate
-from gptcli.commands.export import export
-from gptcli.commands.generate import generate
-from gptcli.commands.plot import plot
-from gptcli.commands.prepare import prepare
-from gptcli.commands.report import report
-from gptcli.commands.serve import serve
-from gptcli.commands.sweep import sweep
-from gptcli.commands.train import train
 from gptcli.distributed import environment
 from gptcli.errors import (
     EXIT_BUG,
@@ -51,29 +39,39 @@ _LESS_MEMORY = (
     "free memory or raise the limit of this process; a smaller model, a shorter context or fewer"
     " --num-samples need less"
 )
-app = typer.Typer(
-    name="gpt",
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": _HELP},
-    help="From text to a trained, evaluated, talking GPT.",
-    epilog=_EXAMPLES,
-)
-app.command("prepare", rich_help_panel="Data")(prepare)
-app.add_typer(data.app, name="data", rich_help_panel="Data")
-app.command("train", rich_help_panel="Model")(train)
-app.command("sweep", rich_help_panel="Model")(sweep)
-app.command("eval", rich_help_panel="Model")(evaluate)
-app.command("generate", rich_help_panel="Model")(generate)
-app.command("chat", rich_help_panel="Model")(chat)
-app.command("serve", rich_help_panel="Model")(serve)
-app.command("export", rich_help_panel="Model")(export)
-app.command("compress", rich_help_panel="Model")(compress)
-app.command("decompress", rich_help_panel="Model")(decompress)
-app.add_typer(runs.app, name="runs", rich_help_panel="Inspect")
-app.command("plot", rich_help_panel="Inspect")(plot)
-app.command("report", rich_help_panel="Inspect")(report)
-app.add_typer(config.app, name="config", rich_help_panel="Setup")
-app.command("doctor", rich_help_panel="Setup")(doctor)
+# Name: panel, module and function or group, first line of help. A list of commands imports none of
+# them, and a command only its own module.
+_COMMANDS = {
+    "prepare": ("Data", "prepare:prepare", "Download, tokenize and write uint16 shards."),
+    "data": ("Data", "data:app", "Inspect prepared data."),
+    "train": ("Model", "train:train", "Train a model; Ctrl-C saves, --resume continues."),
+    "sweep": (
+        "Model", "sweep:sweep",
+        "Train with several settings and rank them; the same command continues.",
+    ),
+    "eval": (
+        "Model", "eval:evaluate",
+        "Measure loss, perplexity and bits per byte; compare checkpoints.",
+    ),
+    "generate": ("Model", "generate:generate", "Sample text from a checkpoint."),
+    "chat": (
+        "Model", "chat:chat", "Chat with a model that was trained on conversations.",
+    ),
+    "serve": (
+        "Model", "serve:serve", "Serve checkpoints to OpenAI's clients, with a page to try them.",
+    ),
+    "export": ("Model", "export:export", "Export a checkpoint to other programs' formats."),
+    "compress": ("Model", "compress:compress", "Compress a file with a checkpoint's predictions."),
+    "decompress": (
+        "Model", "compress:decompress",
+        "Restore a file that gpt compress wrote, with the same checkpoint.",
+    ),
+    "runs": ("Inspect", "runs:app", "List, show and compare training runs."),
+    "plot": ("Inspect", "plot:plot", "Plot loss and learning rate of runs, also during training."),
+    "report": ("Inspect", "report:report", "Write a self-contained HTML report of a run."),
+    "config": ("Setup", "config:app", "Create, inspect and explain configurations."),
+    "doctor": ("Setup", "doctor:doctor", "Check this machine and show how to fix problems."),
+}  # fmt: skip
 
 
 def _show_version(requested: bool) -> None:
@@ -82,7 +80,6 @@ def _show_version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool,
@@ -112,9 +109,12 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; Ctrl-C is left to the caller."""
     try:
-        program, command = _program(), _command()
+        program = _program()
         variable = f"_{program.upper()}_COMPLETE"
+        command = _command(None if variable in os.environ else arguments)
         if variable in os.environ:
+            from gptcli.commands import complete
+
             complete.mend_bash_words(os.environ, variable)
             command.main(arguments, program)  # answers the shell, and exits
         # Not by `main`, which ends at once, and with 1, where stdout is a pipe nobody reads.
@@ -141,8 +141,33 @@ def _place(arguments: list[str]) -> environment.Place:
         return environment.ALONE
 
 
-def _command() -> Any:
-    """Return the parser of all commands; its help shows no type behind a flag, which has none."""
+def _nothing() -> None:
+    """Stand for a command that is listed and not run."""
+
+
+def _command(arguments: list[str] | None = None) -> Any:
+    """Return the parser of all commands; its help shows no type behind a flag, which has none.
+
+    With arguments, the commands that these do not name have a line of help only.
+    """
+    app = typer.Typer(
+        name="gpt",
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": _HELP},
+        help="From text to a trained, evaluated, talking GPT.",
+        epilog=_EXAMPLES,
+    )
+    app.callback()(_root)
+    for name, (panel, place, help_) in _COMMANDS.items():
+        if arguments is not None and name not in arguments:
+            app.command(name, rich_help_panel=panel, help=help_)(_nothing)
+            continue
+        module, _, attribute = place.partition(":")
+        found = getattr(importlib.import_module(f"gptcli.commands.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(found)
     root: Any = typer.main.get_command(app)
     groups = [root]
     while groups:
@@ -184,7 +209,7 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
 
 def _walk(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
     """Return the command that a command line names, its words, and the rest of them."""
-    command, path, rest = _command(), [_program()], list(arguments)
+    command, path, rest = _command(arguments), [_program()], list(arguments)
     while rest and rest[0] in getattr(command, "commands", {}):
         command, path = command.commands[rest[0]], [*path, rest.pop(0)]
     return command, path, rest
@@ -192,6 +217,8 @@ def _walk(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
 
 def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
     """Return the first option that is another program's, and the command to write here."""
+    from gptcli.commands.options import meant
+
     command, path, rest = _walk(arguments)
     params = [param for param in command.params if param.param_type_name == "option"]
     known = {
@@ -210,7 +237,7 @@ def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
             rest[:takes_next] = []
             continue
         behind = value if equals else rest[0] if rest and rest[0][:1] != "-" else None
-        if (advice := options.meant(typed, behind, path[-1], known)) is None:
+        if (advice := meant(typed, behind, path[-1], known)) is None:
             is_complete = False  # the parser names that option once these are mended
             continue
         advised.append((typed, *advice))

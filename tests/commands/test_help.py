@@ -1,8 +1,12 @@
 """The help, and what is said of mistyped commands and options."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+
+from gptcli import cli
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +66,18 @@ def test_help_is_named_where_nothing_is_near(gpt: Any) -> None:
 def test_the_help_of_the_command_is_named_where_the_parser_does_not_say_which(gpt: Any) -> None:
     assert gpt("train", "-s").err_lines[-1] == "hint: see `gpt train --help`"
     assert gpt("config", "show", "-c").err_lines[-1] == "hint: see `gpt config show --help`"
+
+
+def test_the_list_says_of_each_command_what_its_help_begins_with() -> None:
+    listed, whole = cli._command([]).commands, cli._command().commands
+    assert set(listed) == set(whole)
+    for name, command in listed.items():
+        assert command.get_short_help_str(100) == whole[name].get_short_help_str(100), name
+        assert command.rich_help_panel == whole[name].rich_help_panel
+
+
+def test_only_the_command_that_is_run_is_imported() -> None:
+    code = "import sys; from gptcli import cli; cli.run(['runs', 'list', '--json']);"
+    code += "print(sorted(m[16:] for m in sys.modules if m.startswith('gptcli.commands.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "['complete', 'options', 'runs']"
