@@ -86,7 +86,26 @@ const sampling = (settings) => {
   return body;
 };
 
-// Yields {tokens: [{id, logprob, bytes, top}], prompt, text, finish} as the model writes.
+// The bytes of a token that the server names by its text, by `bytes:\x..`, or, if none, by its id.
+const bytesOf = (text, id) => {
+  if (text === `<|${id}|>`) return [];
+  const listed = text.match(/^bytes:((?:\\x[0-9a-f]{2})+)$/);
+  if (!listed) return [...new TextEncoder().encode(text)];
+  return listed[1].split("\\x").slice(1).map((byte) => parseInt(byte, 16));
+};
+
+const tokensOf = (logprobs) => {
+  const token = (id, logprob, text) => ({id, logprob, bytes: bytesOf(text, id)});
+  const {token_ids, token_logprobs, tokens, top_token_ids, top_token_logprobs, top_tokens}
+    = logprobs;
+  return token_ids.map((id, i) => ({
+    ...token(id, token_logprobs[i], tokens[i]),
+    top: top_token_ids[i].map((id, j) =>
+      token(id, top_token_logprobs[i][j], top_tokens[i][j])),
+  }));
+};
+
+// Yields {tokens: [{id, logprob, bytes, top}], prompt, finish} as the model writes.
 // `prompt` is a text or ids; the ids that the server read come with the first.
 async function* complete(model, prompt, how, signal) {
   const body = {model, prompt, ...how, stream: true, logprobs: N_ALTERNATIVES,
@@ -94,12 +113,8 @@ async function* complete(model, prompt, how, signal) {
   for await (const {choices} of eventsOf(await ask("completions", body, signal), signal)) {
     const choice = choices[0];
     if (!choice) continue;
-    const more = choice.logprobs?.gptcli;
-    const tokens = (more?.tokens ?? []).map(([id, logprob, bytes], i) => ({
-      id, logprob, bytes,
-      top: more.top[i].map(([id, logprob, bytes]) => ({id, logprob, bytes})),
-    }));
-    yield {tokens, prompt: more?.prompt, text: choice.text, finish: choice.finish_reason};
+    yield {tokens: choice.logprobs ? tokensOf(choice.logprobs) : [],
+           prompt: choice.prompt_token_ids, finish: choice.finish_reason};
   }
 }
 

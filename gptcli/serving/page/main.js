@@ -11,8 +11,9 @@ const choose = (wanted) => {
   }
   $("#with-label").hidden = mode !== "compare";
   pop.close();
-  $("#facts").textContent = lineOf(modelA());
-  $("#facts").hidden = mode === "compare";
+  $("#facts").textContent = mode === "compare" ? "Two models, one prompt, one seed."
+    : lineOf(modelA());
+  if (factsOf(modelA())) suggest(factsOf(modelA()).defaults);
   document.title = modelA() ? `${modelA()} – gpt` : "gpt";
   modes[mode].enter();
   keep();

@@ -1,12 +1,15 @@
 // Write, Chat, Compare and Steps: each a section of the page.
 let models = [], mode = "write";
 const modelA = () => $("#model").value, modelB = () => $("#with").value;
-const factsOf = (model) => models.find(({id}) => id === runOf(model) || id === model)?.gptcli;
+// A model is one that is served, or SERVED@STEP, a kept checkpoint of its run.
+const servedOf = (model) =>
+  models.some(({id}) => id === model) ? model : model.replace(/@\d+$/, "");
+const factsOf = (model) => models.find(({id}) => id === servedOf(model))?.gptcli;
 // The line of facts about a model; nothing is known about an earlier step's loss.
 const lineOf = (model) => {
   const facts = factsOf(model);
   if (!facts) return "";
-  const step = Number(model.match(/@(\d+)$/)?.[1] ?? facts.step);
+  const step = model === servedOf(model) ? facts.step : Number(model.split("@").at(-1));
   return [
     step ? `step ${step.toLocaleString("en")}` : "", `${count(facts.parameters)} parameters`,
     `context of ${plural(facts.context, "token")}`,
@@ -81,7 +84,7 @@ const writing = (() => {
     else if (isCommand && (key === "y" || key === "z")) restore(future, past);
     else if (event.altKey && key === "arrowdown") {
       const piece = doc.tokenAt(area.selectionEnd);
-      if (piece) pop.open(piece, nodeOf(piece).getBoundingClientRect(), pick, true);
+      if (piece) pop.open(piece, pick, true);
     } else return;
     event.preventDefault();
   });
@@ -272,7 +275,7 @@ const stepping = (() => {
   });
 
   const load = async () => {
-    const wanted = runOf(modelA());
+    const wanted = servedOf(modelA());
     if (run === wanted) return;
     const found = (await (await ask(`gptcli/samples?model=${encodeURIComponent(wanted)}`)).json());
     run = wanted;

@@ -1,29 +1,26 @@
 // What is set: checked here, kept in the address (never the text), explained in a line each.
+// A setting left empty is the run's own.
 const SETTINGS = [
-  ["max_tokens", "Max tokens", 200, {min: 1, max: 100000, step: 1},
-   "The most tokens to add."],
-  ["temperature", "Temperature", 0.8, {min: 0, max: 5, step: "any"},
+  ["max_tokens", "Max tokens", {min: 1, max: 65536, step: 1}, "The most tokens to add."],
+  ["temperature", "Temperature", {min: 0, max: 100, step: "any"},
    "Below 1, likely tokens get likelier; at 0, the likeliest is taken."],
-  ["top_p", "Top-p", null, {min: 0, max: 1, step: "any"},
+  ["top_p", "Top-p", {min: 0.000001, max: 1, step: "any"},
    "Draw only from the likeliest tokens that add up to this probability."],
-  ["top_k", "Top-k", null, {min: 1, max: 1000000, step: 1},
+  ["top_k", "Top-k", {min: 1, max: 2 ** 31, step: 1},
    "Draw only from this many of the likeliest tokens."],
-  ["min_p", "Min-p", null, {min: 0, max: 1, step: "any"},
+  ["min_p", "Min-p", {min: 0, max: 1, step: "any"},
    "Drop tokens below this fraction of the likeliest token's probability."],
-  ["seed", "Seed", null, {min: 0, max: 2 ** 53 - 1, step: 1},
+  ["seed", "Seed", {min: 0, max: 2 ** 53 - 1, step: 1},
    "The same seed and settings give the same text."],
-  ["stop", "Stop", "", null,
-   "End before any of these texts, one per line; \\n is a line break."],
+  ["stop", "Stop", null, "End before any of these texts, one per line; \\n is a line break."],
 ];
 const ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"};
 const inputs = {};
 
-for (const [name, label, value, bounds, help] of SETTINGS) {
+for (const [name, label, bounds, help] of SETTINGS) {
   const input = make(bounds ? "input" : "textarea", {
     id: `set-${name}`, ...bounds ? {type: "number", ...bounds} : {rows: 2, spellcheck: false},
-    value: value ?? "", placeholder: bounds && value === null ? "off" : "",
   });
-  if (name === "seed") input.placeholder = "new each time";
   input.setAttribute("aria-describedby", `help-${name}`);
   $("#settings").append(make("div", {className: "setting"},
     make("label", {htmlFor: input.id, textContent: label}), input,
@@ -32,9 +29,16 @@ for (const [name, label, value, bounds, help] of SETTINGS) {
   inputs[name] = input;
 }
 
+// Shows in the empty settings what holds there.
+const suggest = ({max_new_tokens, stop, ...defaults}) => {
+  const shown = {...defaults, max_tokens: max_new_tokens, seed: "random",
+                 stop: stop.map((text) => JSON.stringify(text).slice(1, -1)).join("\n")};
+  for (const [name] of SETTINGS) inputs[name].placeholder = String(shown[name] ?? "") || "off";
+};
+
 const settings = () => {
   const found = {};
-  for (const [name, label, , bounds] of SETTINGS) {
+  for (const [name, label, bounds] of SETTINGS) {
     const input = inputs[name];
     if (!bounds) {
       found[name] = input.value.split("\n").filter(Boolean)
@@ -86,13 +90,12 @@ const dress = () => {
 for (const name of Object.keys(SWITCHES))
   $(`#${name}`).addEventListener("change", () => { dress(); keep(); });
 
-// The address holds what differs from the defaults: mode, models and settings.
+// The address holds the mode, the models and the settings that are set.
 const keep = () => {
   const held = new URLSearchParams();
   held.set("mode", mode);
   for (const id of ["model", "with"]) if ($(`#${id}`).value) held.set(id, $(`#${id}`).value);
-  for (const [name, , value] of SETTINGS)
-    if (inputs[name].value !== String(value ?? "")) held.set(name, inputs[name].value);
+  for (const [name] of SETTINGS) if (inputs[name].value) held.set(name, inputs[name].value);
   for (const [name, value] of Object.entries(SWITCHES))
     if ($(`#${name}`).checked !== value) held.set(name, Number(!value));
   history.replaceState(null, "", `#${held}`);
@@ -100,7 +103,7 @@ const keep = () => {
 
 const recall = () => {
   const held = new URLSearchParams(location.hash.slice(1));
-  for (const [name, , value] of SETTINGS) inputs[name].value = held.get(name) ?? value ?? "";
+  for (const [name] of SETTINGS) inputs[name].value = held.get(name) ?? "";
   for (const [name, value] of Object.entries(SWITCHES))
     $(`#${name}`).checked = held.has(name) ? held.get(name) === "1" : value;
   for (const id of ["model", "with"]) {

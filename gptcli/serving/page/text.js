@@ -116,7 +116,7 @@ class Doc {
   // The ids that stand for the text before a token, if `model` wrote on and nothing was edited.
   idsBefore(piece, model) {
     const {run, index} = piece.token;
-    const isSame = runOf(run.model) === runOf(model)
+    const isSame = servedOf(run.model) === servedOf(model)
       && run.textBefore(index) === this.text.slice(0, this.placeOf(piece));
     return isSame ? run.idsBefore(index) : null;
   }
@@ -129,9 +129,6 @@ class Doc {
     return ids && !piece.token.open.length ? [...ids, piece.token.id] : null;
   }
 }
-
-// A checkpoint's name is RUN or RUN@STEP.
-const runOf = (model) => model.replace(/@\d+$/, "");
 
 // Lets the model write into `doc` at `at`. `ids` stand for the text before; with `instead`, a
 // token's piece and one of its alternatives, writes from there, and what followed is dropped.
@@ -155,6 +152,7 @@ async function write(doc, {at, model, how, signal, instead, onText}) {
     sent = ids ?? before;
   }
   const begun = performance.now(), start = at, given = run.tokens.length;
+  const stops = how.stop ?? factsOf(model)?.defaults.stop ?? [];
   let finish = null, seconds = 0;
   for await (const part of complete(model, sent, how, signal)) {
     finish = part.finish ?? finish;
@@ -165,14 +163,14 @@ async function write(doc, {at, model, how, signal, instead, onText}) {
       at += piece.text.length;
     }
     const text = doc.text.slice(start, at);
-    const cuts = (how.stop ?? []).map((stop) => text.indexOf(readable(stop))).filter((i) => i >= 0);
+    const cuts = stops.map((stop) => text.indexOf(readable(stop))).filter((i) => i >= 0);
     if (cuts.length) {
       doc.splice(start + Math.min(...cuts), at, []);
       at = start + Math.min(...cuts);
     }
     onText(at);
-    if (cuts.length) break;
     seconds = (performance.now() - begun) / 1000;
+    if (cuts.length) return {at, finish: "stop", seconds, tokens: run.tokens.length - given};
   }
   return {at, finish, seconds, tokens: run.tokens.length - given};
 }

@@ -87,7 +87,7 @@ const pop = {
   timer: 0,
   back: null,
 
-  open(piece, rect, pick, isFocused) {
+  open(piece, pick, isFocused) {
     clearTimeout(this.timer);
     if (this.piece === piece && !this.box.hidden && !isFocused) return;
     if (this.back && !isFocused) return;  // the keyboard is in them
@@ -114,6 +114,7 @@ const pop = {
     this.heat(piece);
     this.box.hidden = false;
     const {width, height} = this.box.getBoundingClientRect();
+    const rect = $("b", nodeOf(piece)).getClientRects()[0];
     const left = Math.max(8, Math.min(rect.left, document.documentElement.clientWidth - width - 8));
     const below = rect.bottom + 2;
     const top = below + height < innerHeight ? below : Math.max(8, rect.top - height - 2);
@@ -165,9 +166,7 @@ const followPointer = (box, pick) => {
   const open = (event) => {
     const node = under(event);
     if (!node) { pop.closeSoon(); return; }
-    const rect = [...node.getClientRects()].find(({top, bottom}) =>
-      top <= event.clientY && event.clientY <= bottom) ?? node.getBoundingClientRect();
-    pop.open(pieces.get(node), rect, pick, false);
+    pop.open(pieces.get(node), pick, false);
   };
   let rest = 0;
   box.addEventListener("pointermove", (event) => {
@@ -188,7 +187,7 @@ class Reader {
       const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
       if (step) this.walk(step);
       else if (this.at && (event.key === "Enter" || event.key === "ArrowDown"))
-        pop.open(pieces.get(this.at), this.at.getBoundingClientRect(), this.pick, true);
+        pop.open(pieces.get(this.at), this.pick, true);
       else return;
       event.preventDefault();
     });
