@@ -92,6 +92,12 @@ class Doc {
     const end = old.length - tail, stop = text.length - tail;
     while (same < Math.min(end, stop) && old[same] === text[same]) same++;
     this.splice(same, end, [{text: text.slice(same, stop)}]);
+    let place = 0;  // a character that was begun here is not finished any more
+    this.pieces = this.pieces.filter((piece) => {
+      const isBegun = !piece.text && place === same;
+      place += piece.text.length;
+      return !isBegun;
+    });
   }
 
   placeOf(piece) {
@@ -121,12 +127,16 @@ class Doc {
     return isSame ? run.idsBefore(index) : null;
   }
 
-  // The ids that stand for the text before `offset`, or null if it has to be tokenized.
-  idsAt(offset, model) {
-    const piece = this.tokenAt(offset);
-    if (!piece || this.placeOf(piece) + piece.text.length !== offset) return null;
-    const ids = this.idsBefore(piece, model);
-    return ids && !piece.token.open.length ? [...ids, piece.token.id] : null;
+  // The ids that stand for the text before `offset`, and the bytes of a character that they begin;
+  // null if the text has to be tokenized.
+  chainAt(offset, model) {
+    let place = 0, last = null;
+    for (const piece of this.pieces) {
+      place += piece.text.length;
+      if (place === offset) last = piece;
+    }
+    const ids = last?.token && this.idsBefore(last, model);
+    return ids ? {ids: [...ids, last.token.id], bytes: last.token.open} : null;
   }
 }
 
@@ -138,18 +148,18 @@ async function write(doc, {at, model, how, signal, instead, onText}) {
     const {piece, other} = instead, {token} = piece;
     at = doc.placeOf(piece);
     const before = doc.text.slice(0, at), ids = doc.idsBefore(piece, model);
-    const rest = doc.pieces.slice(doc.pieces.indexOf(piece));
-    const stranger = rest.findIndex((one) => one.token?.run !== token.run);
-    const dropped = textOf(stranger < 0 ? rest : rest.slice(0, stranger));
+    const first = doc.pieces.indexOf(piece);
+    let last = first;
+    while (doc.pieces[last]?.token?.run === token.run) last++;
     run = new Run(model, before, ids, ids ? token.run.bytesBefore(token.index) : []);
     const added = run.add({...other, top: token.top});
-    doc.splice(at, at + dropped.length, [added]);
+    doc.pieces = doc.pieces.toSpliced(first, last - first, added);
     at += added.text.length;
     sent = ids ? [...ids, other.id] : before + added.text;
   } else {
-    const before = doc.text.slice(0, at), ids = doc.idsAt(at, model);
-    run = new Run(model, before, ids);
-    sent = ids ?? before;
+    const before = doc.text.slice(0, at), chain = doc.chainAt(at, model);
+    run = new Run(model, before, chain?.ids ?? null, chain?.bytes);
+    sent = chain?.ids ?? before;
   }
   const begun = performance.now(), start = at, given = run.tokens.length;
   const stops = how.stop ?? factsOf(model)?.defaults.stop ?? [];
