@@ -10,6 +10,7 @@ import pytest
 
 from gptcli.serving.page import page
 from support.browser import ALT, CONTROL, PROGRAM, SHIFT, WHY_NOT, Browser, Tab
+from support.processes import until
 from support.runs import settings
 from support.serving import Served, serving
 
@@ -92,6 +93,11 @@ def drawn(server: Served, model: str, prompt: Any, **how: Any) -> str:
     status, answer = server.json("/v1/completions", {"model": model, "prompt": prompt} | how)
     assert status == 200, answer
     text: str = answer["choices"][0]["text"]
+    return plain(text)
+
+
+def plain(text: str) -> str:
+    """Return a text as a text box holds it, less a character that is not finished at its end."""
     return text.replace("\r", "").rstrip("\ufffd")
 
 
@@ -140,12 +146,9 @@ def test_a_text_grows_as_the_model_writes_it(visit: Open, server: Served) -> Non
     )
     text = go_on(tab, "The")
     how = {"seed": 3, "max_tokens": 400, "temperature": 1}
-    assert text == "The" + drawn(server, "tiny", "The", **how)
+    assert plain(text) == "The" + drawn(server, "tiny", "The", **how)
     assert tab.value("lengths.size") > 3
-    assert "400 tokens" in finish(tab) and "seed 3" in finish(tab)
-    assert tab.text("#write .tokens") == tab.value(
-        "document.querySelector('#write .tokens').innerText"
-    )
+    assert finish(tab).endswith("seed 3") and " tokens · " in finish(tab)
 
 
 def test_the_model_continues_at_the_cursor_and_by_the_ids_it_drew(
@@ -168,24 +171,17 @@ def test_the_model_continues_at_the_cursor_and_by_the_ids_it_drew(
 
 
 def test_escape_stops_and_frees_the_place(visit: Open, server: Served) -> None:
-    tab = visit("max_tokens=60000")
+    tab = visit("model=parrot&temperature=0&max_tokens=60000")
     tab.click("#write textarea")
     tab.type("The")
     tab.press("Enter", CONTROL)
     tab.until("document.querySelectorAll('#write .t').length > 20")
     tab.press("Escape")
     assert finish(tab) == "Stopped."
-    until_idle(server)
+    until(lambda: not any(model.n_jobs for model in server.models.served.values()))
     assert len(value(tab)) > 10
     tab.type("!")
     assert value(tab).endswith("!")
-
-
-def until_idle(server: Served) -> None:
-    """Wait until nothing is generated any more."""
-    from support.processes import until
-
-    until(lambda: not any(model.n_jobs for model in server.models.served.values()))
 
 
 def test_an_alternative_is_shown_on_hover_and_taken_on_a_click(visit: Open, server: Served) -> None:
@@ -216,14 +212,15 @@ def test_a_text_is_undone_by_typing_and_tokens_that_are_cut_are_plain(visit: Ope
     assert value(tab) == text[:-3] + "XY" + text[-3:-1]
     assert tab.value("document.querySelector('#write .tokens').textContent") == value(tab)
     assert tab.value("document.querySelectorAll('#write .t').length") == 5
-    go_on(tab)  # what was edited is tokenized again
+    tab.press("Enter", CONTROL)
+    finish(tab)  # what was edited is tokenized again
     assert asked(tab)[-1]["prompt"] == text[:-3] + "XY"
 
 
 def test_what_a_model_says_is_text(visit: Open) -> None:
     tab = visit("model=parrot&temperature=0&max_tokens=90")
     text = go_on(tab, HOSTILE + "\n<script>")
-    assert text.startswith(f"{HOSTILE}\n{SPOKEN}{SPOKEN}")
+    assert text.startswith(f"{HOSTILE}\n<script>") and text.count(SPOKEN) >= 2
     assert tab.value("document.querySelector('#write .tokens').textContent") == text
     assert tab.value("window.alarm === undefined && document.images.length === 0")
     assert tab.value("document.scripts.length") == 1
@@ -237,7 +234,7 @@ def test_two_checkpoints_continue_one_prompt_with_one_seed(visit: Open, server: 
         article = f"#compare article:nth-child({column})"
         assert tab.text(f"{article} h2").startswith(model)
         text = tab.value(f"document.querySelector('{article} .tokens').textContent")
-        assert text == "The" + drawn(server, model, "The", **how)
+        assert plain(text) == "The" + drawn(server, model, "The", **how)
     tab = visit("mode=compare&model=parrot&with=tiny&temperature=0&max_tokens=9")
     go_on(tab, "<script>", "compare", ".prompt")
     tab.point("#compare .t:nth-child(3)")
@@ -264,7 +261,7 @@ def test_the_slider_goes_through_the_steps_of_a_run(visit: Open, server: Served)
     finish(tab, "steps")
     text = tab.value("document.querySelector('#steps .kept .tokens').textContent")
     how = {"seed": 2, "max_tokens": 20, "temperature": 1}
-    assert text == "<i>" + drawn(server, "tiny@3", "<i>", **how)
+    assert plain(text) == "<i>" + drawn(server, "tiny@3", "<i>", **how)
     tab.click("#steps .open")
     assert value(tab, "#model") == "tiny@3" and not tab.value("document.body.hidden")
     assert tab.value("!document.querySelector('#write').hidden")

@@ -18,7 +18,7 @@ PROGRAM = next(
 WHY_NOT = "no Chromium here (.ci/run installs it)"
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
          "--hide-scrollbars", "--no-first-run", "--remote-debugging-pipe")  # fmt: skip
-SECONDS = 120.0
+SECONDS = 60.0
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39,
         "ArrowDown": 40, "End": 35, "Home": 36, "Backspace": 8}  # fmt: skip
 ALT, CONTROL, SHIFT = 1, 2, 8

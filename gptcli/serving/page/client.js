@@ -86,23 +86,10 @@ const sampling = (settings) => {
   return body;
 };
 
-// The bytes of a token that the server names by its text, by `bytes:\x..`, or, if none, by its id.
-const bytesOf = (text, id) => {
-  if (text === `<|${id}|>`) return [];
-  const listed = text.match(/^bytes:((?:\\x[0-9a-f]{2})+)$/);
-  if (!listed) return [...new TextEncoder().encode(text)];
-  return listed[1].split("\\x").slice(1).map((byte) => parseInt(byte, 16));
-};
-
-const tokensOf = (logprobs) => {
-  const token = (id, logprob, text) => ({id, logprob, bytes: bytesOf(text, id)});
-  const {token_ids, token_logprobs, tokens, top_token_ids, top_token_logprobs, top_tokens}
-    = logprobs;
-  return token_ids.map((id, i) => ({
-    ...token(id, token_logprobs[i], tokens[i]),
-    top: top_token_ids[i].map((id, j) =>
-      token(id, top_token_logprobs[i][j], top_tokens[i][j])),
-  }));
+// OpenAI's lists of a text's log-probabilities have no ids and no bytes: the server adds them.
+const tokensOf = ({gptcli: {tokens, top}}) => {
+  const token = ([id, logprob, bytes]) => ({id, logprob, bytes});
+  return tokens.map((one, i) => ({...token(one), top: top[i].map(token)}));
 };
 
 // Yields {tokens: [{id, logprob, bytes, top}], prompt, finish} as the model writes.
@@ -114,7 +101,7 @@ async function* complete(model, prompt, how, signal) {
     const choice = choices[0];
     if (!choice) continue;
     yield {tokens: choice.logprobs ? tokensOf(choice.logprobs) : [],
-           prompt: choice.prompt_token_ids, finish: choice.finish_reason};
+           prompt: choice.logprobs?.gptcli.prompt, finish: choice.finish_reason};
   }
 }
 
