@@ -45,7 +45,8 @@ const refusal = async (answer) => {
     message = (await answer.json()).error.message;
   } catch { /* an answer of another program */ }
   const wait = Number(answer.headers.get("Retry-After")) || 1;
-  if (answer.status === 401) message = "This server asks for an API key.";
+  if (answer.status === 401)
+    message = apiKey ? "The server does not accept this key." : "This server asks for an API key.";
   if (answer.status === 429)
     message = `The server is busy. Try again in ${wait} second${wait === 1 ? "" : "s"}.`;
   return new Failure(message, answer.status);
