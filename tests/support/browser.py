@@ -77,8 +77,8 @@ class Browser:
     def open(self, url: str, width: int = 1280, height: int = 860, **features: str) -> "Tab":
         """Open a tab, with media features such as `prefers-color-scheme`, `_` for `-`."""
         context = self.send("Target.createBrowserContext")["browserContextId"]
-        self.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"],
-                  browserContextId=context)  # fmt: skip
+        may = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self.send("Browser.grantPermissions", permissions=may, browserContextId=context)
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)
         found = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         tab = Tab(self, found["sessionId"])
