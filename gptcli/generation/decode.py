@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
+from gptcli.generation.native import attention_kernel
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.generation.text import TextStream
 from gptcli.model import GPT, KVCache
-from gptcli.model.cache import AttendFn
 from gptcli.seeding import derive_uniform
 from gptcli.tokenizers import Tokenizer
 
@@ -221,11 +221,6 @@ class StepGraph:
             self._graph.replay()
         self._cache.length += 1
         return self._logits
-
-
-def attention_kernel(model: GPT) -> AttendFn | None:
-    """Return what attends for single tokens on a model's device; None leaves it to torch."""
-    return None
 
 
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:

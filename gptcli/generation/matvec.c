@@ -3,6 +3,10 @@
 // W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row.
 // K is a multiple of 64, N at least 8. Each sum has one order whatever R is, so a row's result
 // depends on nothing but that row. Threads are those of the OpenMP that the process already has.
+//
+// `attend` is the attention of one new token of each of several texts, in an order of sums that
+// depends on the text's length alone.
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -133,4 +137,122 @@ void matvec(int kind, const float *x, const void *w, const void *scales, const f
     Job job = {x + r * K, bias, w, scales, y + r * N, N, K, 0, step, kind, R - r < 8 ? R - r : 8};
     GOMP_parallel(work, &job, threads, 0);
   }
+}
+
+// What one step attends to. Rows of q, k and v are so many floats apart, their heads D; the cache
+// has 2G heads of each row, the keys' before the values', and D floats for each place.
+typedef struct {
+  const float *q, *k, *v;
+  float *cache, *y;
+  const int64_t *lengths;  // of the texts; 0 where all have `length`
+  long length, q_row, k_row, v_row, cache_row, cache_head, B, H, G, D, next;
+  int offset;
+} Step;
+
+enum { BLOCK = 64 };  // places whose scores are computed before their values are read
+
+// e^x for x from -80 to 0: a power of 2 times a polynomial of what is left.
+INLINE floats power(floats x) {
+  const floats magic = (floats){0} + 12582912.f;  // adding it rounds to an integer
+  const floats n = x * 1.44269504f + magic, whole = n - magic;
+  const floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  floats p = (floats){0} + 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  return p * (floats)(((words)n + 127u) << 23);
+}
+
+// The sum of all lanes, always in the same order.
+INLINE float total(floats sums) {
+  float lanes[L];
+  memcpy(lanes, &sums, sizeof lanes);
+  for (int half = L / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// One query against n keys and values: a softmax whose largest score is found on the way.
+INLINE void attend_head(const float *q, const float *keys, const float *values, float *y, long n,
+                        const int D) {
+  const float scale = 1.f / sqrtf(D);
+  floats sums[256 / L], weights = {0};
+  float top = -INFINITY;
+  for (int i = 0; i < D / L; i++) sums[i] = (floats){0};
+  for (long first = 0; first < n; first += BLOCK) {
+    float scores[BLOCK];
+    const long m = n - first < BLOCK ? n - first : BLOCK;
+    float largest = top;
+    for (long t = 0; t < m; t++) {
+      const float *key = keys + (first + t) * D;
+      floats sum = {0};
+      for (int i = 0; i < D; i += L) sum += *(const floats *)(q + i) * *(const floats *)(key + i);
+      scores[t] = total(sum) * scale;
+      if (scores[t] > largest) largest = scores[t];
+    }
+    for (long t = 0; t < m; t++) scores[t] = scores[t] - largest < -80 ? -80 : scores[t] - largest;
+    for (long t = m; t < BLOCK; t++) scores[t] = -80;
+    const float before = top == -INFINITY ? 0 : expf(top - largest);
+    top = largest;
+    weights *= before;
+    for (int i = 0; i < D / L; i++) sums[i] *= before;
+    for (long t = 0; t < BLOCK; t += L) {
+      floats *some = (floats *)(scores + t);
+      *some = power(*some);
+    }
+    for (long t = m; t < BLOCK; t++) scores[t] = 0;
+    for (long t = 0; t < BLOCK; t += L) weights += *(const floats *)(scores + t);
+    for (long t = 0; t < m; t++) {
+      const float *value = values + (first + t) * D;
+      for (int i = 0; i < D / L; i++) sums[i] += *(const floats *)(value + i * L) * scores[t];
+    }
+  }
+  const float all = total(weights);
+  for (int i = 0; i < D / L; i++) *(floats *)(y + i * L) = sums[i] / all;
+}
+
+// Store the key and the value of a head, and attend with its queries.
+static void attend_group(const Step *j, long b, long g) {
+  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, each = j->H / j->G;
+  float *keys = j->cache + b * j->cache_row + g * j->cache_head, *values = keys + j->G * j->cache_head;
+  const float *k = j->k + b * j->k_row + g * D;
+  const size_t quarter = D / 4 * sizeof(float);
+  for (int i = 0; i < 4; i++)  // with offset keys the second and the last go one place on
+    memcpy(keys + (n + (j->offset && i % 2)) * D + i * (D / 4), k + i * (D / 4), quarter);
+  memcpy(values + n * D, j->v + b * j->v_row + g * D, D * sizeof(float));
+  for (long h = g * each; h < (g + 1) * each; h++) {
+    const float *q = j->q + b * j->q_row + h * D;
+    float *y = j->y + (b * j->H + h) * D;
+    switch (D) {
+    case 32: attend_head(q, keys, values, y, n + 1, 32); break;
+    case 64: attend_head(q, keys, values, y, n + 1, 64); break;
+    case 128: attend_head(q, keys, values, y, n + 1, 128); break;
+    default: attend_head(q, keys, values, y, n + 1, D);
+    }
+  }
+}
+
+static void attend_some(void *data) {
+  Step *j = data;
+  for (;;) {
+    const long at = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+    if (at >= j->B * j->G) return;
+    attend_group(j, at / j->G, at % j->G);
+  }
+}
+
+// D is a multiple of 16, at most 256.
+void attend(const float *q, const float *k, const float *v, float *cache, float *y,
+            const int64_t *lengths, long length, long q_row, long k_row, long v_row, long cache_row,
+            long cache_head, long B, long H, long G, long D, int offset, int threads) {
+  Step step = {q, k, v, cache, y, lengths, length, q_row, k_row, v_row, cache_row, cache_head,
+               B, H, G, D, 0, offset};
+  // Waking another thread takes as long as a few thousand products.
+  if (B * H * D * (length + 1) < 16384) threads = 1;
+  if (threads == 1) attend_some(&step);
+  else GOMP_parallel(attend_some, &step, threads, 0);
 }

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
-from gptcli.generation.decode import attention_kernel, decoding_kernels, finite
+from gptcli.generation.decode import decoding_kernels, finite
+from gptcli.generation.native import attention_kernel
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform

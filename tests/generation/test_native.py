@@ -1,0 +1,65 @@
+"""Our kernels: what torch computes, and the same sums alone and among others."""
+
+import pytest
+import torch
+
+from gptcli.config import ModelConfig
+from gptcli.generation import native
+from gptcli.generation.rows import Rows
+from gptcli.generation.weights import prepare_for_decoding
+from gptcli.model import GPT, KVCache
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler here")
+
+
+def make_model(**changes: object) -> GPT:
+    shape = {"n_layer": 1, "n_head": 4, "n_embd": 128, "block_size": 200, **changes}
+    model = GPT(ModelConfig(**shape, vocab_size=300))
+    model.init_weights(1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("head_size", [16, 32, 48, 64, 128, 256])
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+@pytest.mark.parametrize("offset", [False, True])
+def test_one_token_attends_as_torch_does(head_size: int, n_kv_head: int, offset: bool) -> None:
+    model = make_model(n_embd=4 * head_size, n_kv_head=n_kv_head, n_layer=1)
+    kernel = native.attention_kernel(model)
+    assert kernel is not None
+    draw = torch.Generator().manual_seed(head_size)
+    ours, theirs = KVCache(200, kernel=kernel), KVCache(200)
+    for n_new in (130, *[1] * 40):
+        q = torch.randn(2, 4, n_new, head_size, generator=draw) * 3
+        k, v = (torch.randn(2, n_kv_head, n_new, head_size, generator=draw) for _ in range(2))
+        found = ours.attend(0, q, k, v, offset)
+        expected = theirs.attend(0, q, k, v, offset)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.layers[0], theirs.layers[0], rtol=0, atol=0)
+        ours.length += n_new
+        theirs.length += n_new
+
+
+@pytest.mark.parametrize("extras", [{}, {"key_offset": True, "position": "rope", "n_kv_head": 2}])
+def test_logits_have_the_same_bits_alone_and_among_others(extras: dict[str, object]) -> None:
+    model = make_model(**extras, n_layer=2)
+    assert prepare_for_decoding(model) == "float32"
+    draw = torch.Generator().manual_seed(1)
+    texts = [torch.randint(300, (n,), generator=draw).tolist() for n in (1, 5, 30, 100, 7)]
+    rows = Rows(model)
+    alone = []
+    with torch.no_grad():
+        for text in texts:
+            cache = KVCache(200, kernel=native.attention_kernel(model))
+            model.next_logits(torch.tensor([text]), cache)
+            alone.append(model.next_logits(torch.tensor([[9]]), cache)[0])
+    for at, text in enumerate(texts):
+        _, read = rows._read(text)
+        rows._reserve(at + 1, read)
+        rows._place(at, read)
+    rows.rows = [None] * len(texts)
+    rows._use_rows()
+    rows._cache.position = torch.tensor([[len(text)] for text in texts])
+    rows._cache.length = 100
+    together = rows._feed(torch.tensor([[9]] * len(texts)), rows._cache)
+    for one, among in zip(alone, together, strict=True):
+        assert torch.equal(one, among)
