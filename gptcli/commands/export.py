@@ -20,28 +20,57 @@ def export(
     dtype: Annotated[
         FileDtype | None, typer.Option(help="Weight dtype of the GGUF file; default: float32.")
     ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="With --to hf: a GGUF file in the folder too.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="With --to hf: upload the folder to the Hub."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Rename an existing OUT to OUT~1.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Export a checkpoint to other programs' formats."""
-    if dtype is not None and to is not Format.GGUF:
+    if dtype is not None and to is not Format.GGUF and not gguf:
         raise ConfigError(f"--dtype: only --to gguf has a choice, {to.value} keeps float32")
+    for name, given in (("--gguf", gguf), ("--push", push)):
+        if given and to is not Format.HF:
+            raise ConfigError(f"{name}: only for --to hf, which writes a folder")
+    if push is not None:
+        from gptcli.interop.push import require_repository
+
+        require_repository(push)
     import torch
 
+    from gptcli.interop.export import TARGETS
     from gptcli.interop.export import export as write
     from gptcli.interop.pretrained import open_model
 
     trained = open_model(checkpoint, options.load(None, None), torch.device("cpu"), whole=True)
+    beside, of_file = out / f"{out.name}.gguf", dtype or FileDtype.FLOAT32
+    if gguf:
+        TARGETS[Format.GGUF].check(trained, beside)  # before anything is written
     with console.bar(f"writing {out}"):
-        done = write(trained, to, out, dtype=dtype or FileDtype.FLOAT32, force=force)
+        done = write(trained, to, out, dtype=FileDtype.FLOAT32 if gguf else of_file, force=force)
+        if gguf:
+            write(trained, Format.GGUF, beside, dtype=of_file)
+    address = _push(out, push) if push is not None else None
     if json_:
-        console.result_json(asdict(done))
+        console.result_json(asdict(done) | {"address": address})
         return
     for note in done.notes:
         console.message(f"note: {note}")
     console.result(
         f"{done.path}: {done.family}, {done.parameters:,} parameters, {size(done.bytes)}\n"
         f"read back: largest logit difference {done.logit_difference:.2g}"
+        + (f"\npushed: {address}" if address else "")
     )
+
+
+def _push(folder: Path, name: str) -> str:
+    from gptcli.interop.push import push
+
+    with console.bar(f"pushing {folder}"):
+        return push(folder, name)

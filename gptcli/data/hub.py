@@ -90,7 +90,7 @@ class HubFile(_Cached):
 
         def download() -> str:
             if not self.is_cached():
-                _require_reachable()
+                require_reachable()
             return str(self._call(huggingface_hub.hf_hub_download, tqdm_class=counter))
 
         return Path(_retry(f"{self.repository}/{self.path}", download))
@@ -231,7 +231,7 @@ def _resolve(repository: str, config: str | None, revision: str | None) -> HubFi
     datasets.disable_progress_bars()
     # It warns of a README without metadata, and of each try; our errors say what matters.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    _require_reachable()
+    require_reachable()
     builder: Any = datasets.load_dataset_builder(repository, config, revision=revision)
     splits = {
         str(split): [str(url) for url in urls]
@@ -300,7 +300,7 @@ def _status(error: BaseException) -> int | None:
     return status
 
 
-def _require_reachable() -> None:
+def require_reachable() -> None:
     """Raise a ConnectionError at once if no server answers: huggingface_hub would ask for long."""
     from huggingface_hub import constants
 

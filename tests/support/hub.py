@@ -4,6 +4,7 @@ It holds repositories as {"org/name": {"path/in/repository": content}}, all at o
 asked for at another commit has the same files there.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -42,6 +43,7 @@ class Hub:
     Attributes:
         url: What HF_ENDPOINT is set to.
         requests: "METHOD /path" of every request so far.
+        tokens: The Authorization headers of all that was to be written.
         ranges: The paths that a part was asked of, each with the bytes it began at.
     """
 
@@ -50,13 +52,15 @@ class Hub:
     ) -> None:
         self.requests: list[str] = []
         self.ranges: list[tuple[str, int]] = []
+        self.tokens: list[str | None] = []
         hub = self
 
         class Handler(_Handler):
             requests = hub.requests
             ranges = hub.ranges
+            tokens = hub.tokens
 
-        Handler.repositories = repositories
+        Handler.repositories, Handler.large = repositories, {}
         Handler.faults = {path: list(those) for path, those in (faults or {}).items()}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -75,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
     repositories: Repositories
     requests: list[str]
     ranges: list[tuple[str, int]]
+    tokens: list[str | None]
+    large: dict[str, bytes]
     faults: dict[str, list[int | str]]
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -83,9 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer a request."""
         length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length).decode()
+        body = self.rfile.read(length).decode(errors="surrogateescape")
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.requests.append(f"{self.command} {path}")
+        if self._take(path, body):
+            return
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([^/]+)/(.+))?", path):
             self._api(match[1], match[2], match[3] or "", body)
         elif match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -93,7 +101,57 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._missing("EntryNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _take(self, path: str, body: str) -> bool:
+        """Take part of an upload: a repository, which files are large, those, and the commit."""
+        if self.command not in ("POST", "PUT"):
+            return False
+        here = f"http://{self.headers['Host']}"
+        if match := re.fullmatch(r"/large/(\w+)", path):
+            self.large[match[1]] = body.encode(errors="surrogateescape")
+            self._reply("{}")
+            return True
+        if path == "/api/validate-yaml":
+            self._reply('{"errors": [], "warnings": []}')
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.tokens.append(self.headers.get("Authorization"))
+            if self.faults.get(name):
+                self._reply('{"error": "no write access"}', status=int(self.faults[name].pop()))
+                return True
+            self.repositories.setdefault(name, {})
+            self._reply(json.dumps({"url": f"{here}/{name}", "name": name}))
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/main", path):
+            files = [
+                {"path": file["path"], "shouldIgnore": False,
+                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                for file in json.loads(body)["files"]
+            ]  # fmt: skip
+            self._reply(json.dumps({"files": files}))
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                one | {"actions": {"upload": {"href": f"{here}/large/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            self._reply(json.dumps({"transfer": "basic", "objects": objects}))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit(match[1], [json.loads(line) for line in body.splitlines()], here)
+        else:
+            return False
+        return True
+
+    def _commit(self, name: str, lines: list[dict[str, Any]], here: str) -> None:
+        files = self.repositories[name]
+        for line in lines:
+            match line["key"]:
+                case "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                case "lfsFile":
+                    files[line["value"]["path"]] = self.large[line["value"]["oid"]]
+        done = {"commitUrl": f"{here}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+        self._reply(json.dumps(done))
 
     def _api(self, name: str, verb: str | None, rest: str, body: str) -> None:
         """Describe a data set, list a folder of it, or tell the sizes of some files."""
