@@ -78,38 +78,36 @@ def serve(
     settings(None)
     from gptcli.serving.server import bind
 
-    listener = bind(host, port)  # before models are opened, which takes a while
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in generate
-    import torch
+    with bind(host, port) as listener:  # before models are opened, which takes a while
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in generate
+        import torch
 
-    from gptcli.device import available_memory
-    from gptcli.serving.app import LOOPBACK, App, Limits
-    from gptcli.serving.engine import Engine
-    from gptcli.serving.models import Models
-    from gptcli.serving.server import serve as answer
+        from gptcli.device import available_memory
+        from gptcli.serving.app import LOOPBACK, App, Limits
+        from gptcli.serving.engine import Engine
+        from gptcli.serving.models import Models
+        from gptcli.serving.server import serve as answer
 
-    memory = available_memory(torch.device("cpu")) or 1 << 32
-    models = Models(
-        checkpoint or [None], settings, int8=quantize is not None, max_bytes=memory // 2
-    )
-    engine = Engine(max_texts=max_texts, max_waiting=max_waiting)
-    hosts = {*LOOPBACK, host} if is_local else None
-    app = App(engine, models, Limits(keys, None if keys else tuple(hosts or ()), deadline))
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
+        n_bytes = (available_memory(torch.device("cpu")) or 1 << 32) // 2
+        models = Models(
+            checkpoint or [None], settings, int8=quantize is not None, max_bytes=n_bytes
+        )
+        engine = Engine(max_texts=max_texts, max_waiting=max_waiting)
+        app = App(engine, models, Limits(keys, None if keys else LOOPBACK, deadline))
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
 
-    def on_ready() -> None:
-        if json_:
-            console.result_json({"url": url, "models": list(models.served)})
-        else:
-            console.message(f"serving {', '.join(models.served)} at {url} (Ctrl-C ends)")
-        if open_:
-            import webbrowser
+        def on_ready() -> None:
+            if json_:
+                console.result_json({"url": url, "models": list(models.served)})
+            else:
+                console.message(f"serving {', '.join(models.served)} at {url} (Ctrl-C stops it)")
+            if open_:
+                import webbrowser
 
-            webbrowser.open(url)
+                webbrowser.open(url)
 
-    code = answer(app, engine, listener, drain_seconds=drain, on_ready=on_ready)
-    raise typer.Exit(code)
+        raise typer.Exit(answer(app, engine, listener, drain_seconds=drain, on_ready=on_ready))
 
 
 def _keys(file: Path | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -11,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gptcli.config import GenerateConfig
 from gptcli.errors import GptError
 from gptcli.generation import encode_prompt
+from gptcli.generation.dialogue import ChatPrompt, chat_prompt, require_chat
 from gptcli.serving.engine import Piece, Token
 from gptcli.serving.models import Model
-from gptcli.tokenizers import Tokenizer
+from gptcli.tokenizers import Message, Tokenizer
 
 MAX_BODY = 1 << 20  # bytes
 MAX_TEXTS = 64  # of a request
@@ -39,21 +39,22 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers or {}
-        kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
+        kind = "invalid_request_error" if status < 500 else "server_error"
         kind = "rate_limit_error" if status == 429 else kind
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class _StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class _Request(BaseModel):
+class _Request(_Strict):
     """What both kinds of completion take."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     model: str
     stream: bool | None = False
@@ -67,7 +68,6 @@ class _Request(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=_MAX_TOKENS)] | None = None
     user: str | None = None
     # Sent by clients with the value that means off; others are not supported.
     frequency_penalty: Fixed = None
@@ -99,22 +99,21 @@ class CompletionRequest(_Request):
     """`/v1/completions`."""
 
     prompt: str | Ids | Annotated[list[str | Ids], Field(max_length=MAX_TEXTS)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=_MAX_TOKENS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_TEXTS)] | None = None
     suffix: Literal[""] | None = None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Part(_Strict):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(_Strict):
     """A message of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_Part]
     name: str | None = None
@@ -127,8 +126,7 @@ class ChatMessage(BaseModel):
         return "".join(part.text for part in self.content)
 
 
-class _TextFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _TextFormat(_Strict):
     type: Literal["text"]
 
 
@@ -155,14 +153,12 @@ class Wanted:
 
     Attributes:
         prompts: Ids to continue.
-        ends: Ids that end a text.
         n: Texts of each prompt.
         n_top: Alternatives of each token; None is no log-probabilities.
     """
 
     is_chat: bool
     prompts: list[list[int]]
-    ends: Sequence[int]
     config: GenerateConfig
     n: int
     seed: int
@@ -204,10 +200,10 @@ def wanted(request: _Request, model: Model) -> Wanted:
     Raises:
         ApiError: The model cannot do it.
     """
-    tokenizer, n = model.trained.tokenizer, request.n or 1
-    ends: Sequence[int] = tokenizer.ends
+    n, config = request.n or 1, request.settings(model.defaults)
     if isinstance(request, ChatRequest):
-        prompts, ends = [_conversation(request, model)], ends
+        prompt = _conversation(request, model, config)
+        prompts, config = [prompt.ids], config.model_copy(update={"max_new_tokens": prompt.room})
         n_top = (request.top_logprobs or 0) if request.logprobs else None
         if request.top_logprobs is not None and not request.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -224,8 +220,7 @@ def wanted(request: _Request, model: Model) -> Wanted:
     return Wanted(
         isinstance(request, ChatRequest),
         prompts,
-        ends,
-        request.settings(model.defaults),
+        config,
         n,
         secrets.randbits(_SEED_BITS) if request.seed is None else request.seed,
         n_top,
@@ -251,7 +246,7 @@ def _prompts(request: CompletionRequest, model: Model) -> list[list[int]]:
         if most is not None:
             ids = ids[-(min(most, model.context) if most > 0 else model.context) :]
         if len(ids) > model.context:
-            message = f"the prompt has {len(ids)} tokens, the context holds {model.context}"
+            message = f"the prompt has {len(ids)} tokens, and the context holds {model.context}"
             raise ApiError(400, message, param="prompt", code="context_length_exceeded")
         if max(ids) >= model.trained.model.n_tokens:
             known = model.trained.model.n_tokens
@@ -260,13 +255,19 @@ def _prompts(request: CompletionRequest, model: Model) -> list[list[int]]:
     return found
 
 
-def _conversation(request: ChatRequest, model: Model) -> list[int]:
-    raise ApiError(
-        400,
-        f"{model.id} is a base model: its tokenizer has no chat tokens; use /v1/completions",
-        param="model",
-        code="not_a_chat_model",
-    )
+def _conversation(request: ChatRequest, model: Model, config: GenerateConfig) -> ChatPrompt:
+    """Return the ids of a conversation, up to where the reply begins, and the room for it."""
+    tokenizer, param = model.trained.tokenizer, "model"
+    messages = [
+        Message("system" if one.role == "developer" else one.role, one.text)
+        for one in request.messages
+    ]
+    try:
+        require_chat(tokenizer, model.id)
+        param = "messages"
+        return chat_prompt(tokenizer, messages, model.context, config.max_new_tokens)
+    except GptError as error:
+        raise ApiError(400, _sentence(error), param=param) from None
 
 
 def _sentence(error: GptError) -> str:

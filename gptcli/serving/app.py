@@ -4,11 +4,14 @@ The text of a prompt is never logged.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
 import re
 import time
+import traceback
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,13 +29,14 @@ from gptcli.serving.api import (
     usage,
     wanted,
 )
-from gptcli.serving.engine import Busy, Engine, Job, Piece, make_texts
+from gptcli.serving.engine import Busy, Engine, Job, make_texts
 from gptcli.serving.metrics import Metrics
 from gptcli.serving.models import Model, Models, history_of
 from gptcli.serving.page import page
 
 _log = logging.getLogger("gptcli")
 _UPLOAD_SECONDS = 30.0
+_MAX_HEADERS = 1 << 15  # bytes
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -68,13 +72,14 @@ class Limits:
 class Call:
     """One request over HTTP."""
 
+    version: str
     method: str
     path: str
     query: str
     headers: dict[str, str]
     receive: Receive
     send: Send
-    has_begun: bool = False  # to answer
+    status: int = 0  # once an answer has begun
     n_tokens: int | None = None
 
 
@@ -101,44 +106,36 @@ class App:
         headers = {}
         for name, value in scope["headers"]:
             headers[name.decode("latin-1")] = value.decode("latin-1")
-        query = scope["query_string"].decode("latin-1")
-        call = Call(scope["method"], scope["path"], query, headers, receive, send)
-        began, status = time.monotonic(), 500
+        words = (scope[name] for name in ("http_version", "method", "path"))
+        call = Call(*words, scope["query_string"].decode("latin-1"), headers, receive, send)
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(self._limits.seconds + 30):
+            async with asyncio.timeout(self._limits.seconds + _UPLOAD_SECONDS):
                 reply = await self._answer(call)
-                status = reply.status if reply else 200
                 if reply is not None:
                     await _send(call, reply)
-        except TimeoutError:  # a client that does not read: uvicorn closes its connection
-            _log.info("a client was too slow and was cut off")
-            raise
-        finally:
-            route = call.path if call.path in self._routes else "other"
-            self._metrics.count(route, status, time.monotonic() - began)
+        finally:  # also where a client reads too slowly: uvicorn then closes its connection
+            route, seconds = call.path if call.path in self._routes else "other", time.monotonic()
+            self._metrics.count(route, call.status, seconds - began)
             if call.n_tokens is not None:
-                seconds = time.monotonic() - began
-                _log.info(f"{route} {status}: {call.n_tokens} tokens in {seconds:.2f} s")
+                took = f"{call.n_tokens} tokens in {seconds - began:.2f} s"
+                _log.info(f"{route} {call.status}: {took}")
 
     async def _answer(self, call: Call) -> Reply | None:
+        """Return the answer, an error too; None for one that was streamed."""
         try:
             return await self._route(call)
-        except ApiError as error:
-            return _failed(error)
-        except Busy as busy:
-            status, word = (503, "ending") if self._engine.is_draining else (429, "busy")
-            return _failed(
-                ApiError(
-                    status,
-                    f"the server is {word}: try again in {busy.seconds} s",
-                    code="overloaded",
-                    headers={"retry-after": str(busy.seconds)},
-                )
-            )
-        except GptError as error:
-            return _failed(ApiError(500, error.message))
+        except Exception as error:
+            if call.status:  # has begun
+                raise
+            failure = _as_failure(error, is_ending=self._engine.is_draining)
+            return Reply(json.dumps(failure.body).encode(), failure.status, headers=failure.headers)
 
     async def _route(self, call: Call) -> Reply | None:
+        if sum(len(name) + len(value) for name, value in call.headers.items()) > _MAX_HEADERS:
+            raise ApiError(431, "the headers are too long", headers={"connection": "close"})
+        if call.version not in ("1.0", "1.1"):
+            raise ApiError(400, "HTTP/1.1 is spoken here", headers={"connection": "close"})
         self._require_same_site(call)
         method, handler = self._routes.get(call.path, ("", self._get_page))
         if not method and call.path.startswith("/v1/models/"):
@@ -207,9 +204,9 @@ class App:
             self._models.done(model)
 
     async def _samples(self, call: Call) -> Reply:
-        name, _, id = call.query.partition("=")
-        model = self._models.served.get(id.replace("%40", "@").replace("%2F", "/"))
-        if name != "model" or model is None:
+        [id] = urllib.parse.parse_qs(call.query).get("model", [""])[:1]
+        model = self._models.served.get(id)
+        if model is None:
             raise ApiError(404, "model: none of that name", param="model", code="model_not_found")
         history = await asyncio.to_thread(history_of, model.trained)
         return _json({"object": "list", "data": [row.model_dump() for row in history.samples]})
@@ -226,10 +223,10 @@ class App:
         request = parse(await _body(call), kind)
         model = await self._use(request.model)
         try:
-            asked = wanted(request, model)
+            asked = await asyncio.to_thread(wanted, request, model)  # a long prompt takes a while
             texts = make_texts(
                 model, asked.prompts, asked.config,
-                n=asked.n, seed=asked.seed, n_top=asked.n_top, ends=asked.ends,
+                n=asked.n, seed=asked.seed, n_top=asked.n_top,
             )  # fmt: skip
             now, loop = time.monotonic(), asyncio.get_running_loop()
             job = Job(model, texts, now + self._limits.seconds, asked.is_streamed, loop)
@@ -257,20 +254,12 @@ class App:
         job.changed.set()
 
     async def _whole(self, asked: Wanted, job: Job) -> Reply:
-        whole = {text.index: Piece(text.index, "", [], None) for text in job.texts}
-        try:
-            async for pieces in self._engine.pieces(job):
-                for piece in pieces:
-                    so_far = whole[piece.index]
-                    whole[piece.index] = Piece(
-                        piece.index,
-                        so_far.text + piece.text,
-                        so_far.tokens + piece.tokens,
-                        piece.finish_reason,
-                    )
+        try:  # each text comes as one piece, complete
+            found = [piece async for some in self._engine.pieces(job) for piece in some]
         except ConnectionAbortedError:
             return Reply(b"", 499)
-        choices = [choice(asked, piece, job.model, is_chunk=False) for piece in whole.values()]
+        found.sort(key=lambda piece: piece.index)
+        choices = [choice(asked, piece, job.model, is_chunk=False) for piece in found]
         answer = head(asked, job.model, is_chunk=False) | {"choices": choices}
         return _json(answer | {"usage": usage(asked, job.n_tokens)})
 
@@ -285,8 +274,7 @@ class App:
         except ConnectionAbortedError:
             return
         except Exception as error:
-            message = error.message if isinstance(error, GptError) else "an internal error"
-            body = json.dumps(ApiError(500, message).body)
+            body = json.dumps(_as_failure(error, is_ending=False).body)
             await _send_part(call, f"data: {body}\n\n".encode())
         await _send_part(call, b"", is_last=True)
 
@@ -325,24 +313,25 @@ async def _body(call: Call) -> bytes:
     close = {"connection": "close"}
     if kind != "application/json":
         raise ApiError(415, "the body must be JSON: Content-Type: application/json", headers=close)
-    too_large = ApiError(413, f"the body is larger than {MAX_BODY} bytes", headers=close)
-    if int(call.headers.get("content-length") or 0) > MAX_BODY:
-        raise too_large
-    parts, n_bytes = [], 0
+    parts, n_bytes = [], int(call.headers.get("content-length") or 0)
     try:
         async with asyncio.timeout(_UPLOAD_SECONDS):
-            while True:
+            while n_bytes <= MAX_BODY:
                 message = await call.receive()
                 if message["type"] == "http.disconnect":
                     raise ApiError(400, "the body ended early")
                 parts.append(message.get("body", b""))
-                n_bytes += len(parts[-1])
-                if n_bytes > MAX_BODY:
-                    raise too_large
                 if not message.get("more_body"):
                     return b"".join(parts)
+                n_bytes = max(n_bytes, sum(map(len, parts)))
     except TimeoutError:
         raise ApiError(408, "the body came too slowly", headers=close) from None
+    # Closing while more arrives would reset the connection before the client has read why.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while (await call.receive()).get("more_body"):
+                pass
+    raise ApiError(413, f"the body is larger than {MAX_BODY} bytes", headers=close)
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -354,8 +343,21 @@ def _json(value: dict[str, Any], status: int = 200) -> Reply:
     return Reply(json.dumps(value).encode(), status)
 
 
-def _failed(error: ApiError) -> Reply:
-    return Reply(json.dumps(error.body).encode(), error.status, headers=error.headers)
+def _as_failure(error: Exception, *, is_ending: bool) -> ApiError:
+    """Return what a client is answered instead of an error of ours."""
+    match error:
+        case ApiError():
+            return error
+        case Busy():
+            word, wait = "ending" if is_ending else "busy", str(error.seconds)
+            return ApiError(
+                503 if is_ending else 429, f"the server is {word}: try again in {wait} s",
+                code="overloaded", headers={"retry-after": wait},
+            )  # fmt: skip
+        case GptError():
+            return ApiError(500, error.message)
+    _log.warning("".join(traceback.format_exception(error)))
+    return ApiError(500, "an error in the server; its log says more")
 
 
 async def _send(call: Call, reply: Reply) -> None:
@@ -373,6 +375,7 @@ async def _begin(call: Call, status: int, kind: str, headers: dict[str, str]) ->
     }
     pairs = [(name.encode(), value.encode("latin-1", "replace"))
              for name, value in (always | headers).items()]  # fmt: skip
+    call.status = status
     await call.send({"type": "http.response.start", "status": status, "headers": pairs})
 
 

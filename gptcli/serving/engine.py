@@ -133,14 +133,14 @@ def make_texts(
     n: int,
     seed: int,
     n_top: int | None,
-    ends: Sequence[int],
 ) -> list[Text]:
     """Return `n` texts of each prompt; number k of a prompt is sample k of `gpt generate`."""
+    tokenizer = model.trained.tokenizer
     return [
         Text(
             index * n + number,
-            Row(list(prompt), config, ends, seed, number, n_top),
-            TextStream(model.trained.tokenizer, config),
+            Row(list(prompt), config, tokenizer.ends, seed, number, n_top),
+            TextStream(tokenizer, config),
         )
         for index, prompt in enumerate(prompts)
         for number in range(n)
@@ -192,7 +192,7 @@ class Engine:
             n_free = self._max_texts - len(self._running)
             n_waiting = sum(len(other.waiting) for other in self._waiting)
             if self.is_draining or n_waiting + len(job.texts) > self._max_waiting + n_free:
-                raise Busy(max(1, min(60, round(self._seconds_per_text))))
+                raise Busy(self._wait_seconds())
             self._waiting.append(job)
             self._lock.notify()
 
@@ -246,15 +246,26 @@ class Engine:
                     self._lock.wait()
                 if self._is_closed:
                     return
-                self._end_overdue()
-                admitted = self._next()
-            touched: set[Job] = set()
-            if admitted is not None:
-                self._join(*admitted, touched)
-            models = {job.model: None for _, job in self._running.values()}
-            for model in models:
-                self._step(model, touched)
-            self._wake(touched)
+            try:
+                self._turn()
+            except Exception as error:  # a bug: requests fail, the thread goes on
+                jobs = {*self._waiting, *(job for _, job in self._running.values())}
+                for job in jobs:
+                    self._fail(job, error, set())
+                self._wake(jobs)
+
+    def _turn(self) -> None:
+        """Let texts leave and join, and extend all by one token."""
+        touched = set[Job]()
+        with self._lock:
+            self._end_overdue(touched)
+            admitted = self._next()
+        if admitted is not None:
+            self._join(*admitted, touched)
+        models = {job.model: None for _, job in self._running.values()}
+        for model in models:
+            self._step(model, touched)
+        self._wake(touched)
 
     def _next(self) -> tuple[Job, list[Text]] | None:
         """Return the texts to join next: those of one prompt, as many as there is room for."""
@@ -311,22 +322,25 @@ class Engine:
         if text.row in job.model.rows.rows:
             job.model.rows.leave(text.row)
 
-    def _end_overdue(self) -> None:
+    def _end_overdue(self, touched: set[Job]) -> None:
         """Let texts leave whose client is gone or whose time is over."""
-        now, touched = time.monotonic(), set[Job]()
+        now = time.monotonic()
         for text, job in list(self._running.values()):
             if job.is_cancelled or now > job.ends_at:
                 text.finish("length")
                 self._leave(text)
                 touched.add(job)
-        for job in list(self._waiting):
-            if now > job.ends_at:
-                self._waiting.remove(job)
-                for text in job.waiting:
-                    text.finish("length")
-                job.waiting.clear()
-                touched.add(job)
-        self._wake(touched)
+        for job in [job for job in self._waiting if now > job.ends_at]:
+            self._waiting.remove(job)
+            if job.first_token_at is None:
+                job.error = Busy(self._wait_seconds())
+            for text in job.waiting:
+                text.finish("length")
+            job.waiting.clear()
+            touched.add(job)
+
+    def _wait_seconds(self) -> int:
+        return max(1, min(60, round(self._seconds_per_text)))
 
     def _fail(self, job: Job, error: Exception, touched: set[Job]) -> None:
         if not isinstance(error, GptError):

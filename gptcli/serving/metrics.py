@@ -1,6 +1,5 @@
 """What a server counts, as Prometheus reads it."""
 
-import time
 from collections import Counter
 
 from gptcli.serving.engine import Engine, Job
@@ -40,5 +39,4 @@ class Metrics:
                       for part in ("sum", "count")]  # fmt: skip
         for name, value in (("running", engine.n_running), ("waiting", engine.n_waiting)):
             lines += [f"# TYPE gptcli_texts_{name} gauge", f"gptcli_texts_{name} {value}"]
-        lines += ["# TYPE gptcli_time_seconds gauge", f"gptcli_time_seconds {time.time():.3f}"]
         return "\n".join(lines) + "\n"

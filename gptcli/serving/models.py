@@ -10,7 +10,7 @@ from typing import Any
 from gptcli.api.generate import Sampler
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, GenerateConfig
-from gptcli.errors import ConfigError, GptError
+from gptcli.errors import ConfigError, MemoryLimitError
 from gptcli.formatting import size
 from gptcli.generation import rows_together
 from gptcli.generation.rows import Rows
@@ -44,6 +44,9 @@ class Model:
         self.rows, self.n_jobs = Rows(self.trained.model), 0
         self.n_bytes = 4 * self.trained.model.n_params()
         self.max_rows = rows_together(self.trained.model, 1 << 30)
+        evaluations = history_of(self.trained).evaluations
+        losses = [row.val_loss for row in evaluations if row.step == self.trained.step]
+        self._val_loss = losses[-1] if losses else None
 
     @property
     def context(self) -> int:
@@ -52,16 +55,15 @@ class Model:
 
     def facts(self) -> dict[str, Any]:
         """Return what the page shows of it."""
-        trained, history = self.trained, history_of(self.trained)
-        losses = [row.val_loss for row in history.evaluations if row.step == trained.step]
+        trained = self.trained
         return {
             "context": self.context,
-            "chat": getattr(trained.tokenizer, "chat", None) is not None,
+            "chat": trained.tokenizer.chat is not None,
             "step": trained.step,
             "steps": sorted(steps_of(trained)),
             "vocab_size": trained.tokenizer.vocab_size,
             "parameters": trained.model.n_params(),
-            "val_loss": losses[-1] if losses else None,
+            "val_loss": self._val_loss,
             "weights": self.weights,
             "defaults": self.defaults.model_dump(exclude={"prompt", "num_samples"}),
         }
@@ -117,23 +119,25 @@ class Models:
             KeyError: There is no such model.
             GptError: It cannot be opened now.
         """
-        async with self._lock:
-            model = self.served.get(id) or self._kept.get(id)
-            if model is None:
-                run, at, step = id.rpartition("@")
-                known = steps_of(self.served[run].trained) if at and run in self.served else {}
-                path = known.get(int(step)) if step.isdecimal() and len(step) < 10 else None
-                if path is None:
-                    raise KeyError(id)
-                self._forget(self.served[run].n_bytes)
-                model = await asyncio.to_thread(
-                    Model, id, str(path), self._settings, int8=self._int8
-                )
-                self._kept[id] = model
-            if id in self._kept:
-                self._kept.move_to_end(id)
-            model.n_jobs += 1
-            return model
+        model = self.served.get(id) or self._kept.get(id)
+        if model is None:
+            async with self._lock:
+                model = self._kept.get(id) or await self._open(id)
+        if id in self._kept:
+            self._kept.move_to_end(id)
+        model.n_jobs += 1
+        return model
+
+    async def _open(self, id: str) -> Model:
+        run, at, step = id.rpartition("@")
+        known = steps_of(self.served[run].trained) if at and run in self.served else {}
+        path = known.get(int(step)) if step.isdecimal() and len(step) < 10 else None
+        if path is None:
+            raise KeyError(id)
+        self._forget(self.served[run].n_bytes)
+        model = await asyncio.to_thread(Model, id, str(path), self._settings, int8=self._int8)
+        self._kept[id] = model
+        return model
 
     @staticmethod
     def done(model: Model) -> None:
@@ -145,9 +149,8 @@ class Models:
         idle = [model for model in self._kept.values() if not model.n_jobs]
         while sum(model.n_bytes for model in self._kept.values()) + n_bytes > self._max_bytes:
             if not idle:
-                return_hint = "wait until other requests are done"
                 room = size(self._max_bytes)
-                raise GptError(f"there is no room for one more checkpoint in {room}", return_hint)
+                raise MemoryLimitError(f"no room for another checkpoint in {room}; try again later")
             del self._kept[idle.pop(0).id]
 
 

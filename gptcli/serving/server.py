@@ -71,6 +71,7 @@ def uvicorn_config(app: App) -> uvicorn.Config:
     """Return how uvicorn speaks HTTP here."""
     return uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="off", loop="asyncio", log_config=None,
+        log_level="critical",
         access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
         h11_max_incomplete_event_size=1 << 15, backlog=512,
     )  # fmt: skip
@@ -88,9 +89,11 @@ def serve(
 
     SIGTERM finishes what is running, within `drain_seconds`; a second one, and Ctrl-C, end at once.
     """
-    return asyncio.run(
+    code = asyncio.run(
         _serve(_Server(uvicorn_config(app)), engine, listener, drain_seconds, on_ready)
     )
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the work is done
+    return code
 
 
 async def _serve(

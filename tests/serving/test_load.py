@@ -1,0 +1,181 @@
+"""Many clients: places, waiting ones, hang-ups, deadlines, and checkpoints on demand."""
+
+import json
+import random
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.generation.rows import Rows
+from support.runs import Trained
+from support.serving import Served, serving
+
+WHERE = "/v1/completions"
+SHORT = {"model": "tiny", "prompt": "The", "max_tokens": 3, "seed": 1}
+LONG = {"model": "tiny", "prompt": "The", "max_tokens": 60000, "temperature": 0, "stream": True}
+
+
+def hang_up_after_a_token(server: Served, body: dict[str, Any]) -> None:
+    """Read the beginning of a stream, and close the connection."""
+    with begin(server, body) as connection:
+        assert b"data:" in connection.recv(65536) + connection.recv(65536)
+
+
+def begin(server: Served, body: dict[str, Any]) -> socket.socket:
+    """Send a request and do not read the answer."""
+    raw = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    head = (
+        f"POST {WHERE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(raw)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + raw)
+    return connection
+
+
+def wait_until(is_so: Any) -> None:
+    """Wait for something that happens soon."""
+    ends = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def test_each_of_hundreds_of_requests_gets_the_text_it_gets_alone(run: Path) -> None:
+    draw = random.Random(3)
+    bodies = [
+        {"model": "tiny", "prompt": draw.choice(["The", "a b", "", "x" * 16]), "seed": seed,
+         "n": draw.choice([1, 2]), "max_tokens": draw.randint(1, 30),
+         "stop": draw.choice([[], "e"]),
+         "temperature": draw.choice([0, 0.8, 1.4]), "top_p": draw.choice([None, 0.9])}
+        for seed in range(100)
+    ]  # fmt: skip
+    with serving("tiny") as server:
+
+        def ask(body: dict[str, Any]) -> Any:
+            status, answer = server.json(WHERE, body)
+            assert status == 200
+            return answer["choices"]
+
+        alone = [ask(body) for body in bodies]
+        with ThreadPoolExecutor(12) as pool:
+            assert list(pool.map(ask, [*bodies, *bodies])) == alone + alone
+        assert server.engine.n_running == server.engine.n_waiting == 0
+
+
+def test_a_client_that_hangs_up_frees_its_place(run: Path) -> None:
+    with serving("tiny", max_texts=2) as server:
+        for is_streamed in (True, False):
+            body = LONG | {"n": 2, "stream": is_streamed}
+            with begin(server, body):
+                wait_until(lambda: server.engine.n_running == 2)
+            wait_until(lambda: server.engine.n_running == 0)
+        hang_up_after_a_token(server, LONG)
+        wait_until(lambda: server.engine.n_running == 0)
+        with begin(server, LONG | {"n": 2}), begin(server, LONG) as waiting:
+            wait_until(lambda: server.engine.n_waiting == 1)
+            waiting.close()
+            wait_until(lambda: server.engine.n_waiting == 0)
+        assert server.json(WHERE, SHORT)[0] == 200
+
+
+def test_too_many_waiting_are_turned_away_with_a_time_to_come_back(run: Path) -> None:
+    with serving("tiny", max_texts=1, max_waiting=1) as server:
+        with begin(server, LONG), begin(server, LONG):
+            wait_until(lambda: server.engine.n_running == server.engine.n_waiting == 1)
+            status, headers, body = server.ask(WHERE, SHORT)
+        assert (status, json.loads(body)["error"]["type"]) == (429, "rate_limit_error")
+        assert 1 <= int(headers["retry-after"]) <= 60
+        wait_until(lambda: server.engine.n_running == 0)
+        assert server.json(WHERE, SHORT)[0] == 200
+
+
+def test_a_request_ends_at_its_deadline_with_what_there_is(run: Path) -> None:
+    with serving("tiny", seconds=0.5, max_texts=1) as server:
+        began = time.monotonic()
+        status, answer = server.json(WHERE, LONG | {"stream": False})
+        assert time.monotonic() - began < 10
+        assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+        assert 0 < answer["usage"]["completion_tokens"] < 60000
+        with begin(server, LONG):
+            wait_until(lambda: server.engine.n_running == 1)
+            assert server.json(WHERE, SHORT)[0] in (200, 429)  # its place came in time or not
+
+
+def test_a_client_that_does_not_read_holds_up_no_other(run: Path) -> None:
+    with serving("tiny", max_texts=4) as server:
+        lazy = [begin(server, LONG | {"logprobs": 5}) for _ in range(3)]
+        for _ in range(5):
+            assert server.json(WHERE, SHORT)[0] == 200
+        for connection in lazy:
+            connection.close()
+        wait_until(lambda: server.engine.n_running == 0)
+
+
+def test_an_error_of_ours_is_one_answer_and_the_next_is_served(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving("tiny") as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(Rows, "step", lambda self: 1 / 0)
+            status, answer = server.json(WHERE, SHORT)
+        assert (status, answer["error"]["type"]) == (500, "server_error")
+        assert "ZeroDivision" not in answer["error"]["message"]
+        assert server.json(WHERE, SHORT)[0] == 200
+
+
+def test_kept_checkpoints_are_models_too_as_many_as_fit(trained: Trained) -> None:
+    trained.copy("train.keep_last=9", "train.save_every=1", "train.max_steps=6")
+    with serving("tiny", max_bytes=250_000) as server:
+        _, listed = server.json("/v1/models")
+        assert listed["data"][0]["gptcli"]["steps"] == [1, 2, 3, 4, 5, 6]
+        texts = {}
+        for step in (1, 2, 3, 4, 5, 6, 1):
+            status, answer = server.json(WHERE, SHORT | {"model": f"tiny@{step}"})
+            assert (status, answer["model"]) == (200, f"tiny@{step}")
+            assert texts.setdefault(step, answer["choices"]) == answer["choices"]
+        kept = server.models._kept
+        assert 1 <= len(kept) < 6 and "tiny@1" in kept
+        status, model = server.json("/v1/models/tiny@2")
+        assert (status, model["gptcli"]["step"]) == (200, 2)
+
+
+def test_the_samples_of_a_run_are_given(run: Path) -> None:
+    with serving("tiny") as server:
+        status, answer = server.json("/v1/gptcli/samples?model=tiny")
+        assert (status, answer["data"][0].keys()) == (200, {"step", "prompt", "text"})
+
+
+def test_figures_are_prometheus_text(run: Path) -> None:
+    with serving("tiny") as server:
+        server.json(WHERE, SHORT)
+        server.json("/nowhere")
+        status, headers, body = server.ask("/metrics")
+        assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+        lines = body.decode().splitlines()
+        assert 'gptcli_requests_total{route="/v1/completions",status="200"} 1' in lines
+        assert 'gptcli_requests_total{route="other",status="404"} 1' in lines
+        assert "gptcli_texts_running 0" in lines
+        assert all(line.startswith("# TYPE ") or len(line.split(" ")) == 2 for line in lines)
+
+
+def test_long_prompts_are_shortened_on_demand(run: Path) -> None:
+    with serving("tiny") as server:
+        body = SHORT | {"prompt": "a" * 40 + "The", "truncate_prompt_tokens": 3, "logprobs": 1}
+        _, cut = server.json(WHERE, body)
+        assert cut["choices"][0]["logprobs"]["gptcli"]["prompt"] == list(b"The")
+        _, short = server.json(WHERE, SHORT)
+        assert cut["choices"][0]["text"] == short["choices"][0]["text"]
+        assert server.json(WHERE, body | {"truncate_prompt_tokens": -1})[0] == 200
+
+
+def test_requests_that_end_together_leave_no_thread(run: Path) -> None:
+    before = threading.active_count()
+    with serving("tiny") as server:
+        server.json(WHERE, SHORT)
+    wait_until(lambda: threading.active_count() <= before + 1)  # and the pool of to_thread
