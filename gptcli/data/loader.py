@@ -8,22 +8,34 @@ to the device.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gptcli.config.schema import Config
 from gptcli.config.windows import epochs, training_windows
-from gptcli.data.shards import TokenReader
+from gptcli.data.shards import Manifest, TokenReader
 from gptcli.errors import DataError
 from gptcli.formatting import plural
+from gptcli.model.loss import IGNORED
 from gptcli.seeding import derive_seed
 
+if TYPE_CHECKING:  # of rows of conversations only runs on these import anything
+    from gptcli.data.packing import PackedRows
+
+Split = Union[TokenReader, "PackedRows"]
 Indices = npt.NDArray[np.uint64]
-Batch = tuple[Tensor, Tensor]
+Numbers = npt.NDArray[np.int64]
+# What the model's forward pass takes: tokens (B, T) and targets (B, T), and of rows that hold
+# several texts also where that of each token starts, (B, T); int64.
+Batch = tuple[Tensor, ...]
 
 _ROUNDS = 8
 _TOGETHER = 4096  # positions permuted at a time: as many take little longer than a few
@@ -53,18 +65,17 @@ def _feistel(values: Indices, half_bits: np.uint64, mask: np.uint64, keys: Indic
     return (left << half_bits) | right
 
 
-class TokenLoader:
+class Loader(ABC):
     """The training windows of a split, by step; an epoch has `n_windows`."""
 
-    def __init__(
-        self, tokens: TokenReader, *, seq_len: int, stride: int, windows_per_step: int, seed: int
-    ) -> None:
-        self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
+    def __init__(self, n_windows: int, *, windows_per_step: int, seed: int) -> None:
+        self.n_windows = n_windows
         self._windows_per_step, self._seed = windows_per_step, seed
-        require_window(tokens, seq_len, "train")
-        self._block = -1, np.empty(0, dtype=np.int64)
-        self._n_offsets = min(stride, len(tokens) - seq_len)  # a tiny split has no room for all
-        self.n_windows = training_windows(len(tokens), seq_len, stride)
+        self._block = -1, np.empty((2, 0), dtype=np.int64)
+
+    @abstractmethod
+    def read(self, windows: Numbers, epochs: Numbers) -> Batch:
+        """Return windows of epochs, (B,) each, as tokens, targets and what else the model takes."""
 
     def epochs(self, steps: int) -> float:
         """Return the passes over all windows that `steps` steps make."""
@@ -74,40 +85,71 @@ class TokenLoader:
         """Return how many epochs are complete after `step` steps."""
         return step * self._windows_per_step // self.n_windows
 
-    def starts(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the first token of each window of a step, (windows_per_step,)."""
+    def windows(self, step: int) -> tuple[Numbers, Numbers]:
+        """Return the windows of a step and the epoch of each, (windows_per_step,) each."""
         n = self._windows_per_step
         n_steps = max(1, _TOGETHER // n)
         block, place = divmod(step, n_steps)
-        known, starts = self._block
+        known, drawn = self._block
         if known != block:
-            starts = self._starts(block * n_steps * n, n_steps * n)
-            self._block = block, starts
-        return starts[place * n : (place + 1) * n]
+            drawn = self._draw(block * n_steps * n, n_steps * n)
+            self._block = block, drawn
+        windows, in_epochs = drawn[:, place * n : (place + 1) * n]
+        return windows, in_epochs
 
-    def _starts(self, first: int, n_positions: int) -> npt.NDArray[np.int64]:
-        starts = np.empty(n_positions, dtype=np.int64)
+    def _draw(self, first: int, n_positions: int) -> Numbers:
+        drawn = np.empty((2, n_positions), dtype=np.int64)
         slot = 0
         while slot < n_positions:
             epoch, index = divmod(first + slot, self.n_windows)
             count = min(n_positions - slot, self.n_windows - index)
             indices = np.arange(index, index + count, dtype=np.uint64)
-            windows = permuted(indices, self.n_windows, "windows", self._seed, epoch)
-            offset = derive_seed("offset", self._seed, epoch) % self._n_offsets
-            starts[slot : slot + count] = offset + windows.astype(np.int64) * self._stride
+            drawn[0, slot : slot + count] = permuted(
+                indices, self.n_windows, "windows", self._seed, epoch
+            )
+            drawn[1, slot : slot + count] = epoch
             slot += count
-        return starts
+        return drawn
 
     def micro_batches(
         self, step: int, size: int, turn: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
-        """Yield the tokens (B, T) and targets (B, T) of a step, int64, `size` rows at a time.
+        """Yield the batches of a step, `size` rows at a time.
 
         With a turn (rank, world_size), only those of that rank: the ranks take turns.
         """
-        starts = self.starts(step)
-        for first in range(turn[0] * size, len(starts), turn[1] * size):
-            yield read_windows(self._tokens, starts[first : first + size], self._seq_len)
+        windows, in_epochs = self.windows(step)
+        for first in range(turn[0] * size, len(windows), turn[1] * size):
+            rows = slice(first, first + size)
+            yield self.read(windows[rows], in_epochs[rows])
+
+
+class TokenLoader(Loader):
+    """The windows of a split that is one sequence of tokens."""
+
+    def __init__(
+        self, tokens: TokenReader, *, seq_len: int, stride: int, windows_per_step: int, seed: int
+    ) -> None:
+        require_window(tokens, seq_len, "train")
+        n_windows = training_windows(len(tokens), seq_len, stride)
+        super().__init__(n_windows, windows_per_step=windows_per_step, seed=seed)
+        self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
+        self._n_offsets = min(stride, len(tokens) - seq_len)  # a tiny split has no room for all
+
+    def starts(self, step: int) -> Numbers:
+        """Return the first token of each window of a step, (windows_per_step,)."""
+        return self._starts(*self.windows(step))
+
+    def _starts(self, windows: Numbers, in_epochs: Numbers) -> Numbers:
+        offsets = {
+            epoch: derive_seed("offset", self._seed, epoch) % self._n_offsets
+            for epoch in set(in_epochs.tolist())
+        }
+        return windows * self._stride + [offsets[epoch] for epoch in in_epochs.tolist()]
+
+    def read(self, windows: Numbers, epochs: Numbers) -> Batch:
+        """Return windows of epochs as tokens (B, T) and targets (B, T), int64."""
+        return read_windows(self._tokens, self._starts(windows, epochs), self._seq_len)
 
 
 def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
@@ -121,7 +163,7 @@ def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
         )
 
 
-def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: int) -> Batch:
+def read_windows(tokens: TokenReader, starts: Numbers, seq_len: int) -> Batch:
     """Return the windows at `starts` as tokens (B, T) and targets (B, T), int64."""
     rows = np.empty((len(starts), seq_len + 1), dtype=np.int64)
     for row, start in zip(rows, starts.tolist(), strict=True):
@@ -131,43 +173,72 @@ def read_windows(tokens: TokenReader, starts: npt.NDArray[np.int64], seq_len: in
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
+def open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Split, Split | None]:
+    """Open both splits; without validation tokens there is no second one.
+
+    Raises:
+        DataError: A split cannot be read, or is shorter than one window.
+    """
+    if manifest.is_chat:
+        from gptcli.data.packing import open_rows
+
+        return open_rows(folder, manifest, config.seq_len, config.seed)
+    train_tokens = TokenReader(folder, manifest, "train")
+    require_window(train_tokens, config.seq_len, "train")
+    val_tokens = TokenReader(folder, manifest, "val")
+    if not len(val_tokens):
+        return train_tokens, None
+    require_window(val_tokens, config.seq_len, "val")
+    return train_tokens, val_tokens
+
+
+def make_loader(tokens: Split, config: Config) -> Loader:
+    """Return the loader of a run's training split."""
+    rows, seed = config.tokens_per_step // config.seq_len, config.seed
+    if isinstance(tokens, TokenReader):
+        return TokenLoader(tokens, seq_len=config.seq_len, stride=config.stride,
+                           windows_per_step=rows, seed=seed)  # fmt: skip
+    from gptcli.data.packing import ConversationLoader
+
+    return ConversationLoader(tokens, windows_per_step=rows, seed=seed)
+
+
 class Prefetcher:
     """The loader's micro-batches in order; a step's are read while the one before is computed.
 
     Attributes:
         waited: Seconds spent waiting for a batch.
+        n_targets: Targets that count in the step that was read last.
     """
 
     def __init__(
-        self, loader: TokenLoader, size: int, device: torch.device, turn: tuple[int, int] = (0, 1)
+        self, loader: Loader, size: int, device: torch.device, turn: tuple[int, int] = (0, 1)
     ) -> None:
         self._loader, self._size, self._device, self._turn = loader, size, device, turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._ahead: tuple[int, Future[list[Batch]]] | None = None
-        self.waited = 0.0
+        self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
+        self.waited, self.n_targets = 0.0, 0
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """Yield the micro-batches of a step while those of the next step are read."""
+        """Return the micro-batches of a step; those of the next step are read meanwhile."""
         began = time.perf_counter()
         if self._ahead is None or self._ahead[0] != step:
             self._ahead = step, self._thread.submit(self._read, step)
-        batches = self._ahead[1].result()
+        batches, self.n_targets = self._ahead[1].result()
         self._ahead = step + 1, self._thread.submit(self._read, step + 1)
         self.waited += time.perf_counter() - began
         # MPS may read a source that is gone by then: only pinned memory is kept until it is read.
         free = self._device.type == "cuda"
-        for tokens, targets in batches:
-            yield (
-                tokens.to(self._device, non_blocking=free),
-                targets.to(self._device, non_blocking=free),
-            )
+        return (
+            tuple(part.to(self._device, non_blocking=free) for part in batch) for batch in batches
+        )
 
-    def _read(self, step: int) -> list[Batch]:
+    def _read(self, step: int) -> tuple[list[Batch], int]:
         batches = list(self._loader.micro_batches(step, self._size, self._turn))
-        if self._device.type != "cuda":
-            return batches
-        # Only from pinned memory does a copy run beside the computation.
-        return [(tokens.pin_memory(), targets.pin_memory()) for tokens, targets in batches]
+        n_targets = sum(int((batch[1] != IGNORED).sum()) for batch in batches)
+        if self._device.type == "cuda":  # only from pinned memory does a copy run meanwhile
+            batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
+        return batches, n_targets
 
     def close(self) -> None:
         """End the thread; what it is reading is dropped."""

@@ -7,18 +7,23 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gptcli.config.windows import scoring_windows
+from gptcli.data.shards import TokenReader
 from gptcli.device import Runtime
 from gptcli.errors import DataError
-from gptcli.evaluation.metrics import Evaluation, SpanSums, TokenStats, span_length
+from gptcli.evaluation.metrics import MOST_SPANS, Evaluation, SpanSums, TokenStats, span_length
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
+
+if TYPE_CHECKING:
+    from gptcli.data.loader import Split
+    from gptcli.data.packing import PackedRows
 
 # Tokens of one batch: on a CPU what they need stays near the processor's caches; a GPU is busy, and
 # MPS within the largest array it has. Logits need no bound, for the loss works through them in
@@ -125,8 +130,7 @@ def evaluate(
     chosen, total = scoring_windows(len(tokens), context, stride, max_tokens)
     window = windows(len(tokens), context, stride)
     evenly_spaced = (window(i * total // chosen) for i in range(chosen))
-    n_together = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
-    rows, length = rows or max(1, n_together // context), span_length(len(tokens))
+    rows, length = rows or _rows_together(model, compute, context), span_length(len(tokens))
     sums, last = SpanSums((len(tokens) - 2) // length + 1), np.array([len(tokens) - 1])
     paired = SpanSums(int(span_of(last)[0]) + 1) if span_of is not None else None
     done = 0
@@ -147,6 +151,65 @@ def evaluate(
             done += len(batch)
             on_progress(done, chosen)
     return Evaluation(context, stride, sums, paired)
+
+
+def evaluate_rows(
+    model: GPT,
+    rows: "PackedRows",
+    compute: Runtime,
+    *,
+    max_tokens: int | None = None,
+    units: TokenStats | None = None,
+    n_spans: int | None = None,
+    turn: tuple[int, int] = (0, 1),
+    stopped: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation | None:
+    """Score what is trained on in conversations; arguments are those of `evaluate`.
+
+    Args:
+        rows: The conversations.
+        max_tokens: Score rows of about this many tokens, evenly spaced; all if None.
+        n_spans: Spans of neighboring conversations, at most one each; 256 if None.
+    """
+    chosen = min(rows.n_rows, max(1, max_tokens // rows.seq_len)) if max_tokens else rows.n_rows
+    indices = [i * rows.n_rows // chosen for i in range(chosen)]
+    size, (rank, world_size) = _rows_together(model, compute, rows.seq_len), turn
+    batches = [indices[first : first + size] for first in range(0, chosen, size)]
+    sums, done = SpanSums(min(n_spans or MOST_SPANS, len(rows.lengths))), 0
+    with _in_eval_mode(model):
+        for first in range(0, len(batches), world_size):
+            if stopped():
+                return None
+            counts = first + rank < len(batches)  # else it is one more, as many as others have
+            batch, numbers = rows.read(batches[first + rank if counts else first])
+            with torch.no_grad(), compute.autocast():
+                losses = model.token_losses(*(part.to(compute.device) for part in batch))
+            if not counts:
+                continue
+            scored = (batch[1] != IGNORED).numpy()
+            before, targets = (part.numpy()[scored] for part in batch[:2])
+            spans = numbers[scored] * len(sums) // len(rows.lengths)
+            counted = units.count(before, targets) if units else ()
+            sums.add(spans, losses.cpu().numpy()[scored], *counted)
+            done += len(losses)
+            on_progress(done, chosen)
+    return Evaluation(rows.seq_len, rows.seq_len, sums)
+
+
+def evaluate_split(
+    model: GPT, tokens: "Split", compute: Runtime, context: int, **how: Any
+) -> Evaluation | None:
+    """Score a split: text in windows of `context`, conversations in their rows."""
+    if isinstance(tokens, TokenReader):
+        return evaluate(model, tokens, compute, context=context, **how)
+    return evaluate_rows(model, tokens, compute, **how)
+
+
+def _rows_together(model: GPT, compute: Runtime, context: int) -> int:
+    """Return how many rows suit the device."""
+    n_tokens = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
+    return max(1, n_tokens // context)
 
 
 @contextmanager

@@ -269,7 +269,7 @@ def _documents(spec: RunSpec) -> Iterator[Advice]:
     """Many short texts in a long window: attention crosses from one to the next."""
     config, n_documents = spec.config, spec.manifest.documents
     mean = (spec.train_tokens + spec.val_tokens) / max(1, n_documents)
-    if n_documents < 100 or config.seq_len <= 8 * mean:
+    if n_documents < 100 or config.seq_len <= 8 * mean or spec.manifest.is_chat:
         return
     length = min(config.seq_len, max(16, 2 ** math.ceil(math.log2(4 * mean))))
     unit = config.rows * length

@@ -15,10 +15,11 @@ from gptcli import atomic
 from gptcli.checkpoint import Checkpoint
 from gptcli.config.schema import Config
 from gptcli.config.windows import MOST_EVAL_TOKENS
+from gptcli.data.loader import Split
 from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
-from gptcli.evaluation import TokenSequence, evaluate
+from gptcli.evaluation import evaluate_split
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
@@ -206,7 +207,7 @@ class Trainer:
         state.step += 1
         if not result.skipped:
             state.epoch_loss += result.loss
-            state.epoch_tokens += config.tokens_per_step
+            state.epoch_tokens += result.n_targets
         seconds = time.perf_counter() - began
         waited = self.stepper.feed.waited - waited
         self.clock.add("steps", seconds - waited)
@@ -220,7 +221,7 @@ class Trainer:
         done = StepDone(
             step=state.step,
             tokens=state.step * config.tokens_per_step,
-            loss=result.loss / config.tokens_per_step,
+            loss=result.loss / result.n_targets,
             lr=result.lr,
             grad_norm=result.grad_norm,
             tokens_per_second=rate,
@@ -317,7 +318,7 @@ class Trainer:
         n_tokens = s.config.train.eval_tokens or MOST_EVAL_TOKENS
         if s.val_tokens is not None:
             val_loss = self._loss(s.val_tokens, n_tokens)
-            n_tokens = min(n_tokens, len(s.val_tokens))
+            n_tokens = min(n_tokens, s.spec.val_tokens)
         train_loss = self._loss(s.train_tokens, n_tokens)
         if train_loss is None or (val_loss is None and s.val_tokens is not None):
             return  # a stop was requested; resuming evaluates again
@@ -329,12 +330,12 @@ class Trainer:
         self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored)
         yield self.evaluated
 
-    def _loss(self, tokens: TokenSequence, n_tokens: int) -> float | None:
+    def _loss(self, tokens: Split, n_tokens: int) -> float | None:
         s = self.s
         with self.clock.during("evaluating"), s.inference():
-            result = evaluate(
-                s.model, tokens, s.compute,
-                context=s.config.seq_len, max_tokens=n_tokens, stopped=self.stop.requested,
+            result = evaluate_split(
+                s.model, tokens, s.compute, s.config.seq_len,
+                max_tokens=n_tokens, stopped=self.stop.requested,
                 turn=(s.world.rank, s.world.size),
             )  # fmt: skip
         if result is None:
@@ -374,7 +375,8 @@ class Trainer:
     def _end(self, is_stopped: bool) -> Event:
         """Record how the run has ended."""
         s, step, spent = self.s, self.s.state.step, self.clock.spent()
-        best_step, best_loss, has_val = s.state.best_step, s.state.best_loss, bool(s.val_tokens)
+        best_step, best_loss = s.state.best_step, s.state.best_loss
+        has_val = s.val_tokens is not None
         summary = Summary(
             **s.run.places(),
             step=step,

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 
+from gptcli.data.loader import Batch
 from gptcli.device import Runtime
 from gptcli.distributed.process_group import World
 from gptcli.errors import is_out_of_memory
@@ -98,10 +99,10 @@ def compile_failure(error: Exception) -> str:
     return f"not compiled: {reason}"
 
 
-def wrap_ddp(model: GPT, compute: Runtime, tokens: Tensor, recompute: bool) -> nn.Module:
+def wrap_ddp(model: GPT, compute: Runtime, batch: Batch, recompute: bool) -> nn.Module:
     """Return a model whose backward pass sums the gradients over the ranks (DDP).
 
-    Tokens (B, T) of the shape of a micro-batch are passed through it once.
+    A batch of the shape of a micro-batch is passed through it once.
     """
     from torch.nn.parallel import DistributedDataParallel
 
@@ -117,7 +118,7 @@ def wrap_ddp(model: GPT, compute: Runtime, tokens: Tensor, recompute: bool) -> n
     # After its first pass DDP rebuilds its buckets in the order in which gradients come. Without
     # this pass, a resumed run would sum its first step in another order than one not stopped.
     with compute.autocast():
-        loss = copies(tokens, tokens, recompute=recompute).loss
+        loss = copies(*batch, recompute=recompute).loss
     torch.autograd.backward(loss)
     copies.zero_grad(set_to_none=True)
     return copies

@@ -110,6 +110,7 @@ class Plan:
             ("machine", f"{machine}, {config.dtype}{compiled}"),
             ("data", f"{config.data.dir}: {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
                      f" {record.name} of {record.vocab_size:,} ids{padded}"),
+            *_conversations(spec),
             ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')} (rows: {micro})"
                       + f", {plural(spec.epochs, 'epoch')}" * (spec.budget is None)),
             ("evaluation", f"{plural(n_evaluations, 'time')}, " * (spec.budget is None)
@@ -133,6 +134,9 @@ class Plan:
             "trained_parameters": counts.trained,
             "train_tokens": spec.train_tokens,
             "val_tokens": spec.val_tokens,
+            "conversations": spec.manifest.documents if spec.manifest.is_chat else None,
+            "trained_tokens": spec.manifest.trained("train"),
+            "packing": spec.packing or None,
             "tokens_per_step": spec.tokens_per_step,
             "grad_accum_steps": spec.grad_accum_steps,
             "max_steps": None if spec.budget is not None else spec.max_steps,
@@ -253,14 +257,14 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
 def _seconds_per_token(session: Session) -> tuple[float, int]:
     """Return what a token of a micro-batch takes, and the tokens of the batch that showed it."""
     batches = session.loader.micro_batches(session.state.step, session.spec.rows)
-    tokens, targets = (part.to(session.compute.device) for part in next(batches))
+    batch = [part.to(session.compute.device) for part in next(batches)]
     began = time.perf_counter()
     seconds = n_tokens = 0.0
-    for rows, length in _sizes(*tokens.shape):
+    for rows, length in _sizes(*batch[0].shape):
         growth = rows * length / n_tokens if n_tokens else 1.0
         if time.perf_counter() - began + growth * seconds > SECONDS and n_tokens:
             break
-        part = tokens[:rows, :length].contiguous(), targets[:rows, :length].contiguous()
+        part = [tensor[:rows, :length].contiguous() for tensor in batch]
         n_tokens = rows * length
         seconds = _timed(session, _pass, *part)
         while time.perf_counter() - began < SECONDS / 20:  # what is first used is slow once
@@ -291,11 +295,11 @@ def _timed(session: Session, work: Callable[..., None], *arguments: Tensor) -> f
     return time.perf_counter() - began
 
 
-def _pass(session: Session, tokens: Tensor, targets: Tensor) -> None:
+def _pass(session: Session, *batch: Tensor) -> None:
     """Go forward and backward, gradients adding up as in a step."""
     with session.compute.autocast():
         recompute = session.config.train.activation_checkpointing
-        loss = session.model(tokens, targets, recompute=recompute).loss
+        loss = session.model(*batch, recompute=recompute).loss
     torch.autograd.backward(loss)
 
 
@@ -322,6 +326,16 @@ def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: 
     in_products = n_params - looked_up
     attention = 12 * config.n_layer * config.n_head * config.head_size * seq_len
     return 6 * in_products - 2 * min(n_frozen, in_products) + attention
+
+
+def _conversations(spec: RunSpec) -> list[tuple[str, str]]:
+    """Return the line of the plan about conversations; none for text."""
+    manifest = spec.manifest
+    if not manifest.is_chat:
+        return []
+    share = manifest.trained("train") / max(1, spec.train_tokens)
+    each = f"{manifest.documents:,} conversations, {share:.0%} of their training tokens trained on"
+    return [("packing", f"{each}; {spec.packing}")]
 
 
 def _scored(spec: RunSpec) -> str:

@@ -17,8 +17,7 @@ from gptcli import __version__
 from gptcli.checkpoint import BASE, Checkpoint, load_weights, save_checkpoint
 from gptcli.config.reference import keys
 from gptcli.config.schema import Config
-from gptcli.data.loader import TokenLoader
-from gptcli.data.shards import TokenReader
+from gptcli.data.loader import Loader, Split, make_loader, open_tokens
 from gptcli.device import Runtime, init_runtime, machine_facts
 from gptcli.distributed.process_group import World
 from gptcli.errors import CheckpointError
@@ -39,7 +38,7 @@ from gptcli.training.resume import (
     newest_checkpoint,
     rate_change,
 )
-from gptcli.training.spec import RunSpec, open_tokens, settle
+from gptcli.training.spec import RunSpec, settle
 from gptcli.training.weights import build_model, freeze, frozen_names
 
 RAW = "weight"  # beside the optimizer's state of a parameter: the model then has the average
@@ -81,9 +80,9 @@ class Session:
     world: World
     spec: RunSpec
     compute: Runtime
-    train_tokens: TokenReader
-    val_tokens: TokenReader | None
-    loader: TokenLoader
+    train_tokens: Split
+    val_tokens: Split | None
+    loader: Loader
     model: GPT
     parameters: dict[str, torch.Tensor]
     optimizer: Optimizer
@@ -312,13 +311,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
             "data": data_facts(spec),
         }
         describe_run(run, {**facts, "given": given})
-    loader = TokenLoader(
-        train_tokens,
-        seq_len=config.seq_len,
-        stride=config.stride,
-        windows_per_step=config.tokens_per_step // config.seq_len,
-        seed=config.seed,
-    )
+    loader = make_loader(train_tokens, config)
     return Session(
         run, world, spec, compute, train_tokens, val_tokens, loader, model, parameters, optimizer,
         average, start.state, start.is_resumed, start.notes,

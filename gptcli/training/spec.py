@@ -14,7 +14,7 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.config import windows
 from gptcli.config.reference import keys
 from gptcli.config.schema import Config
-from gptcli.data.loader import require_window
+from gptcli.data.loader import make_loader, open_tokens
 from gptcli.data.presets import PRESETS, data_dir, is_local
 from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, read_tokenizer
 from gptcli.device import available_devices, default_threads, resolve_auto
@@ -64,6 +64,7 @@ class RunSpec:
     notes: tuple[str, ...] = ()  # what the user should know about the way it was settled
     # minutes to train within, until steps are timed: `max_steps` is then an upper limit
     budget: float | None = None
+    packing: str = ""  # how the training rows hold conversations; empty for text
 
     @property
     def tokens_per_step(self) -> int:
@@ -121,7 +122,8 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the other processes need to hold the same record, for JSON."""
-        names = ("n_windows", "max_steps", "rows", "n_processes", "parallel", "budget")
+        names = ("n_windows", "max_steps", "rows", "n_processes", "parallel", "budget",
+                 "packing")  # fmt: skip
         facts = {key: getattr(self, key) for key in names}
         config = self.config.model_dump(mode="json")
         return {**facts, "config": config, "size": asdict(self.size)}
@@ -159,7 +161,8 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     train_tokens, val_tokens = open_tokens(folder, manifest, config)
     if config.train.stop_after is not None and val_tokens is None:
         raise ConfigError("train.stop_after: there is no validation text", "set data.val_fraction")
-    n_windows = windows.training_windows(len(train_tokens), config.seq_len, config.stride)
+    n_windows = make_loader(train_tokens, config).n_windows
+    packing = "" if isinstance(train_tokens, TokenReader) else train_tokens.description
     config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, n_windows)
     size = model_size(config)
@@ -184,7 +187,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
         )
     return RunSpec(
         config, manifest, tokenizer, size, n_windows, max_steps, rows, n_processes, parallel,
-        pretrained, tuple(notes), budget,
+        pretrained, tuple(notes), budget, packing,
     )  # fmt: skip
 
 
@@ -208,6 +211,11 @@ def _resolve(
             config = with_train(config, micro_batch_size=rows)
     config = resolve_auto(config)
     _require_same_data_settings(config, manifest.recipe)
+    if manifest.is_chat and config.stride != config.seq_len:
+        raise ConfigError(
+            f"data.stride: {config.stride} applies to windows of text, and {folder} holds"
+            " conversations", "drop the setting",
+        )  # fmt: skip
     source, recorded = config.data.source, manifest.recipe.source
     is_file = isinstance(source, str) and is_local(config.data) and source not in PRESETS
     if is_file and Path(str(source)).name != Path(recorded).name:
@@ -292,23 +300,6 @@ def rows_of(config: Config, n_processes: int) -> int:
         )
     each = n_rows // n_processes
     return next(rows for rows in range(min(config.rows, each), 0, -1) if each % rows == 0)
-
-
-def open_tokens(
-    folder: Path, manifest: Manifest, config: Config
-) -> tuple[TokenReader, TokenReader | None]:
-    """Open both splits; without validation tokens there is no second one.
-
-    Raises:
-        DataError: A split cannot be read, or is shorter than one window.
-    """
-    train_tokens = TokenReader(folder, manifest, "train")
-    require_window(train_tokens, config.seq_len, "train")
-    val_tokens = TokenReader(folder, manifest, "val")
-    if not len(val_tokens):
-        return train_tokens, None
-    require_window(val_tokens, config.seq_len, "val")
-    return train_tokens, val_tokens
 
 
 def compiling_pays(config: Config, max_steps: int, minutes: float | None = None) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptcli.data.loader import Prefetcher
+from gptcli.data.loader import Batch, Prefetcher
 from gptcli.device import memory_is_short, trim_malloc
 from gptcli.errors import MemoryLimitError, NonFiniteError, is_out_of_memory
 from gptcli.model import GPT
@@ -47,6 +47,7 @@ class StepResult:
     loss: float
     lr: float
     grad_norm: float
+    n_targets: int  # tokens that the losses are of, over all micro-batches and processes
     skipped: bool = False
 
 
@@ -65,8 +66,7 @@ class Stepper:
             self.compile_seconds = time.perf_counter() - began
             self._model: nn.Module = model
             if session.spec.parallel == "ddp":
-                tokens = _zeros(session)
-                self._model = wrap_ddp(model, session.compute, tokens, self._recompute)
+                self._model = wrap_ddp(model, session.compute, _zeros(session), self._recompute)
         self._asks_every = 1  # micro-batches; asking is a message to every rank, and waits for it
         self._scaler: Any = torch.amp.GradScaler(
             device.type, enabled=session.compute.dtype == torch.float16
@@ -96,7 +96,8 @@ class Stepper:
         s, config = self.s, self.s.config
         lr, began = lr_at(s.state.step, s.spec.max_steps, config), time.perf_counter()
         with _memory_errors(s):
-            total = self._accumulate(stopped)
+            batches, n_targets = self._read()
+            total = self._accumulate(batches, n_targets, stopped)
             if total is None:
                 s.optimizer.zero_grad()
                 return None
@@ -117,7 +118,7 @@ class Stepper:
                 if self._scaler.is_enabled():
                     self._scaler.update()  # a smaller scale for the next step
                     s.state.scaler = dict(self._scaler.state_dict())
-                return StepResult(loss, lr, norm, skipped=True)
+                return StepResult(loss, lr, norm, n_targets, skipped=True)
             if not self._is_early:
                 self._scaler.step(s.optimizer, lr)
                 self._scaler.update()
@@ -127,7 +128,7 @@ class Stepper:
                 trim_malloc()
         if self._scaler.is_enabled():
             s.state.scaler = dict(self._scaler.state_dict())
-        return StepResult(loss, lr, norm)
+        return StepResult(loss, lr, norm, n_targets)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -148,7 +149,16 @@ class Stepper:
             vars(state).update(before)
             s.finite_step = finite_step
 
-    def _accumulate(self, stopped: Callable[[], bool]) -> Tensor | None:
+    def _read(self) -> tuple[Iterator[Batch], int]:
+        """Return this rank's micro-batches of a step, and the step's targets over all ranks."""
+        batches, n_targets = self.feed.micro_batches(self.s.state.step), self.s.spec.tokens_per_step
+        if self.s.spec.manifest.is_chat:
+            [n_targets] = map(int, self.s.world.all_reduce_sum(self.feed.n_targets))
+        return batches, max(1, n_targets)
+
+    def _accumulate(
+        self, batches: Iterator[Batch], n_targets: int, stopped: Callable[[], bool]
+    ) -> Tensor | None:
         """Sum the gradients of a step's micro-batches; return the sum of its losses, nats.
 
         Each rank does its own; the last backward pass sums the gradients over all ranks.
@@ -156,7 +166,7 @@ class Stepper:
         s, step, world = self.s, self.s.state.step, self.s.world
         total = torch.zeros((), device=s.compute.device)
         last = s.spec.grad_accum_steps - 1
-        for index, (tokens, targets) in enumerate(self.feed.micro_batches(step)):
+        for index, (tokens, targets, *starts) in enumerate(batches):
             if index % self._asks_every == 0 and stopped():
                 return None
             if s.config.model.dropout:
@@ -165,11 +175,11 @@ class Stepper:
                 torch.manual_seed(derive_seed("dropout", s.config.seed, step, position))
             with gradient_sync(self._model, index == last):
                 with s.compute.autocast():
-                    loss = self._model(tokens, targets, recompute=self._recompute).loss
+                    loss = self._model(tokens, targets, *starts, recompute=self._recompute).loss
                 assert loss is not None
                 world.heartbeat()
-                # By the tokens of the step, not of the micro-batch: each token weighs the same.
-                torch.autograd.backward(self._scaler.scale(loss / s.config.tokens_per_step))
+                # By the targets of the step, not of the micro-batch: each weighs the same.
+                torch.autograd.backward(self._scaler.scale(loss / n_targets))
             total += loss.detach()
         return total
 
@@ -232,12 +242,11 @@ def _compiled(session: Session) -> GPT:
     torch._dynamo.reset()  # or the ninth model that a process trains would not be compiled
     n_parts = _DDP_PARTS if session.spec.parallel == "ddp" else 1
     compiled = model if sharded else model.compiled(n_parts)
-    tokens = _zeros(session)
-    failure = None
+    batch, failure = _zeros(session), None
     try:
         with quiet_compiler(), compute.autocast():
             recompute = session.config.train.activation_checkpointing
-            loss = compiled(tokens, tokens, recompute=recompute).loss
+            loss = compiled(*batch, recompute=recompute).loss
         assert loss is not None
         with quiet_compiler():
             torch.autograd.backward(loss)
@@ -255,10 +264,11 @@ def _compiled(session: Session) -> GPT:
     return model
 
 
-def _zeros(session: Session) -> Tensor:
-    """Return a micro-batch of nothing but the first token, (B, T)."""
+def _zeros(session: Session) -> Batch:
+    """Return a micro-batch of nothing but the first token."""
     shape = session.spec.rows, session.config.seq_len
-    return torch.zeros(shape, dtype=torch.int64, device=session.compute.device)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=session.compute.device)
+    return (tokens,) * (3 if session.spec.manifest.is_chat else 2)
 
 
 @contextlib.contextmanager
