@@ -134,6 +134,7 @@ class PackedRows:
             self.lengths[number] = kept = int(ends[-1]) if len(ends) else 0
             self.n_left_out += not kept
             self.n_cut += bool(kept and trained[kept:].any())
+        self.close()  # until it is read
         self._packing = Packing(self.lengths, seq_len + 1, seed)
         self.n_rows = self._packing.n_rows
 
@@ -173,7 +174,7 @@ class PackedRows:
         return batch, numbers[:, 1:]
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, which reading opens."""
         close = getattr(self._reader, "close", None)
         if close is not None:
             close()

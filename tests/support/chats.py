@@ -1,11 +1,17 @@
 """Conversations in memory, and folders of them, without any text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from gptcli import cli
+
+from .texts import sentences
 
 
 @dataclass
@@ -32,3 +38,25 @@ def chats_of(*lengths: int, vocab_size: int = 200) -> Chats:
         places = np.arange(length)
         chats.append((tokens, (places >= length // 2) & (places < length - 1)))
     return Chats(chats)
+
+
+# A tiny run on conversations; rows hold a few each.
+CHATTY = ("model.block_size=128", "train.micro_batch_size=4", "train.eval_tokens=512")
+
+
+def prepare_chats(n: int = 90) -> None:
+    """Prepare conversations of one to three questions as bytes, in data/tiny."""
+    lines = []
+    for number in range(n):
+        said = []
+        for turn in range(1 + number % 3):
+            said.append(
+                {"role": "user", "content": "what is " + "abcdefgh"[turn : turn + number % 5 + 1]}
+            )
+            said.append(
+                {"role": "assistant", "content": sentences(1 + number % 2)[: 10 + number % 40]}
+            )
+        lines.append(json.dumps({"messages": said}))
+    Path("chats.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = ["prepare", "chats.jsonl", "--out", "data/tiny", "-s", "tokenizer.name=bytes"]
+    assert cli.run([*words, "-s", "data.val_fraction=0.2"]) == 0
