@@ -138,10 +138,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | 
 
 
 def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
-    """Return cosine and sine of rotary positions (Su et al. 2021): (T,) give (2, T, D).
-
-    Those of texts that differ, (B, T), give (2, B, 1, T, D).
-    """
+    """Return cosine and sine of positions (Su et al. 2021): of (T,) or (B, T), (2, [B, 1,] T, D)."""
     D = config.head_size
     exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
     angles = positions.float()[..., None] * config.rope_theta**-exponents
@@ -303,9 +300,7 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe(within)
         else:
-            rotation = rope_cache(positions, self.config)
-            if starts is not None:
-                rotation = rotation[:, within[:, None]]  # (2, B, 1, T, D)
+            rotation = rope_cache(within, self.config)
         x = F.dropout(x, self.config.dropout, self.training)
         # A copy, for a compiler makes other code for two arguments that are one tensor.
         x0 = x.clone() if self.config.x0_scalars else x

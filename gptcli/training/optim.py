@@ -13,7 +13,6 @@ from gptcli.config.schema import Config, OptimConfig
 from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
-from gptcli.training.muon import muon, stacks
 from gptcli.training.parallel import (
     all_local,
     as_dtensor,
@@ -47,8 +46,12 @@ class Optimizer:
         inner = [name for name, p in self._parameters.items()
                  if config.name == "muon" and _is_block_matrix(name, p)]  # fmt: skip
         others = [name for name in self._parameters if name not in inner]
-        matrices = [self._parameters[name] for name in inner]
-        self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices, device)]
+        self._stacks: list[list[str]] = []
+        if inner:
+            from gptcli.training.muon import stacks  # which few runs need
+
+            matrices = [self._parameters[name] for name in inner]
+            self._stacks = [[inner[index] for index in stack] for stack in stacks(matrices, device)]
         self._groups: dict[tuple[float, float], list[str]] = {}  # by rate and decay
         for name in others:
             rate = _peak_lr(name, self._parameters[name], config) / config.lr
@@ -102,6 +105,8 @@ class Optimizer:
             )
 
     def _update_by_muon(self, names: list[str], lr: float) -> None:
+        from gptcli.training.muon import muon
+
         parameters = [self._parameters[name] for name in names]
         muon(
             all_local(parameters),
