@@ -138,7 +138,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | 
 
 
 def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
-    """Return cosine and sine of positions (Su et al. 2021): of (T,) or (B, T), (2, [B, 1,] T, D)."""
+    """Return cosines and sines (Su et al. 2021) of positions (T,) or (B, T): (2, [B, 1,] T, D)."""
     D = config.head_size
     exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
     angles = positions.float()[..., None] * config.rope_theta**-exponents
