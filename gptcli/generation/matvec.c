@@ -112,18 +112,21 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
   else if (j->R <= 4) TILES(kind, 4, (L == 16 ? 4 : 2));                                          \
   else TILES(kind, 8, (L == 16 ? 2 : 1))
 
+static void tiles(const Job *j, long n, long end) {
+  switch (j->kind) {
+  case F32: BY_ROWS(F32); break;
+  case F16: BY_ROWS(F16); break;
+  case BF16: BY_ROWS(BF16); break;
+  default: BY_ROWS(I8);
+  }
+}
+
 static void work(void *data) {
   Job *j = data;
   for (;;) {
     long n = __atomic_fetch_add(&j->next, j->step, __ATOMIC_RELAXED);
     if (n >= j->N) return;
-    long end = n + j->step < j->N ? n + j->step : j->N;
-    switch (j->kind) {
-    case F32: BY_ROWS(F32); break;
-    case F16: BY_ROWS(F16); break;
-    case BF16: BY_ROWS(BF16); break;
-    default: BY_ROWS(I8);
-    }
+    tiles(j, n, n + j->step < j->N ? n + j->step : j->N);
   }
 }
 
@@ -165,15 +168,6 @@ INLINE floats power(floats x) {
   p = p * r + 1.f;
   p = p * r + 1.f;
   return p * (floats)(((words)n + 127u) << 23);
-}
-
-// The sum of all lanes, always in the same order.
-INLINE float total(floats sums) {
-  float lanes[L];
-  memcpy(lanes, &sums, sizeof lanes);
-  for (int half = L / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
 }
 
 // One query against n keys and values: a softmax whose largest score is found on the way.

@@ -1,4 +1,4 @@
-"""matvec.c, built by this machine's compiler and kept in the cache folder.
+"""step.c and matvec.c, built by this machine's compiler and kept in the cache folder.
 
 Its sums have one order, however many texts are decoded together: a text is the same alone.
 """
@@ -22,16 +22,17 @@ from gptcli.model import GPT
 from gptcli.model.cache import AttendFn
 from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 
-_SOURCE = Path(__file__).with_name("matvec.c")
-SOURCE_MARK = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:8]  # of the kernel as it is now
+_SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "matvec.c")]  # the first has all
+SOURCE_MARK = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: list[Any] = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
+_STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 4, ctypes.c_int]
 _ATTEND_ARGUMENTS: list[Any] = [*[_POINTER] * 6, *[_LONG] * 10, ctypes.c_int, ctypes.c_int]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return matvec.c as a library, built on first use; None where that is not possible."""
+    """Return the library, built on first use; None where that is not possible."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         return None
@@ -43,8 +44,8 @@ def library() -> ctypes.CDLL | None:
                 built = Path(folder) / "matvec.so"
                 # Without -fopenmp, which would bring a second OpenMP and a second pool of threads:
                 # the one symbol it needs is found in the OpenMP that torch has loaded.
-                subprocess.run([*command, _SOURCE, "-o", built], check=True, capture_output=True,
-                               timeout=120)  # fmt: skip
+                building = [*command, str(_SOURCES[0]), "-o", str(built)]
+                subprocess.run(building, check=True, capture_output=True, timeout=120)
                 atomic.make_folder(path.parent)
                 atomic.write_bytes(path, built.read_bytes())
         found = ctypes.CDLL(str(path))
@@ -52,6 +53,7 @@ def library() -> ctypes.CDLL | None:
         return None
     found.matvec.argtypes, found.matvec.restype = _ARGUMENTS, None
     found.attend.argtypes, found.attend.restype = _ATTEND_ARGUMENTS, None
+    found.decode_step.argtypes, found.decode_step.restype = _STEP_ARGUMENTS, None
     return found
 
 

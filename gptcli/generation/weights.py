@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.device import multiplies_bfloat16
 from gptcli.errors import ConfigError
 from gptcli.generation import native
+from gptcli.generation.product import Product, quantize, widened
+from gptcli.generation.step import step_in_one_call
 from gptcli.model import GPT
 from gptcli.settled import settled
 
@@ -27,10 +28,7 @@ _TIMED = 4  # matrices, so that none is in the cache when its turn comes
 _LAPS = 3
 _MARGIN = 1.25  # a kernel wins by this factor, so that noise does not decide a close race
 
-_KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
 _WIDTH = 64  # matvec.c takes multiples of it
-_GROUP = 32  # weights that share a scale there
-_FEW = 32  # rows up to which it is faster than a product of matrices
 _INT8_WIDTH = 16  # torch._weight_int8pack_mm takes multiples of it, and does not check
 
 MatmulFn = Callable[[Tensor], Tensor]  # (..., K) to (..., N)
@@ -87,6 +85,7 @@ def prepare_for_decoding(
         module = model.get_submodule(parent)
         delattr(module, last)  # a function takes the module's place: calling it costs less
         setattr(module, last, kernel.prepare(layer.weight, layer.bias))
+    step_in_one_call(model)
     return "float32" if is_small else f"{kernel.name} weights"
 
 
@@ -148,38 +147,13 @@ def _candidates(dtype: torch.dtype | None, layers: list[nn.Linear]) -> list[Kern
     widths = [layer.in_features for layer in layers]
     tall = all(layer.out_features >= 8 for layer in layers)
     if layers and tall and all(width % _WIDTH == 0 for width in widths) and native.library():
-        ours = [Kernel(name, partial(_native, dtype))]
+        ours = [Kernel(name, partial(Product, dtype))]
     if dtype == torch.int8:
         fits = all(width % _INT8_WIDTH == 0 for width in widths)
         return [*ours, *[INT8] * fits, INT8_PLAIN]
     plain = Kernel(f"{name} (torch)", partial(_plain, dtype))
     packed = Kernel(f"{name} (oneDNN)", partial(_packed, dtype))
     return [*ours, packed, plain] if dtype == torch.bfloat16 else [*ours, plain, packed]
-
-
-def _native(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
-    """Multiply few rows by matvec.c, and many by torch with the weight widened for the call."""
-    N, K = weight.shape
-    W, scales = quantize(weight, _GROUP) if dtype == torch.int8 else (weight.to(dtype), None)
-    W, b = W.contiguous(), None if bias is None else bias.float()
-    wide = torch.bfloat16 if dtype != torch.float32 and multiplies_bfloat16() else torch.float32
-    library, threads, kind = native.library(), torch.get_num_threads(), _KINDS.index(dtype)
-    assert library is not None
-    multiply = library.matvec
-    pointers = [None if one is None else one.data_ptr() for one in (W, scales, b)]
-
-    def product(x: Tensor) -> Tensor:
-        assert x.dtype == torch.float32
-        n_rows = x.numel() // K
-        if n_rows > _FEW:
-            all_of_it = W.to(wide) if scales is None else _widened(W, scales).to(wide)
-            y = F.linear(x.to(wide), all_of_it).float()
-            return y if b is None else y + b
-        x, y = x.contiguous(), x.new_empty(*x.shape[:-1], N)
-        multiply(kind, x.data_ptr(), *pointers, y.data_ptr(), N, K, n_rows, threads)
-        return y
-
-    return product
 
 
 def _plain(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn:
@@ -201,24 +175,6 @@ def _packed(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> MatmulFn
     return product
 
 
-def quantize(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return int8 weights (N, K) and their scales (N, K / group), of whole rows without a group.
-
-    Symmetric: the largest of a group is 127.
-    """
-    groups = weight.float().reshape(len(weight), -1, group or weight.shape[1])
-    largest = torch.maximum(groups.amax(-1), -groups.amin(-1))
-    scales = (largest / 127).clamp(min=1e-12).bfloat16()  # as they will be used
-    rounded = (groups / scales.float()[..., None]).round_().clamp_(-127, 127)
-    return rounded.to(torch.int8).flatten(1), scales
-
-
-def _widened(W: Tensor, scales: Tensor) -> Tensor:
-    """Return the weight (N, K) that int8 weights stand for."""
-    weight: Tensor = W.view(*scales.shape, -1) * scales.float()[..., None]
-    return weight.flatten(1)
-
-
 def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
     (W, scales), b = quantize(weight), None if bias is None else bias.bfloat16()
     scales = scales[:, 0].contiguous()
@@ -233,7 +189,7 @@ def _int8(weight: Tensor, bias: Tensor | None) -> MatmulFn:
 
 def _int8_plain(weight: Tensor, bias: Tensor | None) -> MatmulFn:
     W, scales = quantize(weight)
-    return lambda x: F.linear(x, _widened(W, scales), bias)
+    return lambda x: F.linear(x, widened(W, scales), bias)
 
 
 INT8 = Kernel("int8 (torch)", _int8)

@@ -44,7 +44,7 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: bool = False) -> Tensor:
         """Store keys and values as `extend` does; return what queries (B, H, T, D) find there."""
         is_step = q.shape[2] == 1 and q.dtype == torch.float32 and layer < len(self.layers)
-        if self.kernel is not None and is_step:
+        if self.kernel is not None and is_step and not self.is_fixed:
             return self.kernel(q, k, v, self.layers[layer], self.position, self.length, offset)
         keys, values = self.extend(layer, k, v, offset)
         return cached_attention(q, keys, values, self.visible)
@@ -79,9 +79,13 @@ class KVCache:
         self._put(self.tokens, 1, 0, tokens)
         return self._at(self.tokens, 1, -1) if self.length else None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a step has the same shapes at every position."""
+        return self.position is not None and self.position.ndim == 1
+
     def _n_seen(self, n_new: int) -> int:
-        is_fixed = self.position is not None and self.position.ndim == 1
-        return self.size if is_fixed else self.length + n_new
+        return self.size if self.is_fixed else self.length + n_new
 
     def _put(self, stored: Tensor, dim: int, shift: int, new: Tensor) -> None:
         """Write at the next place, or so many after it."""

@@ -14,6 +14,7 @@ from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.errors import ConfigError
 from gptcli.generation import Decoding, native
 from gptcli.generation import weights as module
+from gptcli.generation.product import Product, quantize, widened
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT
 from gptcli.settled import processor, settled
@@ -99,7 +100,7 @@ has_compiler = pytest.mark.skipif(
 def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     weight, bias, x = torch.randn(203, 192), torch.randn(203), torch.randn(33, 192)
-    product = module._native(dtype, weight, bias)
+    product = Product(dtype, weight, bias)
     alone = torch.cat([product(row[None]) for row in x])
     for n_rows in (2, 3, 5, 8, 9, 32):
         assert torch.equal(product(x[:n_rows]), alone[:n_rows]), n_rows
@@ -122,7 +123,7 @@ def test_each_class_of_processor_multiplies_alike(
     torch.manual_seed(1)
     weight, x = torch.randn(40, 64), torch.randn(6, 64)
     for dtype, error in ERRORS.items():
-        found, expected = module._native(dtype, weight, None)(x), x @ weight.T
+        found, expected = Product(dtype, weight, None)(x), x @ weight.T
         assert float((found - expected).norm() / expected.norm()) < error
 
 
@@ -214,9 +215,9 @@ def test_quantizing_errs_by_half_a_step_at_most(group: int | None) -> None:
     torch.manual_seed(0)
     weight = torch.randn(20, 96) * torch.logspace(-6, 3, 20)[:, None]
     weight[3] = 0
-    whole, scales = module.quantize(weight, group)
+    whole, scales = quantize(weight, group)
     assert scales.shape == (20, 96 // (group or 96))
-    error = (module._widened(whole, scales) - weight).abs()
+    error = (widened(whole, scales) - weight).abs()
     step = scales.float().repeat_interleave(group or 96, 1)
     assert (error <= 0.51 * step + 127 * 2**-8 * step).all()
     assert whole[3].eq(0).all() and whole.abs().max() <= 127
@@ -225,7 +226,8 @@ def test_quantizing_errs_by_half_a_step_at_most(group: int | None) -> None:
 def test_small_networks_decode_in_float32() -> None:
     model = make_model()
     assert prepare_for_decoding(model) == "float32"
-    assert torch.equal(logits(model), logits(make_model()))
+    # Sums of matvec.c have another order.
+    torch.testing.assert_close(logits(model), logits(make_model()), rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match="--retune: this model has no kernels"):
         prepare_for_decoding(model, retune=True)
 

@@ -1,0 +1,224 @@
+// One new token of each of R texts through all blocks of a GPT, in a single parallel region.
+//
+// Between two products a thread waits for the others at a barrier and for nothing else: at this
+// size the launch of an operation takes longer than what it computes. Norms are computed by every
+// thread for itself, which is sooner done than waited for. A row's result depends on that row only.
+#include "matvec.c"
+
+enum { LAYERNORM, RMSNORM };
+enum { GELU_TANH, GELU_ERF, RELU2, SWIGLU };
+
+typedef struct {
+  const void *w, *scales;
+  const float *bias;
+  long N, K, kind;
+} Matrix;
+
+typedef struct {
+  const float *weight, *bias;
+} Norm;
+
+typedef struct {
+  Norm ln_1, ln_2;
+  Matrix c_attn, c_proj, c_fc, c_gate, mlp_proj;
+  const float *q_norm, *k_norm;  // (D), or null
+  const float *x0_scale;         // of one number, or null
+  const float *value;            // (R, G D) to be added to the values, or null
+  float *cache;
+} Layer;
+
+typedef struct {
+  const Layer *layers;
+  Norm ln_f;
+  Matrix head;
+  const float *rope;  // (2, places, D): cosines, then sines; or null
+  long n_layer, C, H, G, D, width, places, norm, mlp, offset;
+  float eps;
+} Net;
+
+typedef struct {
+  const Net *net;
+  float *x, *logits;
+  float *x0, *normed, *wide, *gate, *qkv, *y;  // scratch
+  const int64_t *lengths;  // of the texts; 0 where all have `length`
+  long length, cache_row, cache_head, R, threads, n_phases, ids;
+  long next[];  // of each phase
+} Run;
+
+void GOMP_barrier(void);
+
+// The phase's product: rows x (R, K) by a matrix, followed by what `after` says.
+enum { PLAIN, ADD, ACTIVATE };
+
+// a where the mask is set, else b.
+INLINE floats pick(words mask, floats a, floats b) {
+  return (floats)((mask & (words)a) | (~mask & (words)b));
+}
+
+INLINE floats logistic(floats z) {
+  const floats zero = {0}, least = zero - 80.f;
+  const words negative = (words)(z < zero);
+  floats down = pick(negative, z, -z);
+  down = pick((words)(down < least), least, down);
+  const floats e = power(down);
+  return pick(negative, e, zero + 1.f) / (e + 1.f);
+}
+
+static void activate(int mlp, float *x, const float *gate, long n) {
+  if (mlp == GELU_ERF) {
+    for (long i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1.f + erff(x[i] * 0.70710678f));
+    return;
+  }
+  enum { SOME = L < 8 ? L : 8 };  // chunks are multiples of 8, vectors may be longer
+  for (long i = 0; i < n; i += SOME) {
+    floats v = {0}, g = {0};
+    const size_t some = SOME * sizeof(float);
+    memcpy(&v, x + i, some);
+    if (mlp == RELU2) {
+      const floats zero = {0};
+      v = pick((words)(v > zero), v * v, zero);
+    } else if (mlp == GELU_TANH) {
+      v = v * logistic((v + v * v * v * 0.044715f) * 1.5957691216f);
+    } else {
+      memcpy(&g, gate + i, some);
+      v = v * g * logistic(g);
+    }
+    memcpy(x + i, &v, some);
+  }
+}
+
+static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, int after) {
+  const int kind = m->kind;
+  long step = m->N / (8 * j->threads) / 8 * 8;
+  step = step < 8 ? 8 : step > 256 ? 256 : step;
+  for (;;) {
+    const long first = __atomic_fetch_add(&j->next[phase], step, __ATOMIC_RELAXED);
+    if (first >= m->N) return;
+    const long end = first + step < m->N ? first + step : m->N;
+    for (long r = 0; r < j->R; r += 8) {
+      const Job job = {x + r * m->K, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K, 0, step,
+                       kind, j->R - r < 8 ? j->R - r : 8};
+      tiles(&job, first, end);
+    }
+    for (long r = 0; r < j->R && after != PLAIN; r++) {
+      float *of_row = y + r * m->N;
+      if (after == ADD)
+        for (long n = first; n < end; n++) j->x[r * m->N + n] += of_row[n];
+      else
+        activate(j->net->mlp, of_row + first, j->gate + r * m->N + first, end - first);
+    }
+  }
+}
+
+static void normalize(const Net *net, const Norm *norm, const float *x, float *y, long R) {
+  const long C = net->C;
+  for (long r = 0; r < R; r++, x += C, y += C) {
+    floats sums = {0}, squares = {0};
+    float mean = 0;
+    if (net->norm == LAYERNORM) {
+      for (long i = 0; i < C; i += L) sums += *(const floats *)(x + i);
+      mean = total(sums) / C;
+    }
+    for (long i = 0; i < C; i += L) {
+      const floats d = *(const floats *)(x + i) - mean;
+      squares += d * d;
+    }
+    const float scale = 1.f / sqrtf(total(squares) / C + net->eps);
+    for (long i = 0; i < C; i += L) {
+      floats v = (*(const floats *)(x + i) - mean) * scale * *(const floats *)(norm->weight + i);
+      if (norm->bias) v += *(const floats *)(norm->bias + i);
+      *(floats *)(y + i) = v;
+    }
+  }
+}
+
+// Normalize a query or a key (D), and turn it by its position (halves as pairs).
+static void place_head(const Net *net, const float *norm, float *head, long position) {
+  const long D = net->D, half = D / 2;
+  if (norm) {
+    float sum = 0;
+    for (long i = 0; i < D; i++) sum += head[i] * head[i];
+    const float scale = 1.f / sqrtf(sum / D + net->eps);
+    for (long i = 0; i < D; i++) head[i] *= scale * norm[i];
+  }
+  if (net->rope) {
+    const float *cosine = net->rope + position * D, *sine = cosine + net->places * D;
+    for (long i = 0; i < half; i++) {
+      const float a = head[i], b = head[i + half];
+      head[i] = a * cosine[i] - b * sine[i];
+      head[i + half] = b * cosine[i + half] + a * sine[i + half];
+    }
+  }
+}
+
+static void attend_all(Run *j, int phase, const Layer *layer) {
+  const Net *net = j->net;
+  const long H = net->H, G = net->G, D = net->D, row = (H + 2 * G) * D, each = H / G;
+  const Step step = {j->qkv, j->qkv + H * D, j->qkv + (H + G) * D, layer->cache, j->y, j->lengths,
+                     j->length, row, row, row, j->cache_row, j->cache_head, j->R, H, G, D, 0,
+                     net->offset};
+  for (;;) {
+    const long at = __atomic_fetch_add(&j->next[phase], 1, __ATOMIC_RELAXED);
+    if (at >= j->R * G) return;
+    const long b = at / G, g = at % G, position = j->lengths ? j->lengths[b] : j->length;
+    float *of_row = j->qkv + b * row;
+    for (long h = g * each; h < (g + 1) * each; h++)
+      place_head(net, layer->q_norm, of_row + h * D, position);
+    place_head(net, layer->k_norm, of_row + (H + g) * D, position);
+    if (layer->value)
+      for (long i = 0; i < D; i++) of_row[(H + G + g) * D + i] += layer->value[(b * G + g) * D + i];
+    attend_group(&step, b, g);
+  }
+}
+
+static void pass(void *data) {
+  Run *j = data;
+  const Net *net = j->net;
+  const long n = j->R * net->C;
+  float *normed = j->normed + __atomic_fetch_add(&j->ids, 1, __ATOMIC_RELAXED) * n;
+  int phase = 0;
+  for (const Layer *layer = net->layers; layer < net->layers + net->n_layer; layer++) {
+    if (layer->x0_scale) {
+      if (!__atomic_fetch_add(&j->next[phase++], 1, __ATOMIC_RELAXED))
+        for (long i = 0; i < n; i++) j->x[i] += *layer->x0_scale * j->x0[i];
+      GOMP_barrier();
+    }
+    normalize(net, &layer->ln_1, j->x, normed, j->R);
+    multiply(j, phase++, &layer->c_attn, normed, j->qkv, PLAIN);
+    GOMP_barrier();
+    attend_all(j, phase++, layer);
+    GOMP_barrier();
+    multiply(j, phase++, &layer->c_proj, j->y, j->wide, ADD);
+    GOMP_barrier();
+    normalize(net, &layer->ln_2, j->x, normed, j->R);
+    if (net->mlp == SWIGLU) {
+      multiply(j, phase++, &layer->c_gate, normed, j->gate, PLAIN);
+      GOMP_barrier();
+    }
+    multiply(j, phase++, &layer->c_fc, normed, j->wide, ACTIVATE);
+    GOMP_barrier();
+    multiply(j, phase++, &layer->mlp_proj, j->wide, j->qkv, ADD);
+    GOMP_barrier();
+  }
+  normalize(net, &net->ln_f, j->x, normed, j->R);
+  multiply(j, phase, &net->head, normed, j->logits, PLAIN);
+}
+
+// Pass x (R, C) through the network, in place, and write the logits (R, V).
+// Scratch holds R (2 C + threads C + 2 width + (H + 2 G) D + H D) floats.
+void decode_step(const Net *net, float *x, float *logits, float *scratch, const int64_t *lengths,
+                 long length, long cache_row, long cache_head, long R, int threads) {
+  const long n_phases = net->n_layer * 7 + 1;
+  Run *run = __builtin_alloca(sizeof(Run) + n_phases * sizeof(long));
+  memset(run, 0, sizeof(Run) + n_phases * sizeof(long));
+  const long C = net->C, n = R * C, widest = net->width > C ? net->width : C;
+  *run = (Run){net, x, logits, scratch, .lengths = lengths, .length = length,
+               .cache_row = cache_row, .cache_head = cache_head, .R = R, .threads = threads};
+  run->normed = run->x0 + n;
+  run->wide = run->normed + threads * n;
+  run->gate = run->wide + R * widest;
+  run->y = run->gate + R * widest;
+  run->qkv = run->y + R * net->H * net->D;  // (R, (H + 2 G) D), later (R, C)
+  memcpy(run->x0, x, n * sizeof(float));
+  GOMP_parallel(pass, run, threads, 0);
+}
