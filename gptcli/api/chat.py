@@ -21,7 +21,7 @@ class Chat:
 
     def __init__(self, sampler: Sampler, system: str | None = None) -> None:
         """Begin a conversation with a model that was opened for one."""
-        self.messages = [Message("system", system)] if system else []
+        self.messages = [Message("system", system)] if system and system.strip() else []
         self.prompt: ChatPrompt | None = None
         self.last: Sample | None = None
         self.sampler, self._n_system, self._n_asked = sampler, len(self.messages), 0

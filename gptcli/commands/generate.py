@@ -93,6 +93,8 @@ def generate(
     sampler = open_sampler(
         checkpoint, config, set_, flags, int8=quantize is not None, retune=retune
     )
+    if sampler.trained.tokenizer.chat is not None:
+        console.message("note: this continues a text; `gpt chat` has the model answer")
     clean = str if raw else printable
     if interactive:
         _converse(sampler, clean, given.generate.prompt)

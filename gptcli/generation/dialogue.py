@@ -1,5 +1,6 @@
 """Conversations: the prompt that messages become, by whole turns within the context."""
 
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,8 +31,8 @@ def require_chat(tokenizer: Tokenizer, name: str) -> None:
     if tokenizer.chat is None:
         raise ConfigError(
             f"{name} is a base model: it continues text and has no chat tokens",
-            "train it on conversations: -s data.source=chat.jsonl -s model.init_from=RUN (see"
-            " docs/chat.md); `gpt generate` continues text",
+            "train it on conversations: `gpt train -s data.source=chat.jsonl"
+            f" -s model.init_from={shlex.quote(name)}`; to continue text: `gpt generate`",
         )
 
 

@@ -4,16 +4,30 @@ from collections.abc import Sequence
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
-from gptcli.tokenizers import TextDecoder, Tokenizer, UnknownCharacters
+from gptcli.tokenizers import (
+    Message,
+    TextDecoder,
+    Tokenizer,
+    UnknownCharacters,
+    encode_conversation,
+)
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: str | None, block_size: int, *, as_message: bool = False
+) -> list[int]:
     """Return the ids to start from: the prompt's, or without one what a text starts with.
+
+    As a message, the prompt is a user's, and the ids end where an answer begins.
 
     Raises:
         ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
     """
-    ids = [*tokenizer.start, *(_encode(tokenizer, prompt) if prompt else ())] or [tokenizer.eot]
+    if as_message:
+        ids = _encode(tokenizer, [Message("user", prompt)] if prompt else [])
+    else:
+        ids = [*tokenizer.start, *(_encode(tokenizer, prompt) if prompt else ())]
+    ids = ids or [tokenizer.eot]
     if len(ids) > block_size:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, the model's context holds {block_size}",
@@ -22,12 +36,16 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> 
     return ids
 
 
-def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def _encode(tokenizer: Tokenizer, prompt: str | list[Message]) -> list[int]:
     try:
-        ids: list[int] = tokenizer.encode(prompt).tolist()
+        if isinstance(prompt, str):
+            ids = tokenizer.encode(prompt)
+        else:
+            ids, _ = encode_conversation(tokenizer, prompt, reply=True)
     except UnknownCharacters as error:
         raise ConfigError(f"the prompt: {error.message}", error.hint) from error
-    return ids
+    listed: list[int] = ids.tolist()
+    return listed
 
 
 def extend_context(

@@ -92,7 +92,8 @@ def _from_ours(name: str, path: Path) -> Pretrained:
             f"{path}: its configuration is not a valid model ({error})"
         ) from error
     model = model.model_copy(update={"init_from": "scratch"})
-    return Pretrained(name, str(path), revision, model, *known, lambda: weights)
+    data = checkpoint.data.get("dir")
+    return Pretrained(name, str(path), revision, model, *known, lambda: weights, data)
 
 
 def open_model(

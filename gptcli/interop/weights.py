@@ -38,6 +38,7 @@ class Pretrained:
         vocabulary: Its tokens and their ids; None where its files do not say.
         tokenizer: Makes its tokenizer; None where its files do not say which it is.
         weights: Reads the tensors, by our names.
+        data: Folder of the data it was trained on, which holds its tokenizer; None if unknown.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Pretrained:
     vocabulary: Vocabulary | None
     tokenizer: Callable[[], Tokenizer] | None
     weights: Callable[[], dict[str, Tensor]]
+    data: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a run records about where it started."""
@@ -84,6 +86,8 @@ class Pretrained:
         hint = "prepare the data with the tokenizer of these weights"
         if vocabulary_of(bpe.gpt2()).items() <= self.vocabulary.items():
             hint = "prepare the data with -s tokenizer.name=gpt2"
+        elif self.data is not None:
+            hint = f"prepare the data with -s tokenizer.path={shlex.quote(self.data)}"
         elif self.tokenizer is not None:
             command = f"`gpt eval {shlex.quote(self.name)} --text FILE`"
             hint = f"{command} scores text with the model's own tokenizer"

@@ -353,7 +353,7 @@ class Trainer:
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
-        ids = encode_prompt(tokenizer, prompt, context)
+        ids = encode_prompt(tokenizer, prompt, context, as_message=tokenizer.chat is not None)
         s.model.eval()
         text = TextStream(tokenizer, config)
         with self.clock.during("sampling"), s.inference():

@@ -68,6 +68,12 @@ def test_a_base_model_is_refused(gpt: Any, run: Path) -> None:
     assert "best.pt is a base model" in done.err and "model.init_from=" in done.err
 
 
+def test_generate_continues_a_text_also_with_a_model_that_chats(gpt: Any) -> None:
+    parrot("Hey!")
+    done = gpt("generate", "He")
+    assert done.out == "y!\n" and "`gpt chat`" in done.err
+
+
 def test_control_characters_are_removed_unless_raw(gpt: Any) -> None:
     parrot("a\x1bb")
     assert gpt("chat", "Hello").out == "ab\n"

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from gptcli.config import GenerateConfig, TokenizerConfig
 from gptcli.errors import ConfigError
 from gptcli.generation import TextStream, encode_prompt, extend_context
-from gptcli.tokenizers import Tokenizer, make_tokenizer
+from gptcli.tokenizers import (
+    Message,
+    Tokenizer,
+    encode_conversation,
+    make_tokenizer,
+    with_chat_tokens,
+)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -20,6 +26,16 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
         encode_prompt(byte_tokenizer(), "x" * 17, 16)
     assert encode_prompt(byte_tokenizer(), None, 16) == [256]
     assert encode_prompt(byte_tokenizer(), "", 16) == [256]
+
+
+def test_a_prompt_may_be_a_message_to_answer() -> None:
+    chat = with_chat_tokens(byte_tokenizer())
+    asked, _ = encode_conversation(chat, [Message("user", "Hi")], reply=True)
+    assert encode_prompt(chat, "Hi", 64, as_message=True) == asked.tolist()
+    assert encode_prompt(chat, None, 64, as_message=True) == [257, *b"assistant\n"]
+    assert encode_prompt(chat, "Hi", 64) == [*b"Hi"]
+    with pytest.raises(ConfigError, match=r"the prompt has 21 tokens"):
+        encode_prompt(chat, "Hi", 16, as_message=True)
 
 
 def texts(

@@ -158,6 +158,7 @@ def test_chat_tokens_that_the_weights_have_are_theirs() -> None:
     chat = started(chat_tokenizer("bytes"))
     chat.require_tokenizer(chat_tokenizer("bytes"))
     assert chat.shape_for(chat_tokenizer("bytes")) == chat.model and chat.n_known == END + 1
-    with pytest.raises(ConfigError, match="trained on other tokens"):
+    with pytest.raises(ConfigError, match="trained on other tokens") as caught:
         chat.require_tokenizer(chat_tokenizer("bpe"))
+    assert caught.value.hint == "prepare the data with -s tokenizer.path=data/x"
     assert START == END - 1
