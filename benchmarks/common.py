@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ def limited_to(isa: str) -> dict[str, str]:
     if (vectors := VECTORS[isa]) is None:
         return dict(os.environ)
     limits = {"ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": vectors}
-    return os.environ | limits | {"MKL_ENABLE_INSTRUCTIONS": vectors.upper()}
+    limits["MKL_ENABLE_INSTRUCTIONS"] = vectors.upper()
+    # Code that torch compiled for another class computes NaN here; its cache does not tell.
+    limits["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"inductor-{isa}")
+    return os.environ | limits
 
 
 def as_float32(isa: str, classes: list[str]) -> str:
