@@ -1,4 +1,4 @@
-"""Make the README's pictures, docs/img/*.svg, from what `gpt` really prints.
+"""Make the pictures of docs/img from what `gpt` really prints, and from its page in a browser.
 
 Prepares and trains a small network in a temporary folder, which takes some minutes. To be run where
 nothing else runs, for the pictures show how fast it was.
@@ -6,6 +6,7 @@ nothing else runs, for the pictures show how fast it was.
     python docs/pictures.py [NAME...]
 """
 
+import json
 import os
 import re
 import shlex
@@ -116,14 +117,46 @@ def draw(picture: Picture, folder: Path) -> Path:
     return file
 
 
+def photograph(folder: Path) -> Path:
+    """Save what a browser shows of the newest run: a text, and the alternatives of a token."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from support.browser import CONTROL, Browser
+
+    file = PLACE / "page.png"
+    words = [sys.executable, "-m", "gptcli", "serve", "--port", "0", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (
+        subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server,
+        tempfile.TemporaryDirectory() as profile,
+        Browser(Path(profile)) as browser,
+    ):
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        tab = browser.open(f"{url}/#seed=1&max_tokens=180&mono=1", 1120, 700)
+        tab.until("document.documentElement.dataset.ready")
+        tab.click("#write textarea")
+        tab.type("def read(")
+        tab.press("Enter", CONTROL)
+        tab.until("document.querySelector('#write .status').textContent.includes('seed')")
+        tab.point("#write .t:nth-child(20)")
+        tab.until("!document.querySelector('#pop').hidden")
+        time.sleep(0.5)  # until it has appeared
+        tab.picture(file)
+        server.terminate()
+    return file
+
+
 def main() -> None:
     """Write the pictures named on the command line, or all; later ones need what earlier made."""
-    wanted = sys.argv[1:] or [picture.name for picture in PICTURES]
+    wanted = sys.argv[1:] or [*(picture.name for picture in PICTURES), "page"]
     with tempfile.TemporaryDirectory() as folder:
         for picture in PICTURES:
             if picture.name in wanted:
                 file = draw(picture, Path(folder))
                 print(f"{file}: {file.stat().st_size / 1000:.1f} kB")
+        if "page" in wanted:
+            file = photograph(Path(folder))
+            print(f"{file}: {file.stat().st_size / 1000:.1f} kB")
 
 
 if __name__ == "__main__":

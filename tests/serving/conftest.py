@@ -21,30 +21,39 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield started
 
 
-@pytest.fixture(scope="session")
-def served_runs(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The tiny run, with samples that would do harm, and one that can say nothing but SPOKEN."""
+def learn(folder: Path, source: str, *overrides: str) -> Path:
+    """Train a model until it knows a text, and return its run."""
     from gptcli import cli
 
+    data, run = folder / f"{source}.data", folder / source.partition(".")[0]
+    words = ["-s", "tokenizer.name=bytes", "--out", str(data)]
+    assert cli.run(["prepare", str(folder / source), *words]) == 0
+    learned = settings(
+        f"data.dir={data}", f"run_dir={run}", "model.n_embd=64", "train.eval_every=1000",
+        "train.micro_batch_size=8", "train.log_every=100", "optim.lr=5e-3", *overrides,
+        name=run.name,
+    )  # fmt: skip
+    assert cli.run(["train", *(part for word in learned for part in ("-s", word))]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def served_runs(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The tiny run with samples that would do harm; a model of one text, and one that chats."""
     folder = tmp_path_factory.mktemp("served")
     tiny = Path(shutil.copytree(finished_run, folder / "tiny"))
     rows = [{"step": step, "prompt": "<i>", "text": f"{step}{HOSTILE}"} for step in (2, 3, 6)]
     (tiny / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "spoken.txt").write_text(SPOKEN * 400, encoding="utf-8")
-    words = ["-s", "tokenizer.name=bytes", "--out", str(folder / "data")]
-    assert cli.run(["prepare", str(folder / "spoken.txt"), *words]) == 0
-    learned = settings(
-        f"data.dir={folder / 'data'}", f"run_dir={folder / 'parrot'}", "model.block_size=48",
-        "model.n_embd=64", "train.max_steps=120", "train.eval_every=120", "optim.lr=5e-3",
-        "train.micro_batch_size=8", name="parrot",
-    )  # fmt: skip
-    assert cli.run(["train", *(part for word in learned for part in ("-s", word))]) == 0
-    return [tiny, folder / "parrot"]
+    (folder / "parrot.txt").write_text(SPOKEN * 400, encoding="utf-8")
+    talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "<b>I</b>"}]
+    (folder / "fox.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 300)
+    parrot = learn(folder, "parrot.txt", "model.block_size=48", "train.max_steps=120")
+    return [tiny, parrot, learn(folder, "fox.jsonl", "model.block_size=96", "train.max_steps=150")]
 
 
 @pytest.fixture(scope="session")
 def pages(served_runs: list[Path]) -> Iterator[Served]:
-    """A server of both."""
+    """A server of them."""
     with serving(*map(str, served_runs)) as served:
         yield served
 

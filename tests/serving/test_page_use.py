@@ -191,3 +191,33 @@ def test_a_base_model_says_that_it_does_not_chat(visit: Open) -> None:
     tab = visit("mode=chat&model=tiny")
     assert "not trained on conversations" in tab.text("#chat .why")
     assert tab.value("document.querySelector('#chat form').hidden") and not asked(tab)
+
+
+def test_a_model_that_chats_answers_and_is_asked_again(visit: Open, pages: Served) -> None:
+    tab = visit("mode=chat&model=fox&temperature=0&max_tokens=20")
+    last = "#chat .talk li:last-child"
+    for n_messages in (1, 3):
+        tab.click("#chat form textarea")
+        tab.type("Who?")
+        tab.press("Enter")
+        assert "reached its end" in finish(tab, "chat")
+        messages = asked(tab)[-1]["messages"]
+        assert [one["role"] for one in messages] == ["user", "assistant", "user"][:n_messages]
+        request = {"model": "fox", "messages": messages, "temperature": 0, "max_tokens": 20}
+        _, answer = pages.json("/v1/chat/completions", request)
+        assert tab.text(f"{last} div") == answer["choices"][0]["message"]["content"]
+        assert n_messages == 3 or tab.text(f"{last} div") == "<b>I</b>"
+        assert value(tab, "#chat form textarea") == ""
+    tab.click("#chat .again")
+    finish(tab, "chat")
+    assert asked(tab)[-1] == asked(tab)[-2] | {"seed": asked(tab)[-1]["seed"]}
+    tab.click("#chat .clear")
+    assert tab.value("document.querySelectorAll('#chat li').length") == 0
+    tab.click("#chat summary")
+    tab.click("#chat .system")
+    tab.type("Be short.")
+    tab.click("#chat form textarea")
+    tab.type("Who?")
+    tab.press("Enter")
+    finish(tab, "chat")
+    assert asked(tab)[-1]["messages"][0] == {"role": "system", "content": "Be short."}

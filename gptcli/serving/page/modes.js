@@ -92,7 +92,10 @@ const writing = (() => {
     if (document.activeElement === area)
       line.textContent = describe(doc.tokenAt(area.selectionEnd));
   });
-  $(".go", section).addEventListener("click", () => { go(); area.focus(); });
+  $(".go", section).addEventListener("click", () => {
+    go();
+    if (matchMedia("(hover: hover)").matches) area.focus();  // elsewhere a keyboard would appear
+  });
   undo.addEventListener("click", () => restore(past, future));
   followPointer($(".paper", section), pick);
   draw();
@@ -147,7 +150,7 @@ const chatting = (() => {
       draw();
     }
     const seconds = (performance.now() - begun) / 1000;
-    return [ENDS[finish], `${seconds.toFixed(1)} s`, `seed ${how.seed}`].filter(Boolean).join(" · ");
+    return [reply.content ? "" : "The answer is empty", ENDS[finish], `${seconds.toFixed(1)} s`, `seed ${how.seed}`].filter(Boolean).join(" · ");
   }).then(draw);
 
   form.addEventListener("submit", (event) => {

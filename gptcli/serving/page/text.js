@@ -147,6 +147,7 @@ async function write(doc, {at, model, how, signal, instead, onText}) {
   if (instead) {
     const {piece, other} = instead, {token} = piece;
     at = doc.placeOf(piece);
+    if (at < 0) throw new Failure("That part of the text is gone.");
     const before = doc.text.slice(0, at), ids = doc.idsBefore(piece, model);
     const first = doc.pieces.indexOf(piece);
     let last = first;

@@ -113,14 +113,21 @@ const pop = {
     this.box.replaceChildren(...rows);
     this.heat(piece);
     this.box.hidden = false;
+    this.place();
+    if (isFocused) (rows.find((row) => !row.hasAttribute("aria-current")) ?? rows[0]).focus();
+  },
+
+  // Below the token, above where there is no room, and nowhere once it is out of sight.
+  place() {
+    if (this.box.hidden) return;
     const {width, height} = this.box.getBoundingClientRect();
-    const rect = $("b", nodeOf(piece)).getClientRects()[0];
+    const rect = $("b", this.hot).getClientRects()[0];
+    if (!rect || rect.bottom < 0 || rect.top > innerHeight) { this.close(); return; }
     const left = Math.max(8, Math.min(rect.left, document.documentElement.clientWidth - width - 8));
     const below = rect.bottom + 2;
     const top = below + height < innerHeight ? below : Math.max(8, rect.top - height - 2);
     this.box.style.left = `${left}px`;
     this.box.style.top = `${top}px`;
-    if (isFocused) (rows.find((row) => !row.hasAttribute("aria-current")) ?? rows[0]).focus();
   },
 
   close() {
@@ -147,6 +154,11 @@ const pop = {
 };
 pop.box.addEventListener("pointerenter", () => clearTimeout(pop.timer));
 pop.box.addEventListener("pointerleave", () => pop.closeSoon());
+pop.box.addEventListener("focusout", ({relatedTarget}) => {
+  if (pop.box.hidden || pop.box.contains(relatedTarget)) return;
+  pop.back = null;  // the focus has gone elsewhere
+  pop.close();
+});
 pop.box.addEventListener("keydown", (event) => {
   const step = {ArrowDown: 1, ArrowUp: -1}[event.key];
   const rows = [...pop.box.children];
@@ -156,8 +168,8 @@ pop.box.addEventListener("keydown", (event) => {
   }
   if (event.key === "Tab") pop.close();
 });
-addEventListener("scroll", () => pop.close(), {passive: true});
-addEventListener("resize", () => pop.close());
+addEventListener("scroll", () => pop.place(), {passive: true});
+addEventListener("resize", () => pop.place());
 
 // Opens the alternatives of the token under the pointer, which may lie below a text box.
 const followPointer = (box, pick) => {
