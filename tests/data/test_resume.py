@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,14 @@ KILLS = 30
 @pytest.fixture
 def rows() -> str:
     """A folder of jsonl files, each a unit."""
+    return write_rows(lambda text: {"text": text})
+
+
+def write_rows(row_of: Callable[[str], dict[str, str]]) -> str:
+    """Write a folder of jsonl files, each a unit."""
     for index in range(N_FILES):
-        lines = [json.dumps({"text": f"file {index} row {row} " * 40}) for row in range(60)]
+        texts = [f"file {index} row {row} " * 40 for row in range(60)]
+        lines = [json.dumps(row_of(text)) for text in texts]
         path = Path(f"rows/part-{index:02d}.jsonl")
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
@@ -48,8 +55,11 @@ def wait_for_parts(child: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork, which Windows does not have")
-@pytest.mark.parametrize("tokenizer", ["gpt2", "bpe"])
+@pytest.mark.parametrize("tokenizer", ["gpt2", "bpe", "conversations"])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokenizer: str) -> None:
+    if tokenizer == "conversations":
+        write_rows(lambda text: {"prompt": text, "completion": text[:90]})
+        tokenizer = "gpt2"
     name = f"tokenizer.name={tokenizer}"
     began = time.perf_counter()
     prepare_rows("data/whole", name)
@@ -71,7 +81,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
             continue
         kills += 1
         left_parts += Path("data/cut/.progress").is_dir()
-        named = Path("data/cut").glob("[tv]*.bin")
+        named = Path("data/cut").glob("[tv]*_*.*")
         # No shard has its name before it is whole.
         assert all(path.read_bytes() == (Path("data/whole") / path.name).read_bytes()
                    for path in named)  # fmt: skip
