@@ -1,5 +1,6 @@
 """The shipped examples, the data each is for, and the command that follows `gpt prepare`."""
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,8 @@ def next_command(
     tokens, folder = done.manifest.tokens, done.folder
     name, settings = config or trains_on(loaded), [*(overrides or [])]
     longest = min(tokens.train, tokens.val or tokens.train) - 1
+    if done.manifest.is_chat:  # whose rows are filled up
+        longest = sys.maxsize
     if name is not None:
         settings += _data_settings(folder, loaded, name, settings)
         loaded = options.load(name, settings)
@@ -75,7 +78,9 @@ def next_command(
         settings.append(options.text_setting("data.dir", folder.as_posix()))
         if longest > 0:
             if not any(s.startswith(("model.", "train.", "data.seq_len=")) for s in settings):
-                if tokens.train < _SMALL_TOKENS:
+                if done.manifest.is_chat and done.manifest.tokenizer.name == "gpt2":
+                    settings.append("model.init_from=gpt2")
+                elif tokens.train < _SMALL_TOKENS:
                     settings += [*_SMALL, f"model.block_size={min(128, longest)}"]
             elif longest < loaded.seq_len and not loaded.is_set("model.block_size"):
                 settings.append(f"model.block_size={longest}")

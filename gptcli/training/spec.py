@@ -20,7 +20,7 @@ from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, rea
 from gptcli.device import available_devices, default_threads, resolve_auto
 from gptcli.errors import ConfigError, DataError
 from gptcli.generation import encode_prompt
-from gptcli.tokenizers import Tokenizer, make_tokenizer
+from gptcli.tokenizers import Tokenizer, make_tokenizer, with_chat_tokens
 from gptcli.training.memory import (
     ModelSize,
     Parallelism,
@@ -343,7 +343,10 @@ def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
     recorded = _settings_of(recipe)
     if config.tokenizer.path is not None:
         recorded.pop("tokenizer.name")
-        if make_tokenizer(config.tokenizer, list).fingerprint != recipe.tokenizer.sha256:
+        tokenizer = make_tokenizer(config.tokenizer, list)
+        if recipe.conversation_format:
+            tokenizer = with_chat_tokens(tokenizer)
+        if tokenizer.fingerprint != recipe.tokenizer.sha256:
             raise DataError(
                 f"{folder} was prepared with another tokenizer than"
                 f" tokenizer.path = {config.tokenizer.path}",
@@ -360,7 +363,9 @@ def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
 
 def _settings_of(recipe: Recipe) -> dict[str, object]:
     """Return the settings that a folder was prepared with, by their keys."""
+    chat = {"data.format": recipe.conversation_format, "data.bad_rows": recipe.bad_rows}
     return {
+        **(chat if recipe.conversation_format else {}),
         "tokenizer.name": recipe.tokenizer.name,
         "tokenizer.vocab_size": recipe.max_vocab_size,
         "data.text_field": recipe.text_field,

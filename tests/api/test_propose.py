@@ -86,6 +86,13 @@ def test_a_text_elsewhere_is_refused() -> None:
         look_at(load_config(None, flags={"data.source": "tinystories"}))
 
 
+def test_conversations_are_refused(tmp_path: Path) -> None:
+    row = '{"prompt": "Hi", "completion": "Yes."}\n'
+    (tmp_path / "chat.jsonl").write_text(row * 3)
+    with pytest.raises(ConfigError, match="holds conversations, not text"):
+        look_at(load_config(None, flags={"data.source": str(tmp_path / "chat.jsonl")}))
+
+
 def test_the_command_writes_a_file_that_trains(gpt: Gpt, corpus: Path) -> None:
     done = gpt("config", "init", "corpus.txt", "--minutes", "0.02")
     assert done.code == 0, done.err

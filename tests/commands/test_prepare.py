@@ -184,3 +184,29 @@ def test_prepare_proposes_a_network_for_a_small_text(gpt: Any, corpus: Path) -> 
     assert planned.code == 0 and planned.json["parameters"] < 40e6
     chosen = gpt("prepare", str(corpus), "-s", "model.n_layer=3").err
     assert "model.n_layer=3" in chosen and "n_embd" not in chosen
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> str:
+    """A file of 30 conversations."""
+    rows = ({"prompt": f"What is {i}?", "completion": "A number."} for i in range(30))
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "chat.jsonl"
+
+
+def test_conversations_of_gpt2s_tokens_train_gpt2(gpt: Any, talks: str) -> None:
+    assert next_of(gpt("prepare", talks)) == [
+        "train", "-s", "data.dir=data/chat", "-s", "model.init_from=gpt2",
+    ]  # fmt: skip
+
+
+def test_conversations_in_a_base_models_tokens_train(gpt: Any, talks: str, corpus: Path) -> None:
+    base = gpt("prepare", str(corpus), "-s", "tokenizer.name=bpe", "--out", "base", "--json")
+    done = gpt("prepare", talks, "-s", "tokenizer.path=base", "--out", "talks")
+    assert done.code == 0, done.err
+    planned = gpt(*next_of(done), *TINY, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    assert planned.json["vocab_size"] == base.json["vocab_size"] + 2
+    changed = gpt("train", "-s", "data.source=chat.jsonl", "-s", "data.dir=talks", *TINY,
+                  "-s", "data.bad_rows=skip", "--dry-run")  # fmt: skip
+    assert changed.code == 3 and "data.bad_rows = refuse" in changed.err
