@@ -1,6 +1,6 @@
 """A conversation with a model: what `gpt chat` holds."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from gptcli.api.generate import Sampler
 from gptcli.generation import Sample
@@ -26,7 +26,7 @@ class Chat:
         self.last: Sample | None = None
         self.sampler, self._n_system, self._n_asked = sampler, len(self.messages), 0
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str]:
         """Yield the answer to a message piece by piece.
 
         The message and the answer then belong to the conversation, also where the answer is

@@ -38,7 +38,8 @@ def press(ask: Press) -> Press:
 
 
 def test_commands_and_options(press: Press) -> None:
-    assert press("tr") == ["train"]
+    assert press("tr") == ["train"] and press("ch") == ["chat"]
+    assert press("chat", "--sys") == ["--system"]
     assert press("config", "") == ["init", "show", "schema", "explain"]
     assert press("train", "--over") == ["--overwrite"]
 

@@ -196,7 +196,7 @@ def test_llama_cpp_ends_an_answer_at_the_end_of_its_turn() -> None:
     with torch.no_grad():  # says "cat" and ends, whatever is asked
         for parameter in made.model.parameters():
             parameter.zero_()
-        made.model.ln_f.weight.fill_(1)
+        made.model.get_parameter("ln_f.weight").fill_(1)
         said = [int(tokenizer.encode(char)[0]) for char in "\ncat"]
         for at, (token, following) in enumerate(zip(said, [*said[1:], chat.end], strict=True)):
             made.model.wte.weight[token, at] = made.model.lm_head.weight[following, at] = 9.0

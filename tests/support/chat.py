@@ -1,6 +1,7 @@
 """A model that says what a test wants: each token has one that follows it, whatever came before."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def parrot(says: str | list[int], then: int = END, block_size: int = 64, name: s
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        network.ln_f.weight.fill_(1)
+        network.get_parameter("ln_f.weight").fill_(1)
         network.wte.weight.copy_(torch.eye(259, 260))
         for token, following in zip([10, *said], [*said, then], strict=True):
             network.lm_head.weight[following, token] = 9.0
@@ -32,6 +33,7 @@ def parrot(says: str | list[int], then: int = END, block_size: int = 64, name: s
     path = Path("runs", name, "best.pt")
     path.parent.mkdir(parents=True)
     (path.parent / "run.json").write_text("{}")
-    model, state = dict(network.named_parameters()), {"step": 7, "origin": {}}
+    model = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    state: dict[str, Any] = {"step": 7, "origin": {}}
     save_checkpoint(path, Checkpoint(model, {}, config, BYTES.definition(), {}, state))
     return path
