@@ -34,7 +34,7 @@ def push(folder: Path, name: str) -> str:
         StorageError: It failed; the folder stays, and the hint says how to push it again.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     again = shlex.join(["hf", "upload", name, str(folder)])

@@ -81,7 +81,7 @@ class _Request(_Strict):
     def settings(self, defaults: GenerateConfig) -> GenerateConfig:
         """Return how to sample: what the request says, else as the run does."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
-        given = {
+        given: dict[str, Any] = {
             "max_new_tokens": self.limit(),
             "temperature": self.temperature,
             "top_p": self.top_p,

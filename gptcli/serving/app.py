@@ -106,8 +106,9 @@ class App:
         headers = {}
         for name, value in scope["headers"]:
             headers[name.decode("latin-1")] = value.decode("latin-1")
-        words = (scope[name] for name in ("http_version", "method", "path"))
-        call = Call(*words, scope["query_string"].decode("latin-1"), headers, receive, send)
+        version, method, path = (scope[name] for name in ("http_version", "method", "path"))
+        query = scope["query_string"].decode("latin-1")
+        call = Call(version, method, path, query, headers, receive, send)
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._limits.seconds + _UPLOAD_SECONDS):

@@ -40,7 +40,8 @@ class Token(NamedTuple):
     top: list[tuple[int, float]]
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """What a text grew by; `finish_reason` comes with its last piece."""
 
     index: int

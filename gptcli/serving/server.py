@@ -39,7 +39,7 @@ class Protocol(H11Protocol):
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Leave signals to `serve`."""
         yield
 

@@ -133,7 +133,7 @@ def test_kept_checkpoints_are_models_too_as_many_as_fit(trained: Trained) -> Non
     trained.copy("train.keep_last=9", "train.save_every=1", "train.max_steps=6")
     with serving("tiny", max_bytes=250_000) as server:
         _, listed = server.json("/v1/models")
-        assert listed["data"][0]["gptcli"]["steps"] == [1, 2, 3, 4, 5, 6]
+        assert listed["data"][0]["gptcli"]["steps"] == [0, 1, 2, 3, 4, 5, 6]
         texts = {}
         for step in (1, 2, 3, 4, 5, 6, 1):
             status, answer = server.json(WHERE, SHORT | {"model": f"tiny@{step}"})
