@@ -66,7 +66,7 @@ async def ask(
         found, status, first = b"", 0, 0.0
         while part := await reader.read(256 if slowly else 65536):
             found += part
-            if not first and b"\r\n\r\n" in found and not found.endswith(b"\r\n\r\n"):
+            if not first and len(found.partition(b"\r\n\r\n")[2]) > 0:
                 first = time.perf_counter()
             if hang_up_after is not None and len(found) > hang_up_after:
                 return 0, b"", first
@@ -164,8 +164,8 @@ async def soak(server: Server, expected: list[list[str]], kinds: list[dict[str, 
                 memory.append(server.memory)
                 print(f"{n_begun:6} requests  {memory[-1]:.0f} MB  {dict(counts)}", flush=True)
             at, chance = draw.randrange(len(kinds)), draw.random()
-            body, is_streamed = kinds[at] | {"stream": draw.random() < 0.5}, False
-            is_streamed = body["stream"]
+            is_streamed = draw.random() < 0.5
+            body = kinds[at] | {"stream": is_streamed}
             raw = json.dumps(body).encode()
             if chance < 0.1:
                 await ask(server.port, raw, hang_up_after=draw.randrange(600))

@@ -14,6 +14,7 @@ import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gptcli.errors import GptError
@@ -95,8 +96,8 @@ class App:
             "/metrics": ("GET", self._get_metrics),
             "/v1/models": ("GET", self._list_models),
             "/v1/gptcli/samples": ("GET", self._samples),
-            "/v1/completions": ("POST", self._complete),
-            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
+            "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
         }
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -212,14 +213,8 @@ class App:
         history = await asyncio.to_thread(history_of, model.trained)
         return _json({"object": "list", "data": [row.model_dump() for row in history.samples]})
 
-    async def _complete(self, call: Call) -> Reply | None:
-        return await self._generate(call, CompletionRequest)
-
-    async def _chat(self, call: Call) -> Reply | None:
-        return await self._generate(call, ChatRequest)
-
     async def _generate(
-        self, call: Call, kind: type[CompletionRequest] | type[ChatRequest]
+        self, kind: type[CompletionRequest] | type[ChatRequest], call: Call
     ) -> Reply | None:
         request = parse(await _body(call), kind)
         model = await self._use(request.model)
