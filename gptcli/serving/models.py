@@ -42,10 +42,12 @@ class Model:
         self.defaults: GenerateConfig = sampler.config.generate
         self.weights = sampler.weights
         self.rows, self.n_jobs = Rows(self.trained.model), 0
-        self.n_bytes = 4 * self.trained.model.n_params()
         self.max_rows = rows_together(self.trained.model, 1 << 30)
-        evaluations = history_of(self.trained).evaluations
-        losses = [row.val_loss for row in evaluations if row.step == self.trained.step]
+        history = history_of(self.trained)
+        # Weights that kernels have taken are parameters no more.
+        self._n_params = history.facts.parameters or self.trained.model.n_params()
+        self.n_bytes = 4 * self._n_params
+        losses = [row.val_loss for row in history.evaluations if row.step == self.trained.step]
         self._val_loss = losses[-1] if losses else None
 
     @property
@@ -62,7 +64,7 @@ class Model:
             "step": trained.step,
             "steps": sorted(steps_of(trained)),
             "vocab_size": trained.tokenizer.vocab_size,
-            "parameters": trained.model.n_params(),
+            "parameters": self._n_params,
             "val_loss": self._val_loss,
             "weights": self.weights,
             "defaults": self.defaults.model_dump(exclude={"prompt", "num_samples"}),

@@ -1,5 +1,8 @@
 """The page in a real browser: writing, alternatives, comparing, the steps of a run."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gptcli.serving.page import page
@@ -31,6 +34,17 @@ def test_the_page_is_there_within_200_ms(visit: Open) -> None:
         tab.until("performance.getEntriesByType('navigation')[0].loadEventEnd > 0")
         seconds.append(tab.value("performance.getEntriesByType('navigation')[0].loadEventEnd"))
     assert min(seconds) < 200
+
+
+def test_a_model_is_described_as_its_run_describes_it(
+    visit: Open, pages: Served, served_runs: list[Path]
+) -> None:
+    facts = {model["id"]: model["gptcli"] for model in pages.json("/v1/models")[1]["data"]}
+    for run in served_runs:
+        counted = json.loads((run / "run.json").read_text())["parameters"]
+        assert facts[run.name]["parameters"] == counted
+    shown = visit("model=parrot").text("#facts")
+    assert shown.startswith("step 120 · ") and "context of 48 tokens · validation loss 0.0" in shown
 
 
 def test_a_text_grows_as_the_model_writes_it(visit: Open, pages: Served) -> None:

@@ -145,12 +145,12 @@ const chatting = (() => {
         grow();
       }
     } finally {
-      if (!reply.content) messages.pop();
+      if (!reply.content && !finish) messages.pop();
       talk.removeAttribute("aria-busy");
       draw();
     }
     const seconds = (performance.now() - begun) / 1000;
-    return [reply.content ? "" : "The answer is empty", ENDS[finish], `${seconds.toFixed(1)} s`, `seed ${how.seed}`].filter(Boolean).join(" · ");
+    return [ENDS[finish], `${seconds.toFixed(1)} s`, `seed ${how.seed}`].filter(Boolean).join(" · ");
   }).then(draw);
 
   form.addEventListener("submit", (event) => {
