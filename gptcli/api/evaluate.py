@@ -12,13 +12,16 @@ from typing import Any, get_args
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
 from gptcli.config.schema import Split
+from gptcli.data.packing import PackedRows
+from gptcli.data.shards import Manifest, read_manifest
 from gptcli.device import init_runtime
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
-from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats
+from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats, evaluate_rows
 from gptcli.evaluation import evaluate as score_tokens
 from gptcli.evaluation.adapt import Learner
 from gptcli.evaluation.texts import split_tokens, text_tokens
-from gptcli.interop.pretrained import open_model
+from gptcli.interop.pretrained import open_model, with_tokenizer
+from gptcli.tokenizers import with_chat_tokens
 
 Checkpoint = str | os.PathLike[str] | TrainedModel | None
 Place = str | os.PathLike[str] | None
@@ -61,7 +64,8 @@ def device_of(trained: TrainedModel) -> str:
 class Score:
     """The figures of a model on a text: a file (split is `text`), or train or val of a folder.
 
-    `adapted` are those of a copy that learned from each window once it was scored.
+    `adapted` are those of a copy that learned from each window once it was scored. Of
+    conversations, what is trained on is scored.
     """
 
     trained: TrainedModel
@@ -70,6 +74,7 @@ class Score:
     evaluation: Evaluation
     seconds: float
     adapted: Evaluation | None = None
+    conversations: int | None = None  # None: text
 
 
 def evaluate(
@@ -138,11 +143,14 @@ def compare(
     _require_same_text(contexts, stride, max_tokens, is_file=text is not None)
     given = data if text is None else text
     path = models[0].data_dir if given is None else Path(given)
+    if text is None and (manifest := read_manifest(path)).is_chat:
+        _require_rows(path, contexts, stride, adapt_lr)
+        models = [_with_chat_tokens(model, manifest) for model in models]
     is_mixed = len({model.tokenizer.fingerprint for model in models}) > 1
-    texts: list[tuple[TokenSequence, SpanOf | None]] = []
-    for model in models:  # all are opened before the first is scored: refusals come at once
+    texts: list[tuple[TokenSequence | PackedRows, SpanOf | None]] = []
+    for model, context in zip(models, contexts, strict=True):  # refusals come before any score
         if text is None:
-            texts.append((split_tokens(path, split, model), None))
+            texts.append((split_tokens(path, split, model, context), None))
             continue
         tokens, parts, warning = text_tokens(path, model, config.data.encoding_errors)
         if warning:
@@ -151,8 +159,11 @@ def compare(
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
-        how: dict[str, Any] = {"context": context, "stride": stride, "max_tokens": max_tokens}
-        how.update(units=TokenStats(model.tokenizer), span_of=span_of, on_progress=on_progress)
+        how: dict[str, Any] = {"max_tokens": max_tokens, "on_progress": on_progress}
+        how["units"] = TokenStats(model.tokenizer)
+        is_chat = isinstance(tokens, PackedRows)
+        if not is_chat:
+            how.update(context=context, stride=stride, span_of=span_of)
         if adapt_lr is not None:
             how["rows"] = 1  # a copy learns after each, and both are computed in the same shapes
         with tokens:
@@ -160,16 +171,42 @@ def compare(
             seconds = time.perf_counter() - began
             if adapt_lr is not None:
                 adapted = _score(model, config, tokens, adapt_lr, **how)
-        scores.append(
-            Score(model, path, "text" if text is not None else split, found, seconds, adapted)
-        )
+        n = int((tokens.lengths > 0).sum()) if isinstance(tokens, PackedRows) else None
+        name = "text" if text is not None else split
+        scores.append(Score(model, path, name, found, seconds, adapted, n))
     return scores
+
+
+def _require_rows(
+    path: Path, contexts: list[int], stride: int | None, adapt_lr: float | None
+) -> None:
+    """Refuse what only text has, and rows that differ from model to model."""
+    if stride is not None or adapt_lr is not None:
+        what = "stride" if stride is not None else "adapt"
+        raise ConfigError(f"{what}: {path} holds conversations, which are scored in whole rows")
+    if min(contexts) < max(contexts):
+        raise ConfigError(
+            f"contexts of {min(contexts)} and {max(contexts)} tokens cut long conversations at"
+            " different places",
+            f"use one context for all with -s data.seq_len={min(contexts)}",
+        )
+
+
+def _with_chat_tokens(trained: TrainedModel, manifest: Manifest) -> TrainedModel:
+    """Return a base model that reads conversations of its tokenizer; others stay as they are.
+
+    Its rows for chat tokens are drawn, as for a run that starts from it.
+    """
+    tokenizer = with_chat_tokens(trained.tokenizer)
+    if trained.tokenizer.chat or tokenizer.fingerprint != manifest.tokenizer.sha256:
+        return trained
+    return with_tokenizer(trained, tokenizer)
 
 
 def _score(
     trained: TrainedModel,
     config: Config,
-    tokens: TokenSequence,
+    tokens: TokenSequence | PackedRows,
     adapt_lr: float | None = None,
     **how: Any,
 ) -> Evaluation:
@@ -180,7 +217,10 @@ def _score(
         model, how["learn"] = learner.model, learner.learn
     model = model.compiled() if runtime.compile else model
     try:
-        found = score_tokens(model, tokens, runtime, **how)
+        if isinstance(tokens, PackedRows):
+            found = evaluate_rows(model, tokens, runtime, **how)
+        else:
+            found = score_tokens(model, tokens, runtime, **how)
     except RuntimeError as error:
         if not runtime.compile or is_out_of_memory(error):
             raise

@@ -1,6 +1,7 @@
 """`gpt eval`: loss, perplexity and bits per byte of a checkpoint, or of several side by side."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,6 +65,10 @@ AdaptLr = Annotated[
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
 ]
+Questions = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Questions with answers (JSON lines) to ask instead."),
+]
 Limit = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="With --tasks: examples per task.")
 ]
@@ -85,6 +90,7 @@ def evaluate(
     adapt_lr: AdaptLr = None,
     tasks: Tasks = None,
     limit: Limit = None,
+    questions: Questions = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
@@ -101,7 +107,7 @@ def evaluate(
     if baselines and (text is not None or split != "val"):
         raise ConfigError("--baselines compresses the validation text: omit --text and --split")
     has_text = data or text or stride or max_tokens or baselines or adapt or split != "val"
-    _require_tasks(tasks, limit, bool(has_text))
+    _require_tasks(tasks, limit, questions, bool(has_text))
     loaded = options.load(config, set_)
     if loaded.dtype == "auto":  # a measurement is exact unless a precision is named
         loaded = loaded.model_copy(update={"dtype": "float32"})
@@ -112,6 +118,9 @@ def evaluate(
     if tasks is not None:
         models = [open_checkpoint(name, loaded) for name in names]
         _run_tasks(models, tasks.split(","), limit, json_)
+        return
+    if questions is not None:
+        _ask([open_checkpoint(name, loaded) for name in names], questions, loaded, json_)
         return
     how: dict[str, Any] = {"text": text, "data": data, "split": split, "max_tokens": max_tokens}
     with console.bar("evaluating") as bar:
@@ -142,7 +151,11 @@ def _half_stride(score: "Score", config: "Config", how: dict[str, Any]) -> dict[
     return {"stride": stride} | _figures(found.evaluation)
 
 
-def _require_tasks(tasks: str | None, limit: int | None, has_text: bool) -> None:
+def _require_tasks(
+    tasks: str | None, limit: int | None, questions: str | None, has_text: bool
+) -> None:
+    if questions is not None and (has_text or tasks is not None):
+        raise ConfigError("--questions needs no other text: omit the options that name one")
     if limit is not None and tasks is None:
         raise ConfigError("--limit applies to --tasks; --max-tokens scores part of a text")
     if tasks is not None and has_text:
@@ -160,6 +173,8 @@ def _references(score: "Score") -> dict[str, Any]:
 
 def _baselines(score: "Score") -> dict[str, Any]:
     """Measure what compressors and an n-gram model need for the validation text."""
+    if score.conversations is not None:
+        raise ConfigError(f"--baselines compresses text, and {score.place} holds conversations")
     from gptcli.data.shards import TokenReader, read_manifest
     from gptcli.evaluation.baselines import HAS_PPMD, SECONDS_PER_BYTE, measure
 
@@ -199,16 +214,20 @@ def _facts(score: "Score") -> dict[str, Any]:
         "words": found.words,
         "word_perplexity": found.word_perplexity,
         "data": str(score.place),
+        "conversations": score.conversations,
     }
 
 
 def describe(facts: dict[str, Any]) -> str:
     """Return the lines about one model, from its JSON result."""
     step = f" (step {facts['step']:,})" if facts["step"] else ""
+    what, windows = "tokens", f", stride {facts['stride']}"
+    if (n_chats := facts["conversations"]) is not None:
+        what, windows = f"trained tokens of {n_chats:,} conversations", ""
     lines = [
         f"{facts['checkpoint']}{step} on {_place(facts)}:"
-        f" {facts['tokens']:,} tokens, {facts['bytes']:,} bytes,"
-        f" context {facts['context']}, stride {facts['stride']}",
+        f" {facts['tokens']:,} {what}, {facts['bytes']:,} bytes,"
+        f" context {facts['context']}{windows}",
         f"loss {fixed(facts['loss'], 4)} nats per token (standard error"
         f" {fixed(facts['standard_error'], 4)})",
         f"perplexity {fixed(facts['perplexity'], 2)} per token,"
@@ -219,7 +238,7 @@ def describe(facts: dict[str, Any]) -> str:
     context = facts["context"]
     if (half := facts.get("half_stride")) is not None:
         models[f"the model with --stride {half['stride']}"] = half["bits_per_byte"]
-    elif facts["stride"] == context > 1:
+    elif facts["stride"] == context > 1 and n_chats is None:
         lines.append(
             f"a token sees {context // 2} tokens before it on average; {context - context // 4}"
             f" with --stride {context // 2}, which takes twice as long"
@@ -312,6 +331,35 @@ def _describe_difference(first: str, second: str, found: "Difference") -> str:
     return (
         f"{first} minus {second}: {found.bits_per_byte:+.4f} bits per byte ({interval}): {verdict}"
     )
+
+
+def _ask(models: "list[TrainedModel]", path: str, config: "Config", json_: bool) -> None:
+    """Print how many questions each model answers."""
+    from gptcli.api.questions import ask, read_questions
+
+    questions = read_questions(Path(path))
+    results: list[dict[str, Any]] = []
+    for model in models:
+        with console.bar("asking") as bar:
+            found = ask(model, questions, config, bar.update)
+        known = {"checkpoint": str(model.path), "step": model.step, "questions": path}
+        results.append(known | asdict(found))
+    if json_:
+        console.result_json(results[0] if len(results) == 1 else {"results": results})
+        return
+    for facts in results:
+        console.result(f"{facts['checkpoint']} (step {facts['step']:,}) on {path}:")
+        if n := facts["choice_questions"]:
+            console.result(
+                f"{facts['choice_accuracy']:.1%} of {n:,} choices right by likelihood in sum,"
+                f" {facts['choice_accuracy_per_token']:.1%} per token; guessing gives"
+                f" {facts['chance']:.1%}"
+            )
+        if n := facts["free_questions"]:
+            console.result(
+                f"{facts['exact_match']:.1%} of {n:,} answers match exactly;"
+                f" {facts['ended']:.1%} ended within {config.generate.max_new_tokens} tokens"
+            )
 
 
 def _run_tasks(

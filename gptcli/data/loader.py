@@ -182,7 +182,11 @@ def open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Split
     if manifest.is_chat:
         from gptcli.data.packing import open_rows
 
-        return open_rows(folder, manifest, config.seq_len, config.seed)
+        how = config.seq_len, config.seed
+        rows = open_rows(folder, manifest, "train", *how)
+        if rows is None:
+            raise DataError(f"{folder}: no conversations to train on")
+        return rows, open_rows(folder, manifest, "val", *how)
     train_tokens = TokenReader(folder, manifest, "train")
     require_window(train_tokens, config.seq_len, "train")
     val_tokens = TokenReader(folder, manifest, "val")

@@ -10,14 +10,16 @@ but a number for each conversation is kept, and resuming is an addition.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from gptcli.config.schema import Split
+from gptcli.data.conversations import ConversationReader
 from gptcli.data.loader import Batch, Loader, Numbers, permuted
-from gptcli.data.shards import SPLITS, Manifest
+from gptcli.data.shards import Manifest
 from gptcli.errors import DataError
 from gptcli.model.loss import IGNORED
 
@@ -173,6 +175,12 @@ class PackedRows:
         batch = tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
         return batch, numbers[:, 1:]
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the files, which reading opens."""
         close = getattr(self._reader, "close", None)
@@ -193,26 +201,19 @@ class ConversationLoader(Loader):
 
 
 def open_rows(
-    folder: Path, manifest: Manifest, seq_len: int, seed: int
-) -> tuple[PackedRows, PackedRows | None]:
-    """Open both splits of a folder of conversations; without validation there is no second one.
+    folder: Path, manifest: Manifest, split: Split, seq_len: int, seed: int
+) -> PackedRows | None:
+    """Open a split of a folder of conversations; None if it is empty.
 
     Raises:
-        DataError: A split cannot be read, or no answer in it ends within a row.
+        DataError: It cannot be read, or no answer in it ends within a row.
     """
-    from gptcli.data.conversations import ConversationReader
-
-    splits: list[PackedRows | None] = []
-    for split in SPLITS:
-        reader = ConversationReader(folder, manifest, split)
-        rows = PackedRows(reader, seq_len, seed) if len(reader) else None
-        if (rows is None and split == "train") or (rows is not None and not rows.n_rows):
-            raise DataError(
-                f"{folder}: no {split} conversation fits in a row of {seq_len} tokens, not even"
-                " up to its first answer",
-                "raise data.seq_len, and model.block_size with it",
-            )
-        splits.append(rows)
-    train, val = splits
-    assert train is not None
-    return train, val
+    reader = ConversationReader(folder, manifest, split)
+    rows = PackedRows(reader, seq_len, seed) if len(reader) else None
+    if rows is not None and not rows.n_rows:
+        raise DataError(
+            f"{folder}: no {split} conversation fits in a row of {seq_len} tokens, not even up to"
+            " its first answer",
+            "raise data.seq_len, and model.block_size with it",
+        )
+    return rows

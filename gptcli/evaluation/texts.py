@@ -6,6 +6,7 @@ import numpy as np
 
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.schema import Split
+from gptcli.data.packing import PackedRows, open_rows
 from gptcli.data.readers import read_text
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import DataError
@@ -47,8 +48,12 @@ def text_tokens(
     return TokenArray(tokens), span_of, warning if is_changed else None
 
 
-def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequence:
+def split_tokens(
+    folder: Path, split: Split, trained: TrainedModel, context: int
+) -> TokenReader | PackedRows:
     """Open a split of prepared data that the checkpoint's tokenizer wrote.
+
+    Conversations are in rows of `context` tokens.
 
     Raises:
         DataError: Another tokenizer wrote it, or it is empty.
@@ -61,7 +66,10 @@ def split_tokens(folder: Path, split: Split, trained: TrainedModel) -> TokenSequ
             f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size:,} ids)",
             "name the data it was trained on with --data, or score a file with --text",
         )
-    tokens = TokenReader(folder, manifest, split)
-    if len(tokens) < 2:
+    if not manifest.is_chat:
+        tokens = TokenReader(folder, manifest, split)
+    elif (rows := open_rows(folder, manifest, split, context, seed=0)) is not None:
+        return rows
+    if manifest.is_chat or len(tokens) < 2:
         raise DataError(f"{folder}: no {split} tokens", "try --split train, or --text FILE")
     return tokens

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import CONFIG, GPT2_REVISIONS, open_folder, open_hub
 from gptcli.interop.nanogpt import from_nanogpt, is_nanogpt
-from gptcli.interop.weights import Pretrained, resize_vocab
+from gptcli.interop.weights import Pretrained, add_tokens, resize_vocab
 from gptcli.model import GPT
 from gptcli.runs import BEST, LAST, RUN
 from gptcli.runs.find import find_checkpoint, run_named
@@ -157,6 +158,19 @@ def _of_others(
     state = {"step": 0, "origin": pretrained.facts()}
     checkpoint = Checkpoint({}, {}, settings, tokenizer.definition(), {}, state)
     return TrainedModel(place, model.eval(), tokenizer, checkpoint)
+
+
+def with_tokenizer(trained: TrainedModel, tokenizer: Tokenizer) -> TrainedModel:
+    """Return a model with rows for the tokens that a tokenizer adds to its own."""
+    n_known, n_tokens = trained.tokenizer.vocab_size, tokenizer.vocab_size
+    config = trained.model.config
+    shape = config.model_copy(update={"vocab_size": max(config.vocab_size or 0, n_tokens)})
+    parameters = dict(trained.model.named_parameters())
+    with torch.device("meta"):
+        model = GPT(shape, n_tokens)
+    weights = add_tokens(parameters, shape, range(n_known, n_tokens), seed=0)
+    place_weights(model, weights, trained.path, trained.model.wte.weight.device)
+    return replace(trained, model=model.eval(), tokenizer=tokenizer)
 
 
 def _tokenizer_of(pretrained: Pretrained, config: Config, data: Path | None) -> Tokenizer:

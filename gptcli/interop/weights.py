@@ -21,6 +21,7 @@ from gptcli.interop.hf_config import Family
 from gptcli.interop.hf_tokenizer import CHAT_WORDS, Vocabulary, specials_of, vocabulary_of
 from gptcli.interop.names import Table, to_format
 from gptcli.model import GPT
+from gptcli.seeding import derive_seed
 from gptcli.tokenizers import Tokenizer, bpe
 
 _EMBEDDINGS = ("wte.", "lm_head.", "value_embeds.")  # what has a row for each token
@@ -211,6 +212,25 @@ def resize_vocab(
             table = table[:n_known]
             mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
             fitted[name] = torch.cat((table, mean.expand(n_rows - len(table), -1)))
+    return fitted
+
+
+def add_tokens(
+    weights: Mapping[str, Tensor], model: ModelConfig, tokens: range, seed: int
+) -> dict[str, Tensor]:
+    """Fit weights to `model` as `resize_vocab` does, with new tokens after the known ones.
+
+    Their rows are drawn as those of the others are spread: with the same row two tokens would be
+    one, and stay so where embeddings are frozen.
+    """
+    fitted = resize_vocab(weights, model, tokens.start)
+    for name, table in fitted.items():
+        if name.startswith(_EMBEDDINGS) and len(tokens) > 1:
+            known = table[: tokens.start].float().cpu()
+            generator = torch.Generator().manual_seed(derive_seed("new tokens", seed, name))
+            drawn = torch.empty(len(tokens), known.shape[1]).normal_(generator=generator)
+            rows = (known.mean(dim=0) + known.std(dim=0) * drawn).to(table)
+            fitted[name] = torch.cat((table[: tokens.start], rows, table[tokens.stop :]))
     return fitted
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from gptcli.checkpoint import Checkpoint, load_weights
 from gptcli.config.model import ModelConfig
@@ -95,32 +93,20 @@ def build_model(config: Config, pretrained: "Pretrained | None", n_tokens: int) 
         model = GPT(config.model, n_tokens)
         model.init_weights(derive_seed("weights", config.seed))
         return model
-    from gptcli.interop.weights import resize_vocab
+    from gptcli.interop.weights import add_tokens, resize_vocab
 
     # Read first: nothing is allocated before the file has shown that it is of that size.
-    n_known = pretrained.n_known if n_tokens > pretrained.n_known else None  # chat tokens are new
-    weights = resize_vocab(pretrained.weights(), config.model, n_known)
-    if n_known is not None:
-        _tell_apart(weights, range(n_known, n_tokens), config.seed)
+    weights, n_known = pretrained.weights(), pretrained.n_known
+    if n_tokens > n_known:
+        weights = add_tokens(weights, config.model, range(n_known, n_tokens), config.seed)
+    else:
+        weights = resize_vocab(weights, config.model)
     model = GPT(config.model, n_tokens)
     if config.model.lora is not None:
         init_adapters(model, derive_seed("adapters", config.seed))
         weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}
     load_weights(model, weights, Path(pretrained.place))
     return model
-
-
-def _tell_apart(weights: dict[str, Tensor], tokens: range, seed: int) -> None:
-    """Draw the rows of new tokens as those of the others are spread.
-
-    With the same row two tokens are one, and stay so where embeddings are frozen.
-    """
-    for name, table in weights.items():
-        if name.startswith(("wte.", "lm_head.", "value_embeds.")):
-            known = table[: tokens.start].float()
-            generator = torch.Generator().manual_seed(derive_seed("new tokens", seed, name))
-            drawn = torch.empty(len(tokens), known.shape[1]).normal_(generator=generator)
-            table[tokens.start : tokens.stop] = known.mean(dim=0) + known.std(dim=0) * drawn
 
 
 def freeze(model: GPT, names: list[str]) -> None:
