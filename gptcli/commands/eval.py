@@ -214,7 +214,7 @@ def _facts(score: "Score") -> dict[str, Any]:
         "words": found.words,
         "word_perplexity": found.word_perplexity,
         "data": str(score.place),
-        "conversations": score.conversations,
+        **({} if score.conversations is None else {"conversations": score.conversations}),
     }
 
 
@@ -222,7 +222,7 @@ def describe(facts: dict[str, Any]) -> str:
     """Return the lines about one model, from its JSON result."""
     step = f" (step {facts['step']:,})" if facts["step"] else ""
     what, windows = "tokens", f", stride {facts['stride']}"
-    if (n_chats := facts["conversations"]) is not None:
+    if (n_chats := facts.get("conversations")) is not None:
         what, windows = f"trained tokens of {n_chats:,} conversations", ""
     lines = [
         f"{facts['checkpoint']}{step} on {_place(facts)}:"
