@@ -353,7 +353,8 @@ class Trainer:
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
-        ids = encode_prompt(tokenizer, prompt, context, as_message=tokenizer.chat is not None)
+        is_chat = tokenizer.chat is not None
+        ids = encode_prompt(tokenizer, prompt, context, as_message=is_chat)
         s.model.eval()
         text = TextStream(tokenizer, config)
         with self.clock.during("sampling"), s.inference():
@@ -370,7 +371,7 @@ class Trainer:
             text.finish()
         s.model.train()
         self.sampled_step = s.state.step
-        yield Sampled(s.state.step, prompt or "", text.text)
+        yield Sampled(s.state.step, (prompt or "") + "\n" * is_chat, text.text)
 
     def _end(self, is_stopped: bool) -> Event:
         """Record how the run has ended."""

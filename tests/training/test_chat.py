@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from gptcli.api.chat import Chat
+from gptcli.api.generate import Sampler
 from gptcli.checkpoint import load_checkpoint, load_model
 from gptcli.config import Config, load_config
 from gptcli.data.conversations import ConversationReader
@@ -17,7 +19,7 @@ from gptcli.distributed.process_group import SINGLE_PROCESS
 from gptcli.errors import ConfigError, DataError
 from gptcli.model.loss import IGNORED
 from gptcli.runs.folder import ReadOnlyRun
-from gptcli.training.events import Evaluated, StepDone
+from gptcli.training.events import Evaluated, Sampled, StepDone
 from gptcli.training.setup import set_up
 from gptcli.training.step import Stepper
 from support.chats import CHATTY, prepare_chats
@@ -185,3 +187,12 @@ def test_a_base_model_learns_to_answer(chatty: Any, base: str, how: tuple[str, .
         assert torch.equal(rows[:257], before)
     lines = (config.run_folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["val_loss"] < losses[0]
+
+
+def test_a_sample_answers_the_prompt(chatty: Any) -> None:
+    config = chatty("train.sample_every=6", "generate.prompt=what is ab", "generate.temperature=0")
+    [sample] = [event for event in finish(config) if isinstance(event, Sampled)]
+    path = str(config.run_folder / "last.pt")
+    chat = Chat(Sampler(path, lambda run: load_config(None, (), {"device": "cpu"}, run)))
+    answer = "".join(chat.ask("what is ab"))
+    assert (sample.prompt, sample.text) == ("what is ab\n", answer)
