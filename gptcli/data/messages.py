@@ -56,8 +56,7 @@ def conversation_of(row: dict[str, Any], form: DataFormat) -> Turns | BadRow:
             return BadRow("not text", f"the content of turn {index + 1}")
         if role == "system" and index:
             return BadRow("second system message", f"turn {index + 1}")
-        content = content.strip()
-        if content:
+        if content := content.strip():
             turns.append((role, content))
         elif role != "system":
             return BadRow("empty turn", f"turn {index + 1}")

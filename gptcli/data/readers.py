@@ -193,7 +193,8 @@ def sound(text: str, where: str, errors: str) -> str:
         DataError: There is one, and `errors` is not "replace".
     """
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError as error:
         if errors != "replace":
             raise DataError(

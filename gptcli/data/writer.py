@@ -92,11 +92,11 @@ def _conversation_batches(unit: Unit, data: DataConfig) -> Iterator[TextBatch]:
         if isinstance(found, BadRow):
             batch.skipped.append((found.reason, place))
             continue
-        for role, content in found:
-            batch.texts.append(content)
-            batch.documents.append(index)
-            batch.roles.append(ROLES.index(role))
-            n_chars += len(content)
+        texts = [content for _, content in found]
+        batch.texts.extend(texts)
+        batch.roles.extend([ROLES.index(role) for role, _ in found])
+        batch.documents.extend([index] * len(found))
+        n_chars += sum(map(len, texts))
         index += 1
         if n_chars >= _BATCH_CHARS or len(batch.texts) >= _BATCH_TEXTS:
             yield batch
