@@ -91,10 +91,11 @@ class Rows:
         for row in full:
             row._n_cached = 0  # it takes part at place 0, and is overwritten then
         cache, lengths = self._cache, [row._n_cached for row in self.rows]
-        tokens = torch.tensor([row.tokens[-1:] for row in self.rows], device=self._device)
-        cache.position = torch.tensor(lengths, device=self._device)[:, None]
-        cache.length = max(lengths)
-        logits = self._feed(tokens, cache)
+        last = torch.tensor([row.tokens[-2:] for row in self.rows], device=self._device)  # (B, 2)
+        cache.before, cache.length, cache.position = last[:, :1], max(lengths), None
+        if min(lengths) < cache.length:
+            cache.position = torch.tensor(lengths, device=self._device)[:, None]
+        logits = self._feed(last[:, 1:], cache)
         for row in self.rows:
             row._n_cached += 1
         for row in full:
@@ -109,7 +110,7 @@ class Rows:
         at, last = self.rows.index(row), self.rows.pop()
         if last is not row:  # the last row moves to its place
             self.rows[at] = last
-            for stored in self._stored():
+            for stored in self._store.layers:
                 stored[at].copy_(stored[len(self.rows)])
         self._use_rows()
 
@@ -128,10 +129,6 @@ class Rows:
         with decoding_kernels(self._device):
             return finite(self._model.next_logits(tokens, cache).float())
 
-    def _stored(self) -> list[Tensor]:
-        tokens = self._store.tokens
-        return self._store.layers + ([] if tokens is None else [tokens])
-
     def _reserve(self, n_rows: int, like: KVCache) -> None:
         """Make room for so many rows."""
         if self._store.layers and len(self._store.layers[0]) >= n_rows:
@@ -142,25 +139,19 @@ class Rows:
         for stored in like.layers:
             _, H, _, D = stored.shape
             grown.layers.append(stored.new_zeros(most, H, self._context + extra, D))
-        if like.tokens is not None:
-            grown.tokens = like.tokens.new_zeros(most, self._context)
-        before, self._store = self._stored(), grown
-        for old, new in zip(before, self._stored(), strict=bool(before)):
+        for old, new in zip(self._store.layers, grown.layers, strict=False):  # the first has none
             new[: len(old)].copy_(old)
+        self._store = grown
 
     def _place(self, at: int, read: KVCache) -> None:
         """Copy what was stored of one text to a row."""
         for stored, new in zip(self._store.layers, read.layers, strict=True):
             stored[at, :, : new.shape[2]].copy_(new[0])
-        if self._store.tokens is not None and read.tokens is not None:
-            self._store.tokens[at, : read.size].copy_(read.tokens[0])
 
     def _use_rows(self) -> None:
         """Let the cache be what the texts of now have stored."""
-        n, store = len(self.rows), self._store
-        tokens = None if store.tokens is None else store.tokens[:n]
-        layers = [layer[:n] for layer in store.layers]
-        self._cache = KVCache(self._context, 0, layers, tokens, kernel=self._kernel)
+        layers = [layer[: len(self.rows)] for layer in self._store.layers]
+        self._cache = KVCache(self._context, 0, layers, kernel=self._kernel)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[Drawn]:
         """Draw a token for each row of logits (B, V)."""
@@ -178,7 +169,9 @@ class Rows:
                 tokens[at] = token
         drawn = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            logprob, top = self._explain(row, token, logits[at])
+            logprob, top = (
+                (0.0, []) if row.n_top is None else _explain(row.n_top, token, logits[at])
+            )
             row.n_drawn += 1
             is_end = token in row.ends
             if not is_end:
@@ -197,12 +190,9 @@ class Rows:
             logits[at] = apply_repetition_penalty(logits[at], seen, penalty)
         return logits
 
-    def _explain(
-        self, row: Row, token: int, logits: Tensor
-    ) -> tuple[float, list[tuple[int, float]]]:
-        """Return the log-probability of a token and the likeliest ones."""
-        if row.n_top is None:
-            return 0.0, []
-        logprobs = logits.log_softmax(-1)
-        values, ids = logprobs.topk(min(row.n_top, len(logits)))
-        return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))
+
+def _explain(n_top: int, token: int, logits: Tensor) -> tuple[float, list[tuple[int, float]]]:
+    """Return the log-probability of a token and the likeliest ones."""
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(min(n_top, len(logits)))
+    return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))

@@ -28,6 +28,7 @@ class KVCache:
             precision of the keys; allocated when the layer first stores some. With offset keys
             there is one place more, where half of the next key waits.
         tokens: The tokens themselves, (B, size), for a model that asks for the one before.
+        before: The one before the next token, (B, 1), from a caller that knows it.
         position: Where the next single token goes, int64 on the device: (B, 1) for texts that
             differ in length. (1,) for texts of one length; a step of one token then has the same
             shapes at every position, as a CUDA graph needs. None otherwise.
@@ -38,6 +39,7 @@ class KVCache:
     length: int = 0
     layers: list[Tensor] = field(default_factory=list)
     tokens: Tensor | None = None
+    before: Tensor | None = None
     position: Tensor | None = None
     kernel: AttendFn | None = None
 
@@ -74,6 +76,8 @@ class KVCache:
 
     def extend_tokens(self, tokens: Tensor) -> Tensor | None:
         """Store new tokens (B, T); return the one before them, (B, 1), or None at the start."""
+        if self.before is not None:
+            return self.before
         if self.tokens is None:
             self.tokens = tokens.new_zeros(len(tokens), self.size)
         self._put(self.tokens, 1, 0, tokens)
