@@ -263,6 +263,7 @@ class Engine:
             admitted = self._next()
         if admitted is not None:
             self._join(*admitted, touched)
+            self._wake(touched)  # a first token does not wait for the others' next
         models = {job.model: None for _, job in self._running.values()}
         for model in models:
             self._step(model, touched)
