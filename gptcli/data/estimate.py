@@ -23,7 +23,7 @@ from gptcli.tokenizers.gigatoken import fast_bpe
 _SAMPLE_CHARS = 1 << 18
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
 _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
-_TEXT_PER_SOURCE_BYTE = 0.06  # questions and answers from Python's library
+_TEXT_PER_SOURCE_BYTE = 0.08  # questions and answers from Python's library
 
 
 @dataclass(frozen=True)
