@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
-from gptcli.generation.native import attention_kernel
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.generation.text import TextStream
 from gptcli.model import GPT, KVCache
@@ -72,6 +71,8 @@ class Decoding:
             context: The most tokens to attend to; None is the model's context.
             replay: Record the step of one token and replay it, which CUDA graphs do.
         """
+        from gptcli.generation.native import attention_kernel  # built only where text is drawn
+
         self._context = context or model.config.block_size
         assert 0 < len(prompt) <= self._context
         self.alive = list(samples)
