@@ -132,17 +132,21 @@ def photograph(folder: Path) -> Path:
     ):
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
-        tab = browser.open(f"{url}/#seed=1&max_tokens=180&mono=1", 1120, 700)
-        tab.until("document.documentElement.dataset.ready")
-        tab.click("#write textarea")
-        tab.type("def read(")
-        tab.press("Enter", CONTROL)
-        tab.until("document.querySelector('#write .status').textContent.includes('seed')")
-        tab.point("#write .t:nth-child(20)")
-        tab.until("!document.querySelector('#pop').hidden")
-        time.sleep(0.5)  # until it has appeared
-        tab.picture(file)
-        server.terminate()
+        tab = browser.open(f"{url}/#seed=1&max_tokens=120&mono=1", 1120, 700)
+        try:
+            tab.until("document.documentElement.dataset.ready")
+            tab.click("#write textarea")
+            tab.type("def read(")
+            tab.press("Enter", CONTROL)
+            tab.until("document.querySelector('#write .status').textContent.includes('seed')")
+            words_drawn = "[...document.querySelectorAll('.t b')].filter((b) => b.innerText[3])"
+            tab.value(f"{words_drawn}[6].id = 'shown'")
+            tab.point("#shown")
+            tab.until("!document.querySelector('#pop').hidden")
+            time.sleep(0.5)  # until it has appeared
+            tab.picture(file)
+        finally:
+            server.terminate()
     return file
 
 
