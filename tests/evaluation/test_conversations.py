@@ -18,7 +18,8 @@ HOW = [part for word in settings(*CHATTY, "model.block_size=256") for part in ("
 def chat_run(gpt: Any) -> str:
     """A tiny run on conversations."""
     prepare_chats()
-    assert gpt("train", *HOW, "-s", "train.eval_tokens=1000000").code == 0
+    done = gpt("train", *HOW, "-s", "train.eval_tokens=1000000")
+    assert done.code == 0, done.err
     return "runs/tiny"
 
 
