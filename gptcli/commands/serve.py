@@ -63,13 +63,7 @@ def serve(
     """Serve checkpoints to OpenAI's clients, with a page to try them."""
     if importlib.util.find_spec("uvicorn") is None:
         raise ConfigError("gpt serve needs uvicorn", "pip install 'gptcli[serve]'")
-    keys = _keys(api_key_file)
-    is_local = host in _LOOPBACK
-    if not is_local and not keys:
-        raise ConfigError(
-            f"--host {host}: everyone who reaches this machine could use it",
-            "set a key: --api-key-file FILE",
-        )
+    keys = _keys(api_key_file, host)
     flags = {"generate.num_samples": 8}  # so many texts are what kernels are timed for
 
     def settings(run: dict[str, Any] | None) -> "Config":
@@ -110,10 +104,15 @@ def serve(
         raise typer.Exit(answer(app, engine, listener, drain_seconds=drain, on_ready=on_ready))
 
 
-def _keys(file: Path | None) -> list[str]:
-    """Return the API keys of a file."""
+def _keys(file: Path | None, host: str) -> list[str]:
+    """Return the API keys of a file, which every address but this machine's own needs."""
     if file is None:
-        return []
+        if host in _LOOPBACK:
+            return []
+        raise ConfigError(
+            f"--host {host}: everyone who reaches this machine could use it",
+            "set a key: --api-key-file FILE",
+        )
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
