@@ -52,6 +52,7 @@ PROMISED: dict[str, dict[str, Any]] = {
     "shakespeare-char": {"tokenizer.name": "char", "model.n_embd": 384, "train.max_steps": 5000},
     "overfit": {"data.val_fraction": 0},
     "quickstart": {"tokenizer.name": "bpe", "train.max_minutes": 2},
+    "chat-stdlib": {"model.init_from": "quickstart", "tokenizer.path": "data/quickstart"},
     "stdlib-10min": {"tokenizer.name": "bpe", "train.max_minutes": 10},
     "small-text": {"tokenizer.name": "bpe", "data.source": "input.txt"},
     "benchmark-char": {"tokenizer.name": "char", "model.block_size": 64},
@@ -242,8 +243,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def smaller(config: Config) -> list[str]:
     """Return the overrides that make an example small: sizes and steps, nothing else."""
+    is_asked = "quickstart" in (config.name, config.model.init_from)
+    context = 8 * CONTEXT if is_asked else CONTEXT  # questions are longer
     found = [
-        f"model.block_size={CONTEXT}", "train.max_steps=2", "train.micro_batch_size=2",
+        f"model.block_size={context}", "train.max_steps=2", "train.micro_batch_size=2",
         "train.eval_every=1", "train.log_every=1", "generate.max_new_tokens=4", "device=cpu",
         "compile=false",
     ]  # fmt: skip
@@ -302,6 +305,10 @@ def write_texts(corpus: Path) -> None:
 def test_an_example_does_what_its_head_says(path: Path, corpus: Path, type_in: Any) -> None:
     config = load_config(str(path))
     write_texts(corpus)
+    if config.model.init_from in NAMES:  # a run that comes before
+        base = path.with_name(f"{config.model.init_from}.yaml")
+        for words in commands(base)[:2]:
+            type_in(load_config(str(base)), words)
     for words in commands(path):
         out = type_in(config, words)
         if words[1] == "train":
@@ -331,7 +338,8 @@ def require_used(config: Config, run: Path) -> None:
     with torch.device("meta"):
         network = GPT(settled.model)
     assert shapes == {name: p.shape for name, p in network.named_parameters()}
-    qkv_bias = config.model.bias if config.model.qkv_bias is None else config.model.qkv_bias
+    shape = settled.model if config.model.init_from in NAMES else config.model
+    qkv_bias = shape.bias if shape.qkv_bias is None else shape.qkv_bias
     assert ("h.0.attn.c_attn.bias" in shapes) == qkv_bias
     assert shapes["wte.weight"][0] == (config.model.vocab_size or shapes["wte.weight"][0])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
