@@ -189,7 +189,11 @@ def one_rank(device: str, tiny: bool) -> dict[str, Any]:
                 else:
                     model.to(device)
                 network: Any = model.compiled() if compiled and kind != "fsdp" else model
-                network = wrap_ddp(network, compute, tokens, False) if kind == "ddp" else network
+                network = (
+                    wrap_ddp(network, compute, (tokens, tokens), False)
+                    if kind == "ddp"
+                    else network
+                )
                 updates = Optimizer(model, config.optim, compute.device)
                 for _ in range(3):
                     total = network(tokens, tokens).loss / tokens.numel()

@@ -141,7 +141,7 @@ def compare(
     models = [open_checkpoint(checkpoint, config, data) for checkpoint in checkpoints]
     contexts = [_context(config.data.seq_len, model) for model in models]
     _require_same_text(contexts, stride, max_tokens, is_file=text is not None)
-    given = data if text is None else text
+    given, name = (data, split) if text is None else (text, "text")
     path = models[0].data_dir if given is None else Path(given)
     if text is None and (manifest := read_manifest(path)).is_chat:
         _require_rows(path, contexts, stride, adapt_lr)
@@ -151,18 +151,15 @@ def compare(
     for model, context in zip(models, contexts, strict=True):  # refusals come before any score
         if text is None:
             texts.append((split_tokens(path, split, model, context), None))
-            continue
-        tokens, parts, warning = text_tokens(path, model, config.data.encoding_errors)
-        if warning:
-            _log.warning(warning)
-        texts.append((tokens, parts if is_mixed else None))
+        else:
+            of_file, parts = _text(path, model, config)
+            texts.append((of_file, parts if is_mixed else None))
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
         how: dict[str, Any] = {"max_tokens": max_tokens, "on_progress": on_progress}
         how["units"] = TokenStats(model.tokenizer)
-        is_chat = isinstance(tokens, PackedRows)
-        if not is_chat:
+        if not isinstance(tokens, PackedRows):
             how.update(context=context, stride=stride, span_of=span_of)
         if adapt_lr is not None:
             how["rows"] = 1  # a copy learns after each, and both are computed in the same shapes
@@ -172,9 +169,15 @@ def compare(
             if adapt_lr is not None:
                 adapted = _score(model, config, tokens, adapt_lr, **how)
         n = int((tokens.lengths > 0).sum()) if isinstance(tokens, PackedRows) else None
-        name = "text" if text is not None else split
         scores.append(Score(model, path, name, found, seconds, adapted, n))
     return scores
+
+
+def _text(path: Path, model: TrainedModel, config: Config) -> tuple[TokenSequence, SpanOf]:
+    tokens, parts, warning = text_tokens(path, model, config.data.encoding_errors)
+    if warning:
+        _log.warning(warning)
+    return tokens, parts
 
 
 def _require_rows(

@@ -89,7 +89,8 @@ def _question(row: Any) -> Question:
     for role, content in messages:
         if role not in _ROLES or not isinstance(content, str) or not content.strip():
             raise ValueError("needs messages of system, user or assistant, or a prompt, with text")
-    choices, answer = row.get("choices") or [], row.get("answer")
+    choices: list[Any] = row.get("choices") or []
+    answer: Any = row.get("answer")
     if choices and not (
         len(choices) > 1 and all(isinstance(c, str) and c.strip() for c in choices)
     ):

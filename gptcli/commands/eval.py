@@ -54,7 +54,6 @@ Baselines = Annotated[
     bool,
     typer.Option("--baselines", help="Compare with gzip, xz, PPMd and n-grams on the same text."),
 ]
-Yardsticks = Annotated[bool, typer.Option("--yardsticks", hidden=True)]  # its former name
 Adapt = Annotated[
     bool, typer.Option("--adapt", help="Also score a copy that learns from what it has scored.")
 ]
@@ -85,7 +84,6 @@ def evaluate(
     stride: Stride = None,
     max_tokens: MaxTokens = None,
     baselines: Baselines = False,
-    yardsticks: Yardsticks = False,
     adapt: Adapt = False,
     adapt_lr: AdaptLr = None,
     tasks: Tasks = None,
@@ -94,16 +92,10 @@ def evaluate(
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
-    baselines = baselines or yardsticks
     names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
     if checkpoints and checkpoint is not None:
         raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
-    if adapt and (max_tokens is not None or len(names) > 1):
-        raise ConfigError(
-            "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text"
-        )
-    if adapt_lr is not None and not adapt:
-        raise ConfigError("--adapt-lr applies to --adapt", "add --adapt")
+    _require_adapt(adapt, adapt_lr, max_tokens is None and len(names) == 1)
     if baselines and (text is not None or split != "val"):
         raise ConfigError("--baselines compresses the validation text: omit --text and --split")
     has_text = data or text or stride or max_tokens or baselines or adapt or split != "val"
@@ -138,6 +130,15 @@ def evaluate(
     if baselines and stride is None and facts["context"] > 1:
         facts["half_stride"] = _half_stride(scores[0], loaded, how)
     console.result_json(facts) if json_ else console.result(describe(facts))
+
+
+def _require_adapt(adapt: bool, lr: float | None, is_whole: bool) -> None:
+    if adapt and not is_whole:
+        raise ConfigError(
+            "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text"
+        )
+    if lr is not None and not adapt:
+        raise ConfigError("--adapt-lr applies to --adapt", "add --adapt")
 
 
 def _half_stride(score: "Score", config: "Config", how: dict[str, Any]) -> dict[str, Any]:

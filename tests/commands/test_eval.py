@@ -57,7 +57,7 @@ def test_eval_of_a_text_equals_a_plain_loop(gpt: Any, run: Path) -> None:
 
 
 def test_eval_prints_loss_perplexity_and_bits(gpt: Any, run: Path) -> None:
-    done = gpt("eval", "--max-tokens", "64", "--yardsticks")
+    done = gpt("eval", "--max-tokens", "64", "--baselines")
     assert done.code == 0, done.err
     for part in ("nats per token", "perplexity", "bits per byte", "gzip -9", "xz -9e", "on val"):
         assert part in done.out
@@ -195,7 +195,7 @@ def test_eval_of_a_network_that_is_broken_is_an_error(gpt: Any, run: Path) -> No
         (["x" * 300], 4, "no such checkpoint"),
         (["--text", "x" * 300], 3, "too long"),
         (["--text", "."], 3, ".: is a folder, not a text file"),
-        (["--yardsticks", "--split", "train"], 2, "validation text"),
+        (["--baselines", "--split", "train"], 2, "validation text"),
         (["--baselines", "--text", "corpus.txt"], 2, "validation text"),
         (["--adapt-lr", "1"], 2, "add --adapt"),
         (["--adapt", "--max-tokens", "9"], 2, "omit --max-tokens"),
