@@ -97,7 +97,7 @@ def _question(row: Any) -> Question:
         raise ValueError("choices: expected two texts or more")
     if choices and type(answer) is int and 0 <= answer < len(choices):
         answer = choices[answer]
-    answers = answer if isinstance(answer, list) else [answer]
+    answers: list[Any] = answer if isinstance(answer, list) else [answer]
     if not answers or not all(isinstance(each, str) and each.strip() for each in answers):
         raise ValueError("answer: expected a text, or the number of a choice from 0 on")
     if choices and not set(answers) <= set(choices):

@@ -145,7 +145,8 @@ class TokenLoader(Loader):
             epoch: derive_seed("offset", self._seed, epoch) % self._n_offsets
             for epoch in set(in_epochs.tolist())
         }
-        return windows * self._stride + [offsets[epoch] for epoch in in_epochs.tolist()]
+        offset = np.array([offsets[epoch] for epoch in in_epochs.tolist()], dtype=np.int64)
+        return windows * self._stride + offset
 
     def read(self, windows: Numbers, epochs: Numbers) -> Batch:
         """Return windows of epochs as tokens (B, T) and targets (B, T), int64."""

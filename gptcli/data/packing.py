@@ -86,8 +86,10 @@ class Packing:
     def __init__(self, lengths: npt.NDArray[Any], most: int, seed: int) -> None:
         """Fill rows of `most` tokens with conversations of these lengths (n,); 0 is left out."""
         n = len(lengths)
-        shuffled = permuted(np.arange(n, dtype=np.uint64), n, "conversations", seed) if n else []
-        self._members = np.lexsort((shuffled, lengths))  # by length
+        shuffled = np.arange(n, dtype=np.uint64)
+        if n:
+            shuffled = permuted(shuffled, n, "conversations", seed)
+        self._members: Numbers = np.lexsort((shuffled, lengths))  # by length
         self._counts = np.bincount(lengths, minlength=most + 1)
         assert len(self._counts) == most + 1, "a conversation is longer than a row"
         self._firsts = np.cumsum(self._counts) - self._counts
@@ -104,7 +106,8 @@ class Packing:
         counts = self._counts[pattern.lengths]
         places = pattern.places + (index + pattern.n_rows - self._ends[at]) * pattern.strides
         turned = (places + self._turns(epoch)[pattern.lengths] % counts) % counts
-        return self._members[self._firsts[pattern.lengths] + turned]
+        members: Numbers = self._members[self._firsts[pattern.lengths] + turned]
+        return members
 
     def _turns(self, epoch: int) -> Numbers:
         """Return by how many places those of each length are turned in an epoch."""
