@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -149,9 +150,8 @@ class Typist:
 
     def sees(self, text: str) -> None:
         """Read on until there is `text`, behind what was waited for before."""
-        until = time.monotonic() + 300
         while text not in self.seen:
-            assert time.monotonic() < until, self.seen
+            assert select.select([self._end], [], [], 100)[0], f"waited for {text!r}: {self.seen!r}"
             try:
                 self.seen += os.read(self._end, 1 << 16).decode(errors="replace")
             except OSError:  # Linux: the program has ended
@@ -166,13 +166,16 @@ class Typist:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other terminals")
 def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
     parrot([97, 98], then=97, block_size=8192)
-    typist = Typist("--max-new-tokens", "4000")
+    typist = Typist("--max-new-tokens", "1000000")
     typist.sees("> ")
     typist.types("Hello\r")
     typist.sees("abababab")
     typist.types("\x03")
     typist.sees("> ")
-    typist.types("half a line\x03")
+    typist.types("half a line")
+    typist.sees("half a line")
+    time.sleep(0.5)  # Python notices a Ctrl-C only once its readline waits for a key
+    typist.types("\x03")
     typist.sees("> ")
     typist.types("\x1b[200~two\rlines\x1b[201~\r")  # how a terminal sends what is pasted
     typist.sees("abababab")
@@ -186,4 +189,4 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
         message["content"] for message in json.loads(Path("chat.jsonl").read_text())["messages"]
     ]
     assert said[::2] == ["Hello", "two\nlines"]
-    assert all(set(answer) == {"a", "b"} and len(answer) < 4000 for answer in said[1::2])
+    assert all(set(answer) == {"a", "b"} and len(answer) < 1000000 for answer in said[1::2])
