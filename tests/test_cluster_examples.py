@@ -110,7 +110,7 @@ def requeued() -> list[str]:
 def require_command_of_ours(words: list[str]) -> None:
     """Refuse a command line that `gpt` would not understand."""
     name, *options = words
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = cli._command()
     with group.commands[name].make_context(name, options) as parsed:
         load_config(None, parsed.params["set_"] or [])
 
