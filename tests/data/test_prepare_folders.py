@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.data import shards, writer
+from gptcli.data import shard_writer, shards
 from gptcli.errors import DataError
 from gptcli.tokenizers import load_tokenizer, tokenizer_from
 from support.commands import Gpt
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_a_failure(
     refusal: Refusal,
 ) -> None:
     """Neither shards nor the folders made for them; a folder that was there keeps what it had."""
-    monkeypatch.setattr(writer, "_MAX_PARTS", 5)
+    monkeypatch.setattr(shard_writer, "_MAX_PARTS", 5)
     write(name, raw)
     if make_folder:
         write(OUT / "mine.txt", "mine")
