@@ -79,7 +79,7 @@ def trained(folder: Path, data: str) -> float:
     run([*GPT, "train", "--overwrite", *words], folder)
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("tokens_per_second") for line in lines]
-    return statistics.median([rate for rate in rates if rate][FIRST:])
+    return float(statistics.median([rate for rate in rates if rate][FIRST:]))
 
 
 if __name__ == "__main__":

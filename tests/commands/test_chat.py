@@ -158,6 +158,16 @@ class Typist:
                 raise AssertionError(self.seen) from None
         self.seen = self.seen.partition(text)[2]
 
+    def is_asked(self) -> None:
+        """Wait for the prompt and for readline: what is typed before is lost."""
+        import termios
+
+        self.sees("> ")
+        deadline = time.monotonic() + 100
+        while termios.tcgetattr(self._end)[3] & termios.ICANON:
+            assert time.monotonic() < deadline, self.seen
+            time.sleep(0.01)
+
     def types(self, text: str) -> None:
         """Type."""
         os.write(self._end, text.encode())
@@ -167,22 +177,23 @@ class Typist:
 def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
     parrot([97, 98], then=97, block_size=8192)
     typist = Typist("--max-new-tokens", "1000000")
-    typist.sees("> ")
+    typist.is_asked()
     typist.types("Hello\r")
     typist.sees("abababab")
     typist.types("\x03")
-    typist.sees("> ")
+    typist.is_asked()
     typist.types("half a line")
     typist.sees("half a line")
     time.sleep(0.5)  # Python notices a Ctrl-C only once its readline waits for a key
     typist.types("\x03")
-    typist.sees("> ")
+    typist.is_asked()
     typist.types("\x1b[200~two\rlines\x1b[201~\r")  # how a terminal sends what is pasted
     typist.sees("abababab")
     typist.types("\x03")
-    typist.sees("> ")
+    typist.is_asked()
     typist.types("/save chat.jsonl\r")
     typist.sees("saved 4 messages")
+    typist.is_asked()
     typist.types("\x04")
     assert typist.process.wait(300) == 0
     said = [

@@ -164,6 +164,7 @@ def test_the_usual_rate_falls_with_size_as_published() -> None:
 # prepared here, or, where the text is the user's, a megabyte of English.
 DATA = {
     "benchmark-char": (11_000_000, 1_200_000, 1_400),
+    "chat-stdlib": (389_834, 24_544, 7_329),
     "finetune-gpt2": (301_966, 36_059, 1),
     "gpt2-8head": (9_035_000_000, 4_500_000, 8_013_769),
     "input-txt": (270_000, 0, 1),
