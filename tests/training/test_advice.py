@@ -36,6 +36,7 @@ def about(config: Config, counts: dict[str, Any]) -> tuple[Advice, ...]:
     config = with_train(config, tokens_per_step=config.tokens_per_step)
     known = {**counts}
     recipe = Recipe.model_construct(
+        conversation_format="docstrings" if config.data.source == "stdlib-chat" else None,
         max_vocab_size=known.pop("requested_size"),
         tokenizer=TokenizerRecord(name="x", vocab_size=known.pop("tokenizer_size"), sha256=""),
     )
@@ -191,6 +192,10 @@ def on_its_data(name: str, device: str) -> Iterator[Advice]:
     own = {"gpt2": 50257, "bytes": 257, "char": 100}.get(config.tokenizer.name)
     size = own or config.tokenizer.vocab_size or 4096
     shape = GPT2 if config.model.init_from == "gpt2" else {}
+    if config.model.init_from in DATA:  # the run of another example
+        shape = load_config(config.model.init_from).model.model_dump(
+            exclude={"init_from", "vocab_size"}
+        )
     more = {"vocab_size": config.model.vocab_size or size, **shape}
     config = config.model_copy(update={"model": config.model.model_copy(update=more)})
     n_windows = max(1, (train - 1 - config.seq_len) // config.stride)
