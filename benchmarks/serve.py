@@ -127,7 +127,8 @@ def drawn_alone(checkpoint: str, requests: Sequence[dict[str, Any]]) -> list[lis
     """Return the texts of `gpt generate` for each request, each sample alone."""
     from gptcli.api.generate import Sampler
     from gptcli.config import load_config
-    from gptcli.generation import draw_samples, encode_prompt
+    from gptcli.generation import encode_prompt
+    from gptcli.generation.samples import draw_samples
 
     sampler = Sampler(checkpoint, lambda run: load_config(None, ["dtype=float32"], {}, run))
     model, tokenizer = sampler.trained.model, sampler.trained.tokenizer

@@ -3,8 +3,8 @@
 from collections.abc import Generator
 
 from gptcli.api.generate import Sampler
-from gptcli.generation import Sample
 from gptcli.generation.dialogue import ChatPrompt
+from gptcli.generation.samples import Sample
 from gptcli.tokenizers import Message
 
 

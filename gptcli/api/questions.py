@@ -21,8 +21,9 @@ from gptcli.data.packing import PackedRows
 from gptcli.device import init_runtime
 from gptcli.errors import DataError
 from gptcli.evaluation import evaluate_rows
-from gptcli.generation import draw_samples, encode_prompt
+from gptcli.generation import encode_prompt
 from gptcli.generation.dialogue import chat_prompt
+from gptcli.generation.samples import draw_samples
 from gptcli.tokenizers import Message, Tokenizer, encode_conversation
 
 _ROLES = ("system", "user", "assistant")

@@ -15,7 +15,7 @@ from gptcli.terminal import console
 if TYPE_CHECKING:
     from gptcli.api.generate import Sampler
     from gptcli.config import Config
-    from gptcli.generation import Sample
+    from gptcli.generation.samples import Sample
 
 _BETWEEN = "\n---------------\n"
 

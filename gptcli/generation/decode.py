@@ -1,4 +1,4 @@
-"""Batched decoding with a key/value cache: ids in, ids out.
+"""Decoding with a key/value cache: ids in, ids out; texts join and leave at any token.
 
 Each draw is a function of its key, so sample k of a seed is the same text alone or in a batch.
 Letters as in gpt.py.
@@ -6,26 +6,236 @@ Letters as in gpt.py.
 
 import contextlib
 import math
-import time
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
-from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
+from gptcli.errors import CheckpointError, is_out_of_memory
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
-from gptcli.generation.text import TextStream
 from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform
-from gptcli.tokenizers import Tokenizer
 
-_MAX_ROWS = 64  # samples decoded together
-_CACHE_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33, "mps": 1 << 30}  # of their keys and values
+
+@dataclass(eq=False)
+class Row:
+    """A text that grows, and all that its draws depend on.
+
+    Attributes:
+        tokens: One to a context of ids, then those drawn.
+        config: How to sample.
+        ends: The ids that end it.
+        seed: With `number` and the position, the key of each draw.
+        number: Of the sample.
+        n_top: Alternatives to return with each token; None computes no log-probabilities.
+        n_drawn: Draws so far.
+    """
+
+    tokens: list[int]
+    config: GenerateConfig
+    ends: Collection[int]
+    seed: int
+    number: int = 0
+    n_top: int | None = None
+    n_drawn: int = 0
+    _n_cached: int = field(default=0, repr=False)
+
+    @property
+    def _how(self) -> tuple[object, ...]:
+        """What rows that are drawn together have in common."""
+        config = self.config
+        return config.temperature, config.top_k, config.top_p, config.min_p
+
+
+class Drawn(NamedTuple):
+    """A draw: its token, or None if that ends the text, and the likeliest ones (id, logprob).
+
+    Log-probabilities are in nats, before temperature and the like; 0 if there are none.
+    """
+
+    row: Row
+    token: int | None
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Rows:
+    """Texts of one model, extended by one token each at a time.
+
+    When the context of a text is full, its later half is read again and it goes on.
+
+    Attributes:
+        rows: The texts that grow, in the order of the cache.
+    """
+
+    def __init__(self, model: GPT, context: int | None = None, *, replay: bool = False) -> None:
+        """Prepare for a model in evaluation mode.
+
+        Args:
+            model: The model.
+            context: The most tokens to attend to; None is the model's context.
+            replay: Record a step of texts of one length and replay it, which CUDA graphs do.
+        """
+        from gptcli.generation.native import attention_kernel  # built only where text is drawn
+
+        self.rows: list[Row] = []
+        self._model, self._context = model, context or model.config.block_size
+        self._device = model.wte.weight.device
+        self._kernel = attention_kernel(model)
+        self._replay, self._graph = replay, cast("StepGraph | None", None)
+        self._store = KVCache(self._context)  # of at least as many rows
+        self._cache = self._store  # its part in use
+
+    def join(self, rows: Sequence[Row]) -> list[Drawn]:
+        """Add texts with the same tokens, which are read once; return the first draw of each."""
+        logits, read = self._read([rows[0].tokens])
+        self._reserve(len(self.rows) + len(rows), read)
+        for row in rows:
+            self._place(len(self.rows), read)
+            row._n_cached = read.length
+            self.rows.append(row)
+        self._use_rows()
+        return self._draw(rows, logits.expand(len(rows), -1))
+
+    def step(self) -> list[Drawn]:
+        """Return the next draw of every text."""
+        full = [row for row in self.rows if row._n_cached == self._context]
+        for row in full:
+            row._n_cached = 0  # it takes part at place 0, and is overwritten then
+        logits = self._next_logits()
+        for row in self.rows:
+            row._n_cached += 1
+        # On a CPU one by one, with the same bits as alone.
+        for some in [[row] for row in full] if self._device.type == "cpu" else [full] * bool(full):
+            later = [row.tokens[-max(1, self._context // 2) :] for row in some]
+            that_follow, read = self._read(later)
+            for index, row in enumerate(some):
+                at = self.rows.index(row)
+                logits[at] = that_follow[index]
+                self._place(at, read, index)
+                row._n_cached = read.length
+        return self._draw(self.rows, logits)
+
+    def leave(self, row: Row) -> None:
+        """Extend a text no more."""
+        at, last = self.rows.index(row), self.rows.pop()
+        if last is not row:  # the last row moves to its place
+            self.rows[at] = last
+            for stored in self._store.layers:
+                stored[at].copy_(stored[len(self.rows)])
+        self._use_rows()
+
+    def clear(self) -> None:
+        """Forget all texts, and what was stored of them."""
+        self.rows, self._graph = [], None
+        self._cache = self._store = KVCache(self._context)
+
+    def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
+        """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
+        cache = KVCache(len(texts[0]))
+        return self._feed(torch.tensor(texts, device=self._device), cache), cache
+
+    def _next_logits(self) -> Tensor:
+        """Feed the last token of every text; return the logits (B, V) that follow."""
+        cache, lengths = self._cache, [row._n_cached for row in self.rows]
+        last = [row.tokens[-2:] for row in self.rows]
+        if self._replay and min(lengths) == max(lengths):
+            with torch.no_grad(), decoding_kernels(self._device):
+                self._record(lengths[0])
+                if self._graph is not None:
+                    return finite(self._graph(last).float())
+        tokens = torch.tensor(last, device=self._device)  # (B, 2)
+        cache.before, cache.length, cache.position = tokens[:, :1], max(lengths), None
+        if min(lengths) < cache.length:
+            cache.position = torch.tensor(lengths, device=self._device)[:, None]
+        return self._feed(tokens[:, 1:], cache)
+
+    def _record(self, length: int) -> None:
+        """Record the step of texts of one length, unless that was done for about as many."""
+        n_rows = len(self.rows)
+        # It takes as long as some tokens, so half of the rows may be of texts that have left.
+        if self._graph is None or not self._graph.n_rows / 2 <= n_rows <= self._graph.n_rows:
+            before = torch.zeros(n_rows, 1, dtype=torch.int64, device=self._device)
+            cache = replace(self._cache, length=length, before=before)
+            try:
+                self._graph = StepGraph(self._model, cache, n_rows)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._replay, self._graph = False, None  # kernel by kernel, it is slower and right
+        if self._graph is not None:
+            self._graph.cache.length = length
+
+    @torch.no_grad()
+    def _feed(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        with decoding_kernels(self._device):
+            return finite(self._model.next_logits(tokens, cache).float())
+
+    def _reserve(self, n_rows: int, like: KVCache) -> None:
+        """Make room for so many rows."""
+        n_old = len(self._store.layers[0]) if self._store.layers else 0
+        if n_old >= n_rows:
+            return
+        grown, self._graph = KVCache(self._context), None
+        extra = like.layers[0].shape[2] - like.size  # with offset keys, a place more
+        for stored in like.layers:
+            _, H, _, D = stored.shape
+            shape = max(n_rows, 2 * n_old), H, self._context + extra, D
+            grown.layers.append(stored.new_zeros(shape))
+        for old, new in zip(self._store.layers, grown.layers, strict=False):  # the first has none
+            new[:n_old].copy_(old)
+        self._store = grown
+
+    def _place(self, at: int, read: KVCache, index: int = 0) -> None:
+        """Copy what was stored of a text that was read to a row."""
+        for stored, new in zip(self._store.layers, read.layers, strict=True):
+            stored[at, :, : new.shape[2]].copy_(new[index])
+
+    def _use_rows(self) -> None:
+        """Let the cache be what the texts of now have stored."""
+        layers = [layer[: len(self.rows)] for layer in self._store.layers]
+        self._cache = KVCache(self._context, 0, layers, kernel=self._kernel)
+
+    def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[Drawn]:
+        """Draw a token for each row of logits (B, V)."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for at, row in enumerate(rows):
+            groups.setdefault(row._how, []).append(at)
+        penalized, tokens = self._penalized(rows, logits), [0] * len(rows)
+        for places in groups.values():
+            some = [rows[at] for at in places]
+            uniforms = [derive_uniform("draw", row.seed, row.number, row.n_drawn) for row in some]
+            part = penalized if len(groups) == 1 else penalized[places]
+            for at, token in zip(
+                places, sample_tokens(part, some[0].config, uniforms), strict=True
+            ):
+                tokens[at] = token
+        drawn = []
+        for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            logprob, top = (
+                (0.0, []) if row.n_top is None else _explain(row.n_top, token, logits[at])
+            )
+            row.n_drawn += 1
+            is_end = token in row.ends
+            if not is_end:
+                row.tokens.append(token)
+            drawn.append(Drawn(row, None if is_end else token, logprob, top))
+        return drawn
+
+    def _penalized(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
+        if all(row.config.repetition_penalty == 1 for row in rows):
+            return logits
+        logits = logits.clone()
+        for at, row in enumerate(rows):
+            seen = torch.zeros_like(logits[at], dtype=torch.bool)
+            seen[[token for token in row.tokens if token < len(seen)]] = True
+            penalty = row.config.repetition_penalty
+            logits[at] = apply_repetition_penalty(logits[at], seen, penalty)
+        return logits
 
 
 class SampledToken(NamedTuple):
@@ -39,10 +249,8 @@ class SampledToken(NamedTuple):
 class Decoding:
     """Several samples of one prompt, extended by one token each at a time.
 
-    When the context is full, its later half is read again and sampling continues.
-
     Attributes:
-        alive: The samples that still grow, in the order of the rows.
+        alive: The samples that still grow, by number.
     """
 
     def __init__(
@@ -69,23 +277,16 @@ class Decoding:
             samples: Numbers of the samples.
             logprobs: Whether to compute log-probabilities; 0 otherwise.
             context: The most tokens to attend to; None is the model's context.
-            replay: Record the step of one token and replay it, which CUDA graphs do.
+            replay: As for `Rows`.
         """
-        from gptcli.generation.native import attention_kernel  # built only where text is drawn
-
-        self._context = context or model.config.block_size
-        assert 0 < len(prompt) <= self._context
-        self.alive = list(samples)
-        self._rows = list(samples)  # of the cache; a recorded step keeps those that have ended
-        self._replay = replay
-        self._step_graph: StepGraph | None = None
-        self._model, self._config, self._seed = model, config, seed
-        self._ends, self._wants_logprobs = ends, logprobs
-        self._texts = {sample: list(prompt) for sample in samples}
-        self._n_drawn = 0
-        self._cache = KVCache(
-            min(self._context, len(prompt) + config.max_new_tokens), kernel=attention_kernel(model)
-        )
+        context = context or model.config.block_size
+        assert 0 < len(prompt) <= context
+        n_top = 0 if logprobs else None
+        self.alive = {
+            number: Row(list(prompt), config, ends, seed, number, n_top) for number in samples
+        }
+        longest = min(context, len(prompt) + config.max_new_tokens)  # so less is allocated
+        self._rows = Rows(model, longest, replay=replay)
 
     def __iter__(self) -> Iterator[SampledToken]:
         """Yield tokens until no sample grows."""
@@ -94,91 +295,20 @@ class Decoding:
 
     def step(self) -> list[SampledToken]:
         """Return the next token of every sample that grows; end-of-text ends one unreturned."""
-        logits = self._next_logits()
-        uniforms = [derive_uniform("draw", self._seed, k, self._n_drawn) for k in self.alive]
-        tokens = sample_tokens(self._penalized(logits), self._config, uniforms)
-        logprobs = [0.0] * len(tokens)
-        if self._wants_logprobs:
-            chosen = torch.tensor(tokens, device=logits.device)[:, None]
-            logprobs = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
-        sampled = map(SampledToken, self.alive, tokens, logprobs)
-        drawn = [one for one in sampled if one.token not in self._ends]
-        for sample, token, _ in drawn:
-            self._texts[sample].append(token)
-        self._n_drawn += 1
-        is_last = self._n_drawn == self._config.max_new_tokens
-        self._keep([] if is_last else [one.sample for one in drawn])
-        return drawn
+        rows, found = self._rows, []
+        for row, token, logprob, _ in (
+            rows.step() if rows.rows else rows.join([*self.alive.values()])
+        ):
+            if token is not None:
+                found.append(SampledToken(row.number, token, logprob))
+            if token is None or row.n_drawn == row.config.max_new_tokens:
+                self.end(row.number)
+        return found
 
     def end(self, sample: int) -> None:
         """Draw no more tokens of `sample`."""
-        self._keep([other for other in self.alive if other != sample])
-
-    def _next_logits(self) -> Tensor:
-        """Feed what the cache has not seen; return the logits (B, V) that follow."""
-        if self._n_drawn and self._cache.length == self._context and self._rows != self.alive:
-            self._keep_only(self.alive)  # the others have ended, with texts of other lengths
-        texts = [self._texts[sample] for sample in self._rows]
-        if self._n_drawn == 0:  # the prompt is the same for all: it is read once
-            logits = self._feed(texts[:1])
-            self._cache = self._cache.of_rows([0] * len(texts))
-            return logits.expand(len(texts), -1)
-        if self._cache.length == self._context:
-            self._forget_graph()
-            self._cache.length = 0
-            logits = self._feed([text[-max(1, self._context // 2) :] for text in texts])
-        else:
-            logits = self._feed([text[-1:] for text in texts], self._replay)
-        if len(self._rows) == len(self.alive):
-            return logits
-        return logits[[self._rows.index(sample) for sample in self.alive]]
-
-    @torch.no_grad()
-    def _feed(self, tokens: list[list[int]], replay: bool = False) -> Tensor:
-        device = self._model.wte.weight.device
-        with decoding_kernels(device):
-            if replay and self._step_graph is None:
-                self._record()
-            if self._step_graph is not None:
-                logits = self._step_graph(tokens)
-            else:
-                logits = self._model.next_logits(torch.tensor(tokens, device=device), self._cache)
-        return finite(logits.float())  # (B, V); they stay on the device, and only ids come down
-
-    def _penalized(self, logits: Tensor) -> Tensor:
-        if self._config.repetition_penalty == 1:
-            return logits
-        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        places = [(row, token) for row, sample in enumerate(self.alive)
-                  for token in self._texts[sample] if token < logits.shape[1]]  # fmt: skip
-        rows, columns = torch.tensor(places, device=logits.device).unbind(1)
-        seen[rows, columns] = True
-        return apply_repetition_penalty(logits, seen, self._config.repetition_penalty)
-
-    def _record(self) -> None:
-        try:
-            self._step_graph = StepGraph(self._model, self._cache, len(self._rows))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            self._forget_graph()
-            self._replay = False  # launched kernel by kernel, it is slower and as right
-
-    def _forget_graph(self) -> None:
-        self._step_graph = self._cache.position = None
-
-    def _keep(self, samples: list[int]) -> None:
-        """Continue with these samples only."""
-        self.alive = [sample for sample in self.alive if sample in samples]
-        # Recording again takes as long as some tokens, so half of the rows may be of ended samples.
-        if 0 < len(self.alive) < len(self._rows) * (0.5 if self._replay else 1):
-            self._keep_only(self.alive)
-
-    def _keep_only(self, samples: list[int]) -> None:
-        """Keep only what these samples have in the cache."""
-        rows = [self._rows.index(sample) for sample in samples]
-        self._forget_graph()
-        self._cache, self._rows = self._cache.of_rows(rows), list(samples)
+        if (row := self.alive.pop(sample, None)) is not None:
+            self._rows.leave(row)
 
 
 class StepGraph:
@@ -188,8 +318,8 @@ class StepGraph:
     """
 
     def __init__(self, model: GPT, cache: KVCache, n_rows: int) -> None:
-        self._model, self._cache = model, cache
-        device = model.wte.weight.device
+        self.cache, self.n_rows = cache, n_rows
+        self._model, device = model, model.wte.weight.device
         self._tokens = torch.zeros(n_rows, 1, dtype=torch.int64, device=device)
         cache.position = torch.tensor([cache.length], device=device)
         self._graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
@@ -206,22 +336,28 @@ class StepGraph:
                 self._logits = self._compute()
 
     def _compute(self) -> Tensor:
-        length = self._cache.length
-        logits = self._model.next_logits(self._tokens, self._cache)
-        self._cache.length = length
+        length = self.cache.length
+        logits = self._model.next_logits(self._tokens, self.cache)
+        self.cache.length = length
         return logits
 
-    def __call__(self, tokens: list[list[int]]) -> Tensor:
-        """Return the logits (B, V) after one token of each row, valid until the next call."""
-        assert self._cache.position is not None
-        self._tokens.copy_(torch.tensor(tokens))
-        self._cache.position.fill_(self._cache.length)
+    def __call__(self, last: list[list[int]]) -> Tensor:
+        """Return the logits (B, V) that follow the last tokens of B texts, until the next call.
+
+        Each is the last of a list; where the cache knows the one before it, that comes first.
+        """
+        assert self.cache.position is not None
+        tokens, n = torch.tensor(last), len(last)
+        self._tokens[:n].copy_(tokens[:, -1:])
+        if self.cache.before is not None:
+            self.cache.before[:n].copy_(tokens[:, :1])
+        self.cache.position.fill_(self.cache.length)
         if self._graph is None:
             self._logits = self._compute()
         else:
             self._graph.replay()
-        self._cache.length += 1
-        return self._logits
+        self.cache.length += 1
+        return self._logits[:n]
 
 
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:
@@ -253,103 +389,8 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
-@dataclass
-class Sample:
-    """One of a prompt's texts, as far as it is drawn."""
-
-    number: int
-    text: TextStream
-    drawn: list[SampledToken] = field(default_factory=list)
-
-
-@dataclass
-class DecodeTimings:
-    """Seconds until the first token, reading the prompt included; seconds and tokens after it."""
-
-    to_first_token: float | None = None
-    decoding: float = 0.0
-    n_decoded: int = 0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of all samples per second of decoding."""
-        return self.n_decoded / self.decoding if self.decoding else 0.0
-
-    def count(self, seconds: float, n_tokens: int) -> None:
-        """Count a step."""
-        if self.to_first_token is None:
-            self.to_first_token = seconds
-        else:
-            self.decoding += seconds
-            self.n_decoded += n_tokens
-
-
-def rows_together(model: GPT, n_samples: int) -> int:
-    """Return how many of the samples are decoded together."""
-    shape = model.config
-    width = (shape.n_kv_head or shape.n_head) * shape.head_size
-    bytes_per_sample = 2 * 4 * shape.n_layer * width * shape.block_size
-    most = _CACHE_BYTES[model.wte.weight.device.type]
-    return max(1, min(n_samples, _MAX_ROWS, most // bytes_per_sample))
-
-
-def draw_samples(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    config: GenerateConfig,
-    *,
-    seed: int,
-    numbers: Sequence[int],
-    clock: DecodeTimings | None = None,
-    logprobs: bool = False,
-) -> Iterator[tuple[Sample, str]]:
-    """Yield text as it becomes certain, one sample after the other, with its sample.
-
-    As many as memory allows are decoded together; text of later ones waits until those before are
-    finished. The last text of a sample may be empty; its `text` is then complete.
-
-    Args are those of `Decoding`; `numbers` name the samples, and `clock` counts the steps.
-
-    Raises:
-        ConfigError: The prompt has a token that the model does not have.
-    """
-    if any(token >= model.n_tokens for token in prompt):
-        raise ConfigError("the model has no token that a text starts with", "give it a prompt")
-    clock, together = clock or DecodeTimings(), rows_together(model, len(numbers))
-    for first in range(0, len(numbers), together):
-        some = numbers[first : first + together]
-        samples = {number: Sample(number, TextStream(tokenizer, config)) for number in some}
-        decoding = Decoding(
-            model, prompt, config,
-            ends=tokenizer.ends, seed=seed, samples=some, logprobs=logprobs,
-            replay=model.wte.weight.device.type == "cuda",
-        )  # fmt: skip
-        yield from _in_order(decoding, samples, clock)
-
-
-def _in_order(
-    decoding: Decoding, samples: dict[int, Sample], clock: DecodeTimings
-) -> Iterator[tuple[Sample, str]]:
-    waiting, n_yielded = deque(samples.values()), 0
-    while waiting:
-        began = time.perf_counter()
-        drawn = decoding.step()
-        clock.count(time.perf_counter() - began, len(drawn))
-        for token in drawn:
-            sample = samples[token.sample]
-            sample.drawn.append(token)
-            sample.text.push(token.token)
-            if sample.text.is_stopped:
-                decoding.end(sample.number)
-        while waiting:
-            sample = waiting[0]
-            if is_done := sample.number not in decoding.alive:
-                sample.text.finish()
-            if (text := sample.text.text[n_yielded:]) or is_done:
-                yield sample, text
-            n_yielded += len(text)
-            if not is_done:
-                break
-            waiting.popleft()
-            n_yielded = 0
+def _explain(n_top: int, token: int, logits: Tensor) -> tuple[float, list[tuple[int, float]]]:
+    """Return the log-probability of a token and the likeliest ones."""
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(min(n_top, len(logits)))
+    return float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gptcli.config import GenerateConfig
 from gptcli.errors import GptError
 from gptcli.generation import TextStream
-from gptcli.generation.rows import Drawn, Row
+from gptcli.generation.decode import Drawn, Row
 from gptcli.serving.models import Model
 
 _log = logging.getLogger("gptcli")

@@ -12,8 +12,8 @@ from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, GenerateConfig
 from gptcli.errors import ConfigError, MemoryLimitError
 from gptcli.formatting import size
-from gptcli.generation import rows_together
-from gptcli.generation.rows import Rows
+from gptcli.generation.decode import Rows
+from gptcli.generation.samples import rows_together
 from gptcli.runs import BEST, RUN, RunHistory
 from gptcli.runs.find import find_checkpoint
 from gptcli.runs.read import read_run

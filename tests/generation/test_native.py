@@ -8,7 +8,7 @@ import torch
 
 from gptcli.config import ModelConfig
 from gptcli.generation import native
-from gptcli.generation.rows import Rows
+from gptcli.generation.decode import Rows
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT, KVCache
 
@@ -62,7 +62,7 @@ def test_logits_have_the_same_bits_alone_and_among_others(extras: dict[str, obje
             model.next_logits(torch.tensor([text]), cache)
             alone.append(model.next_logits(torch.tensor([[9]]), cache)[0])
     for at, text in enumerate(texts):
-        _, read = rows._read(text)
+        _, read = rows._read([text])
         rows._reserve(at + 1, read)
         rows._place(at, read)
     rows.rows = [None] * len(texts)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.generation.rows import Rows
+from gptcli.generation.decode import Rows
 from support.runs import Trained
 from support.serving import Served, serving
 

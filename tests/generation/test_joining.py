@@ -7,7 +7,7 @@ import torch
 
 from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.generation import Decoding
-from gptcli.generation.rows import Row, Rows
+from gptcli.generation.decode import Row, Rows
 from gptcli.model import GPT
 
 EXTRAS = {
