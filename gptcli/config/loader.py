@@ -15,8 +15,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptcli.config.model import clipped
-from gptcli.config.reference import bound, choices, keys, section_of, sections, suggestion
-from gptcli.config.schema import Config
+from gptcli.config.reference import (
+    bound,
+    choices,
+    item_of,
+    keys,
+    section_of,
+    sections,
+    suggestion,
+)
+from gptcli.config.schema import Config, DataConfig
 from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import CombinationError, ConfigError
 
@@ -30,6 +38,7 @@ _PYDANTIC_KINDS = {
     "model_type": "a section with keys",
     "dict_type": "a section with keys",
     "finite_number": "a finite number",
+    "missing": "a value",
 }
 _RELATIONS = {
     "greater_than": ("gt", "above"),
@@ -226,13 +235,18 @@ def _validate(values: dict[str, Any], origins: _Origins) -> Config:
         # An unknown name explains more than what its absence causes elsewhere, and a path that is
         # none more than that it is no section either.
         first = {"extra_forbidden": 0, "path": 1}
-        details.sort(key=lambda detail: first.get(detail["type"], 2))
+        details.sort(key=lambda detail: first.get(detail["type"], 2 + _is_other_kind(detail)))
         shown = _explain(details[0], origins)
         others = len({_key(detail) for detail in details}) - 1
         if others:
             shown.hint = f"{others} more error{'s' * (others > 1)} after this one"
         kind = CombinationError if details[0]["type"] == "cross_check" else ConfigError
         raise kind(shown.message, shown.hint) from None
+
+
+def _is_other_kind(detail: ErrorDetails) -> bool:
+    """Tell whether a list was given for a number where a list is allowed too."""
+    return detail["type"] == "float_type" and isinstance(detail["input"], list)
 
 
 def _key(detail: ErrorDetails) -> Key:
@@ -245,8 +259,9 @@ def _key(detail: ErrorDetails) -> Key:
         if section is None:
             break
         key.append(str(part))
-        field = section.model_fields.get(str(part))
-        section = section_of(field.annotation) if field else None
+        if not isinstance(part, int):
+            field = section.model_fields.get(part)
+            section = (section_of(field.annotation) or item_of(field.annotation)) if field else None
     return tuple(key)
 
 
@@ -254,6 +269,9 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     key = _key(detail)
     dotted = ".".join(key)
     if detail["type"] == "extra_forbidden":
+        if (item := item_of(DataConfig.model_fields["mix"].annotation)) and key[1:2] == ("mix",):
+            allowed = ", ".join(item.model_fields)
+            return origins.error(key, f"unknown key '{clipped(dotted)}'; allowed: {allowed}")
         return origins.error(key, f"unknown key '{clipped(dotted)}'; {suggestion(key)}")
     if detail["type"] == "cross_check":
         others = [tuple(other.split(".")) for other in detail["ctx"]["others"]]
@@ -263,6 +281,8 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
 
 
 def _got(detail: ErrorDetails) -> str:
+    if detail["type"] == "missing":
+        return "nothing"
     match detail["input"]:
         case None:
             return "nothing"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -111,6 +111,12 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     annotation = members[0] if len(members) == 1 else annotation
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return annotation if is_section else None
+
+
+def item_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that the items of a list are, also of one that may be null."""
+    members = [part for part in get_args(annotation) if get_origin(part) is list]
+    return section_of(get_args(members[0])[0]) if members else None
 
 
 def suggestion(key: Key) -> str:

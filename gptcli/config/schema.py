@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gptcli.config.mix import MixSource, check_mix
 from gptcli.config.model import (
     Fraction,
     ModelConfig,
@@ -45,6 +46,13 @@ class DataConfig(Section):
 
     source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
     """A preset, a path or glob of text, `hf:org/name`, `-` (stdin), or {train: ..., val: ...}."""
+    mix: list[MixSource] | None = Field(
+        default=None, examples=[[{"source": "stdlib", "weight": 0.7},
+                                 {"source": "notes.txt", "weight": 0.3, "max_epochs": 4}]]
+    )  # fmt: skip
+    """Several sources in place of one, each with the weight that is its share of the tokens drawn:
+    a number, or [[fraction of the run, weight], ...]. Each is prepared to its own folder, with one
+    tokenizer; a source may also name a prepared folder. max_epochs limits the passes over one."""
     config: str | None = Field(default=None, examples=["sample-10BT"])
     """The configuration (subset) of a Hub dataset."""
     text_field: str = Field(default="text", examples=["content"])
@@ -71,6 +79,17 @@ class DataConfig(Section):
     """Tokens per training window. Null: model.block_size."""
     stride: PositiveInt | None = Field(default=None, examples=[512])
     """Tokens between the starts of neighboring training windows. Null: seq_len."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mix is None:
+            return self
+        for key in ("source", "dir", "config"):
+            if getattr(self, key) is not None:
+                reason = "data.mix names all sources, and each has a folder"
+                raise invalid(f"data.{key}", reason, "data.mix")
+        check_mix(self.mix)
+        return self
 
 
 class TokenizerConfig(Section):
@@ -277,6 +296,8 @@ class Config(Section):
         value: Any = self
         for part in key.split("."):
             value = getattr(value, part, None)
+        if isinstance(value, list):
+            return [each.model_dump() if isinstance(each, Section) else each for each in value]
         return value
 
     @model_validator(mode="after")
