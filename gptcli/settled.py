@@ -21,12 +21,10 @@ from gptcli.errors import StorageError
 CLASSES = {"AVX2": "haswell", "AVX512_CORE": "skylake-avx512", "AVX512_CORE_BF16": "cooperlake"}
 
 
-def settled(
-    question: str, answers: Collection[str], ask: Callable[[], str], again: bool = False
-) -> str:
+def settled(question: str, answers: Collection[str], ask: Callable[[], str]) -> str:
     """Return the answer found for this processor, these threads and this torch, or ask for it.
 
-    It is kept in the cache folder if that can be written; with `again` it is asked for anyway.
+    It is kept in the cache folder if that can be written.
     """
     machine = {
         "torch": str(torch.__version__), "capability": torch.backends.cpu.get_cpu_capability(),
@@ -40,10 +38,10 @@ def settled(
             return answer if answer in answers else None
         return None
 
-    if not again and (answer := known()) is not None:
+    if (answer := known()) is not None:
         return answer
     answer = ask()
-    if not again and (meanwhile := known()) is not None:
+    if (meanwhile := known()) is not None:
         return meanwhile  # of another process, so that both write the same text
     with contextlib.suppress(StorageError):
         atomic.make_folder(path.parent)

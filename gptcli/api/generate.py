@@ -81,7 +81,6 @@ class Sampler:
         settings: Callable[[dict[str, Any] | None], Config],
         *,
         int8: bool = False,
-        retune: bool = False,
         chat: bool = False,
     ) -> None:
         """Open a checkpoint.
@@ -91,7 +90,6 @@ class Sampler:
             settings: Returns the configuration over the values of the run's own, which are not
                 known before it is open.
             int8: Decode with 8-bit weights.
-            retune: Time the kernels even if this machine has done so before.
             chat: Refuse a model that was not trained on conversations.
 
         Raises:
@@ -110,10 +108,9 @@ class Sampler:
             if runtime.compile:
                 _log.info("note: compile applies to train and eval; generate has its own kernels")
             is_open = self.config.dtype == "auto" and runtime.device.type == "cpu"
-            self.weights = prepare_for_decoding(  # where the precision is open, kernels are timed
+            self.weights = prepare_for_decoding(
                 model, None if is_open else runtime.dtype,
                 rows=rows_together(model, self.config.generate.num_samples), int8=int8,
-                retune=retune,
             )  # fmt: skip
 
     def samples(self, *, logprobs: bool = False) -> Iterator[tuple[Sample, str]]:

@@ -38,7 +38,6 @@ Quantize = Annotated[
     Literal["int8"] | None,
     typer.Option(help="Use 8-bit weights, with a scale for every 32: slightly less exact."),
 ]
-Retune = Annotated[bool, typer.Option(help="Time the kernels of this machine again.")]
 Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Continue the text with each line you type.")
 ]
@@ -64,7 +63,6 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
     quantize: Quantize = None,
-    retune: Retune = False,
     interactive: Interactive = False,
     logprobs: Logprobs = False,
     raw: Raw = False,
@@ -90,9 +88,7 @@ def generate(
     if interactive and num_samples not in (None, 1):
         raise ConfigError("--num-samples: --interactive draws one text at a time")
     given = options.load(config, set_, flags)
-    sampler = open_sampler(
-        checkpoint, config, set_, flags, int8=quantize is not None, retune=retune
-    )
+    sampler = open_sampler(checkpoint, config, set_, flags, int8=quantize is not None)
     if sampler.trained.tokenizer.chat is not None:
         console.message("note: this continues a text; `gpt chat` has the model answer")
     clean = str if raw else printable
@@ -109,7 +105,6 @@ def open_sampler(
     flags: dict[str, Any],
     *,
     int8: bool,
-    retune: bool = False,
     chat: bool = False,
 ) -> "Sampler":
     """Open a model to sample from, with the settings of a command line over those of its run."""
@@ -124,7 +119,7 @@ def open_sampler(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from gptcli.api.generate import Sampler
 
-    return Sampler(checkpoint, settings, int8=int8, retune=retune, chat=chat)
+    return Sampler(checkpoint, settings, int8=int8, chat=chat)
 
 
 def _given_prompt(argument: str | None, option: str | None, interactive: bool) -> str | None:

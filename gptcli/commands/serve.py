@@ -64,7 +64,7 @@ def serve(
     if importlib.util.find_spec("uvicorn") is None:
         raise ConfigError("gpt serve needs uvicorn", "pip install 'gptcli[serve]'")
     keys = _keys(api_key_file, host)
-    flags = {"generate.num_samples": 8}  # so many texts are what kernels are timed for
+    flags = {"generate.num_samples": 8}  # so many texts are what weights are chosen for
 
     def settings(run: dict[str, Any] | None) -> "Config":
         return options.load(config, set_, flags, run if config is None else None)

@@ -1,4 +1,4 @@
-"""Decoding with a key/value cache: ids in, ids out; texts join and leave at any token.
+"""Batched decoding with a key/value cache: ids in, ids out; texts join and leave at any token.
 
 Each draw is a function of its key, so sample k of a seed is the same text alone or in a batch.
 Letters as in gpt.py.

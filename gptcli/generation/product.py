@@ -1,5 +1,7 @@
 """A product of few rows by a matrix, at the speed at which memory gives the matrix."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,22 +11,37 @@ from gptcli.generation import native
 
 FEW = 32  # rows up to which matvec.c is faster than a product of matrices
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
+_WIDTH, _HEIGHT = 64, 8  # columns that matvec.c takes multiples of; rows that it takes at least
 _GROUP = 32  # weights that share a scale there
 
 
 class Product:
-    """Multiplies few rows by matvec.c, and many by torch with the weight widened for the call."""
+    """Multiplies few rows by matvec.c, and many by torch with the weight widened for the call.
 
-    def __init__(self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> None:
-        quantized = dtype == torch.int8
-        W, scales = quantize(weight, _GROUP) if quantized else (weight.to(dtype), None)
-        self.scales: Tensor | None = scales
+    Without matvec.c, or for a matrix of another width, torch multiplies all.
+
+    Attributes:
+        few: Rows up to which matvec.c multiplies.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None, few: int = FEW
+    ) -> None:
+        (N, K), library = weight.shape, native.library()
+        self.scales: Tensor | None = None
+        if dtype == torch.int8:
+            W, self.scales = quantize(weight, None if K % _GROUP else _GROUP)
+        else:
+            W = weight.to(dtype)
         self.W, self.bias = W.contiguous(), None if bias is None else bias.float()
-        is_wide = dtype == torch.float32 or not multiplies_bfloat16()
-        self._wide = torch.float32 if is_wide else torch.bfloat16
-        library = native.library()
-        assert library is not None
-        self._multiply, self._threads = library.matvec, torch.get_num_threads()
+        self.few = few if library is not None and K % _WIDTH == 0 and N >= _HEIGHT else 0
+        if not self.few and self.scales is None:
+            self._wide = dtype  # to widen it for every token would take longer
+        else:
+            is_wide = dtype == torch.float32 or not multiplies_bfloat16()
+            self._wide = torch.float32 if is_wide else torch.bfloat16
+        self._multiply: Any = None if library is None else library.matvec
+        self._threads = torch.get_num_threads()
         self.kind = _KINDS.index(dtype)
         pointers = (self.W, self.scales, self.bias)
         self.pointers = [None if one is None else one.data_ptr() for one in pointers]
@@ -33,7 +50,7 @@ class Product:
         assert x.dtype == torch.float32
         N, K = self.W.shape
         n_rows = x.numel() // K
-        if n_rows > FEW:
+        if n_rows > self.few:
             W = self.W if self.scales is None else widened(self.W, self.scales)
             y = F.linear(x.to(self._wide), W.to(self._wide)).float()
             return y if self.bias is None else y + self.bias

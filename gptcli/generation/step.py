@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptcli.config.model import ModelConfig
 from gptcli.generation import native
-from gptcli.generation.product import FEW, Product
+from gptcli.generation.product import Product
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows
 from gptcli.model.gpt import Block, rope_cache
@@ -54,11 +54,11 @@ def step_in_one_call(model: GPT) -> None:
     config, library = model.config, native.library()
     if library is None or not _is_known(model):
         return
-    step, of_torch = _Step(model, library), model.next_logits
+    step, of_torch, few = _Step(model, library), model.next_logits, model.lm_head.few
 
     def next_logits(tokens: Tensor, cache: KVCache) -> Tensor:
         is_step = tokens.shape[1] == 1 and len(cache.layers) == config.n_layer
-        takes = is_step and len(tokens) <= FEW and not cache.is_fixed
+        takes = is_step and len(tokens) <= few and not cache.is_fixed
         return (step if takes else of_torch)(tokens, cache)
 
     model.next_logits = next_logits  # type: ignore[method-assign]
@@ -68,7 +68,7 @@ def _is_known(model: GPT) -> bool:
     config = model.config
     products = [product for block in model.h for product in _products(block)]
     return (
-        all(isinstance(product, Product) for product in [*products, model.lm_head])
+        all(isinstance(one, Product) and one.few for one in [*products, model.lm_head])
         and config.mlp in _MLPS
         and config.head_size % 16 == 0
         and config.head_size <= 256

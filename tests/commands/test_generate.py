@@ -89,19 +89,6 @@ def test_weights_in_few_bits_draw_text_too(
     assert done.code == 0 and extra[1].removeprefix("dtype=") in done.err, done.err
 
 
-def test_kernels_are_timed_again_when_asked_to(
-    gpt: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command = ("generate", "The", "--quantize", "int8", "--json")
-    first = gpt(*command).json["samples"]
-    files = (tmp_path / "cache" / "gptcli").glob("settled-*.json")
-    [settled] = [file for file in files if " weights, " in file.read_text()]
-    made = settled.stat().st_mtime_ns
-    assert gpt(*command).json["samples"] == first and settled.stat().st_mtime_ns == made
-    assert gpt(*command, "--retune").code == 0 and settled.stat().st_mtime_ns > made
-
-
 def test_a_conversation_keeps_what_was_said(gpt: Any, run: Path) -> None:
     command = ("generate", "--interactive", "--temperature", "0", "--raw")
     both = gpt(*command, stdin=b"The cat\n sat\n")

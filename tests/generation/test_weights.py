@@ -17,7 +17,7 @@ from gptcli.generation import weights as module
 from gptcli.generation.product import Product, quantize, widened
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT
-from gptcli.settled import processor, settled
+from gptcli.settled import processor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,22 +72,21 @@ def test_logits_stay_within_the_rounding(
 ERRORS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.int8: 1.2e-2}
 
 
-def test_every_kernel_that_this_torch_has_multiplies_alike() -> None:
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_every_precision_multiplies_alike_with_and_without_a_compiler(
+    dtype: torch.dtype, is_built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_built:
+        monkeypatch.setattr(native, "library", lambda: None)
     torch.manual_seed(3)
-    layer = torch.nn.Linear(128, 97)
-    weight, bias, x = layer.weight.detach(), layer.bias.detach(), torch.randn(3, 1, 128)
-    expected = torch.nn.functional.linear(x, weight, bias)
-    tried = 0
-    for dtype, error in ERRORS.items():
-        for kernel in module._candidates(dtype, [layer]):
-            try:
-                found = kernel.prepare(weight, bias)(x)
-            except RuntimeError:
-                continue
-            assert found.shape == expected.shape
-            assert float((found - expected).norm() / expected.norm()) < error, kernel.name
-            tried += 1
-    assert tried >= 5
+    for width in (128, 36):  # the second is one that matvec.c does not take
+        layer = torch.nn.Linear(width, 97)
+        weight, bias, x = layer.weight.detach(), layer.bias.detach(), torch.randn(3, 1, width)
+        expected = torch.nn.functional.linear(x, weight, bias)
+        found = Product(dtype, weight, bias)(x)
+        assert found.shape == expected.shape and found.dtype == torch.float32
+        assert float((found - expected).norm() / expected.norm()) < ERRORS[dtype]
 
 
 has_compiler = pytest.mark.skipif(
@@ -138,40 +137,26 @@ def test_a_machine_without_a_compiler_decodes_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "library", lambda: None)
     for int8 in (False, True):
         model = make_model()
-        said = prepare_for_decoding(model, torch.bfloat16, int8=int8, retune=True)
+        said = prepare_for_decoding(model, torch.bfloat16, int8=int8)
         assert said.startswith("int8" if int8 else "bfloat16")
         assert float((logits(model) - logits(make_model())).norm()) > 0
 
 
-def test_a_kernel_that_fails_or_errs_loses_the_race() -> None:
-    def failing(weight: Tensor, bias: Tensor | None) -> module.MatmulFn:
-        raise RuntimeError("not on this processor")
-
-    layers = [torch.nn.Linear(64, 64) for _ in range(4)]
-    plain = module.Kernel("plain", lambda weight, bias: lambda x: x @ weight.T)
-    wrong = module.Kernel("wrong", lambda weight, bias: lambda x: x @ weight.T * 2)
-    for order in ([plain, wrong], [wrong, plain]):
-        candidates = [module.Kernel("fails", failing), *order]
-        assert module._autotune(candidates, layers, 1, torch.zeros(9)) is plain
-
-
-def test_what_is_settled_is_asked_once_for_each_question_and_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "is_built", "multiplies", "expected"),
+    [(1, True, True, "float16"), (8, True, True, "float16"), (9, True, True, "bfloat16"),
+     (64, True, False, "float16"), (1, False, True, "float32"), (64, False, True, "bfloat16")],
+)  # fmt: skip
+def test_the_precision_of_large_models_follows_from_the_machine(
+    rows: int, is_built: bool, multiplies: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked: list[str] = []
-
-    def ask(answer: str, question: str = "which?", again: bool = False) -> str:
-        return settled(question, ["a", "b"], lambda: asked.append(answer) or answer, again)  # type: ignore[func-returns-value]
-
-    assert [ask("a"), ask("b"), ask("b", again=True), ask("a")] == ["a", "a", "b", "b"]
-    assert asked == ["a", "b"]
-    assert ask("a", "another?") == "a"
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert ask("a") == "a" and asked == ["a", "b", "a", "a"]
-    for file in (tmp_path / "gptcli").iterdir():
-        file.write_text("{}")
-    assert ask("b") == "b"
+    if is_built and native.library() is None:
+        pytest.skip("there is no C compiler here")
+    monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: multiplies)
+    if not is_built:
+        monkeypatch.setattr(native, "library", lambda: None)
+    assert prepare_for_decoding(make_model(), rows=rows).split()[0] == expected
 
 
 def test_a_cache_folder_that_cannot_be_written_stops_nothing(
@@ -180,33 +165,18 @@ def test_a_cache_folder_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
-    assert settled("which?", ["a"], lambda: "a", again=False) == "a"
     model = make_model()
     prepare_for_decoding(model, torch.float16)
     assert float((logits(model) - logits(make_model())).norm()) > 0
 
 
-def test_the_kernel_of_a_model_is_timed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    timed: list[int] = []
-    monkeypatch.setattr(
-        module, "_autotune", lambda kernels, *_: timed.append(len(kernels)) or kernels[-1]
-    )
-    said = [prepare_for_decoding(make_model(), torch.bfloat16, rows=rows) for rows in (1, 1, 3, 8)]
-    assert len(timed) == 2 and len(set(said)) == 1  # alone, and for up to 8
-    prepare_for_decoding(make_model(), torch.bfloat16, retune=True)
-    assert len(timed) == 3
-
-
 @pytest.mark.parametrize("shape", [{"n_embd": 36}, {"n_embd": 32, "n_inner": 43}])
-def test_int8_of_widths_that_torch_s_kernel_reads_past(shape: dict[str, int]) -> None:
+def test_int8_of_widths_that_matvec_does_not_take(shape: dict[str, int]) -> None:
     sizes = {"n_layer": 2, "n_head": 2, "block_size": 32, "vocab_size": 101, **shape}
     model = GPT(ModelConfig(**sizes)).eval()
     model.init_weights(2)
     expected = logits(model)
-    assert "widened" in prepare_for_decoding(model, torch.float32, rows=3, int8=True)
+    assert "int8" in prepare_for_decoding(model, torch.float32, rows=3, int8=True)
     assert float((logits(model) - expected).norm() / expected.norm()) < 5e-2
 
 
@@ -228,8 +198,6 @@ def test_small_networks_decode_in_float32() -> None:
     assert prepare_for_decoding(model) == "float32"
     # Sums of matvec.c have another order.
     torch.testing.assert_close(logits(model), logits(make_model()), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ConfigError, match="--retune: this model has no kernels"):
-        prepare_for_decoding(model, retune=True)
 
 
 def test_decoding_with_other_weights_agrees_with_itself() -> None:
