@@ -38,13 +38,12 @@ class Prepared:
     def facts(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         manifest = self.manifest
-        chat: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if manifest.is_chat:
+            more["trained_tokens"] = {split: manifest.trained(split) for split in SPLITS}
+        if manifest.is_chat or manifest.recipe.filters:
             rows = skipped_rows(manifest.units)
-            chat = {
-                "trained_tokens": {split: manifest.trained(split) for split in SPLITS},
-                "skipped": {reason: each.model_dump() for reason, each in rows.items()},
-            }
+            more["skipped"] = {reason: each.model_dump() for reason, each in rows.items()}
         return {
             "dir": str(self.folder),
             "tokenizer": manifest.tokenizer.name,
@@ -53,7 +52,7 @@ class Prepared:
             "tokens": manifest.tokens.model_dump(),
             "bytes": manifest.bytes.model_dump(),
             "shards": sum(len(unit.shards) for unit in manifest.units),
-            **chat,
+            **more,
         }
 
 
@@ -87,6 +86,8 @@ def prepare(
     if not isinstance(config, Config):
         config = load_config(None, flags={"data.source": config})
     if (ready := token_files(config.data)) is not None:
+        if config.data.filters:
+            raise ConfigError("data.filters: token files are used as they are, without filters")
         folder, preset, part = ready
         if preset is not None:
             total = None if part else preset.download_bytes

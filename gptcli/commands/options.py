@@ -155,9 +155,9 @@ def _key_of(word: str, sections: tuple[str, ...]) -> str | None:
     return next((f"{part}.{word}" for part in sections if f"{part}.{word}" in keys()), None)
 
 
-def skipped_rows(skipped: dict[str, dict[str, Any]]) -> str:
+def skipped_rows(skipped: dict[str, dict[str, Any]], what: str = "row") -> str:
     """Return how many rows were skipped for which reason, and where the first of each is."""
     return ", ".join(
-        f"{plural(each['rows'], 'row')}: {reason} (first: {each['first']})"
+        f"{plural(each['rows'], what)}: {reason} (first: {each['first']})"
         for reason, each in skipped.items()
     )

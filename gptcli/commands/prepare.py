@@ -14,7 +14,7 @@ from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.config import Config
-    from gptcli.data.estimate import Estimate
+    from gptcli.data.estimate import Estimate, LeftOut
     from gptcli.data.shards import Manifest
     from gptcli.data.sources import PreparePlan
 
@@ -108,18 +108,31 @@ def _check_share(rank: int | None, world_size: int | None, finalize: bool, is_wh
 
 def _show_plan(config: "Config", force: bool, json_: bool) -> None:
     """Print what would be done; refuse what would be refused."""
-    from gptcli.data.estimate import estimate, require_room
+    from gptcli.data.estimate import estimate, left_out, require_room
     from gptcli.data.prepare import find_existing, make_plan
 
     plan = make_plan(config)
     if find_existing(plan, force) is not None and not force:
         console.message(f"{plan.folder} is prepared already; --force prepares it again")
     cost = estimate(plan)
+    sample = left_out(plan) if plan.data.filters else None
     if json_:
-        console.result_json({**_plan_facts(plan), **asdict(cost)})
+        more = {"left_out": asdict(sample)} if sample else {}
+        console.result_json({**_plan_facts(plan), **asdict(cost), **more})
         return
     console.result(_describe_plan(plan, cost))
+    if sample:
+        console.result(_describe_sample(sample))
     require_room(plan, cost)
+
+
+def _describe_sample(sample: "LeftOut") -> str:
+    lines = [f"of the first {plural(sample.documents, 'document')}, {sum(sample.rows.values()):,}"
+             " would be left out"]  # fmt: skip
+    for reason, rows in sorted(sample.rows.items(), key=lambda item: -item[1]):
+        lines.append(f"  {reason}: {rows:,} ({rows / sample.documents:.1%})")
+        lines += [f"    {example}" for example in sample.examples[reason]]
+    return "\n".join(lines)
 
 
 def _prepare_share(
@@ -169,7 +182,9 @@ def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> No
         f" ({manifest.val_share:.2%}), {seconds:.1f} s"
     )
     rows = {reason: each.model_dump() for reason, each in skipped_rows(manifest.units).items()}
-    if skipped := options.skipped_rows(rows):
+    if manifest.recipe.filters:
+        console.message(f"left out {options.skipped_rows(rows, what) or 'nothing'}")
+    elif skipped := options.skipped_rows(rows):
         console.message(f"warning: skipped {skipped}", "bold red")
     seq_len = min(24, tokens.train)
     if manifest.is_chat:

@@ -41,6 +41,29 @@ class SplitSource(Section):
     """The same, to validate on."""
 
 
+class FilterConfig(Section):
+    """Rules that leave documents out. All but the lengths look at the first 4 MB of a document."""
+
+    min_chars: PositiveInt | None = Field(default=None, examples=[200])
+    """Leave out documents with fewer characters."""
+    max_chars: PositiveInt | None = Field(default=None, examples=[100_000])
+    """Leave out documents with more characters."""
+    min_letters: Fraction | None = Field(default=None, examples=[0.6])
+    """Leave out documents with a smaller share of letters among the characters that are not white
+    space."""
+    max_repeated_lines: Fraction | None = Field(default=None, examples=[0.3])
+    """Leave out documents in which a larger share of the lines (empty ones aside) repeats an
+    earlier line of the document."""
+    exclude: Annotated[str, Field(min_length=1)] | None = Field(default=None, examples=["lorem"])
+    """Leave out documents in which this regular expression is found; one search that takes more
+    than 10 seconds is an error."""
+    languages: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, examples=[["en"]]
+    )
+    """Leave out documents in other languages than these, by their codes; py3langid tells them by
+    the first 2,000 characters (extra `language`)."""
+
+
 class DataConfig(Section):
     """The source of the text, its split, and the training windows."""
 
@@ -64,6 +87,8 @@ class DataConfig(Section):
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Rows that are no conversation (an unknown role, a second system message, an empty turn, no
     turn of the assistant): stop and name the first, or skip and count them."""
+    filters: FilterConfig | None = Field(default=None, examples=[{"min_chars": 200}])
+    """Rules that leave documents out: {min_chars: 200, languages: [en]}. Null: none."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
     """Folder of token shards. Null: data/<name of the source>."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])

@@ -37,9 +37,9 @@ class TextBatch:
     texts: list[str]
     documents: list[int]  # the index of each text's document in the unit, never falling
     ends_unit: bool = False  # the unit's last batch, which may be empty
-    # Of conversations, whose contents the texts are: an index into ROLES for each, and the reason
-    # and place of each row before the batch's end that is no conversation.
+    # Of conversations, whose contents the texts are: an index into ROLES for each.
     roles: list[int] = field(default_factory=list)
+    # The reason and place of each row or document before the batch's end that is left out.
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 

@@ -3,24 +3,29 @@
 An estimate, not a promise: it says before hours of work whether the disk can hold the result.
 """
 
+import itertools
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from gptcli import atomic
+from gptcli.data.filters import Rules
 from gptcli.data.hub import RemoteFile
 from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.sources import PreparePlan
-from gptcli.data.units import documents
+from gptcli.data.units import documents, excerpt
 from gptcli.errors import StorageError
 from gptcli.formatting import size
 from gptcli.tokenizers import Tokenizer, UnknownCharacters, dtype_for, is_learned, make_tokenizer
 from gptcli.tokenizers.gigatoken import fast_bpe
 
 _SAMPLE_CHARS = 1 << 18
+_JUDGED_CHARS = 1 << 22
+_EXAMPLES = 3  # of what each filter leaves out
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
 _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
 _TEXT_PER_SOURCE_BYTE = 0.08  # questions and answers from Python's library
@@ -106,6 +111,37 @@ def _measure(plan: PreparePlan, tokenizer: Tokenizer) -> tuple[float, float | No
     seconds = time.perf_counter() - began
     n_bytes = sum(len(text.encode()) for text in texts)
     return (n_bytes / n_tokens, n_bytes / max(seconds, 1e-9)) if n_bytes else unknown
+
+
+@dataclass
+class LeftOut:
+    """What filters leave out of the first documents of a source, by reason."""
+
+    documents: int = 0  # that were looked at
+    rows: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+
+def left_out(plan: PreparePlan) -> LeftOut:
+    """Apply the filters of a plan to its first documents at hand."""
+    found, n_chars = LeftOut(), 0
+    rules = Rules(plan.data.filters) if plan.data.filters else None
+    unfiltered = plan.data.model_copy(update={"filters": None})
+    for unit in plan.source.units:
+        if not all(isinstance(path, Path) for path in unit.paths):
+            continue
+        for index, pieces in itertools.groupby(documents(unit, unfiltered), itemgetter(0)):
+            texts = [text for _, text in itertools.islice(pieces, 16)]
+            head, place = "\n".join(texts), f"{unit.name}: document {index + 1}"
+            found.documents += 1
+            if rules and (reason := rules(iter([head]), place)) is not None:
+                found.rows[reason] = found.rows.get(reason, 0) + 1
+                if found.rows[reason] <= _EXAMPLES:
+                    found.examples.setdefault(reason, []).append(f"{place}: {excerpt(head)}")
+            n_chars += len(head)
+            if n_chars >= _JUDGED_CHARS:
+                return found
+    return found
 
 
 def _text_per_byte(paths: list[Path | RemoteFile], text_field: str) -> float:

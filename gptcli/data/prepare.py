@@ -6,33 +6,27 @@ The bytes depend only on the source and the recipe, not on the number of workers
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gptcli import atomic, locking
 from gptcli.config.schema import Config
 from gptcli.data import shards
+from gptcli.data.conversations import skipped_rows
 from gptcli.data.encode import Encoder
+from gptcli.data.filters import Rules
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.journal import Journal, remove_prepared
 from gptcli.data.presets import data_dir
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, PreparePlan, find_source
-from gptcli.data.units import Fetcher, Unit, content_hash, documents
+from gptcli.data.units import Fetcher, Unit, content_hash
+from gptcli.data.vocabulary import tokenizer_of
 from gptcli.data.writer import OnProgress, write_units
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
-from gptcli.tokenizers import (
-    Tokenizer,
-    dump_tokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    with_chat_tokens,
-)
-from gptcli.tokenizers.chat import ROLES
-
-_VOCABULARY_CHARS = 200_000_000  # enough for any vocabulary; more only takes longer
+from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer
 
 
 def make_plan(config: Config) -> PreparePlan:
@@ -41,6 +35,14 @@ def make_plan(config: Config) -> PreparePlan:
     data = config.data.model_copy(update={"format": source.format})
     if source.text_field and not config.is_set("data.text_field"):
         data = data.model_copy(update={"text_field": source.text_field})
+    if data.filters:
+        Rules(data.filters)  # refuses what is wrong with them
+        source = replace(source, expected=None)
+        if any(unit.joined for unit in source.units):
+            raise ConfigError(
+                f"data.filters: the rows of {source.name} are lines of one text, not documents",
+                "leave the filters out",
+            )
     fraction = source.val_fraction(data)
     return PreparePlan(data_dir(data), source, data, config.tokenizer, config.seed, fraction)
 
@@ -198,55 +200,8 @@ def _settle(plan: PreparePlan, journal: Journal) -> tuple[Tokenizer, Recipe]:
             recipe = _recipe(plan, TokenizerRecord.of(tokenizer))
             if recipe == unfinished:
                 return tokenizer, recipe
-    tokenizer = _make_tokenizer(plan, lambda: _sample(plan))
+    tokenizer = tokenizer_of(plan)
     return tokenizer, _recipe(plan, TokenizerRecord.of(tokenizer))
-
-
-def _make_tokenizer(plan: PreparePlan, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """Make the tokenizer of a plan; one of conversations can spell their turns."""
-    tokenizer = make_tokenizer(plan.tokenizer, texts)
-    return with_chat_tokens(tokenizer) if plan.data.format else tokenizer
-
-
-def _sample(plan: PreparePlan) -> Iterator[str]:
-    """Yield the text to learn an alphabet or a vocabulary from.
-
-    An alphabet takes all of it, since any character may be the first of its kind; a vocabulary
-    takes the start, without what is held out: validation text stays unseen.
-    """
-    is_alphabet, n_chars = plan.tokenizer.name == "char", 0
-    if plan.data.format:
-        yield "\n".join([*ROLES, ""])
-    for unit in plan.source.units:
-        key = itemgetter(0) if unit.held_out != "end" else lambda piece: 0
-        for index, pieces in itertools.groupby(documents(unit, plan.data), key=key):
-            document: Iterable[str] = (piece for _, piece in pieces)
-            if not is_alphabet:
-                if unit.split_of(index, plan.seed, plan.val_fraction) == "val":
-                    continue
-                if unit.held_out in ("tail", "end") and plan.val_fraction:
-                    document = _head(document, plan.val_fraction)
-            for piece in document:
-                n_chars += len(piece)
-                if n_chars > _VOCABULARY_CHARS and not is_alphabet:
-                    return
-                yield piece
-
-
-def _head(pieces: Iterable[str], val_fraction: float) -> Iterator[str]:
-    """Yield a document without its tail, or the start of one that is too long to hold."""
-    held: list[str] = []
-    n_chars = 0
-    for piece in pieces:
-        held.append(piece)
-        n_chars += len(piece)
-        if n_chars > _VOCABULARY_CHARS:
-            break
-    # The tail is counted in tokens, which are not yet known: a little more is left out.
-    n_chars = int(n_chars * (1 - min(1.0, 1.25 * val_fraction)))
-    for piece in held:
-        yield piece[:n_chars]
-        n_chars = max(0, n_chars - len(piece))
 
 
 def _clean_up(plan: PreparePlan, journal: Journal, error: BaseException) -> None:
@@ -279,6 +234,7 @@ def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
         tokenizer=tokenizer,
         conversation_format=plan.data.format,
         bad_rows=plan.data.bad_rows if plan.data.format else None,
+        filters=plan.data.filters.model_dump(exclude_none=True) if plan.data.filters else None,
     )
 
 
@@ -313,7 +269,7 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     name = plan.tokenizer.name
     record = existing.tokenizer
     if plan.tokenizer.path is not None:
-        same_tokenizer = _make_tokenizer(plan, list).fingerprint == record.sha256
+        same_tokenizer = tokenizer_of(plan).fingerprint == record.sha256
     else:
         same_tokenizer = name == record.name
     differing = _recipe(plan, record).differing(existing.recipe)
@@ -336,6 +292,9 @@ def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) 
     """Write the manifest over all units; refuse a split without text."""
     manifest = Manifest.of(recipe, units)
     name, documents = plan.source.name, plural(manifest.documents, "document")
+    if recipe.filters and not manifest.documents and (skipped := skipped_rows(units)):
+        reasons = ", ".join(f"{each.rows:,} {reason}" for reason, each in skipped.items())
+        raise DataError(f"{name}: everything is left out ({reasons})", "change data.filters")
     if not manifest.bytes.total:
         what = "conversation" if manifest.is_chat else "text"
         raise DataError(f"{name}: no {what} in it ({documents})")

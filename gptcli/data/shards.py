@@ -53,14 +53,12 @@ class _Record(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Leave out what only conversations have: records of text keep their bytes."""
-        return {
-            k: v for k, v in handler(self).items() if v is not None or k not in _OF_CONVERSATIONS
-        }
+        """Leave out what only some data has: records of other data keep their bytes."""
+        return {k: v for k, v in handler(self).items() if v is not None or k not in _OF_SOME}
 
 
-_OF_CONVERSATIONS = {"conversations", "trained", "mask_sha256", "starts_sha256", "skipped",
-                     "conversation_format", "bad_rows"}  # fmt: skip
+_OF_SOME = {"conversations", "trained", "mask_sha256", "starts_sha256", "skipped",
+            "conversation_format", "bad_rows", "filters"}  # fmt: skip
 
 
 class Counts(_Record):
@@ -112,7 +110,7 @@ class Shard(_Record):
 
 
 class Skipped(_Record):
-    """Rows that no conversation was made of, for one reason."""
+    """Rows or documents that were left out, for one reason."""
 
     rows: Count
     first: str  # its file and line
@@ -127,7 +125,7 @@ class UnitRecord(_Record):
     tokens: Counts
     bytes: Counts  # of text, without end-of-text tokens
     shards: list[Shard]
-    skipped: dict[str, Skipped] | None = None  # by reason, of conversations only
+    skipped: dict[str, Skipped] | None = None  # by reason
 
 
 class TokenizerRecord(_Record):
@@ -159,6 +157,7 @@ class Recipe(_Record):
     tokenizer: TokenizerRecord
     conversation_format: str | None = None  # None: text
     bad_rows: str | None = None  # of conversations only
+    filters: dict[str, int | float | str | list[str]] | None = None
 
     def differing(self, other: Self) -> list[str]:
         """Return the fields in which two recipes differ."""

@@ -8,16 +8,19 @@ import hashlib
 import itertools
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from gptcli.config.model import clipped
 from gptcli.config.schema import DataConfig, Split
 from gptcli.data import readers
 from gptcli.data.docstrings import conversations_of, module_name
+from gptcli.data.filters import Rules
 from gptcli.data.hub import OnBytes, RemoteFile
 from gptcli.data.messages import FIELDS, OPTIONAL, BadRow, Turns, conversation_of
 from gptcli.errors import DataError
@@ -74,6 +77,7 @@ def _are_few(units: list[Unit], config: DataConfig) -> bool:
     paths = (path for unit in units for path in unit.paths if isinstance(path, Path))
     if size_of(paths) > _MAX_COUNTED_BYTES:
         return False
+    config = config.model_copy(update={"filters": None})
     n_rows = 0
     for unit in units:
         try:
@@ -120,9 +124,16 @@ def library_packages() -> dict[str, list[Path]]:
 
 
 def documents(
-    unit: Unit, config: DataConfig, cut: re.Pattern[str] | None = None
+    unit: Unit,
+    config: DataConfig,
+    cut: re.Pattern[str] | None = None,
+    skipped: list[tuple[str, str]] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield (index of the document in the unit, next piece of its text), in a fixed order."""
+    """Yield (index of the document in the unit, next piece of its text), in a fixed order.
+
+    A document that a filter leaves out is counted by the index, and its reason and place are
+    added to `skipped`.
+    """
     from gptcli.tokenizers import SAFE_CUT  # which imports numpy; to name a source needs none
 
     index = 0
@@ -132,10 +143,17 @@ def documents(
                 yield from ((index, content) for _, content in found)
                 index += 1
         return
+    rules = Rules(config.filters) if config.filters else None
     for path in _fetched(unit):
-        for pieces in _texts(path, config, cut or SAFE_CUT):
-            for piece in pieces:
-                yield (0 if unit.joined else index), piece
+        name = unit.name if len(unit.paths) == 1 else readers.shown(path)
+        for number, pieces in enumerate(_texts(path, config, cut or SAFE_CUT), 1):
+            place = f"{name}: document {number}"
+            if rules and (reason := rules(pieces(), place)) is not None:
+                if skipped is not None:
+                    skipped.append((reason, f"{place}: {excerpt(next(pieces()))}"))
+            else:
+                for piece in pieces():
+                    yield (0 if unit.joined else index), piece
             index += 1
 
 
@@ -149,6 +167,7 @@ def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns |
     Raises:
         DataError: A row is none, and `data.bad_rows` is "refuse".
     """
+    rules = Rules(config.filters) if config.filters else None
     for path in _fetched(unit):
         name = unit.name if len(unit.paths) == 1 else readers.shown(path)
         for place, found in _conversations(path, config):
@@ -161,6 +180,10 @@ def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns |
                     f"{where}: {found.reason} ({found.detail})",
                     "fix the row, or skip and count such rows with -s data.bad_rows=skip",
                 )
+            if rules and not isinstance(found, BadRow):
+                text = "\n".join(content for _, content in found)
+                if (reason := rules(iter([text]), where)) is not None:
+                    found, where = BadRow(reason), f"{where}: {excerpt(text)}"
             yield where, found
 
 
@@ -177,18 +200,25 @@ def _conversations(path: Path, config: DataConfig) -> Iterator[tuple[str, Turns 
         yield place, conversation_of(row, form)
 
 
-def _texts(path: Path, config: DataConfig, cut: re.Pattern[str]) -> Iterator[Iterable[str]]:
-    """Yield the documents of a file, each as its pieces."""
+def excerpt(text: str) -> str:
+    """Return the start of a text on one line, in quotation marks."""
+    return repr(clipped(" ".join(text[:400].split())))
+
+
+def _texts(
+    path: Path, config: DataConfig, cut: re.Pattern[str]
+) -> Iterator[Callable[[], Iterator[str]]]:
+    """Yield the documents of a file, each as a function that reads its pieces."""
     if path == Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py"):
         from pydoc_data.topics import topics  # the prose of the language reference, by topic
 
         for name in sorted(topics):
-            yield (topics[name],)
+            yield partial(iter, [topics[name]])
     elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
         for text in readers.read_rows(path, config.text_field, config.encoding_errors):
-            yield readers.in_pieces(text, cut)
+            yield partial(readers.in_pieces, text, cut)
     else:
-        yield readers.read_text(path, config.encoding_errors, cut)
+        yield partial(readers.read_text, path, config.encoding_errors, cut)
 
 
 class Fetcher(AbstractContextManager["Fetcher"]):

@@ -74,15 +74,17 @@ def _batches(
             continue
         texts: list[str] = []
         indices: list[int] = []
+        skipped: list[tuple[str, str]] = []
         n_chars = 0
-        for index, text in documents(unit, data, cut):
+        for index, text in documents(unit, data, cut, skipped):
             texts.append(text)
             indices.append(index)
             n_chars += len(text)
             if n_chars >= _BATCH_CHARS or len(texts) == _BATCH_TEXTS:
-                yield TextBatch(unit, texts, indices)
+                yield TextBatch(unit, texts, indices, skipped=skipped.copy())
                 texts, indices, n_chars = [], [], 0
-        yield TextBatch(unit, texts, indices, ends_unit=True)
+                skipped.clear()
+        yield TextBatch(unit, texts, indices, ends_unit=True, skipped=skipped)
 
 
 def _conversation_batches(unit: Unit, data: DataConfig) -> Iterator[TextBatch]:
@@ -122,7 +124,7 @@ class _UnitWriter(contextlib.ExitStack):
             split: self.enter_context(make(plan.folder, split, *shape)) for split in SPLITS
         }
         self._bytes = dict.fromkeys(SPLITS, 0)
-        self._document = -1
+        self._document, self._n_documents = -1, 0
         self._skipped: dict[str, Skipped] = {}
         self._split: Split = "train"
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
@@ -130,11 +132,17 @@ class _UnitWriter(contextlib.ExitStack):
 
     def add(self, batch: TextBatch, encoded: Encoded) -> None:
         """Add a batch of the unit's texts."""
+        self._count_skipped(batch)
         for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
             if index != self._document:
                 self._start_document(index)
             self._append(ids)
             self._bytes[self._split] += n_bytes
+
+    def _count_skipped(self, batch: TextBatch) -> None:
+        for reason, place in batch.skipped:
+            before = self._skipped.get(reason, Skipped(rows=0, first=place))
+            self._skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
 
     def finish(self) -> UnitRecord:
         """Complete the shards and return what the unit became; refuse files that have changed."""
@@ -145,15 +153,16 @@ class _UnitWriter(contextlib.ExitStack):
             raise DataError(
                 f"{self._unit.name}: changed while it was read", "run the command again"
             )
+        data = self._plan.data
         shards = {split: writer.shards for split, writer in self._writers.items()}
         return UnitRecord(
             name=self._unit.name,
             sha256=content,
-            documents=self._document + 1,
+            documents=self._n_documents,
             tokens=Counts(**{split: sum(s.tokens for s in shards[split]) for split in SPLITS}),
             bytes=Counts(**self._bytes),
             shards=[*shards["train"], *shards["val"]],
-            skipped=self._skipped if self._plan.data.format else None,
+            skipped=self._skipped if data.format or data.filters else None,
         )
 
     def _start_document(self, index: int) -> None:
@@ -161,6 +170,7 @@ class _UnitWriter(contextlib.ExitStack):
         if unit.held_out != "end":
             self._divide()
         self._document = index
+        self._n_documents += 1
         self._split = unit.split_of(index, plan.seed, plan.val_fraction)
         if unit.held_out in ("tail", "end") and plan.val_fraction > 0 and self._spool is None:
             # Where the tail begins is known only at the end. The folder's disk must have room for
@@ -212,15 +222,13 @@ class _ConversationUnitWriter(_UnitWriter):
 
     def add(self, batch: TextBatch, encoded: Encoded) -> None:
         """Add a batch of the unit's conversations."""
-        for reason, place in batch.skipped:
-            before = self._skipped.get(reason, Skipped(rows=0, first=place))
-            self._skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
+        self._count_skipped(batch)
         if not batch.texts:
             return
         tokens, trained, places = self._layout.join(encoded.ids, encoded.counts, batch.roles)
         firsts = np.flatnonzero(np.diff(batch.documents, prepend=-1))
         indices = [batch.documents[first] for first in firsts]
-        self._document = indices[-1]
+        self._n_documents += len(indices)
         lengths = np.diff(places[firsts], append=len(tokens))
         n_bytes = np.add.reduceat(np.asarray(encoded.n_bytes, np.int64), firsts)
         if self._unit.held_out == "end":
