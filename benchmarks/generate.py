@@ -65,10 +65,13 @@ def main() -> None:
 
 
 def make_network(folder: Path) -> None:
-    """Write a run with random weights, and the same network for the others."""
+    """Write a run with random weights, and the same network for the others.
+
+    It is trained on all its positions, or decoding would keep to those that it was trained on.
+    """
     data = prepared(folder, None, "gpt2")
     settings = ["name=random", f"data.dir={data}", "train.max_steps=1", "train.micro_batch_size=1",
-                "data.seq_len=16", "train.eval_tokens=16", "optim.lr=1e-9",
+                "train.eval_tokens=1024", "optim.lr=1e-9",
                 "train.sample_every=null"]  # fmt: skip
     run([*GPT, "train", *(word for one in settings for word in ("-s", one))], folder)
     run([*GPT, "export", "--checkpoint", "random", "--to", "hf", "hf"], folder)
