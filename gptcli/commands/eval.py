@@ -268,8 +268,9 @@ def _describe_beside(facts: dict[str, Any], models: dict[str, float]) -> list[st
         ranked = sorted((others | models).items(), key=lambda item: item[1])
         lines += [
             f"the validation text: {found['bytes']:,} bytes, sha256 {found['sha256']};"
-            f" {found['lines_in_training_text']:.1%} of its lines are in the training text"
-            f" ({found['training_bytes']:,} bytes)",
+            f" {found['lines_in_training_text']:.1%} of its lines and"
+            f" {found['spans_in_training_text'][50]:.1%} of its spans of 50 tokens are in the"
+            f" training text ({found['training_bytes']:,} bytes)",
             "bits per byte, lower is better:",
             *(f"  {bits:.3f}  {name}" for name, bits in ranked),
         ]

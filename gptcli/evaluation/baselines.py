@@ -13,8 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from gptcli.data.overlap import compare, token_pieces
 from gptcli.evaluation.ngram import KneserNey
-from gptcli.evaluation.score import TokenSequence
+from gptcli.evaluation.score import TokenArray, TokenSequence
 from gptcli.tokenizers import Tokenizer
 
 # Of the training text, its end is used: the compressors then forget none of it, and everything here
@@ -37,6 +38,8 @@ class Baselines:
         training_bytes: Of the training text that was used.
         lines_in_training_text: The share of the validation text's lines that occur there; empty
             lines are left out.
+        spans_in_training_text: By length in tokens, the share of the validation text's spans that
+            occur there.
     """
 
     bits_per_byte: dict[str, float]
@@ -44,6 +47,7 @@ class Baselines:
     sha256: str
     training_bytes: int
     lines_in_training_text: float
+    spans_in_training_text: dict[int, float]
 
 
 def measure(
@@ -80,14 +84,15 @@ def measure(
         ):
             sizes[name] = size
             on_progress(len(sizes), len(jobs))
-    lines = [line for line in text.split(b"\n") if line.strip()]
-    seen = set(before.split(b"\n"))
+    pieces = (token_pieces(TokenArray(ids), tokenizer) for ids in (known, tokens))
+    shared = compare(*pieces, unit="token", show=lambda ids: tokenizer.decode(ids.tolist()))
     return Baselines(
         {name: 8 * sizes[name] / max(1, len(text)) for name in jobs},
         len(text),
         hashlib.sha256(text).hexdigest(),
         len(before),
-        sum(line in seen for line in lines) / max(1, len(lines)),
+        shared.lines.share,
+        {n: each.share for n, each in shared.spans.items()},
     )
 
 

@@ -24,6 +24,7 @@ FACTS = {
     "baselines": {
         "bits_per_byte": {"gzip": 3.0, "xz": 2.5, "xz_after_training_text": 2.0},
         "bytes": 400, "sha256": "ab", "training_bytes": 4000, "lines_in_training_text": 0.25,
+        "spans_in_training_text": {13: 0.5, 50: 0.125},
     },
 }  # fmt: skip
 
@@ -79,7 +80,11 @@ def test_baselines_are_of_the_validation_text(gpt: Any, run: Path) -> None:
     closer = gpt("eval", "--stride", "8", "--json").json
     assert found["half_stride"]["loss"] == closer["loss"]
     shown = gpt("eval", "--baselines", "--adapt", "--stride", "8").out
-    for part in (beside["sha256"], "lines are in the training text", "  the model with --adapt\n"):
+    for part in (
+        beside["sha256"],
+        "spans of 50 tokens are in the training text",
+        "  the model with --adapt\n",
+    ):
         assert part in shown
     assert shown.splitlines()[-1].count("PPMd") == 2 and "--stride" not in shown
 
@@ -326,4 +331,6 @@ def test_the_last_line_is_about_every_baseline(bits_per_byte: float, verdict: st
     assert lines[-1].startswith(start + verdict)
     ranked = [line.split()[0] for line in lines if line.startswith("  ")]
     assert ranked == sorted(ranked) and f"{bits_per_byte:.3f}  the model" in "\n".join(lines)
-    assert any("25.0% of its lines are in the training text" in line for line in lines)
+    assert any(
+        "25.0% of its lines and 12.5% of its spans of 50 tokens are in" in line for line in lines
+    )

@@ -42,6 +42,12 @@ def test_lines_that_the_training_text_has_are_counted() -> None:
     assert found.sha256 == hashlib.sha256(b"two\n\nfour\nfive\none\n").hexdigest()
 
 
+def test_spans_that_the_training_text_has_are_counted() -> None:
+    found = measured(RANDOM, RANDOM[:100] + b"#" + RANDOM[200:250])
+    # 51 + 1 of the 102 spans of 50 bytes, and 88 + 38 of the 139 of 13.
+    assert found.spans_in_training_text == {13: 126 / 139, 50: 52 / 102}
+
+
 def test_texts_of_no_bytes_need_none() -> None:
     assert measured(b"", b"").bits_per_byte["xz"] >= 0
 
