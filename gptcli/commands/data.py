@@ -1,14 +1,22 @@
-"""`gpt data`: what is in a data folder, windows or conversations decoded, hashes checked."""
+"""`gpt data`: what is in a data folder, what it shares with another text, hashes checked."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import DataError
-from gptcli.formatting import plural
+from gptcli.formatting import moment, plural, shares, size
 from gptcli.terminal import console
+
+if TYPE_CHECKING:
+    from gptcli.data.contents import Contents
+    from gptcli.data.overlap import Overlap
+    from gptcli.data.shards import Manifest
+
+_MOST_EXAMPLES = 5
 
 app = typer.Typer(help="Inspect prepared data.", no_args_is_help=False)
 
@@ -21,7 +29,13 @@ Folder = Annotated[
 
 
 @app.command()
-def info(folder: Folder, json_: options.JsonOption = False) -> None:
+def info(
+    folder: Folder,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also read the tokens: lengths, characters, copies.")
+    ] = False,
+    json_: options.JsonOption = False,
+) -> None:
     """Describe a data folder."""
     from gptcli.api.prepare import Prepared
     from gptcli.data.shards import read_manifest
@@ -37,12 +51,14 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
     }
     if manifest.has_own_val:
         facts["val_fraction"] = None
+    contents = _contents(folder, manifest) if full else None
     if json_:
-        console.result_json(facts)
+        console.result_json(facts | ({"contents": asdict(contents)} if contents else {}))
         return
     if manifest.has_own_val:
         facts["val_fraction"] = "not used: the source has its own validation text"
     facts["val_share"] = f"{manifest.val_share:.2%} of the tokens"
+    facts |= _described(contents) if contents else {}
     for key, value in facts.items():
         if key == "skipped":
             value = options.skipped_rows(value) or "none"
@@ -50,6 +66,64 @@ def info(folder: Folder, json_: options.JsonOption = False) -> None:
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
         text = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
         console.result(f"{key:<16} {text}")
+
+
+def _contents(folder: str, manifest: "Manifest", most: int | None = None) -> "Contents":
+    from gptcli.data.contents import MOST_TOKENS, measure
+
+    with console.bar(f"reading {folder}", manifest.tokens.total) as bar:
+        return measure(Path(folder), manifest, most or MOST_TOKENS, bar.advance)
+
+
+def _described(found: "Contents") -> dict[str, str]:
+    """Return the counts in words, by what was counted."""
+    frequent = {repr(text): float(n) for _, text, n in found.frequent[:_MOST_EXAMPLES]}
+    return {
+        "tokens read": f"{found.tokens_read:,}",
+        "tokens per byte": f"{found.tokens_per_byte:.4f}",
+        "lengths": f"{found.median_length:,.0f} tokens in the middle, {found.mean_length:,.1f} on"
+        f" average, {found.longest:,} at most; {found.empty_documents:,} empty",
+        "copies": f"{found.copies:,} of {found.documents:,} documents equal an earlier one;"
+        f" {found.copies_in_val:,} for validation are in the training split",
+        "characters": ", ".join(
+            f"{share} {name}" for name, share in shares(found.characters).items()
+        ),
+        "frequent": ", ".join(
+            f"{text} {n / max(1, found.tokens_read):.1%}" for text, n in frequent.items()
+        ),
+        "unused ids": f"{found.unused_ids:,}",
+    }
+
+
+@app.command()
+def report(
+    folder: Folder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: DIR/report.html."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Most tokens to read of a split; default: 100 million."
+        ),
+    ] = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Write a self-contained HTML report of a data folder."""
+    from gptcli.data.shards import read_manifest
+    from gptcli.plotting import page, require_ending
+    from gptcli.plotting.data_report import render
+
+    file, manifest = out or Path(folder, "report.html"), read_manifest(Path(folder))
+    require_ending(file, *page.FORMATS)
+    contents = _contents(folder, manifest, max_tokens)
+    n_bytes = page.write(file, render(Path(folder), manifest, contents, moment()))
+    if json_:
+        facts = {"file": str(file), "bytes": n_bytes, "contents": asdict(contents)}
+        console.result_json(facts)
+    else:
+        console.result(f"{file}: {size(n_bytes)}")
 
 
 @app.command()
@@ -69,7 +143,7 @@ def peek(
     json_: options.JsonOption = False,
 ) -> None:
     """Show decoded training windows, or conversations with what is trained on marked."""
-    from gptcli.data.inspection import conversations_as_text, windows_as_text
+    from gptcli.data.inspection import END_OF_TEXT_MARK, conversations_as_text, windows_as_text
     from gptcli.data.shards import read_manifest
 
     path, manifest = Path(folder), read_manifest(Path(folder))
@@ -91,11 +165,13 @@ def peek(
     seq_len = seq_len or 64
     windows = windows_as_text(path, manifest, split, count=count, seq_len=seq_len, seed=seed)
     if json_:
-        facts = [{"start": start, "text": text} for start, text in windows]
-        console.result_json({"dir": folder, "split": split, "windows": facts})
+        shown = [asdict(each) for each in windows]
+        console.result_json({"dir": folder, "split": split, "windows": shown})
         return
-    for start, text in windows:
-        console.result(f"--- {split} tokens {start:,} to {start + seq_len:,}\n{text}")
+    for each in windows:
+        place = f"{split} tokens {each.start:,} to {each.start + seq_len:,}"
+        text = each.text.replace(END_OF_TEXT_MARK, f"\n{END_OF_TEXT_MARK}\n")
+        console.result(f"--- {place}, from {', '.join(each.units)}\n{text}")
 
 
 @app.command()
@@ -118,3 +194,71 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
         console.result_json({"dir": folder, "shards": n_shards, "damaged": 0})
     else:
         console.result(f"{folder}: {plural(n_shards, 'shard')} match the manifest")
+
+
+@app.command()
+def overlap(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="Prepared data, or a file of text.", autocompletion=complete.files
+        ),
+    ],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B",
+            help="Prepared data, a file of text, or questions as for gpt eval.",
+            autocompletion=complete.files,
+        ),
+    ],
+    split: Annotated[
+        Literal["train", "val"], typer.Option(help="Split of B; of A, train is read.")
+    ] = "val",
+    set_: options.SetOption = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Measure how much of B occurs in A: lines, spans, questions of a test."""
+    from gptcli.data import overlap as overlapping
+    from gptcli.data.readers import fields_of, suffix_of
+
+    data, asked = options.load(None, set_).data, list[str]()
+    fields = {*fields_of(Path(b))} if suffix_of(Path(b)) == ".jsonl" else set()
+    if "answer" in fields and fields & {"prompt", "messages"}:
+        from gptcli.api.questions import read_questions
+
+        for question in read_questions(Path(b)):
+            asked.append("\n".join(m.content for m in question.messages if m.role == "user"))
+    with console.bar(f"comparing {b} with {a}"):
+        found = overlapping.overlap(
+            Path(a), Path(b), split=split, field=data.text_field,
+            errors=data.encoding_errors, questions=asked,
+        )  # fmt: skip
+    name = f"{split} of {b}" if Path(b).is_dir() else b
+    if not found.units:
+        raise DataError(f"{name}: no text to compare")
+    if json_:
+        console.result_json({"a": a, "b": b, "split": split} | asdict(found))
+        return
+    _show_overlap(found, f"{name}: {'the first ' * found.is_part}", a, asked)
+
+
+def _show_overlap(found: "Overlap", name: str, a: str, asked: list[str]) -> None:
+    console.result(f"{name}{plural(found.units, found.unit)}, of which {a} has")
+    shares = [(found.lines, "lines")]
+    shares += [(share, f"spans of {n} {found.unit}s") for n, share in found.spans.items()]
+    if found.questions is not None:
+        what = (
+            f"questions (at least {min(found.spans)} {found.unit}s in a row; a shorter one whole)"
+        )
+        shares.append((found.questions, what))
+    for share, what in shares:
+        console.result(f"{share.share:8.2%} of {share.total:,} {what}")
+    for number in found.questions_found[:_MOST_EXAMPLES]:
+        console.result(f"--- question {number + 1:,}\n{asked[number]}")
+    if found.longest.units:
+        text = plural(found.longest.units, found.unit)
+        console.result(f"--- the longest common span: {text}\n{found.longest.text}")
+    for each in found.stretches[: 0 if asked else None]:
+        text = f"{plural(each.units, found.unit)} from {found.unit} {each.start:,} on"
+        console.result(f"--- {text}\n{each.text}")

@@ -193,9 +193,8 @@ def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> No
         )
         text = "".join(part for part, _ in parts)
     else:
-        [(_, text)] = windows_as_text(
-            folder, manifest, "train", count=1, seq_len=seq_len, seed=seed
-        )
+        [window] = windows_as_text(folder, manifest, "train", count=1, seq_len=seq_len, seed=seed)
+        text = window.text
     console.message(f"a sample: {' '.join(text.split())[:100]}")
 
 

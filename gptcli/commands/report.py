@@ -21,7 +21,8 @@ def report(
 ) -> None:
     """Write a self-contained HTML report of a run."""
     from gptcli.plotting import require_ending
-    from gptcli.plotting.report import FORMATS, write_report
+    from gptcli.plotting.page import FORMATS
+    from gptcli.plotting.report import write_report
     from gptcli.runs import read_run
     from gptcli.runs.compare import figures
     from gptcli.runs.find import find_run

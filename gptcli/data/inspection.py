@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,17 @@ from gptcli.errors import DataError
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import END_OF_TURN, START_OF_TURN, Tokenizer
 
-_END_OF_TEXT_MARK = b"<|endoftext|>"
+END_OF_TEXT_MARK = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens from `start` on: their text, where documents begin, and the source's units."""
+
+    start: int
+    text: str
+    borders: list[int]  # tokens after `start`
+    units: list[str]
 
 
 def damaged_shards(
@@ -78,8 +89,8 @@ def conversations_as_text(
 
 def windows_as_text(
     folder: Path, manifest: Manifest, split: Split, *, count: int, seq_len: int, seed: int
-) -> list[tuple[int, str]]:
-    """Return (place of the first token, decoded text) of windows drawn by `seed`."""
+) -> list[Window]:
+    """Return windows drawn by `seed`."""
     tokenizer = read_tokenizer(folder, manifest)
     with TokenReader(folder, manifest, split) as tokens:
         n_starts = len(tokens) - seq_len + 1
@@ -90,7 +101,16 @@ def windows_as_text(
     highest = max((int(ids.max(initial=0)) for _, ids in windows), default=0)
     if problem := _unknown_id(folder, split, highest, manifest):
         raise DataError(problem)
-    return [(start, _decode(tokenizer, ids)) for start, ids in windows]
+    unit_of = {shard.file: unit.name for unit in manifest.units for shard in unit.shards}
+    shards = manifest.shards(split)
+    ends = np.cumsum([shard.tokens for shard in shards])
+    found = []
+    for start, ids in windows:
+        first, last = np.searchsorted(ends, (start, start + seq_len - 1), side="right")
+        units = dict.fromkeys(unit_of[shard.file] for shard in shards[first : last + 1])
+        borders = np.flatnonzero(ids == tokenizer.eot).tolist()
+        found.append(Window(start, _decode(tokenizer, ids), borders, list(units)))
+    return found
 
 
 def _unknown_id(folder: Path, split: Split, token: int, manifest: Manifest) -> str | None:
@@ -102,7 +122,7 @@ def _unknown_id(folder: Path, split: Split, token: int, manifest: Manifest) -> s
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """Decode ids with end-of-text and the tokens of turns made visible."""
-    marks = {tokenizer.eot: _END_OF_TEXT_MARK}
+    marks = {tokenizer.eot: END_OF_TEXT_MARK.encode()}
     if tokenizer.chat is not None:
         marks |= zip(tokenizer.chat, (START_OF_TURN.encode(), END_OF_TURN.encode()), strict=True)
     parts = (marks.get(i) or tokenizer.token_bytes(i) for i in ids.tolist())

@@ -1,69 +1,32 @@
-"""A run as one HTML page that needs no other file: curves, settings, data, samples.
+"""A run as one HTML page: curves, settings, data, samples; page.js draws the charts."""
 
-page.html is its skeleton, page.js draws the charts; its policy lets a browser run nothing else.
-"""
-
-import base64
-import hashlib
-import html
-import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any, TypeVar
 
-from gptcli import __version__, atomic
-from gptcli.config.render import explicit_settings, to_yaml
-from gptcli.formatting import (
-    count,
-    duration,
-    loss,
-    perplexity,
-    plural,
-    printable,
-    scored,
-    shares,
-    size,
-)  # fmt: skip
-from gptcli.plotting import require_ending
+from gptcli.config.render import explicit_settings
+from gptcli.formatting import count, duration, loss, perplexity, plural, scored, shares, size
+from gptcli.plotting import page
 from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
+from gptcli.plotting.page import Html, details, escape, folded, pairs, section, table
 from gptcli.runs import RunHistory
 
-FORMATS = (".html", ".htm"), "a page"
 _MAX_POINTS = 1500  # of a curve
-_MAX_SAMPLES, _SAMPLES_OPEN, _MAX_ROWS_OPEN = 60, 6, 15
+_MAX_SAMPLES, _SAMPLES_OPEN = 60, 6
 _MOST_OF_IT = 0.9  # of the time, when it counts as accounted for
 
 Item = TypeVar("Item")
 
 
-class Html(str):
-    """Text that is markup already, which is not escaped again."""
-
-
 def write_report(run: RunHistory, file: Path, now: str) -> int:
-    """Write the page of a run, whole or not at all, and return its bytes; `now` is named on it.
-
-    Raises:
-        ConfigError: `file` is not a page's name.
-        StorageError: It cannot be written.
-    """
-    require_ending(file, *FORMATS)
-    page = render(run, now).encode("utf-8")
-    with atomic.create_errors(file):
-        atomic.write_bytes(file, page)
-    return len(page)
+    """Write the page of a run as `page.write` does, and return its bytes; `now` is named on it."""
+    return page.write(file, render(run, now))
 
 
 def render(run: RunHistory, now: str) -> str:
     """Return the page of a run."""
-    folder = resources.files("gptcli.plotting")
-    page, style, script = (
-        folder.joinpath(name).read_text(encoding="utf-8")
-        for name in ("page.html", "page.css", "page.js")
-    )
     charts = _charts(run)
     numbers = {"charts": charts, "tokens": _scale(run, run.tokens_at),
                "seconds": _scale(run, run.seconds_at)}  # fmt: skip
@@ -71,41 +34,22 @@ def render(run: RunHistory, now: str) -> str:
         f"<figure><figcaption><b>{escape(chart['title'])}</b></figcaption></figure>"
         for chart in charts
     )
-    sections = (_evaluations, _samples, _time, _settings, _data, _environment, _checkpoints)
+    figures = figures or '<p class="quiet">Nothing is logged yet.</p>'
+    curves = Template(page.resource("curves.html")).substitute(figures=figures)
+    parts = (_evaluations, _samples, _time, _settings, _data, _environment, _checkpoints)
     known = run.state in ("finished", "running", "stopped", "failed", "died")
-    return Template(page).substitute(
-        style=style,
-        style_digest=digest(style),
-        script=script,
-        script_digest=digest(script),
-        numbers=embed(numbers),
-        name=escape(run.name),
-        state=escape(run.state),
-        state_class=run.state if known else "unknown",
+    kind = run.state if known else "unknown"
+    return page.fill(
+        run.name,
+        state=f'<span class="state {kind}">{escape(run.state)}</span>',
         facts=_facts(run),
         tiles=_tiles(run),
-        figures=figures or '<p class="quiet">Nothing is logged yet.</p>',
-        sections="\n".join(filter(None, (section(run) for section in sections))),
-        version=escape(__version__),
-        now=escape(now),
-        folder=escape(run.folder),
+        body=[curves, *(part(run) for part in parts)],
+        script=page.resource("page.js"),
+        numbers=numbers,
+        now=now,
+        folder=run.folder,
     )
-
-
-def escape(value: object) -> str:
-    """Return a value as text that HTML shows and never obeys; control characters are `\\ufffd`."""
-    return value if isinstance(value, Html) else html.escape(printable(str(value), "\ufffd"))
-
-
-def embed(value: object) -> str:
-    """Return JSON that can stand inside a script element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def digest(text: str) -> str:
-    """Return how a content security policy names a script or style that stands in its page."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _charts(run: RunHistory) -> list[dict[str, Any]]:
@@ -155,7 +99,7 @@ def _facts(run: RunHistory) -> str:
     return "\n".join(f'<p class="{kind}">{escape(text)}</p>' for kind, text in lines)
 
 
-def _tiles(run: RunHistory) -> str:
+def _tiles(run: RunHistory) -> list[tuple[str, object, str]]:
     """Return the figures of the run at a glance, those that are known."""
     last = run.steps[-1] if run.steps else None
     newest = run.evaluations[-1] if run.evaluations else None
@@ -164,7 +108,7 @@ def _tiles(run: RunHistory) -> str:
     epochs = run.epochs_at(last.step) if last else None
     val_loss = newest.val_loss if newest and newest is not best else None
     train_loss = newest.train_loss if newest else last.loss if last else None
-    tiles = [
+    return [
         ("Steps", f"{run.step:,}", f"of {run.max_steps:,}" if run.max_steps else ""),
         ("Best validation loss", best and loss(best.val_loss),
          f"at step {best.step:,}{part}" if best else ""),
@@ -179,11 +123,6 @@ def _tiles(run: RunHistory) -> str:
         ("Tokens per second", last and count(last.tokens_per_second), "last logged"),
         ("Parameters", run.facts.parameters and count(run.facts.parameters), ""),
     ]  # fmt: skip
-    return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}"
-        f"{f'<small>{escape(more)}</small>' if more else ''}</dd></div>"
-        for name, value, more in tiles if value
-    )  # fmt: skip
 
 
 def _evaluations(run: RunHistory) -> str:
@@ -197,10 +136,10 @@ def _evaluations(run: RunHistory) -> str:
     header = ("step", "tokens", "validation loss", "perplexity", "training loss")
     means = [(f"{one.epoch}", f"{one.step:,}", loss(one.train_loss))
              for one in reversed(run.epochs)]  # fmt: skip
-    return _section(
+    return section(
         "Evaluations",
-        _folded(_table(rows, header), len(rows), "evaluations"),
-        _folded(_table(means, ("epoch", "step", "mean training loss")), len(means), "epochs"),
+        folded(table(rows, header), len(rows), "evaluations"),
+        folded(table(means, ("epoch", "step", "mean training loss")), len(means), "epochs"),
     )
 
 
@@ -212,13 +151,13 @@ def _samples(run: RunHistory) -> str:
         prompt = f"<b>{escape(sample.prompt)}</b>" if sample.prompt else ""
         # A parser drops a line break right after <pre>: this one, and none of the text.
         text = f'<pre dir="auto">\n{prompt}{escape(sample.text)}</pre>'
-        texts.append(_details(f"after step {sample.step:,}", text, is_open=not texts))
+        texts.append(details(f"after step {sample.step:,}", text, is_open=not texts))
     earlier = texts[_SAMPLES_OPEN:]
-    return _section(
+    return section(
         "Samples",
         f'<p class="quiet">{len(shown)} of {len(run.samples)}</p>' if is_part else "",
         *texts[:_SAMPLES_OPEN],
-        _details(f"{len(earlier)} earlier", "\n".join(earlier)) if earlier else "",
+        details(f"{len(earlier)} earlier", "\n".join(earlier)) if earlier else "",
     )
 
 
@@ -227,18 +166,14 @@ def _time(run: RunHistory) -> str:
     total = sum(spent.values())
     if not total:
         return ""
-    bar = ('<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-           '<rect width="{:.2f}" height="10"></rect></svg>')  # fmt: skip
-    rows = [
-        (work, Html(bar.format(100 * spent[work] / total)), duration(spent[work]), share)
-        for work, share in shares(spent).items()
-    ]
+    rows = [(work, spent[work], duration(spent[work]), share)
+            for work, share in shares(spent).items()]  # fmt: skip
     is_part = total < _MOST_OF_IT * wall  # a killed process records nothing
     note = f"{duration(total)} of {duration(wall)} are accounted for"
-    return _section(
+    return section(
         "Where the time went",
         f'<p class="quiet">{note}</p>' if is_part else "",
-        _table(rows, kind="bars"),
+        page.bars(rows),
     )
 
 
@@ -246,11 +181,11 @@ def _settings(run: RunHistory) -> str:
     changed = explicit_settings(run.settings, run.facts.given)
     if not run.settings:
         return ""
-    return _section(
+    return section(
         "Configuration",
         '<p class="quiet">What differs from the defaults</p>',
-        _pairs(changed.items()),
-        _details(f"all {len(run.settings)} settings", _pairs(run.settings.items())),
+        pairs(changed.items()),
+        details(f"all {len(run.settings)} settings", pairs(run.settings.items())),
     )
 
 
@@ -265,7 +200,7 @@ def _data(run: RunHistory) -> str:
     rows = [("source", data.source), ("revision", data.revision), ("folder", data.dir), *counts,
             ("fingerprint", data.fingerprint), ("tokenizer", run.settings.get("tokenizer.name")),
             ("sha256 of the tokenizer", data.tokenizer)]  # fmt: skip
-    return _section("Data", _pairs(row for row in rows if row[1]))
+    return section("Data", pairs(row for row in rows if row[1]))
 
 
 def _environment(run: RunHistory) -> str:
@@ -275,48 +210,12 @@ def _environment(run: RunHistory) -> str:
     rows = [("gptcli", facts.gptcli), ("torch", facts.torch), ("python", facts.python),
             ("platform", facts.platform), ("host", run.status.host), ("threads", facts.threads),
             *settled, *origin]  # fmt: skip
-    return _section("Environment", _pairs(row for row in rows if row[1] not in (None, "")))
+    return section("Environment", pairs(row for row in rows if row[1] not in (None, "")))
 
 
 def _checkpoints(run: RunHistory) -> str:
     rows = [(name, size(n_bytes)) for name, n_bytes in run.checkpoints.items()]
-    return _section("Checkpoints", _table(rows, ("file", "size")))
-
-
-def _section(title: str, *parts: str) -> str:
-    """Return a section; nothing where it has no content."""
-    shown = [part for part in parts if part]
-    return "\n".join([f"<h2>{title}</h2>", *shown]) if shown else ""
-
-
-def _table(
-    rows: Sequence[Iterable[object]], header: Iterable[str] = (), kind: str = "numbers"
-) -> str:
-    """Return a table; nothing where it has no rows."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    head = f"<thead><tr>{head}</tr></thead>" if head else ""
-    body = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    table = f'<div class="wide"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
-    return table if rows else ""
-
-
-def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
-    """Return a table of names and values."""
-    rows = ((name, value if isinstance(value, str) and value else to_yaml(value))
-            for name, value in pairs)  # fmt: skip
-    return _table(list(rows), kind="facts")
-
-
-def _details(summary: str, content: str, *, is_open: bool = False) -> str:
-    attribute = " open" if is_open else ""
-    return f"<details{attribute}><summary>{escape(summary)}</summary>\n{content}</details>"
-
-
-def _folded(table: str, n_rows: int, what: str) -> str:
-    """Return a table; a long one is shown on request."""
-    return _details(f"{n_rows:,} {what}", table) if n_rows > _MAX_ROWS_OPEN else table
+    return section("Checkpoints", table(rows, ("file", "size")))
 
 
 def _spread(items: Sequence[Item], most: int) -> Sequence[Item]:

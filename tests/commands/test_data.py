@@ -27,6 +27,48 @@ def test_peek_shows_windows_of_the_text(gpt: Any, data: Path, corpus: Path) -> N
     assert gpt("data", "peek", str(data), "--seq-len", "99999").code == 3
 
 
+def test_peek_shows_borders_and_what_windows_are_of(gpt: Any) -> None:
+    Path("texts").mkdir()
+    for name in "ab":
+        Path(f"texts/{name}.jsonl").write_text(json.dumps({"text": f"{name} " * 40}) + "\n")
+    args = ("-s", "tokenizer.name=bytes", "-s", "data.val_fraction=0")
+    assert gpt("prepare", "./texts", "--out", "d", *args).code == 0
+    found = gpt("data", "peek", "d", "--seq-len", "162", "--count", "1", "--json").json
+    [window] = found["windows"]
+    assert window["borders"] == [0, 81]
+    assert window["units"] == [f"texts/{name}.jsonl" for name in "ab"]
+    shown = gpt("data", "peek", "d", "--seq-len", "162", "--count", "1").out
+    assert shown.startswith(
+        "--- train tokens 0 to 162, from texts/a.jsonl, texts/b.jsonl\n\n<|endoftext|>\na a "
+    )
+    assert "a \n<|endoftext|>\nb " in shown
+
+
+def test_info_counts_documents_tokens_and_characters(gpt: Any) -> None:
+    rows = ["one two", "one two", "three"] * 40
+    Path("a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    assert gpt("prepare", "a.jsonl", "--out", "d", "-s", "tokenizer.name=bytes").code == 0
+    found = gpt("data", "info", "d", "--full", "--json").json
+    assert found["contents"]["copies"] == 118 and found["contents"]["longest"] == 7
+    shown = gpt("data", "info", "d", "--full").out
+    assert "118 of 120 documents equal an earlier one" in shown
+    assert "Latin letters" in shown and "7 tokens in the middle" in shown
+    assert "contents" not in gpt("data", "info", "d", "--json").json
+
+
+def test_report_is_a_page_of_the_folder(gpt: Any, data: Path) -> None:
+    done = gpt("data", "report", str(data))
+    assert done.code == 0 and done.out.startswith(f"{data}/report.html: "), done.err
+    page = Path(data, "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "script-src 'none'" in page
+    found = gpt("data", "report", str(data), "-o", "a.html", "--max-tokens", "999", "--json").json
+    assert found["file"] == "a.html" and found["contents"]["tokens_read"] < 2000
+    assert "Counted in 1," in Path("a.html").read_text()
+    assert gpt("data", "verify", str(data)).code == 0  # a page among the shards is no harm
+    refused = gpt("data", "report", str(data), "-o", "a.txt")
+    assert refused.code == 2 and len(refused.err_lines) <= 3
+
+
 def test_verify_finds_a_flipped_bit(gpt: Any, data: Path) -> None:
     assert gpt("data", "verify", str(data)).out == "data/tiny: 2 shards match the manifest\n"
     shard = data / "train_000000_000.bin"
@@ -131,3 +173,56 @@ def test_verify_refuses_a_mask_of_one_kind(gpt: Any, talks: str, kind: str) -> N
     done = gpt("data", "verify", talks)
     assert done.code == 3 and len(done.err_lines) <= 3
     assert f"{kind} of the" in done.err and "tokens are trained on" in done.err
+
+
+def test_overlap_of_a_folder_and_a_text(gpt: Any, data: Path, corpus: Path) -> None:
+    lines = corpus.read_text().splitlines()
+    own = " ".join(f"word{i}" for i in range(30))
+    Path("b.txt").write_text("\n".join([own, *lines[20:24], "the end"]))
+    shown = gpt("data", "overlap", str(data), "b.txt")
+    assert shown.code == 0, shown.err
+    first, *shares = shown.out.splitlines()[:4]
+    assert first == f"b.txt: 64 words, of which {data} has"
+    assert [line.split(" of ", 1)[1] for line in shares] == [
+        "6 lines", "52 spans of 13 words", "15 spans of 50 words",
+    ]  # fmt: skip
+    assert "--- the longest common span: 32 words\n" in shown.out
+    assert "--- 32 words from word 30 on\n" in shown.out
+    found = gpt("data", "overlap", str(data), "b.txt", "--json").json
+    assert (found["unit"], found["units"], found["longest"]["start"]) == ("word", 64, 30)
+    assert found["lines"] == {"total": 6, "found": 4}
+    assert found["spans"]["13"] == {"total": 52, "found": 20} and found["questions"] is None
+
+
+def test_overlap_of_a_folder_with_itself_is_of_its_validation_text(gpt: Any, data: Path) -> None:
+    found = gpt("data", "overlap", str(data), str(data), "--json").json
+    assert found["unit"] == "token" and found["spans"]["50"]["found"] < 20
+    found = gpt("data", "overlap", str(data), str(data), "--split", "train", "--json").json
+    assert all(share["found"] == share["total"] for share in found["spans"].values())
+
+
+def test_overlap_finds_questions_of_a_test(gpt: Any, data: Path, corpus: Path) -> None:
+    seen = " ".join(corpus.read_text().split()[40:60])
+    rows = [{"prompt": seen, "answer": "yes"}, {"prompt": "Who\x1b sat where?", "answer": "I"}]
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gpt("data", "overlap", str(data), "test.jsonl", "--json").json
+    assert found["questions"] == {"total": 2, "found": 1} and found["questions_found"] == [0]
+    shown = gpt("data", "overlap", str(data), "test.jsonl").out
+    assert "  50.00% of 2 questions (at least 13 words in a row; a shorter one whole)\n" in shown
+    assert f"--- question 1\n{seen}\n" in shown
+
+
+def test_overlap_refuses_what_it_cannot_read(gpt: Any, data: Path) -> None:
+    Path("b.jsonl").write_text('{"body": "one two"}\n')
+    Path("empty.txt").write_text("\n")
+    Path("folder").mkdir()
+    for name, why in {
+        "b.jsonl": "no field 'text'; the fields are: body",
+        "empty.txt": "empty.txt: no text to compare",
+        "folder": "not prepared",
+        "none.txt": "none.txt",
+    }.items():
+        done = gpt("data", "overlap", str(data), name)
+        assert done.code == 3 and why in done.err and len(done.err_lines) <= 3, done.err
+    done = gpt("data", "overlap", str(data), "b.jsonl", "-s", "data.text_field=body")
+    assert done.code == 0 and "b.jsonl: 2 words" in done.out

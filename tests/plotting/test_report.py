@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gptcli.plotting.report import embed, escape, render
+from gptcli.plotting.page import embed, escape
+from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from support.runs import Logged, MakeRun
 
