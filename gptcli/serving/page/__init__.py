@@ -5,7 +5,7 @@ from importlib import resources
 from string import Template
 
 from gptcli import __version__
-from gptcli.plotting.report import digest
+from gptcli.plotting.page import digest
 
 # In this order: each uses what is above it.
 _SCRIPTS = ("client", "text", "view", "settings", "modes", "main")
