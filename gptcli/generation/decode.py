@@ -6,7 +6,7 @@ Letters as in gpt.py.
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -19,6 +19,8 @@ from gptcli.errors import CheckpointError, is_out_of_memory
 from gptcli.generation.sampling import apply_repetition_penalty, sample_tokens
 from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform
+
+LogitsFn = Callable[[Tensor, KVCache], Tensor]  # as `GPT.next_logits`
 
 
 @dataclass(eq=False)
@@ -80,12 +82,12 @@ class Rows:
             context: The most tokens to attend to; None is the model's context.
             replay: Record a step of texts of one length and replay it, which CUDA graphs do.
         """
-        from gptcli.generation.native import attention_kernel  # built only where text is drawn
+        from gptcli.generation.step import one_call  # built only where text is drawn
 
         self.rows: list[Row] = []
         self._model, self._context = model, context or model.config.block_size
         self._device = model.wte.weight.device
-        self._kernel = attention_kernel(model)
+        self._step = one_call(model)
         self._replay, self._graph = replay, cast("StepGraph | None", None)
         self._store = KVCache(self._context)  # of at least as many rows
         self._cache = self._store  # its part in use
@@ -136,8 +138,8 @@ class Rows:
 
     def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
-        cache = KVCache(len(texts[0]))
-        return self._feed(torch.tensor(texts, device=self._device), cache), cache
+        tokens, cache = torch.tensor(texts, device=self._device), KVCache(len(texts[0]))
+        return self._feed(self._model.next_logits, tokens, cache), cache
 
     def _next_logits(self) -> Tensor:
         """Feed the last token of every text; return the logits (B, V) that follow."""
@@ -152,15 +154,15 @@ class Rows:
         cache.before, cache.length, cache.position = tokens[:, :1], max(lengths), None
         if min(lengths) < cache.length:
             cache.position = torch.tensor(lengths, device=self._device)[:, None]
-        return self._feed(tokens[:, 1:], cache)
+        step = self._step if self._step is not None and len(last) <= self._step.few else None
+        return self._feed(step or self._model.next_logits, tokens[:, 1:], cache)
 
     def _record(self, length: int) -> None:
         """Record the step of texts of one length, unless that was done for about as many."""
         n_rows = len(self.rows)
         # It takes as long as some tokens, so half of the rows may be of texts that have left.
         if self._graph is None or not self._graph.n_rows / 2 <= n_rows <= self._graph.n_rows:
-            before = torch.zeros(n_rows, 1, dtype=torch.int64, device=self._device)
-            cache = replace(self._cache, length=length, before=before)
+            cache = replace(self._cache, length=length)
             try:
                 self._graph = StepGraph(self._model, cache, n_rows)
             except RuntimeError as error:
@@ -171,9 +173,9 @@ class Rows:
             self._graph.cache.length = length
 
     @torch.no_grad()
-    def _feed(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def _feed(self, compute: LogitsFn, tokens: Tensor, cache: KVCache) -> Tensor:
         with decoding_kernels(self._device):
-            return finite(self._model.next_logits(tokens, cache).float())
+            return finite(compute(tokens, cache).float())
 
     def _reserve(self, n_rows: int, like: KVCache) -> None:
         """Make room for so many rows."""
@@ -198,7 +200,7 @@ class Rows:
     def _use_rows(self) -> None:
         """Let the cache be what the texts of now have stored."""
         layers = [layer[: len(self.rows)] for layer in self._store.layers]
-        self._cache = KVCache(self._context, 0, layers, kernel=self._kernel)
+        self._cache = KVCache(self._context, 0, layers)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[Drawn]:
         """Draw a token for each row of logits (B, V)."""
@@ -296,9 +298,8 @@ class Decoding:
     def step(self) -> list[SampledToken]:
         """Return the next token of every sample that grows; end-of-text ends one unreturned."""
         rows, found = self._rows, []
-        for row, token, logprob, _ in (
-            rows.step() if rows.rows else rows.join([*self.alive.values()])
-        ):
+        drawn = rows.step() if rows.rows else rows.join([*self.alive.values()])
+        for row, token, logprob, _ in drawn:
             if token is not None:
                 found.append(SampledToken(row.number, token, logprob))
             if token is None or row.n_drawn == row.config.max_new_tokens:
@@ -320,7 +321,8 @@ class StepGraph:
     def __init__(self, model: GPT, cache: KVCache, n_rows: int) -> None:
         self.cache, self.n_rows = cache, n_rows
         self._model, device = model, model.wte.weight.device
-        self._tokens = torch.zeros(n_rows, 1, dtype=torch.int64, device=device)
+        self._last = torch.zeros(n_rows, 2, dtype=torch.int64, device=device)
+        cache.before = self._last[:, :1]
         cache.position = torch.tensor([cache.length], device=device)
         self._graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
         if self._graph is not None:
@@ -336,28 +338,22 @@ class StepGraph:
                 self._logits = self._compute()
 
     def _compute(self) -> Tensor:
-        length = self.cache.length
-        logits = self._model.next_logits(self._tokens, self.cache)
-        self.cache.length = length
+        length, before = self.cache.length, self.cache.before
+        logits = self._model.next_logits(self._last[:, 1:], self.cache)
+        self.cache.length, self.cache.before = length, before
         return logits
 
     def __call__(self, last: list[list[int]]) -> Tensor:
-        """Return the logits (B, V) that follow the last tokens of B texts, until the next call.
-
-        Each is the last of a list; where the cache knows the one before it, that comes first.
-        """
+        """Return the logits (B, V) that follow the last two tokens of each text."""
         assert self.cache.position is not None
-        tokens, n = torch.tensor(last), len(last)
-        self._tokens[:n].copy_(tokens[:, -1:])
-        if self.cache.before is not None:
-            self.cache.before[:n].copy_(tokens[:, :1])
+        self._last[: len(last)].copy_(torch.tensor(last))
         self.cache.position.fill_(self.cache.length)
         if self._graph is None:
             self._logits = self._compute()
         else:
             self._graph.replay()
         self.cache.length += 1
-        return self._logits[:n]
+        return self._logits[: len(last)]
 
 
 def decoding_kernels(device: torch.device) -> AbstractContextManager[Any]:

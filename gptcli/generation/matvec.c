@@ -4,8 +4,8 @@
 // K is a multiple of 64, N at least 8. Each sum has one order whatever R is, so a row's result
 // depends on nothing but that row. Threads are those of the OpenMP that the process already has.
 //
-// `attend` is the attention of one new token of each of several texts, in an order of sums that
-// depends on the text's length alone.
+// `attend_group` is the attention of one new token of a text, in an order of sums that depends on the
+// text's length alone. D is a multiple of 16, at most 256.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -142,13 +142,13 @@ void matvec(int kind, const float *x, const void *w, const void *scales, const f
   }
 }
 
-// What one step attends to. Rows of q, k and v are so many floats apart, their heads D; the cache
-// has 2G heads of each row, the keys' before the values', and D floats for each place.
+// What one step attends to. Rows of q, k and v are `row` floats apart, their heads D; the cache has
+// 2G heads of each row, the keys' before the values', and D floats for each place.
 typedef struct {
   const float *q, *k, *v;
   float *cache, *y;
   const int64_t *lengths;  // of the texts; 0 where all have `length`
-  long length, q_row, k_row, v_row, cache_row, cache_head, B, H, G, D, next;
+  long length, row, cache_row, cache_head, H, G, D;
   int offset;
 } Step;
 
@@ -213,13 +213,13 @@ INLINE void attend_head(const float *q, const float *keys, const float *values, 
 static void attend_group(const Step *j, long b, long g) {
   const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, each = j->H / j->G;
   float *keys = j->cache + b * j->cache_row + g * j->cache_head, *values = keys + j->G * j->cache_head;
-  const float *k = j->k + b * j->k_row + g * D;
+  const float *k = j->k + b * j->row + g * D;
   const size_t quarter = D / 4 * sizeof(float);
   for (int i = 0; i < 4; i++)  // with offset keys the second and the last go one place on
     memcpy(keys + (n + (j->offset && i % 2)) * D + i * (D / 4), k + i * (D / 4), quarter);
-  memcpy(values + n * D, j->v + b * j->v_row + g * D, D * sizeof(float));
+  memcpy(values + n * D, j->v + b * j->row + g * D, D * sizeof(float));
   for (long h = g * each; h < (g + 1) * each; h++) {
-    const float *q = j->q + b * j->q_row + h * D;
+    const float *q = j->q + b * j->row + h * D;
     float *y = j->y + (b * j->H + h) * D;
     switch (D) {
     case 32: attend_head(q, keys, values, y, n + 1, 32); break;
@@ -228,25 +228,4 @@ static void attend_group(const Step *j, long b, long g) {
     default: attend_head(q, keys, values, y, n + 1, D);
     }
   }
-}
-
-static void attend_some(void *data) {
-  Step *j = data;
-  for (;;) {
-    const long at = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
-    if (at >= j->B * j->G) return;
-    attend_group(j, at / j->G, at % j->G);
-  }
-}
-
-// D is a multiple of 16, at most 256.
-void attend(const float *q, const float *k, const float *v, float *cache, float *y,
-            const int64_t *lengths, long length, long q_row, long k_row, long v_row, long cache_row,
-            long cache_head, long B, long H, long G, long D, int offset, int threads) {
-  Step step = {q, k, v, cache, y, lengths, length, q_row, k_row, v_row, cache_row, cache_head,
-               B, H, G, D, 0, offset};
-  // Waking another thread takes as long as a few thousand products.
-  if (B * H * D * (length + 1) < 16384) threads = 1;
-  if (threads == 1) attend_some(&step);
-  else GOMP_parallel(attend_some, &step, threads, 0);
 }

@@ -13,13 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gptcli import atomic
 from gptcli.errors import StorageError
-from gptcli.model import GPT
-from gptcli.model.cache import AttendFn
 from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "matvec.c")]  # the first has all
@@ -27,7 +22,6 @@ SOURCE_MARK = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).h
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: list[Any] = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
 _STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 4, ctypes.c_int]
-_ATTEND_ARGUMENTS: list[Any] = [*[_POINTER] * 6, *[_LONG] * 10, ctypes.c_int, ctypes.c_int]
 
 
 @functools.cache
@@ -52,39 +46,5 @@ def library() -> ctypes.CDLL | None:
     except (OSError, StorageError, subprocess.SubprocessError):
         return None
     found.matvec.argtypes, found.matvec.restype = _ARGUMENTS, None
-    found.attend.argtypes, found.attend.restype = _ATTEND_ARGUMENTS, None
     found.decode_step.argtypes, found.decode_step.restype = _STEP_ARGUMENTS, None
     return found
-
-
-def attention_kernel(model: GPT) -> AttendFn | None:
-    """Return what attends for single tokens of a model; None leaves it to torch."""
-    D = model.config.head_size
-    if model.wte.weight.device.type != "cpu" or D % 16 or D > 256:
-        return None
-    built = library()
-    if built is None:
-        return None
-    call, threads = built.attend, torch.get_num_threads()
-
-    def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        stored: Tensor,
-        position: Tensor | None,
-        length: int,
-        offset: bool,
-    ) -> Tensor:
-        (B, H, _, D), G = q.shape, k.shape[1]
-        q, k, v = (x if x.stride(1) == D else x.contiguous() for x in (q, k, v))
-        y = q.new_empty(B, H, 1, D)
-        call(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), stored.data_ptr(), y.data_ptr(),
-            None if position is None else position.data_ptr(), length,
-            q.stride(0), k.stride(0), v.stride(0), stored.stride(0), stored.stride(1),
-            B, H, G, D, offset, threads,
-        )  # fmt: skip
-        return y
-
-    return attend

@@ -155,8 +155,7 @@ static void attend_all(Run *j, int phase, const Layer *layer) {
   const Net *net = j->net;
   const long H = net->H, G = net->G, D = net->D, row = (H + 2 * G) * D, each = H / G;
   const Step step = {j->qkv, j->qkv + H * D, j->qkv + (H + G) * D, layer->cache, j->y, j->lengths,
-                     j->length, row, row, row, j->cache_row, j->cache_head, j->R, H, G, D, 0,
-                     net->offset};
+                     j->length, row, j->cache_row, j->cache_head, H, G, D, net->offset};
   for (;;) {
     const long at = __atomic_fetch_add(&j->next[phase], 1, __ATOMIC_RELAXED);
     if (at >= j->R * G) return;

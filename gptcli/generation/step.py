@@ -15,7 +15,7 @@ from gptcli.generation import native
 from gptcli.generation.product import Product
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows
-from gptcli.model.gpt import Block, rope_cache
+from gptcli.model.gpt import Block, Linear, rope_cache
 
 _MLPS = ("gelu", "gelu_erf", "relu2", "swiglu")  # step.c's numbers for them
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -49,45 +49,49 @@ class _Net(ctypes.Structure):
     )  # fmt: skip
 
 
-def step_in_one_call(model: GPT) -> None:
-    """Let `model.next_logits` pass single tokens through step.c, where it knows the model."""
-    config, library = model.config, native.library()
-    if library is None or not _is_known(model):
-        return
-    step, of_torch, few = _Step(model, library), model.next_logits, model.lm_head.few
-
-    def next_logits(tokens: Tensor, cache: KVCache) -> Tensor:
-        is_step = tokens.shape[1] == 1 and len(cache.layers) == config.n_layer
-        takes = is_step and len(tokens) <= few and not cache.is_fixed
-        return (step if takes else of_torch)(tokens, cache)
-
-    model.next_logits = next_logits  # type: ignore[method-assign]
-
-
-def _is_known(model: GPT) -> bool:
+def one_call(model: GPT) -> "Step | None":
+    """Return what does a step of a model on a CPU by step.c; None where that is not possible."""
     config = model.config
-    products = [product for block in model.h for product in _products(block)]
-    return (
-        all(isinstance(one, Product) and one.few for one in [*products, model.lm_head])
-        and config.mlp in _MLPS
+    if hasattr(model, "unshard") or config.mlp not in _MLPS:  # each process has shards
+        return None
+    products = [_product(layer) for block in model.h for layer in _layers(block)]
+    head = _product(model.lm_head)
+    is_known = (
+        all(product is not None and product.few for product in [*products, head])
         and config.head_size % 16 == 0
         and config.head_size <= 256
         and config.mlp_width % 8 == 0
-        and all(product.W.shape[0] % 8 == 0 for product in products)
+        and all(product.W.shape[0] % 8 == 0 for product in products if product is not None)
     )
+    return Step(model) if is_known else None
 
 
-def _products(module: nn.Module) -> list[Any]:
+def _layers(module: nn.Module) -> list[Any]:
     block = cast(Block, module)
     gate = [block.mlp.c_gate] if block.mlp.c_gate is not None else []
     return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj, *gate]
 
 
-class _Step:
-    """Called as `next_logits` of the model, whose tensors it points to."""
+def _product(layer: Any) -> Product | None:
+    """Return a layer as a product by matvec.c, of the same memory if it is float32."""
+    if isinstance(layer, Product):
+        return layer
+    is_plain = type(layer) is Linear and layer.weight.device.type == "cpu"
+    return Product(torch.float32, layer.weight, layer.bias) if is_plain else None
 
-    def __init__(self, model: GPT, library: ctypes.CDLL) -> None:
+
+class Step:
+    """Called as `next_logits` of the model, whose tensors it points to, with a token of each text.
+
+    Attributes:
+        few: Rows up to which it is faster than the model.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        library, head = native.library(), _product(model.lm_head)
+        assert library is not None and head is not None
         self._model, self._call, self._threads = model, library.decode_step, torch.get_num_threads()
+        self.few = head.few
         config: ModelConfig = model.config
         places = torch.arange(config.block_size)
         self._rope = None if model.wpe is not None else rope_cache(places, config).contiguous()
@@ -111,8 +115,7 @@ class _Step:
         assert cache.length < model.config.block_size, "more tokens than the context holds"
         x = model.wte(tokens)  # (B, 1, C)
         if model.bigram is not None:
-            before = cache.extend_tokens(tokens)
-            x = x + model.bigram(bigram_rows(tokens, before, model.config.bigram_rows))
+            x = x + model.bigram(bigram_rows(tokens, cache.before, model.config.bigram_rows))
         if model.wpe is not None:
             x = x + model.wpe(torch.tensor([cache.length]) if cache.position is None
                               else cache.position)  # fmt: skip
@@ -130,7 +133,7 @@ class _Step:
             None if lengths is None else lengths.data_ptr(), cache.length,
             stored.stride(0), stored.stride(1), rows, self._threads,
         )  # fmt: skip
-        cache.length += 1
+        cache.length, cache.before = cache.length + 1, tokens
         seen: Tensor = logits[:, : model.n_tokens]
         return seen
 
@@ -148,7 +151,8 @@ def _layer(module: nn.Module) -> _Layer:
     )  # fmt: skip
 
 
-def _matrix(product: Any) -> _Matrix:
+def _matrix(layer: Any) -> _Matrix:
+    product = _product(layer)
     if product is None:
         return _Matrix()
     return _Matrix(*product.pointers, *product.W.shape, product.kind)

@@ -11,7 +11,6 @@ from gptcli.device import multiplies_bfloat16
 from gptcli.errors import ConfigError
 from gptcli.generation import native
 from gptcli.generation.product import FEW, Product
-from gptcli.generation.step import step_in_one_call
 from gptcli.model import GPT
 
 # Parameters from which a token's time is that of reading weights: below, fewer bits gain nothing.
@@ -45,15 +44,15 @@ def prepare_for_decoding(
     is_many = rows > _MANY and multiplies_bfloat16()
     held = torch.int8 if int8 else dtype or _fastest(model, is_many)
     few = _MANY if is_many and held == torch.bfloat16 else FEW
-    if held != torch.float32 or native.library() is not None:
-        layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-        for name, layer in layers.items():
-            parent, _, last = name.rpartition(".")
-            module = model.get_submodule(parent)
-            delattr(module, last)  # a function takes the module's place: calling it costs less
-            setattr(module, last, Product(held, layer.weight, layer.bias, few))
-        step_in_one_call(model)
-    return "float32" if held == torch.float32 else f"{_name(held)} weights"
+    if held == torch.float32:
+        return "float32"
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        module = model.get_submodule(parent)
+        delattr(module, last)  # a function takes the module's place: calling it costs less
+        setattr(module, last, Product(held, layer.weight, layer.bias, few))
+    return f"{_name(held)} weights"
 
 
 def _fastest(model: GPT, is_many: bool) -> torch.dtype:

@@ -3,7 +3,6 @@
 The model holds no state of a conversation, so one model can serve many. Letters as in gpt.py.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,10 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model.extras import late_half, offset_keys
-
-# A kernel for one new token of each text, float32: q (B, H, 1, D), k and v (B, G, 1, D), what the
-# layer has stored, `position`, `length` and whether keys are offset. It stores and attends.
-AttendFn = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, int, bool], Tensor]
 
 
 @dataclass
@@ -27,29 +22,17 @@ class KVCache:
         layers: For each layer a tensor (B, 2G, size, D), the keys before the values, in the
             precision of the keys; allocated when the layer first stores some. With offset keys
             there is one place more, where half of the next key waits.
-        tokens: The tokens themselves, (B, size), for a model that asks for the one before.
-        before: The one before the next token, (B, 1), from a caller that knows it.
+        before: The last token seen of each text, (B, 1).
         position: Where the next single token goes, int64 on the device: (B, 1) for texts that
             differ in length. (1,) for texts of one length; a step of one token then has the same
             shapes at every position, as a CUDA graph needs. None otherwise.
-        kernel: What attends for single tokens in float32; None leaves that to torch.
     """
 
     size: int
     length: int = 0
     layers: list[Tensor] = field(default_factory=list)
-    tokens: Tensor | None = None
     before: Tensor | None = None
     position: Tensor | None = None
-    kernel: AttendFn | None = None
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, offset: bool = False) -> Tensor:
-        """Store keys and values as `extend` does; return what queries (B, H, T, D) find there."""
-        is_step = q.shape[2] == 1 and q.dtype == torch.float32 and layer < len(self.layers)
-        if self.kernel is not None and is_step and not self.is_fixed:
-            return self.kernel(q, k, v, self.layers[layer], self.position, self.length, offset)
-        keys, values = self.extend(layer, k, v, offset)
-        return cached_attention(q, keys, values, self.visible)
 
     def extend(
         self, layer: int, keys: Tensor, values: Tensor, offset: bool = False
@@ -67,21 +50,12 @@ class KVCache:
         stored = self.layers[layer]
         if offset:
             late = late_half(stored.narrow(1, 0, G))  # (B, G, S, 2, D / 4)
-            last, before = late_half(keys)[:, :, -1:], self._at(late, 2, 0) if self.length else None
+            last, before = late_half(keys)[:, :, -1:], self._next(late) if self.length else None
             keys = offset_keys(keys, before)
-            self._put(late, 2, T, last)
-        self._put(stored, 2, 0, torch.cat((keys, values), dim=1))
+            self._put(late, T, last)
+        self._put(stored, 0, torch.cat((keys, values), dim=1))
         seen = stored.narrow(2, 0, self._n_seen(T))
         return seen.narrow(1, 0, G), seen.narrow(1, G, G)
-
-    def extend_tokens(self, tokens: Tensor) -> Tensor | None:
-        """Store new tokens (B, T); return the one before them, (B, 1), or None at the start."""
-        if self.before is not None:
-            return self.before
-        if self.tokens is None:
-            self.tokens = tokens.new_zeros(len(tokens), self.size)
-        self._put(self.tokens, 1, 0, tokens)
-        return self._at(self.tokens, 1, -1) if self.length else None
 
     @property
     def is_fixed(self) -> bool:
@@ -91,24 +65,24 @@ class KVCache:
     def _n_seen(self, n_new: int) -> int:
         return self.size if self.is_fixed else self.length + n_new
 
-    def _put(self, stored: Tensor, dim: int, shift: int, new: Tensor) -> None:
-        """Write at the next place, or so many after it."""
+    def _put(self, stored: Tensor, shift: int, new: Tensor) -> None:
+        """Write at the next place of (B, ., size, ...), or so many after it."""
         if self.position is None:
-            stored.narrow(dim, self.length + shift, new.shape[dim]).copy_(new)
-        elif self.position.ndim == 1:
-            stored.index_copy_(dim, self.position + shift, new)
+            stored.narrow(2, self.length + shift, new.shape[2]).copy_(new)
+        elif self.is_fixed:
+            stored.index_copy_(2, self.position + shift, new)
         else:
             rows = torch.arange(len(new), device=new.device)
-            stored.movedim(dim, 1)[rows, self.position[:, 0] + shift] = new.select(dim, 0)
+            stored.movedim(2, 1)[rows, self.position[:, 0] + shift] = new.select(2, 0)
 
-    def _at(self, stored: Tensor, dim: int, shift: int) -> Tensor:
-        """Return what is at the next place, or so many after it."""
+    def _next(self, stored: Tensor) -> Tensor:
+        """Return what is at the next place."""
         if self.position is None:
-            return stored.narrow(dim, self.length + shift, 1)
-        if self.position.ndim == 1:
-            return stored.index_select(dim, self.position + shift)
+            return stored.narrow(2, self.length, 1)
+        if self.is_fixed:
+            return stored.index_select(2, self.position)
         rows = torch.arange(len(stored), device=stored.device)
-        return stored.movedim(dim, 1)[rows, self.position[:, 0] + shift].unsqueeze(dim)
+        return stored.movedim(2, 1)[rows, self.position[:, 0]].unsqueeze(2)
 
     @property
     def visible(self) -> Tensor | None:
@@ -117,13 +91,6 @@ class KVCache:
             return None
         places = torch.arange(self._n_seen(1), device=self.position.device)
         return (places <= self.position.view(-1, 1))[:, None, None]
-
-    def of_rows(self, rows: Sequence[int]) -> "KVCache":
-        """Return what some of the texts have seen; a text may be named more than once."""
-        index = torch.tensor(rows, device=self.layers[0].device)
-        layers = [layer.index_select(0, index) for layer in self.layers]
-        tokens = None if self.tokens is None else self.tokens.index_select(0, index)
-        return KVCache(self.size, self.length, layers, tokens, kernel=self.kernel)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.cache import KVCache
+from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, bigram_rows, offset_keys, pack
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses
@@ -111,7 +111,8 @@ class Attention(nn.Module):
         if value is not None:
             v = v + value.view(B, T, self.n_kv_head, -1).transpose(1, 2).to(v.dtype)
         if cache is not None:
-            y = cache.attend(self.layer, q, k, v, self.key_offset)
+            seen = cache.extend(self.layer, k, v, self.key_offset)
+            y = cached_attention(q, *seen, cache.visible)
         else:
             if self.key_offset:
                 k = offset_keys(k, None, packed)
@@ -223,8 +224,7 @@ class GPT(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd)
         learned = config.position == "learned"
         self.wpe = Embedding(config.block_size, config.n_embd) if learned else None
-        n_pairs = config.bigram_rows
-        self.bigram = Embedding(n_pairs, config.n_embd) if n_pairs else None
+        self.bigram = Embedding(config.bigram_rows, config.n_embd) if config.bigram_rows else None
         kv_width = (config.n_kv_head or config.n_head) * config.head_size
         tables = (Embedding(config.vocab_size, kv_width) for _ in range(config.n_value_embd))
         self.value_embeds = nn.ModuleList(tables) if config.n_value_embd else None
@@ -290,7 +290,7 @@ class GPT(nn.Module):
         x = self.wte(tokens)  # (B, T, C)
         packed = None if starts is None else pack(starts, products_dtype(x))
         if self.bigram is not None:
-            before = None if cache is None else cache.extend_tokens(tokens)
+            before = cache.before if cache is not None and cache.length else None
             x = x + self.bigram(bigram_rows(tokens, before, self.config.bigram_rows, packed))
         values = [table(tokens) for table in self.value_embeds or ()]  # (B, T, G D) each
         if cache is None or (positions := cache.position) is None:
@@ -306,7 +306,7 @@ class GPT(nn.Module):
         x0 = x.clone() if self.config.x0_scalars else x
         x = self.trunk(x, x0, values, rotation, cache, packed, recompute)
         if cache is not None:
-            cache.length += T
+            cache.length, cache.before = cache.length + T, tokens[:, -1:]
         return x
 
     def trunk(self, x: Tensor, *others: Any) -> Tensor:

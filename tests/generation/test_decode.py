@@ -209,6 +209,6 @@ def test_a_recorded_step_has_the_same_shapes_at_every_position() -> None:
         for _ in range(4):
             seen.append([])
             with Shapes():
-                step([[1], [2]])
+                step([[3, 1], [3, 2]])
     assert cache.length == 7
     assert len(seen[0]) > 20 and all(one == seen[0] for one in seen)

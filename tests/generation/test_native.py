@@ -9,7 +9,7 @@ import torch
 from gptcli.config import ModelConfig
 from gptcli.generation import native
 from gptcli.generation.decode import Rows
-from gptcli.generation.weights import prepare_for_decoding
+from gptcli.generation.step import one_call
 from gptcli.model import GPT, KVCache
 
 pytestmark = pytest.mark.skipif(
@@ -31,36 +31,40 @@ def test_they_compile_where_there_is_a_compiler() -> None:
 @pytest.mark.parametrize("head_size", [16, 32, 48, 64, 128, 256])
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
 @pytest.mark.parametrize("offset", [False, True])
+@torch.no_grad()
 def test_one_token_attends_as_torch_does(head_size: int, n_kv_head: int, offset: bool) -> None:
-    model = make_model(n_embd=4 * head_size, n_kv_head=n_kv_head, n_layer=1)
-    kernel = native.attention_kernel(model)
-    assert kernel is not None
+    model = make_model(
+        n_embd=4 * head_size, n_kv_head=n_kv_head, position="rope", key_offset=offset
+    )
+    for parameter in model.parameters():
+        parameter.mul_(3)
+    step = one_call(model)
+    assert step is not None
     draw = torch.Generator().manual_seed(head_size)
-    ours, theirs = KVCache(200, kernel=kernel), KVCache(200)
+    ours, theirs = KVCache(200), KVCache(200)
     for n_new in (130, *[1] * 40):
-        q = torch.randn(2, 4, n_new, head_size, generator=draw) * 3
-        k, v = (torch.randn(2, n_kv_head, n_new, head_size, generator=draw) for _ in range(2))
-        found = ours.attend(0, q, k, v, offset)
-        expected = theirs.attend(0, q, k, v, offset)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(ours.layers[0], theirs.layers[0], rtol=0, atol=0)
-        ours.length += n_new
-        theirs.length += n_new
+        tokens = torch.randint(300, (2, n_new), generator=draw)
+        found = (model.next_logits if n_new > 1 else step)(tokens, ours)
+        expected = model.next_logits(tokens, theirs)
+        size = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * size)
+        torch.testing.assert_close(ours.layers[0], theirs.layers[0], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("extras", [{}, {"key_offset": True, "position": "rope", "n_kv_head": 2}])
+@torch.no_grad()
 def test_logits_have_the_same_bits_alone_and_among_others(extras: dict[str, object]) -> None:
     model = make_model(**extras, n_layer=2)
-    assert prepare_for_decoding(model) == "float32"
+    step = one_call(model)
+    assert step is not None
     draw = torch.Generator().manual_seed(1)
     texts = [torch.randint(300, (n,), generator=draw).tolist() for n in (1, 5, 30, 100, 7)]
     rows = Rows(model)
     alone = []
-    with torch.no_grad():
-        for text in texts:
-            cache = KVCache(200, kernel=native.attention_kernel(model))
-            model.next_logits(torch.tensor([text]), cache)
-            alone.append(model.next_logits(torch.tensor([[9]]), cache)[0])
+    for text in texts:
+        cache = KVCache(200)
+        model.next_logits(torch.tensor([text]), cache)
+        alone.append(step(torch.tensor([[9]]), cache)[0])
     for at, text in enumerate(texts):
         _, read = rows._read([text])
         rows._reserve(at + 1, read)
@@ -69,6 +73,6 @@ def test_logits_have_the_same_bits_alone_and_among_others(extras: dict[str, obje
     rows._use_rows()
     rows._cache.position = torch.tensor([[len(text)] for text in texts])
     rows._cache.length = 100
-    together = rows._feed(torch.tensor([[9]] * len(texts)), rows._cache)
+    together = step(torch.tensor([[9]] * len(texts)), rows._cache)
     for one, among in zip(alone, together, strict=True):
         assert torch.equal(one, among)

@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.config import ModelConfig
+from gptcli.config import GenerateConfig, ModelConfig
+from gptcli.config.model import LoraConfig
 from gptcli.generation import native
+from gptcli.generation.decode import Row, Rows
+from gptcli.generation.step import Step, one_call
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.model import GPT, KVCache
 
@@ -25,8 +28,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def models(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[GPT, GPT]:
-    """Return a model that decodes in one call, and the same that does not."""
+def make_model(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT:
+    """Return a model that step.c knows, with weights of a precision."""
     shape = {"n_layer": 2, "n_head": 3, "n_embd": 192, "block_size": 24, "vocab_size": 264}
     model = GPT(ModelConfig(**(shape | changes)), 259)
     model.init_weights(4)
@@ -34,52 +37,78 @@ def models(dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[GPT, GPT
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    other = GPT(model.config, 259)
-    other.load_state_dict(model.state_dict())
-    with torch.random.fork_rng():
-        int8 = dtype == torch.int8
-        prepare_for_decoding(model.eval(), None if int8 else dtype, int8=int8)
-        prepare_for_decoding(other.eval(), None if int8 else dtype, int8=int8)
-    assert "next_logits" in vars(model), "the step is not taken in one call"
-    del other.next_logits
-    return model, other
+    int8 = dtype == torch.int8
+    prepare_for_decoding(model.eval(), None if int8 else dtype, int8=int8)
+    return model
+
+
+def in_one_call(model: GPT) -> Step:
+    """Return the step of a model by step.c."""
+    step = one_call(model)
+    assert step is not None, "the step is not taken in one call"
+    return step
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
 def test_a_step_in_one_call_is_that_of_the_model(shape: str, dtype: torch.dtype) -> None:
-    one_call, by_parts = models(dtype, **SHAPES[shape])
+    model = make_model(dtype, **SHAPES[shape])
     tokens = torch.randint(0, 259, (3, 24), generator=torch.Generator().manual_seed(2))
     logits = []
-    for model in (one_call, by_parts):
+    for step in (in_one_call(model), model.next_logits):
         cache = KVCache(24)
         steps = [model.next_logits(tokens[:, :5], cache)]
-        steps += [model.next_logits(tokens[:, at : at + 1], cache) for at in range(5, 24)]
+        steps += [step(tokens[:, at : at + 1], cache) for at in range(5, 24)]
         assert cache.length == 24
         logits.append(torch.stack(steps))
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=2e-5 * logits[1].abs().max())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
 def test_a_row_is_the_same_alone_and_among_others(shape: str) -> None:
-    model, _ = models(**SHAPES[shape])
+    model = make_model(**SHAPES[shape])
+    step = in_one_call(model)
     tokens = torch.randint(0, 259, (11, 20), generator=torch.Generator().manual_seed(3))
     together = KVCache(24)
     model.next_logits(tokens[:, :4], together)
-    rows = [model.next_logits(tokens[:, at : at + 1], together) for at in range(4, 20)]
-    alone = together.of_rows([7])
+    rows = [step(tokens[:, at : at + 1], together) for at in range(4, 20)]
+    alone = KVCache(24, 4, [layer[7:8].clone() for layer in together.layers], tokens[7:8, 3:4])
     for stored in alone.layers:
         stored[:, :, 5:] = 0  # half of an offset key waits at 4
-    alone.length = 4
     for at, logits in enumerate(rows, 4):
-        assert torch.equal(model.next_logits(tokens[7:8, at : at + 1], alone)[0], logits[7])
+        assert torch.equal(step(tokens[7:8, at : at + 1], alone)[0], logits[7])
 
 
+@torch.no_grad()
 def test_many_rows_take_the_products_of_matrices() -> None:
-    model, by_parts = models()
-    tokens = torch.randint(0, 259, (40, 3), generator=torch.Generator().manual_seed(3))
-    caches = KVCache(8), KVCache(8)
-    for at in range(3):
-        one, other = (m.next_logits(tokens[:, at : at + 1], cache)
-                      for m, cache in zip((model, by_parts), caches, strict=True))  # fmt: skip
-        assert torch.equal(one, other)
+    model, config = make_model(), GenerateConfig(temperature=0)
+    rows, n = Rows(model), 40
+    rows.join([Row([1, 2], config, (), seed=0, number=number) for number in range(n)])
+    cache = KVCache(8)
+    model.next_logits(torch.tensor([[1, 2]] * n), cache)
+    last = torch.tensor([row.tokens[-1:] for row in rows.rows])
+    expected = model.next_logits(last, cache)
+    atol = 2e-5 * float(expected.abs().max())
+    torch.testing.assert_close(rows._next_logits(), expected, rtol=1e-4, atol=atol)
+    assert in_one_call(model).few < n
+
+
+def test_a_model_that_is_trained_decodes_in_one_call_too() -> None:
+    model = make_model()
+    step = in_one_call(model)
+    cache = KVCache(24)
+    with torch.no_grad():
+        model.next_logits(torch.tensor([[1, 2]]), cache)
+        before = step(torch.tensor([[3]]), cache)
+        for parameter in model.parameters():
+            parameter.mul_(1.5)  # in place, as the optimizer's update
+        cache.length = 2
+        assert not torch.equal(step(torch.tensor([[3]]), cache), before)
+
+
+def test_adapters_are_left_to_torch() -> None:
+    shape = ModelConfig(n_layer=1, n_head=2, n_embd=64, block_size=8, vocab_size=64)
+    assert one_call(GPT(shape)) is not None
+    assert one_call(GPT(shape.model_copy(update={"lora": LoraConfig(rank=2)}))) is None
