@@ -28,7 +28,7 @@ Checkpoints = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; others need --api-key-file.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
-KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File of API keys, one a line.")]
+KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line.")]
 MaxTexts = Annotated[
     int, typer.Option(min=1, max=1024, help="Texts that are generated at the same time.")
 ]
@@ -97,27 +97,29 @@ def serve(
             else:
                 console.message(f"serving {', '.join(models.served)} at {url} (Ctrl-C stops it)")
             if open_:
+                import threading
                 import webbrowser
 
-                webbrowser.open(url)
+                # Some browsers return when they are closed: the server must answer them first.
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
         raise typer.Exit(answer(app, engine, listener, drain_seconds=drain, on_ready=on_ready))
 
 
 def _keys(file: Path | None, host: str) -> list[str]:
-    """Return the API keys of a file, which every address but this machine's own needs."""
+    """Return the API keys of a file; any address but this machine's needs one."""
     if file is None:
         if host in _LOOPBACK:
             return []
         raise ConfigError(
-            f"--host {host}: everyone who reaches this machine could use it",
+            f"--host {host}: anyone who can reach this machine could use the server",
             "set a key: --api-key-file FILE",
         )
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
-        raise ConfigError(f"--api-key-file {file}: holds no key", "write one key a line")
+        raise ConfigError(f"--api-key-file {file}: no keys in the file", "write one key per line")
     return keys

@@ -13,6 +13,7 @@ from gptcli.config.schema import GenerateConfig
 # Top-p looks at this many likeliest tokens first: for a sharp distribution they suffice, and no
 # sort of the whole vocabulary is needed.
 _LIKELIEST = 512
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None, Tensor]:
@@ -28,7 +29,8 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     if config.top_k is not None and config.top_k < V:
         logits, ids = torch.topk(logits, config.top_k)
     largest = logits.amax(-1, keepdim=True)  # subtracted first, or a low temperature overflows
-    probs = torch.softmax((logits - largest) / config.temperature, dim=-1)
+    temperature = max(config.temperature, _LEAST_TEMPERATURE)  # a lower one is 0 in float32
+    probs = torch.softmax((logits - largest) / temperature, dim=-1)
     likeliest = probs.amax(-1, keepdim=True)
     if config.top_p is not None:
         if ids is None:

@@ -205,6 +205,8 @@ def wanted(request: _Request, model: Model) -> Wanted:
         prompt = _conversation(request, model, config)
         prompts, config = [prompt.ids], config.model_copy(update={"max_new_tokens": prompt.room})
         n_top = (request.top_logprobs or 0) if request.logprobs else None
+        if None not in (request.max_tokens, request.max_completion_tokens):
+            raise ApiError(400, "max_tokens: max_completion_tokens replaces it", param="max_tokens")
         if request.top_logprobs is not None and not request.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     else:
@@ -250,7 +252,7 @@ def _prompts(request: CompletionRequest, model: Model) -> list[list[int]]:
             raise ApiError(400, message, param="prompt", code="context_length_exceeded")
         if max(ids) >= model.trained.model.n_tokens:
             known = model.trained.model.n_tokens
-            raise ApiError(400, f"prompt: the model's ids are below {known}", param="prompt")
+            raise ApiError(400, f"prompt: token ids must be below {known}", param="prompt")
         found.append(ids)
     return found
 

@@ -59,7 +59,7 @@ class Limits:
     """What keeps a server usable.
 
     Attributes:
-        keys: Any of them opens it; none are needed if there are none.
+        keys: Any of them opens it; without keys, none is needed.
         hosts: Names that it may be called by; None is any.
         seconds: The most that a request may take.
     """
@@ -119,9 +119,9 @@ class App:
         finally:  # also where a client reads too slowly: uvicorn then closes its connection
             route, seconds = call.path if call.path in self._routes else "other", time.monotonic()
             self._metrics.count(route, call.status, seconds - began)
-            if call.n_tokens is not None:
-                took = f"{call.n_tokens} tokens in {seconds - began:.2f} s"
-                _log.info(f"{route} {call.status}: {took}")
+            if call.n_tokens is not None or call.status >= 400:
+                n_tokens = call.n_tokens or 0
+                _log.info(f"{route} {call.status}: {n_tokens} tokens in {seconds - began:.2f} s")
 
     async def _answer(self, call: Call) -> Reply | None:
         """Return the answer, an error too; None for one that was streamed."""
@@ -137,17 +137,17 @@ class App:
         if sum(len(name) + len(value) for name, value in call.headers.items()) > _MAX_HEADERS:
             raise ApiError(431, "the headers are too long", headers={"connection": "close"})
         if call.version not in ("1.0", "1.1"):
-            raise ApiError(400, "HTTP/1.1 is spoken here", headers={"connection": "close"})
+            raise ApiError(400, "use HTTP/1.1", headers={"connection": "close"})
         self._require_same_site(call)
         method, handler = self._routes.get(call.path, ("", self._get_page))
         if not method and call.path.startswith("/v1/models/"):
             method, handler = "GET", self._get_model
         if not method:
-            raise ApiError(404, "no such address; the interface is below /v1", code="not_found")
+            raise ApiError(404, "no such address; the API is under /v1", code="not_found")
         if call.method != method and not (call.method == "HEAD" and method == "GET"):
             raise ApiError(
                 405,
-                f"the method here is {method}",
+                f"use {method} for this address",
                 headers={"allow": method, "connection": "close"},
             )
         if call.path not in ("/", "/healthz"):
@@ -174,7 +174,7 @@ class App:
         if not self._limits.keys:
             return
         scheme, _, given = call.headers.get("authorization", "").partition(" ")
-        known = [hmac.compare_digest(given.strip().encode(), key.encode())
+        known = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
                  for key in self._limits.keys]  # fmt: skip
         if scheme.lower() != "bearer" or not any(known):
             raise ApiError(
@@ -209,7 +209,7 @@ class App:
         [id] = urllib.parse.parse_qs(call.query).get("model", [""])[:1]
         model = self._models.served.get(id)
         if model is None:
-            raise ApiError(404, "model: none of that name", param="model", code="model_not_found")
+            raise ApiError(404, f"no model {id[:100]!r}", param="model", code="model_not_found")
         history = await asyncio.to_thread(history_of, model.trained)
         return _json({"object": "list", "data": [row.model_dump() for row in history.samples]})
 
@@ -224,6 +224,8 @@ class App:
                 model, asked.prompts, asked.config,
                 n=asked.n, seed=asked.seed, n_top=asked.n_top,
             )  # fmt: skip
+            if len(texts) > (most := self._engine.most_texts):
+                raise ApiError(400, f"n: this server takes at most {most} texts", param="n")
             now, loop = time.monotonic(), asyncio.get_running_loop()
             job = Job(model, texts, now + self._limits.seconds, asked.is_streamed, loop)
             self._engine.submit(job)
@@ -292,7 +294,7 @@ class App:
         except KeyError:
             known = ", ".join(self._models.served)[:300]
             raise ApiError(
-                404, f"model: none of that name; there are {known}",
+                404, f"no model {id[:100]!r}; available: {known}",
                 param="model", code="model_not_found",
             ) from None  # fmt: skip
         except GptError as error:

@@ -152,7 +152,8 @@ class Engine:
     """Decodes the texts of all requests.
 
     Attributes:
-        n_running: Texts that grow.
+        most_texts: The most that a request can have.
+        is_draining: Whether new requests are turned away.
         n_decoded: Tokens drawn since the start.
     """
 
@@ -164,10 +165,11 @@ class Engine:
             max_waiting: Further texts that may wait for a place.
         """
         self._max_texts, self._max_waiting = max_texts, max_waiting
+        self.most_texts = max_texts + max_waiting
         self._lock = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: dict[Row, tuple[Text, Job]] = {}
-        self._is_closed = self.is_draining = False
+        self._is_closed = self._is_ending = self.is_draining = False
         self.n_decoded = 0
         self._seconds_per_text = 1.0  # lately, for Retry-After
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -229,8 +231,7 @@ class Engine:
     def end_all(self) -> None:
         """End every text where it is now."""
         with self._lock:
-            for job in [*self._waiting, *(job for _, job in self._running.values())]:
-                job.ends_at = 0.0
+            self._is_ending = True
             self._lock.notify()
 
     def close(self) -> None:
@@ -249,9 +250,11 @@ class Engine:
                     return
             try:
                 self._turn()
-            except Exception as error:  # a bug: requests fail, the thread goes on
-                jobs = {*self._waiting, *(job for _, job in self._running.values())}
+            except Exception as error:  # a bug: all requests fail, and the next ones are served
+                with self._lock:
+                    jobs = {*self._waiting, *(job for _, job in self._running.values())}
                 for job in jobs:
+                    job.model.rows.clear()
                     self._fail(job, error, set())
                 self._wake(jobs)
 
@@ -328,11 +331,11 @@ class Engine:
         """Let texts leave whose client is gone or whose time is over."""
         now = time.monotonic()
         for text, job in list(self._running.values()):
-            if job.is_cancelled or now > job.ends_at:
+            if job.is_cancelled or self._is_ending or now > job.ends_at:
                 text.finish("length")
                 self._leave(text)
                 touched.add(job)
-        for job in [job for job in self._waiting if now > job.ends_at]:
+        for job in [job for job in self._waiting if self._is_ending or now > job.ends_at]:
             self._waiting.remove(job)
             if job.first_token_at is None:
                 job.error = Busy(self._wait_seconds())

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from gptcli.runs.find import find_checkpoint
 from gptcli.runs.read import read_run
 
 _log = logging.getLogger("gptcli")
-_STEPS = "checkpoints/step-*.pt"
+_STEP = re.compile(r"step-(\d{8})\.pt")
 
 Settings = Callable[[dict[str, Any] | None], Config]
 
@@ -85,8 +86,8 @@ def history_of(trained: TrainedModel) -> RunHistory:
 def steps_of(trained: TrainedModel) -> dict[int, Path]:
     """Return the kept checkpoints of a model's run, by step."""
     folder = run_folder(trained)
-    found = folder.glob(_STEPS) if folder else []
-    return {int(path.stem.removeprefix("step-")): path for path in found}
+    files = folder.glob("checkpoints/*") if folder else []
+    return {int(found[1]): path for path in files if (found := _STEP.fullmatch(path.name))}
 
 
 class Models:
@@ -133,7 +134,7 @@ class Models:
     async def _open(self, id: str) -> Model:
         run, at, step = id.rpartition("@")
         known = steps_of(self.served[run].trained) if at and run in self.served else {}
-        path = known.get(int(step)) if step.isdecimal() and len(step) < 10 else None
+        path = next((path for number, path in known.items() if str(number) == step), None)
         if path is None:
             raise KeyError(id)
         self._forget(self.served[run].n_bytes)

@@ -18,9 +18,28 @@ from gptcli.serving.api import ApiError
 from gptcli.serving.app import App
 from gptcli.serving.engine import Engine
 
+_BACKLOG = 512  # connections that wait to be accepted
+
 
 class Protocol(H11Protocol):
-    """HTTP; what is none is answered in OpenAI's form too."""
+    """HTTP; other bytes are answered in OpenAI's form, and a connection without a request ends."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, but not for longer than for the next one."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Read more; the wait is over when the head of a request is complete."""
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        super().data_received(data)
+        is_waiting = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
+        if timer is not None and is_waiting:
+            self.timeout_keep_alive_task = timer
+        elif timer is not None:
+            timer.cancel()
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no request."""
@@ -57,6 +76,7 @@ def bind(host: str, port: int) -> socket.socket:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(_BACKLOG)  # until then, others could bind to the same port
         except OSError:
             listener.close()
             raise
@@ -67,13 +87,13 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def uvicorn_config(app: App) -> uvicorn.Config:
+def uvicorn_config(app: App, idle_seconds: int = 30) -> uvicorn.Config:
     """Return how uvicorn speaks HTTP here."""
     return uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="off", loop="asyncio", log_config=None,
         log_level="critical",
-        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
-        h11_max_incomplete_event_size=1 << 15, backlog=512,
+        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=idle_seconds,
+        h11_max_incomplete_event_size=1 << 15, backlog=_BACKLOG,
     )  # fmt: skip
 
 

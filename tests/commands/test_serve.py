@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.commands.serve import _keys
 from support.commands import Gpt
+from support.processes import until
 
 WORDS = ("-s", "device=cpu", "-s", "dtype=float32", "--json")
 LONG = {"model": "tiny", "prompt": "The", "max_tokens": 60000, "stream": True,
@@ -108,9 +110,26 @@ def test_other_addresses_need_a_key(run: Path, gpt: Gpt) -> None:
     assert (done.code, "--api-key-file" in done.err) == (2, True)
     Path("empty").write_text("\n# none\n")
     done = gpt("serve", "--host", "0.0.0.0", "--port", "0", "--api-key-file", "empty")
-    assert (done.code, "holds no key" in done.err) == (2, True)
+    assert (done.code, "no keys in" in done.err) == (2, True)
     done = gpt("serve", "--api-key-file", "missing", "--port", "0")
     assert (done.code, "missing" in done.err) == (2, True)
+
+
+def test_a_file_of_keys_may_have_comments_and_a_byte_order_mark() -> None:
+    Path("keys").write_text("first\n\n  # none\n schlüssel \n", encoding="utf-8-sig")
+    assert _keys(Path("keys"), "0.0.0.0") == ["first", "schlüssel"]
+
+
+def test_a_browser_that_waits_for_the_page_gets_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys, urllib.request as r; print(len(r.urlopen(sys.argv[1], timeout=20).read()))"
+    Path("browser").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$1\" >size\n")
+    Path("browser").chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{Path('browser').resolve()} %s")
+    with served("--open"):
+        until(lambda: Path("size").is_file() and Path("size").read_text())
+    assert int(Path("size").read_text()) > 10_000
 
 
 def test_a_checkpoint_that_is_not_there_or_is_named_twice_is_refused(run: Path, gpt: Gpt) -> None:

@@ -61,7 +61,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     assert kept(GenerateConfig(temperature=10))[2] < 0.3
 
 
-@pytest.mark.parametrize("temperature", [1e-40, 1e-6])
+@pytest.mark.parametrize("temperature", [1e-308, 1e-40, 1e-6])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     for config in (GenerateConfig(temperature=temperature, top_k=k) for k in (None, 3)):
         assert sample_tokens(LOGITS * 100, config, [0.7]) == [2]

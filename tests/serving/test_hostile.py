@@ -34,6 +34,8 @@ VALUES: dict[str, tuple[dict[str, Any], str | None]] = {
     "a step that is no number": ({"model": "tiny@../6"}, "model"),
     "a step that is not kept": ({"model": "tiny@5"}, "model"),
     "a step of many digits": ({"model": "tiny@" + "9" * 5000}, "model"),
+    "a step with zeros before it": ({"model": "tiny@00000006"}, "model"),
+    "a step in other digits": ({"model": "tiny@٦"}, "model"),
     "a model that is a number": ({"model": 5}, "model"),
     "an unknown key": ({"max_new_tokens": 5}, "max_new_tokens"),
     "too many texts": ({"n": 65}, "n"),
@@ -225,12 +227,14 @@ def test_a_base_model_does_not_chat(server: Served) -> None:
 
 
 def test_a_server_with_keys_opens_to_them_only(finished_run: Path) -> None:
-    with serving(str(finished_run), keys=("first", "second")) as server:
+    with serving(str(finished_run), keys=("first", "second", "schlüssel")) as server:
         for path in ("/v1/models", "/metrics", "/v1/gptcli/samples?model=tiny"):
             assert server.json(path)[0] == 401
         for wrong in ("Bearer third", "Bearer", "Basic second", "Bearer \xff", "second"):
             status, answer = server.json(WHERE, GOOD, headers={"Authorization": wrong})
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
         headers = {"Authorization": "Bearer second", "Host": "model.example"}
+        assert server.json(WHERE, GOOD, headers=headers)[0] == 200
+        headers |= {"Authorization": "Bearer " + "schlüssel".encode().decode("latin-1")}
         assert server.json(WHERE, GOOD, headers=headers)[0] == 200
         assert server.ask("/healthz")[0] == 200

@@ -95,6 +95,14 @@ def test_too_many_waiting_are_turned_away_with_a_time_to_come_back(run: Path) ->
         assert server.json(WHERE, SHORT)[0] == 200
 
 
+def test_more_texts_than_the_server_ever_takes_are_no_matter_of_waiting(run: Path) -> None:
+    with serving("tiny", max_texts=1, max_waiting=1) as server:
+        status, answer = server.json(WHERE, SHORT | {"n": 3})
+        assert (status, answer["error"]["param"]) == (400, "n")
+        assert "at most 2 texts" in answer["error"]["message"]
+        assert server.json(WHERE, SHORT | {"n": 2})[0] == 200
+
+
 def test_a_request_ends_at_its_deadline_with_what_there_is(run: Path) -> None:
     with serving("tiny", seconds=0.5, max_texts=1) as server:
         began = time.monotonic()
@@ -143,6 +151,30 @@ def test_kept_checkpoints_are_models_too_as_many_as_fit(trained: Trained) -> Non
         assert 1 <= len(kept) < 6 and "tiny@1" in kept
         status, model = server.json("/v1/models/tiny@2")
         assert (status, model["gptcli"]["step"]) == (200, 2)
+
+
+def test_files_beside_the_checkpoints_are_no_steps(run: Path) -> None:
+    for name in ("step-final.pt", "step-00000006~1.pt", "step-.pt"):
+        (run / "checkpoints" / name).write_text("notes")
+    with serving("tiny") as server:
+        _, listed = server.json("/v1/models")
+        assert listed["data"][0]["gptcli"]["steps"] == [3, 6]
+
+
+def test_the_log_has_a_line_for_each_completion_and_each_refusal_without_texts(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "gptcli")
+    with serving("tiny") as server:
+        server.json(WHERE, SHORT | {"prompt": "Secret"})
+        server.json(WHERE, SHORT | {"prompt": "Secret", "n": 0})
+        server.json("/Secret")
+        server.ask("/healthz")
+    logged = [record.getMessage() for record in caplog.records]
+    assert [line.partition(":")[0] for line in logged] == [
+        "/v1/completions 200", "/v1/completions 400", "other 404"
+    ]  # fmt: skip
+    assert "Secret" not in "".join(logged)
 
 
 def test_the_samples_of_a_run_are_given(run: Path) -> None:

@@ -73,6 +73,7 @@ def serving(
     max_waiting: int = 64,
     seconds: float = 60,
     max_bytes: int = 1 << 30,
+    idle_seconds: int = 30,
 ) -> Iterator[Served]:
     """Serve runs while the block runs."""
     import uvicorn
@@ -90,9 +91,8 @@ def serving(
     app = App(engine, models, Limits(keys, None if keys else LOOPBACK, seconds))
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn_config(app))
+    server = uvicorn.Server(uvicorn_config(app, idle_seconds))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    listener.listen()
     thread.start()
     try:
         yield Served(port, engine, models)

@@ -1,0 +1,45 @@
+"""The socket of a server, and connections on which nothing comes."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import ConfigError
+from gptcli.serving.server import bind
+from support.serving import Served, serving
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def test_a_port_belongs_to_one_server_from_the_start() -> None:
+    with bind("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="in use"):
+        bind("127.0.0.1", first.getsockname()[1])
+
+
+def seconds_until_closed(server: Served, first: bytes, more: bytes) -> float:
+    """Send bytes, then some again and again; return how long the server listens."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as connection:
+        connection.sendall(first)
+        while time.monotonic() < began + 20:
+            try:
+                if not connection.recv(65536):
+                    break
+            except TimeoutError:
+                connection.sendall(more)
+            except ConnectionError:
+                break
+    return time.monotonic() - began
+
+
+def test_a_connection_without_a_request_is_closed(run: Path) -> None:
+    with serving("tiny", idle_seconds=1) as server:
+        for first, more in ((b"", b""), (HEAD, b""), (HEAD, b"X: y\r\n"), (HEAD + b"\r\n", b"")):
+            assert 0.5 < seconds_until_closed(server, first, more) < 15, (first, more)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            for _ in range(3):  # one that asks again and again is not
+                time.sleep(0.5)
+                connection.sendall(HEAD + b"\r\n")
+                assert b"200 OK" in connection.recv(65536)
