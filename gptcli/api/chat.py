@@ -30,7 +30,7 @@ class Chat:
         """Yield the answer to a message piece by piece.
 
         The message and the answer then belong to the conversation, also where the answer is
-        stopped early; a message without any answer does not.
+        stopped early; a message with an empty answer does not.
 
         Raises:
             ConfigError: The message does not fit the context, or the vocabulary lacks part of it.
@@ -42,7 +42,7 @@ class Chat:
                 yield piece
         finally:
             self._n_asked += 1
-            if self.last is not None and self.last.text.text:
+            if self.last is not None and self.last.text.text.strip():
                 self.messages = [*asked, Message("assistant", self.last.text.text)]
 
     def undo(self) -> bool:
@@ -53,5 +53,5 @@ class Chat:
         return True
 
     def reset(self) -> None:
-        """Begin anew, with the same system prompt."""
+        """Start over, with the same system prompt."""
         del self.messages[self._n_system :]

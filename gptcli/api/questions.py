@@ -63,7 +63,7 @@ def read_questions(path: Path) -> list[Question]:
         DataError: A line is no question, with its number and why.
     """
     try:
-        lines = atomic.read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = atomic.read_bytes(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
         raise DataError(f"{path}: {why}") from error
@@ -72,7 +72,7 @@ def read_questions(path: Path) -> list[Question]:
         if line.strip():
             try:
                 questions.append(_question(json.loads(line)))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 why = "not JSON" if isinstance(error, json.JSONDecodeError) else error.args[0]
                 raise DataError(
                     f"{path}:{number}: {why}", "see docs/chat.md for the form"
@@ -86,16 +86,18 @@ def _question(row: Any) -> Question:
     if not isinstance(row, dict):
         raise ValueError("not an object")
     said = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-    messages = [Message(each["role"], each["content"]) for each in said]
-    for role, content in messages:
+    messages = []
+    for each in said if isinstance(said, list) else [said]:
+        turn = each if isinstance(each, dict) else {}
+        role, content = turn.get("role"), turn.get("content")
         if role not in _ROLES or not isinstance(content, str) or not content.strip():
             raise ValueError("needs messages of system, user or assistant, or a prompt, with text")
-    choices: list[Any] = row.get("choices") or []
+        messages.append(Message(role, content))
+    choices: Any = row.get("choices") or []
     answer: Any = row.get("answer")
-    if choices and not (
-        len(choices) > 1 and all(isinstance(c, str) and c.strip() for c in choices)
-    ):
-        raise ValueError("choices: expected two texts or more")
+    are_texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
+    if not are_texts or len(choices) == 1:
+        raise ValueError("choices: expected a list of two texts or more")
     if choices and type(answer) is int and 0 <= answer < len(choices):
         answer = choices[answer]
     answers: list[Any] = answer if isinstance(answer, list) else [answer]
@@ -103,7 +105,7 @@ def _question(row: Any) -> Question:
         raise ValueError("answer: expected a text, or the number of a choice from 0 on")
     if choices and not set(answers) <= set(choices):
         raise ValueError(f"answer: {answers[0][:60]!r} is not one of the choices")
-    return Question(messages, list(choices), answers)
+    return Question(messages, choices, answers)
 
 
 def ask(

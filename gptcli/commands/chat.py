@@ -70,7 +70,7 @@ def chat(
     given = generate.given_text(message, "message")
     is_once = given is not None or sys.stdin is None or not sys.stdin.isatty()
     if is_once and not (given or "").strip():
-        raise ConfigError("there is no message to answer", "for example `gpt chat 'Hello'`")
+        raise ConfigError("no message to answer", "for example `gpt chat 'Hello'`")
     if json_ and not is_once:
         raise ConfigError("--json answers one message", "for example `gpt chat --json 'Hello'`")
     sampler = generate.open_sampler(
@@ -116,8 +116,10 @@ def converse(chat_: "Chat", clean: Callable[[str], str]) -> None:
     """Answer the messages of a terminal until Ctrl-D."""
     console.message(f"{chat_.sampler.trained.path}\n/help lists the commands, Ctrl-D exits", "dim")
     saved: set[Path] = set()
-    while (text := console.ask("> ", message=True)) is not None:
+    while True:
         try:
+            if (text := console.ask("> ", message=True)) is None:
+                break
             if re.fullmatch(r"/[a-z]+", text.partition(" ")[0]):
                 _command(chat_, *text.split(maxsplit=1), saved=saved)
             elif text.strip():
@@ -135,9 +137,9 @@ def _command(chat_: "Chat", name: str, argument: str = "", *, saved: set[Path]) 
             chat_.reset()
             done = "a new conversation"
         case "/undo":
-            done = "took back the last turn" if chat_.undo() else "there is nothing to take back"
+            done = "took back the last turn" if chat_.undo() else "nothing to take back"
         case "/save" if argument:
-            done = _save(chat_, Path(argument.strip()).expanduser(), saved)
+            done = _save(chat_, Path(os.path.expanduser(argument.strip())), saved)
         case "/save":
             done = "/save needs the name of a file, for example: /save chat.jsonl"
         case "/help":
@@ -150,7 +152,7 @@ def _command(chat_: "Chat", name: str, argument: str = "", *, saved: set[Path]) 
 def _save(chat_: "Chat", path: Path, saved: set[Path]) -> str:
     """Write the conversation to a file that does not exist, or that this chat wrote."""
     if len(chat_.messages) < 2:
-        return "there is nothing to save yet"
+        return "nothing to save yet"
     if path not in saved and os.path.lexists(path):
         return f"{path} exists; choose another name"
     messages = [message._asdict() for message in chat_.messages]

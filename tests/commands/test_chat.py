@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,8 +48,8 @@ def test_options_reach_the_answer(gpt: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "stdin", "message"),
     [
-        ((), b"", "there is no message to answer"),
-        ((" ",), b"", "there is no message to answer"),
+        ((), b"", "no message to answer"),
+        ((" ",), b"", "no message to answer"),
         ((), b"caf\xe9", "the message on stdin is not UTF-8 at byte 3"),
         (("x" * 64,), b"", "the message takes 83 tokens, the model's context holds 64"),
         (("Hello", "--temperature", "-1"), b"", "temperature"),
@@ -129,6 +130,34 @@ def test_a_message_too_long_ends_no_conversation(
     conversation(parrot("Hey!"), f"{'x' * 99}\nHello\n", monkeypatch)
     out, err = capsys.readouterr()
     assert out.split() == ["Hey!"] and "context holds 64" in err
+
+
+def test_what_goes_wrong_ends_no_conversation(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "One\n/save ~nobody-of-that-name/chat.jsonl\n/save typed/chat.jsonl\nTwo\n"
+    chat = conversation(parrot("Hey!", block_size=256), lines, monkeypatch)
+    out, err = capsys.readouterr()
+    assert out.split() == ["Hey!"] * 2 and len(chat.messages) == 5
+    assert "~nobody-of-that-name" in err and "expected a folder, found a file" in err
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_answered(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter([b"\xff\n", b"Hello\n", b""])
+    stdin = SimpleNamespace(isatty=lambda: False, readline=lambda: next(lines).decode())
+    monkeypatch.setattr("sys.stdin", stdin)
+    path = str(parrot("Hey!"))
+    converse(Chat(Sampler(path, lambda run: load_config(None, (), {"device": "cpu"}, run))), str)
+    out, err = capsys.readouterr()
+    assert "not UTF-8" in err and out == "Hey!\n"
+
+
+def test_an_answer_of_white_space_is_no_message(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = conversation(parrot(" \t"), "Hello\n/save chat.jsonl\n", monkeypatch)
+    assert [message.role for message in chat.messages] == ["system"]
+    assert "nothing to save" in capsys.readouterr().err and not Path("chat.jsonl").exists()
 
 
 class Typist:

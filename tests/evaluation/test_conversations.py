@@ -93,6 +93,14 @@ def test_per_token_a_long_choice_is_not_worse_for_its_length(gpt: Any) -> None:
     assert found["choice_accuracy_per_token"] == 1
 
 
+def test_lines_end_only_where_json_lines_do(gpt: Any) -> None:
+    parrot("yes", name="x")
+    row = json.dumps({"prompt": "a\u2028b\x85c", "answer": "yes"}, ensure_ascii=False)
+    Path("questions.jsonl").write_text(f"{row}\r\n{row}\n", encoding="utf-8")
+    done = gpt("eval", "x", "--questions", "questions.jsonl", "--json")
+    assert done.json["free_questions"] == 2, done.err
+
+
 def test_a_base_model_continues_the_prompt(run: Path, gpt: Any) -> None:
     file = write(
         {"prompt": "ab", "choices": ["c", "d"], "answer": 0}, {"prompt": "ab", "answer": "c"}
@@ -109,7 +117,13 @@ def test_a_base_model_continues_the_prompt(run: Path, gpt: Any) -> None:
         ({"answer": "x"}, "needs messages"),
         ({"prompt": " ", "answer": "x"}, "needs messages"),
         ({"messages": [{"role": "tool", "content": "x"}], "answer": "x"}, "needs messages"),
-        ({"messages": [1], "answer": "x"}, "questions.jsonl:1: "),
+        ({"messages": [1], "answer": "x"}, "questions.jsonl:1: needs messages"),
+        ({"messages": "x", "answer": "x"}, "questions.jsonl:1: needs messages"),
+        ({"messages": {"role": "user"}, "answer": "x"}, "questions.jsonl:1: needs messages"),
+        ({"messages": [{"role": "user"}], "answer": "x"}, "questions.jsonl:1: needs messages"),
+        ({"prompt": "x", "choices": "ab", "answer": 0}, "two texts or more"),
+        ({"prompt": "x", "choices": {"a": 1, "b": 2}, "answer": 0}, "two texts or more"),
+        ({"prompt": "x", "choices": 5, "answer": 0}, "two texts or more"),
         ({"prompt": "x", "choices": ["a"], "answer": 0}, "two texts or more"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, "answer: expected a text"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": True}, "answer: expected a text"),
