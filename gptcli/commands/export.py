@@ -54,17 +54,19 @@ def export(
         TARGETS[Format.GGUF].check(trained, beside)  # before anything is written
     with console.bar(f"writing {out}"):
         done = write(trained, to, out, dtype=FileDtype.FLOAT32 if gguf else of_file, force=force)
-        if gguf:
-            write(trained, Format.GGUF, beside, dtype=of_file)
+        also = write(trained, Format.GGUF, beside, dtype=of_file) if gguf else None
     address = _push(out, push) if push is not None else None
+    notes = [*done.notes, *(also.notes if also else ())]
     if json_:
-        console.result_json(asdict(done) | {"address": address})
+        more = {"notes": notes, "gguf": also.path if also else None, "address": address}
+        console.result_json(asdict(done) | more)
         return
-    for note in done.notes:
+    for note in notes:
         console.message(f"note: {note}")
     console.result(
         f"{done.path}: {done.family}, {done.parameters:,} parameters, {size(done.bytes)}\n"
         f"read back: largest logit difference {done.logit_difference:.2g}"
+        + (f"\n{also.path}: {of_file.value}, {size(also.bytes)}" if also else "")
         + (f"\npushed: {address}" if address else "")
     )
 

@@ -66,11 +66,18 @@ def check(trained: TrainedModel, out: Path) -> Form:
 
 
 def _byte_pair(tokenizer: Tokenizer) -> BpeTokenizer:
+    """Return the tokenizer, or raise a ConfigError if llama.cpp has no such vocabulary."""
     if not isinstance(tokenizer, BpeTokenizer) or tokenizer.pattern != GPT2_PATTERN:
         raise ConfigError(
             f"GGUF does not hold this vocabulary: tokenizer.name={tokenizer.name}"
             " (not gpt2 or bpe)",
             "prepare and train with -s tokenizer.name=bpe or gpt2; --to hf holds every vocabulary",
+        )
+    if not merges_of(tokenizer):
+        raise ConfigError(
+            f"GGUF does not hold this vocabulary: {tokenizer.vocab_size} tokens and no merges,"
+            " which llama.cpp does not load",
+            "prepare and train with a larger tokenizer.vocab_size; --to hf holds every vocabulary",
         )
     return tokenizer
 

@@ -43,9 +43,12 @@ A {family} model of {count:,} parameters, {made}.
 |---|---|
 {table}
 
-Losses are in nats per token. Every document begins with `<|endoftext|>`, which is also what to \
-start from without a prompt.
+Losses are in nats per token. {start}
 """
+_TEXT_START = (
+    "Every document begins with `<|endoftext|>`, which is also what to start from without a prompt."
+)
+_CHAT_START = "It answers conversations in ChatML; `apply_chat_template` renders them."
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
@@ -167,7 +170,10 @@ def model_card(trained: TrainedModel, family: str, n_parameters: int, name: str)
             **_losses(trained),
         }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return _CARD.format(family=family, name=name, count=n_parameters, made=made, table=table)
+    start = _CHAT_START if trained.tokenizer.chat is not None else _TEXT_START
+    return _CARD.format(
+        family=family, name=name, count=n_parameters, made=made, table=table, start=start
+    )
 
 
 def _revision(origin: dict[str, Any]) -> str:

@@ -1,34 +1,36 @@
 """An exported folder, to the Hugging Face Hub."""
 
-import re
 import shlex
 from pathlib import Path
 
 from gptcli.data.hub import require_reachable
 from gptcli.errors import ConfigError, StorageError
 
-_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-
 
 def require_repository(name: str) -> None:
-    """Refuse a name that no repository has, and a push that nobody signs, before any work.
+    """Refuse a name that no repository can have, and a push without a login, before any work.
 
     Raises:
         ConfigError: With how to mend it.
     """
     from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--push {name}: not the name of a repository", "write it as org/name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"--push: {error}", "write it as org/name") from error
+    if "/" not in name:
+        raise ConfigError(f"--push {name}: the organization is missing", "write it as org/name")
     if constants.HF_HUB_OFFLINE:
         raise ConfigError("--push: HF_HUB_OFFLINE is set", "unset it, or leave --push out")
     if get_token() is None:
         hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
-        raise ConfigError("--push: nobody is logged in to the Hub here", hint)
+        raise ConfigError("--push: not logged in to the Hub", hint)
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a folder as the repository `name`, which is made if need be; return its address.
+    """Upload a folder to the repository `name`, created if needed; return its address.
 
     Raises:
         StorageError: It failed; the folder stays, and the hint says how to push it again.

@@ -87,6 +87,8 @@ def test_the_end_of_a_turn_is_an_end_and_special_in_transformers() -> None:
     settings = json.loads(Path("out/generation_config.json").read_text())
     assert settings["eos_token_id"] == [ours.eot, ours.chat.end]
     assert len(theirs) == ours.vocab_size
+    card = Path("out/README.md").read_text()
+    assert "ChatML" in card and "Every document begins" not in card
 
 
 @pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])

@@ -102,6 +102,12 @@ def test_gguf_refuses_vocabularies_it_cannot_hold(tokenizer: Tokenizer) -> None:
     assert "-s tokenizer.name=bpe" in str(caught.value.hint)
 
 
+def test_gguf_refuses_a_vocabulary_without_merges_which_llama_cpp_does_not_load() -> None:
+    with pytest.raises(ConfigError, match="257 tokens and no merges") as caught:
+        export(trained(train_bpe([TEXT], 257)), "gguf", Path("out.gguf"))
+    assert "tokenizer.vocab_size" in str(caught.value.hint) and not Path("out.gguf").exists()
+
+
 def test_the_other_gelu_is_said_and_measured() -> None:
     made = trained(train_bpe([TEXT], 300), mlp="gelu_erf")
     done = export(made, "gguf", Path("out.gguf"))

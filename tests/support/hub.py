@@ -41,6 +41,7 @@ class Hub:
     `faults` says what the first GETs of a file answer instead: a status, or "cut" for half of it.
 
     Attributes:
+        repositories: What it holds now.
         url: What HF_ENDPOINT is set to.
         requests: "METHOD /path" of every request so far.
         tokens: The Authorization headers of all that was to be written.
@@ -50,7 +51,7 @@ class Hub:
     def __init__(
         self, repositories: Repositories, faults: dict[str, list[int | str]] | None = None
     ) -> None:
-        self.requests: list[str] = []
+        self.repositories, self.requests = repositories, list[str]()
         self.ranges: list[tuple[str, int]] = []
         self.tokens: list[str | None] = []
         hub = self
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/main", path):
             files = [
                 {"path": file["path"], "shouldIgnore": False,
-                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                 "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".gguf")) else "regular"}
                 for file in json.loads(body)["files"]
             ]  # fmt: skip
             self._reply(json.dumps({"files": files}))
