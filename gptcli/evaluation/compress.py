@@ -25,6 +25,7 @@ from torch import Tensor
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.windows import scoring_windows
 from gptcli.data.readers import in_pieces
+from gptcli.device import restored_threads
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.evaluation.coder import Decoder, Encoder
 from gptcli.evaluation.score import windows
@@ -197,12 +198,7 @@ def decompress(
                 f" than where it was compressed ({packed.machine}); nothing was written", _HINT
             )  # fmt: skip
 
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(packed.n_threads)
-    try:
-        _advance(trained.model, packed, grid, read, check, on_progress)
-    finally:
-        torch.set_num_threads(n_threads)
+    _advance(trained.model, packed, grid, read, check, on_progress)
     tokens = grid.reshape(-1)[: packed.n_tokens].tolist()
     content = _joined(trained.tokenizer.decode_bytes(tokens), packed.aside)
     if hashlib.sha256(content).hexdigest() != packed.content:
@@ -213,6 +209,7 @@ def decompress(
 
 
 @torch.inference_mode()
+@restored_threads()
 def _advance(
     model: GPT,
     packed: Packed,
@@ -228,6 +225,9 @@ def _advance(
             each token's start, frequency and total, (rows, 3); a decoder fills in the column.
         close: Called after each window with the checksum of what `code` returned.
     """
+    # Set when compressing too: until it is set for the first time, a library under torch may choose
+    # to use fewer threads than it says.
+    torch.set_num_threads(packed.n_threads)
     n_streams, length = grid.shape
     checksum = n_done = 0
 

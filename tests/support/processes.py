@@ -146,10 +146,12 @@ def forked(work: Callable[[], object], **env: str) -> int:
 
 def wait(child: int, seconds: float = 120) -> int:
     """Wait for a child; return its exit code, or the negative number of the signal."""
-    end = time.monotonic() + seconds
+    end, is_late = time.monotonic() + seconds, False
     while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > end:
+        if time.monotonic() > end and not is_late:
+            print(f"process {child}: killed by the test after {seconds:.0f} s", file=sys.stderr)
             os.kill(child, signal.SIGKILL)
+            is_late = True
         time.sleep(0.002)
     return os.waitstatus_to_exitcode(found[1])
 
@@ -199,7 +201,7 @@ class Ranks:
             for rank in range(size)
         ]
 
-    def wait(self, seconds: float = 90) -> list[int]:
+    def wait(self, seconds: float = 240) -> list[int]:
         """Return the exit codes, by rank; the negative number of a signal that killed."""
         end = time.monotonic() + seconds
         return [wait(pid, max(0.0, end - time.monotonic())) for pid in self.pids]
