@@ -59,13 +59,14 @@ def info(
         facts["val_fraction"] = "not used: the source has its own validation text"
     facts["val_share"] = f"{manifest.val_share:.2%} of the tokens"
     facts |= _described(contents) if contents else {}
+    width = max(16, *map(len, facts))
     for key, value in facts.items():
         if key == "skipped":
             value = options.skipped_rows(value) or "none"
         elif isinstance(value, dict):
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
         text = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
-        console.result(f"{key:<16} {text}")
+        console.result(f"{key:<{width}} {text}")
 
 
 def _contents(folder: str, manifest: "Manifest", most: int | None = None) -> "Contents":

@@ -82,8 +82,8 @@ def find_source(config: DataConfig, seed: int) -> Source:
     ]
     name = f"{config.source.train} and {config.source.val}"
     if train.format != val.format:
-        forms = " and ".join(source.format or "text" for source in (train, val))
-        raise ConfigError(f"{name}: the one is {forms.replace(' and', ', the other')}")
+        forms = (source.format or "text" for source in (train, val))
+        raise ConfigError("{}: train is {}, but val is {}".format(name, *forms))
     n_bytes = train.n_bytes + val.n_bytes
     return Source(name, tuple(numbered(units)), n_bytes, format=train.format)
 
@@ -181,7 +181,8 @@ def _local(source: str, config: DataConfig) -> Source:
             raise DataError(f"{source}: no Python source to make questions of")
     elif form is not None and (texts := [file for file in files if not _is_rows(file)]):
         raise DataError(
-            f"{source}: has conversations and text ({readers.shown(texts[0])})",
+            f"{source}: has {'text only' if len(texts) == len(files) else 'conversations and text'}"
+            f" ({readers.shown(texts[0])})",
             "name the conversations only, e.g. gpt prepare 'folder/*.jsonl'",
         )
     units = units_of_files(files, config.model_copy(update={"format": form}))

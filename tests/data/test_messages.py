@@ -181,13 +181,15 @@ def test_a_folder_of_conversations_has_no_text(write: Write, refusal: Refusal) -
     error = refusal("talks")
     assert "has conversations and text (talks/README.md)" in error.message
     assert "*.jsonl" in (error.hint or "")
+    (Path("talks") / "a.jsonl").unlink()
+    assert "has text only (talks/README.md)" in refusal("talks", "data.format=messages").message
 
 
 def test_two_sources_hold_the_same(write: Write) -> None:
     write("a.jsonl", lines(ROWS["messages"]))
     write("b.txt", "text")
     source = {"train": "a.jsonl", "val": "b.txt"}
-    with pytest.raises(ConfigError, match="messages, the other text"):
+    with pytest.raises(ConfigError, match="train is messages, but val is text"):
         find_source(DataConfig.model_validate({"source": source}), 1)
     same = {"train": "a.jsonl", "val": "a.jsonl"}
     found = find_source(DataConfig.model_validate({"source": same}), 1)
