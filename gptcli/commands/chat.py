@@ -139,7 +139,7 @@ def _command(chat_: "Chat", name: str, argument: str = "", *, saved: set[Path]) 
         case "/undo":
             done = "took back the last turn" if chat_.undo() else "nothing to take back"
         case "/save" if argument:
-            done = _save(chat_, Path(os.path.expanduser(argument.strip())), saved)
+            done = _save(chat_, Path(argument.strip()), saved)
         case "/save":
             done = "/save needs the name of a file, for example: /save chat.jsonl"
         case "/help":
@@ -153,6 +153,8 @@ def _save(chat_: "Chat", path: Path, saved: set[Path]) -> str:
     """Write the conversation to a file that does not exist, or that this chat wrote."""
     if len(chat_.messages) < 2:
         return "nothing to save yet"
+    with contextlib.suppress(RuntimeError):  # no such user: then it is a name like others
+        path = path.expanduser()
     if path not in saved and os.path.lexists(path):
         return f"{path} exists; choose another name"
     messages = [message._asdict() for message in chat_.messages]

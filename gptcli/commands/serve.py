@@ -28,7 +28,9 @@ Checkpoints = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; others need --api-key-file.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
-KeyFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line.")
+]
 MaxTexts = Annotated[
     int, typer.Option(min=1, max=1024, help="Texts that are generated at the same time.")
 ]

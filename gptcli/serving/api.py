@@ -202,13 +202,13 @@ def wanted(request: _Request, model: Model) -> Wanted:
     """
     n, config = request.n or 1, request.settings(model.defaults)
     if isinstance(request, ChatRequest):
-        prompt = _conversation(request, model, config)
-        prompts, config = [prompt.ids], config.model_copy(update={"max_new_tokens": prompt.room})
-        n_top = (request.top_logprobs or 0) if request.logprobs else None
         if None not in (request.max_tokens, request.max_completion_tokens):
             raise ApiError(400, "max_tokens: max_completion_tokens replaces it", param="max_tokens")
         if request.top_logprobs is not None and not request.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        prompt = _conversation(request, model, config)
+        prompts, config = [prompt.ids], config.model_copy(update={"max_new_tokens": prompt.room})
+        n_top = (request.top_logprobs or 0) if request.logprobs else None
     else:
         assert isinstance(request, CompletionRequest)
         prompts, n_top = _prompts(request, model), request.logprobs
@@ -234,6 +234,11 @@ def wanted(request: _Request, model: Model) -> Wanted:
 def _prompts(request: CompletionRequest, model: Model) -> list[list[int]]:
     """Return the ids of each prompt."""
     prompt, most = request.prompt, request.truncate_prompt_tokens
+    if most == 0:
+        raise ApiError(
+            400, "truncate_prompt_tokens: expected -1, or 1 and more",
+            param="truncate_prompt_tokens",
+        )  # fmt: skip
     is_several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     prompts: list[Any] = prompt if is_several else [prompt]  # type: ignore[assignment]
     found = []

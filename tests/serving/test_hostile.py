@@ -60,6 +60,7 @@ VALUES: dict[str, tuple[dict[str, Any], str | None]] = {
     "a negative token": ({"prompt": [-1]}, "prompt"),
     "tokens beyond any": ({"prompt": [10**30]}, "prompt"),
     "tokens and texts mixed": ({"prompt": [1, "a"]}, "prompt"),
+    "no token of the prompt": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     "a prompt that is an object": ({"prompt": {"a": 1}}, "prompt"),
     "too many alternatives": ({"logprobs": 21}, "logprobs"),
     "a seed beyond 64 bits": ({"seed": 1 << 64}, "seed"),
@@ -224,6 +225,12 @@ def test_a_base_model_does_not_chat(server: Served) -> None:
     status, answer = server.json("/v1/chat/completions", CHAT)
     assert (status, answer["error"]["param"]) == (400, "model")
     assert "base model" in answer["error"]["message"]
+
+
+def test_two_limits_of_an_answer_are_one_too_many(server: Served) -> None:
+    limits = {"max_tokens": 5, "max_completion_tokens": 6}
+    status, answer = server.json("/v1/chat/completions", CHAT | limits)
+    assert (status, answer["error"]["param"]) == (400, "max_tokens")
 
 
 def test_a_server_with_keys_opens_to_them_only(finished_run: Path) -> None:

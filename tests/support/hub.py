@@ -125,9 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.repositories.setdefault(name, {})
             self._reply(json.dumps({"url": f"{here}/{name}", "name": name}))
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/main", path):
+            large = (".safetensors", ".gguf")
             files = [
                 {"path": file["path"], "shouldIgnore": False,
-                 "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".gguf")) else "regular"}
+                 "uploadMode": "lfs" if file["path"].endswith(large) else "regular"}
                 for file in json.loads(body)["files"]
             ]  # fmt: skip
             self._reply(json.dumps({"files": files}))
