@@ -19,7 +19,8 @@ def require_repository(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ConfigError(f"--push: {error}", "write it as org/name") from error
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"--push {name}: {reason}", "write it as org/name") from error
     if "/" not in name:
         raise ConfigError(f"--push {name}: the organization is missing", "write it as org/name")
     if constants.HF_HUB_OFFLINE:

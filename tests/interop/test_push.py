@@ -84,7 +84,7 @@ def test_a_gguf_file_comes_with_it_on_demand(run: Path, gpt_at: Gpt) -> None:
     ("words", "says"),
     [
         (("--push", "tiny"), "org/name"),
-        (("--push", "me/tiny..b"), "cannot"),
+        (("--push", "me/tiny..b"), "Cannot have -- or .."),
         (("--push", "mé/tiny"), "alphanumeric"),
         (("--push", "me/tiny.git"), "cannot"),
         (("--push", "me/../tiny"), "org/name"),

@@ -39,7 +39,7 @@ class Served:
         headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of an answer; a body that is no bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         with contextlib.closing(connection):
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()
@@ -71,7 +71,7 @@ def serving(
     keys: Sequence[str] = (),
     max_texts: int = 8,
     max_waiting: int = 64,
-    seconds: float = 60,
+    seconds: float = 600,
     max_bytes: int = 1 << 30,
     idle_seconds: int = 30,
 ) -> Iterator[Served]:
