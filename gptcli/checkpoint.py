@@ -27,6 +27,7 @@ FORMAT = "gptcli-checkpoint"
 VERSION = 1
 BASE = "base.pt"  # the frozen weights of a run that learns adapters
 _OLDER = "use an older checkpoint of the run (checkpoints/step-*.pt)"
+_NAME_DATA = "name prepared data with --data DIR, or a file with --text FILE"
 _FOREIGN = "was it written by another program, or a newer gptcli?"
 
 
@@ -210,16 +211,34 @@ class TrainedModel:
         return self.model.config.block_size < block_size
 
     @property
-    def data_dir(self) -> Path:
-        """Folder of the data it was trained on, here or where its run was started.
+    def sources(self) -> dict[str, float]:
+        """The sources of the mixture it was trained on, with their weights at the run's end."""
+        parts = self.checkpoint.data.get("parts", {})
+        return {name: facts["weight"] for name, facts in parts.items()}
+
+    def data_of(self, source: str | None = None) -> Path:
+        """Return the folder of what it was trained on, here or where its run was started.
+
+        Args:
+            source: Of a mixture, the name of the source.
 
         Raises:
-            DataError: It is in neither place.
+            DataError: It is in neither place, or there is no such source.
         """
-        named: str | None = self.checkpoint.data.get("dir")
-        hint = "name prepared data with --data DIR, or a file with --text FILE"
+        data, names = self.checkpoint.data, ", ".join(self.sources)
+        if source is not None and source not in self.sources:
+            hint = f"its sources: {names}" if names else "leave out --source"
+            raise DataError(f"{self.path}: not trained on a source named '{source}'", hint)
+        if source is None and names:
+            raise DataError(f"{self.path}: trained on several sources",
+                            f"name one with --source: {names}")  # fmt: skip
+        named: str | None = data["parts"][source]["dir"] if source is not None else data.get("dir")
         if named is None:
-            raise DataError(f"{self.path}: there is no data that belongs to this model", hint)
+            raise DataError(f"{self.path}: there is no data that belongs to this model", _NAME_DATA)
+        return self._place(named)
+
+    def _place(self, named: str) -> Path:
+        """Return a data folder, here or where the run was started."""
         # The run was started where its folder, without the run_dir that it ends in, leads to.
         parts = Path(self.checkpoint.config.get("run_dir") or "").parts
         started_in = [
@@ -230,7 +249,7 @@ class TrainedModel:
         for place in (Path(), *started_in):
             if (place / named).is_dir():
                 return place / named
-        raise DataError(f"{named}: the data of {self.path} is not here", hint)
+        raise DataError(f"{named}: the data of {self.path} is not here", _NAME_DATA)
 
 
 def load_model(path: Path, device: torch.device, *, whole: bool = False) -> TrainedModel:

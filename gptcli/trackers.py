@@ -227,8 +227,10 @@ def _point(line: Mapping[str, Any]) -> tuple[int, Values]:
     if "text" in line:
         return line["step"], {"sample": f"{line['prompt']}{line['text']}"}
     group = "eval" if "val_loss" in line else "epoch" if "epoch" in line else "train"
+    of_sources = {f"{name}/{key}": value for name, losses in line.get("sources", {}).items()
+                  for key, value in losses.items()}  # fmt: skip
     return line["step"], {
         f"{group}/{key}": float(value)
-        for key, value in line.items()
-        if key not in ("step", "epoch") and value is not None
+        for key, value in (line | of_sources).items()
+        if key not in ("step", "epoch", "sources") and value is not None
     }

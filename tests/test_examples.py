@@ -53,6 +53,7 @@ PROMISED: dict[str, dict[str, Any]] = {
     "overfit": {"data.val_fraction": 0},
     "quickstart": {"tokenizer.name": "bpe", "train.max_minutes": 2},
     "chat-stdlib": {"model.init_from": "quickstart", "tokenizer.path": "data/quickstart"},
+    "mix-stdlib": {"model.init_from": "quickstart", "tokenizer.path": "data/quickstart"},
     "stdlib-10min": {"tokenizer.name": "bpe", "train.max_minutes": 10},
     "small-text": {"tokenizer.name": "bpe", "data.source": "input.txt"},
     "benchmark-char": {"tokenizer.name": "char", "model.block_size": 64},
@@ -91,7 +92,7 @@ def test_full_size_networks_can_be_built(path: Path) -> None:
         tokens = torch.zeros(1, config.seq_len, dtype=torch.int64)
         logits = model(tokens).logits
     assert logits.shape == (1, config.seq_len, vocab_size)
-    assert config.data.source is not None, "an example says what to prepare"
+    assert config.data.source or config.data.mix, "an example says what to prepare"
 
 
 @each
@@ -118,7 +119,8 @@ def test_no_key_is_without_effect(path: Path) -> None:
     if config.model.init_from == "gpt2":
         assert config.model.block_size <= 1024
         assert config.model.model_fields_set <= {"init_from", "block_size", "dropout"}
-    if config.tokenizer.name != "gpt2" or config.data.val_fraction is not None:
+    is_own = config.tokenizer.name != "gpt2" or config.data.val_fraction is not None
+    if is_own and config.data.mix is None:
         assert config.data.dir not in (None, f"data/{config.data.source}"), (
             "`gpt prepare PRESET` makes other data than this example needs"
         )
@@ -244,6 +246,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def smaller(config: Config) -> list[str]:
     """Return the overrides that make an example small: sizes and steps, nothing else."""
     is_asked = "quickstart" in (config.name, config.model.init_from)
+    is_asked &= config.data.mix is None
     context = 8 * CONTEXT if is_asked else CONTEXT  # questions are longer
     found = [
         f"model.block_size={context}", "train.max_steps=2", "train.micro_batch_size=2",

@@ -82,6 +82,7 @@ def evaluate(
     *,
     text: Place = None,
     data: Place = None,
+    source: str | None = None,
     split: Split = "val",
     stride: int | None = None,
     max_tokens: int | None = None,
@@ -94,6 +95,7 @@ def evaluate(
         checkpoint: As for `load`, or what it returned.
         text: A file to score.
         data: Prepared data to score; None is what the model was trained on.
+        source: Of a model that was trained on a mixture, the source to score.
         split: Of the data: train or val.
         stride: Tokens that each window adds; None is the model's context.
         max_tokens: Score about this many, evenly spaced; None is all.
@@ -105,7 +107,7 @@ def evaluate(
     """
     config = load_config(None, flags={"device": device, "dtype": dtype})
     [score] = compare(
-        [checkpoint], config, text=text, data=data, split=split, stride=stride,
+        [checkpoint], config, text=text, data=data, source=source, split=split, stride=stride,
         max_tokens=max_tokens,
     )  # fmt: skip
     return score.evaluation
@@ -117,6 +119,7 @@ def compare(
     *,
     text: Place = None,
     data: Place = None,
+    source: str | None = None,
     split: Split = "val",
     stride: int | None = None,
     max_tokens: int | None = None,
@@ -134,15 +137,15 @@ def compare(
     Raises:
         GptError: As `evaluate`; also if the models would score different parts of the text.
     """
-    if text is not None and data is not None:
-        raise ConfigError("data and text cannot be combined: there is one text to score")
+    if sum(given is not None for given in (text, data, source)) > 1:
+        raise ConfigError("data, text and source cannot be combined: there is one text to score")
     if split not in get_args(Split):
         raise ConfigError(f"split: expected train or val, got {split!r}")
     models = [open_checkpoint(checkpoint, config, data) for checkpoint in checkpoints]
     contexts = [_context(config.data.seq_len, model) for model in models]
     _require_same_text(contexts, stride, max_tokens, is_file=text is not None)
     given, name = (data, split) if text is None else (text, "text")
-    path = models[0].data_dir if given is None else Path(given)
+    path = Path(given) if given is not None else models[0].data_of(source)
     if text is None and (manifest := read_manifest(path)).is_chat:
         _require_rows(path, contexts, stride, adapt_lr)
         models = [_with_chat_tokens(model, manifest) for model in models]
@@ -151,18 +154,17 @@ def compare(
     for model, context in zip(models, contexts, strict=True):  # refusals come before any score
         if text is None:
             texts.append((split_tokens(path, split, model, context), None))
-        else:
-            of_file, parts = _text(path, model, config)
-            texts.append((of_file, parts if is_mixed else None))
+            continue
+        of_file, parts = _text(path, model, config)
+        texts.append((of_file, parts if is_mixed else None))
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
         how: dict[str, Any] = {"max_tokens": max_tokens, "on_progress": on_progress}
         how["units"] = TokenStats(model.tokenizer)
-        if not isinstance(tokens, PackedRows):
-            how.update(context=context, stride=stride, span_of=span_of)
-        if adapt_lr is not None:
-            how["rows"] = 1  # a copy learns after each, and both are computed in the same shapes
+        if not isinstance(tokens, PackedRows):  # of which a copy learns after each
+            rows = None if adapt_lr is None else 1
+            how.update(context=context, stride=stride, span_of=span_of, rows=rows)
         with tokens:
             found, adapted = _score(model, config, tokens, **how), None
             seconds = time.perf_counter() - began

@@ -12,7 +12,9 @@ from gptcli.data import prepare as preparing
 from gptcli.data.adopt import adopt, fetch_ready_made, token_files
 from gptcli.data.conversations import skipped_rows
 from gptcli.data.estimate import Estimate, estimate, require_room
-from gptcli.data.shards import SPLITS, Manifest, UnitRecord
+from gptcli.data.loader import combined, part_configs, read_parts
+from gptcli.data.presets import data_dir
+from gptcli.data.shards import SPLITS, Manifest, UnitRecord, read_manifest
 from gptcli.data.sources import PreparePlan
 from gptcli.errors import ConfigError
 
@@ -30,10 +32,12 @@ class Prepared:
     Attributes:
         folder: What `data.dir` names.
         manifest: What is in it: tokenizer, documents, tokens and bytes of each split.
+        sources: Of a mixture, whose manifest counts all of them; the folder is the first one's.
     """
 
     folder: Path
     manifest: Manifest
+    sources: "tuple[Prepared, ...]" = ()
 
     def facts(self) -> dict[str, Any]:
         """Return the counts as plain values."""
@@ -45,7 +49,7 @@ class Prepared:
             rows = skipped_rows(manifest.units)
             more["skipped"] = {reason: each.model_dump() for reason, each in rows.items()}
         return {
-            "dir": str(self.folder),
+            "dir": None if self.sources else str(self.folder),
             "tokenizer": manifest.tokenizer.name,
             "vocab_size": manifest.tokenizer.vocab_size,
             "documents": manifest.documents,
@@ -53,6 +57,7 @@ class Prepared:
             "bytes": manifest.bytes.model_dump(),
             "shards": sum(len(unit.shards) for unit in manifest.units),
             **more,
+            **({"sources": [each.facts() for each in self.sources]} if self.sources else {}),
         }
 
 
@@ -85,6 +90,11 @@ def prepare(
     config = source
     if not isinstance(config, Config):
         config = load_config(None, flags={"data.source": config})
+    if config.data.mix is not None:
+        if finalize:
+            raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
+        how = {"workers": workers, "force": force, "on_plan": on_plan, "on_bytes": on_bytes}
+        return _prepare_all(config, how)
     if (ready := token_files(config.data)) is not None:
         if config.data.filters:
             raise ConfigError("data.filters: token files are used as they are, without filters")
@@ -114,6 +124,18 @@ def prepare(
         for warning in _unexpected(plan, manifest):
             _log.warning(warning)
     return Prepared(plan.folder, manifest)
+
+
+def _prepare_all(config: Config, how: dict[str, Any]) -> Prepared:
+    """Prepare each source of a mixture; what is in a folder that it names is left as it is."""
+    done = []
+    for each in part_configs(config):
+        if each.data.source is None:
+            folder = data_dir(each.data)
+            done.append(Prepared(folder, read_manifest(folder)))
+        else:
+            done.append(prepare(each, **how))
+    return Prepared(done[0].folder, combined(read_parts(config)), tuple(done))
 
 
 def prepare_share(

@@ -9,6 +9,7 @@ from pathlib import Path
 from gptcli import trackers
 from gptcli.api.prepare import OnBytes, prepare
 from gptcli.config import Config
+from gptcli.data.loader import part_configs
 from gptcli.data.presets import data_dir, is_local
 from gptcli.data.shards import MANIFEST
 from gptcli.distributed.environment import place
@@ -44,11 +45,20 @@ def ready(
     if resume and overwrite:
         raise ConfigError("resume continues a run and overwrite starts over: use one of them")
     trackers.require(config.train.loggers)
-    data, folder = config.data, data_dir(config.data)
+    name = "mix" if config.data.mix is not None else data_dir(config.data).name
     if not config.run_dir and not config.name:
-        config = config.model_copy(update={"name": folder.name or "run"})
-    if not place().is_main or (folder / MANIFEST).exists():
-        return config
+        config = config.model_copy(update={"name": name or "run"})
+    if place().is_main:
+        for each in part_configs(config):
+            _require_data(each, workers, command, on_bytes)
+    return config
+
+
+def _require_data(config: Config, workers: int | None, command: str, on_bytes: OnBytes) -> None:
+    """Prepare the data of a run, or of one of its sources, if that is on this machine."""
+    data, folder = config.data, data_dir(config.data)
+    if (folder / MANIFEST).exists():
+        return
     if not is_local(data):
         state = "is not prepared" if folder.is_dir() else "does not exist"
         hint = f"name the data to prepare: `{command} DATASET`"
@@ -60,7 +70,6 @@ def ready(
     _log.info(f"{folder} does not exist yet: preparing {what}")
     tokens = prepare(config, workers=workers, on_bytes=on_bytes).manifest.tokens
     _log.info(f"{tokens.train:,} training tokens")
-    return config
 
 
 class Training:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.commands import complete, options
+from gptcli.commands.eval_sources import show_sources
 from gptcli.errors import ConfigError
 from gptcli.formatting import duration, fixed
 from gptcli.terminal import console
@@ -41,6 +42,9 @@ Checkpoints = Annotated[
 ]
 Data = Annotated[
     str | None, typer.Option(metavar="DIR", help="Prepared data; default: the run's own.")
+]
+Source = Annotated[
+    str | None, typer.Option(metavar="NAME", help="One source of the run's data.mix.")
 ]
 TextFile = Annotated[str | None, typer.Option(metavar="FILE", help="Score a text file instead.")]
 Stride = Annotated[
@@ -79,6 +83,7 @@ def evaluate(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     data: Data = None,
+    source: Source = None,
     text: TextFile = None,
     split: options.SplitOption = "val",
     stride: Stride = None,
@@ -92,14 +97,14 @@ def evaluate(
     json_: options.JsonOption = False,
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
-    names: list[str | None] = [*checkpoints] if checkpoints else [checkpoint]
+    names: list[Any] = [*checkpoints] if checkpoints else [checkpoint]
     if checkpoints and checkpoint is not None:
         raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
     _require_adapt(adapt, adapt_lr, max_tokens is None and len(names) == 1)
     if baselines and (text is not None or split != "val"):
         raise ConfigError("--baselines compresses the validation text: omit --text and --split")
-    has_text = data or text or stride or max_tokens or baselines or adapt or split != "val"
-    _require_tasks(tasks, limit, questions, bool(has_text))
+    is_read = source or stride or max_tokens or baselines or adapt or split != "val"
+    _require_tasks(tasks, limit, questions, bool(data or text or is_read))
     loaded = options.load(config, set_)
     if loaded.dtype == "auto":  # a measurement is exact unless a precision is named
         loaded = loaded.model_copy(update={"dtype": "float32"})
@@ -107,14 +112,16 @@ def evaluate(
     from gptcli.evaluation.adapt import LR
 
     rate = (LR if adapt_lr is None else adapt_lr) if adapt else None
-    if tasks is not None:
-        models = [open_checkpoint(name, loaded) for name in names]
-        _run_tasks(models, tasks.split(","), limit, json_)
-        return
-    if questions is not None:
-        _ask([open_checkpoint(name, loaded) for name in names], questions, loaded, json_)
-        return
-    how: dict[str, Any] = {"text": text, "data": data, "split": split, "max_tokens": max_tokens}
+    how: dict[str, Any] = {"split": split, "max_tokens": max_tokens}
+    if not (text or data or source):
+        names = [open_checkpoint(name, loaded) for name in names]
+        if tasks is not None:
+            return _run_tasks(names, tasks.split(","), limit, json_)
+        if questions is not None:
+            return _ask(names, questions, loaded, json_)
+        if names[0].sources and not (baselines or adapt):
+            return show_sources(names, loaded, how | {"stride": stride}, json_)
+    how |= {"text": text, "data": data, "source": source}
     with console.bar("evaluating") as bar:
         how["on_progress"] = bar.update
         scores = compare(names, loaded, stride=stride, adapt_lr=rate, **how)
@@ -122,14 +129,13 @@ def evaluate(
     if baselines:
         beside["baselines"] = _baselines(scores[0])
     if len(scores) > 1:
-        _compare(scores, beside, json_)
-        return
-    facts = _facts(scores[0]) | beside
+        return _compare(scores, beside, json_)
+    facts = facts_of(scores[0]) | beside
     if rate is not None:
         facts["adapted"] = {"lr": rate} | _figures(scores[0].adapted)
     if baselines and stride is None and facts["context"] > 1:
         facts["half_stride"] = _half_stride(scores[0], loaded, how)
-    console.result_json(facts) if json_ else console.result(describe(facts))
+    return console.result_json(facts) if json_ else console.result(describe(facts))
 
 
 def _require_adapt(adapt: bool, lr: float | None, is_whole: bool) -> None:
@@ -197,7 +203,8 @@ def _figures(found: "Evaluation | None") -> dict[str, Any]:
     return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
 
 
-def _facts(score: "Score") -> dict[str, Any]:
+def facts_of(score: "Score") -> dict[str, Any]:
+    """Return the JSON result about one model on one text."""
     found = score.evaluation
     return {
         "checkpoint": str(score.trained.path),
@@ -295,7 +302,7 @@ def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None
     """Print a table, and how the first model differs from each of the others."""
     from gptcli.evaluation.compare import paired_difference
 
-    results = [_facts(score) for score in scores]
+    results = [facts_of(score) for score in scores]
     first = results[0]["checkpoint"]
     others = [
         (facts["checkpoint"], paired_difference(scores[0].evaluation, score.evaluation))

@@ -26,7 +26,10 @@ def table() -> list[tuple[str, str, str]]:
 
     rows = []
     for path in example_files():
-        source = _load_all()[path.stem].data.source
+        config = _load_all()[path.stem].data
+        source = config.source
+        if config.mix is not None:
+            source = " + ".join(each.source for each in config.mix)
         data = source or "-" if isinstance(source, str | None) else "two text files"
         rows.append((path.stem, data, about_example(path).partition(": ")[0].rstrip(".")))
     return rows
@@ -69,6 +72,8 @@ def next_command(
     longest = min(tokens.train, tokens.val or tokens.train) - 1
     if done.manifest.is_chat:  # whose rows are filled up
         longest = sys.maxsize
+    if loaded.data.mix is not None:
+        return options.command_for("train", config, settings)
     if name is not None:
         settings += _data_settings(folder, loaded, name, settings)
         loaded = options.load(name, settings)

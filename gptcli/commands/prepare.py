@@ -69,8 +69,10 @@ def prepare(
 
     if (dry_run or rank is not None or finalize) and token_files(loaded.data) is not None:
         raise ConfigError("token files are used in place; there is no work to plan or share")
+    if loaded.data.mix is not None and (rank is not None or finalize):
+        raise ConfigError("data.mix: share the work on one source at a time: gpt prepare SOURCE")
     if dry_run:
-        _show_plan(loaded, force, json_)
+        _show_plans(loaded, force, json_)
         return
     began = time.perf_counter()
     if rank is not None and world_size is not None:
@@ -90,7 +92,8 @@ def prepare(
     if json_:
         console.result_json(done.facts() | {"seconds": round(seconds, 3)})
         return
-    _report(done.folder, done.manifest, seconds, loaded.seed)
+    for each in done.sources or (done,):
+        _report(each.folder, each.manifest, seconds, loaded.seed)
     if (command := examples.next_command(done, loaded, config, set_)) is not None:
         console.message(f"next: {command}")
 
@@ -106,8 +109,22 @@ def _check_share(rank: int | None, world_size: int | None, finalize: bool, is_wh
         raise ConfigError("--force and --dry-run cannot be combined with --rank or --finalize")
 
 
-def _show_plan(config: "Config", force: bool, json_: bool) -> None:
-    """Print what would be done; refuse what would be refused."""
+def _show_plans(config: "Config", force: bool, json_: bool) -> None:
+    """Print what would be done, for each source of a mixture; refuse what would be refused."""
+    from gptcli.data.loader import part_configs
+
+    shown: list[dict[str, Any]] = []
+    for each in part_configs(config):
+        if config.data.mix is not None and each.data.source is None:
+            console.message(f"{each.data.dir} is prepared already, and used as it is")
+        else:
+            shown.append(_show_plan(each, force, json_))
+    if json_:
+        console.result_json(shown[0] if config.data.mix is None else {"sources": shown})
+
+
+def _show_plan(config: "Config", force: bool, json_: bool) -> dict[str, Any]:
+    """Print what would be done with one source, unless it goes into JSON; return it."""
     from gptcli.data.estimate import estimate, left_out, require_room
     from gptcli.data.prepare import find_existing, make_plan
 
@@ -116,14 +133,13 @@ def _show_plan(config: "Config", force: bool, json_: bool) -> None:
         console.message(f"{plan.folder} is prepared already; --force prepares it again")
     cost = estimate(plan)
     sample = left_out(plan) if plan.data.filters else None
-    if json_:
-        more = {"left_out": asdict(sample)} if sample else {}
-        console.result_json({**_plan_facts(plan), **asdict(cost), **more})
-        return
-    console.result(_describe_plan(plan, cost))
-    if sample:
-        console.result(_describe_sample(sample))
-    require_room(plan, cost)
+    more = {"left_out": asdict(sample)} if sample else {}
+    if not json_:
+        console.result(_describe_plan(plan, cost))
+        if sample:
+            console.result(_describe_sample(sample))
+        require_room(plan, cost)
+    return {**_plan_facts(plan), **asdict(cost), **more}
 
 
 def _describe_sample(sample: "LeftOut") -> str:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gptcli.config.mix import MixSource, check_mix
 from gptcli.config.model import (
     Fraction,
     ModelConfig,
@@ -26,6 +25,7 @@ from gptcli.config.model import (
     invalid,
     is_utf8,
 )
+from gptcli.config.windows import MixSource, check_mix
 
 Split = Literal["train", "val"]
 LoggerName = Literal["tensorboard", "wandb"]
@@ -322,7 +322,8 @@ class Config(Section):
         for part in key.split("."):
             value = getattr(value, part, None)
         if isinstance(value, list):
-            return [each.model_dump() if isinstance(each, Section) else each for each in value]
+            is_plain = not all(isinstance(each, Section) for each in value)
+            return value if is_plain else [each.model_dump(exclude_none=True) for each in value]
         return value
 
     @model_validator(mode="after")

@@ -9,8 +9,9 @@ to the device.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from gptcli.config.schema import Config
 from gptcli.config.windows import epochs, training_windows
-from gptcli.data.shards import Manifest, TokenReader
-from gptcli.errors import DataError
+from gptcli.data.presets import data_dir
+from gptcli.data.shards import MANIFEST, Manifest, TokenReader, read_manifest
+from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.model.loss import IGNORED
 from gptcli.seeding import derive_seed
+from gptcli.tokenizers import is_learned
 
 if TYPE_CHECKING:  # of rows of conversations only runs on these import anything
     from gptcli.data.packing import PackedRows
@@ -68,10 +71,17 @@ def _feistel(values: Indices, half_bits: np.uint64, mask: np.uint64, keys: Indic
 class Loader(ABC):
     """The training windows of a split, by step; an epoch has `n_windows`."""
 
+    n_tensors = 2  # of a batch
+
     def __init__(self, n_windows: int, *, windows_per_step: int, seed: int) -> None:
         self.n_windows = n_windows
         self._windows_per_step, self._seed = windows_per_step, seed
         self._block = -1, np.empty((2, 0), dtype=np.int64)
+
+    @property
+    def part_windows(self) -> tuple[int, ...]:
+        """The windows of an epoch of each source."""
+        return (self.n_windows,)
 
     @abstractmethod
     def read(self, windows: Numbers, epochs: Numbers) -> Batch:
@@ -92,12 +102,13 @@ class Loader(ABC):
         block, place = divmod(step, n_steps)
         known, drawn = self._block
         if known != block:
-            drawn = self._draw(block * n_steps * n, n_steps * n)
+            drawn = self.draw(block * n_steps * n, n_steps * n)
             self._block = block, drawn
         windows, in_epochs = drawn[:, place * n : (place + 1) * n]
         return windows, in_epochs
 
-    def _draw(self, first: int, n_positions: int) -> Numbers:
+    def draw(self, first: int, n_positions: int) -> Numbers:
+        """Return the windows of positions from `first` on and the epoch of each, (2, n)."""
         drawn = np.empty((2, n_positions), dtype=np.int64)
         slot = 0
         while slot < n_positions:
@@ -174,12 +185,101 @@ def read_windows(tokens: TokenReader, starts: Numbers, seq_len: int) -> Batch:
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Split, Split | None]:
-    """Open both splits; without validation tokens there is no second one.
+@dataclass(frozen=True)
+class Part:
+    """The prepared data of a run, or of one source of its mixture.
+
+    Attributes:
+        name: Of the source; empty if it is the only one.
+        config: The run's, with this source alone.
+    """
+
+    name: str
+    folder: Path
+    manifest: Manifest
+    config: Config
+
+
+def part_configs(config: Config) -> Iterator[Config]:
+    """Yield the configuration of each source: `config` itself without a mixture.
+
+    A vocabulary that is learned, or that spells the turns of conversations, is that of the first
+    source. It is looked up when the second is asked for, so that the first may be prepared by then.
+    """
+    if config.data.mix is None:
+        yield config
+        return
+    shared = None
+    for source in config.data.mix:
+        is_folder = (Path(source.source) / MANIFEST).is_file()
+        named = {"dir": source.source} if is_folder else {"source": source.source}
+        data = config.data.model_copy(update={"mix": None, **named})
+        yield config.model_copy(update={"data": data, "tokenizer": shared or config.tokenizer})
+        first = data_dir(data)
+        if shared is None and (first / MANIFEST).is_file() and config.tokenizer.path is None:
+            if is_learned(config.tokenizer) or read_manifest(first).is_chat:
+                shared = type(config.tokenizer)(path=first.as_posix())
+        shared = shared or config.tokenizer
+
+
+def read_parts(config: Config) -> tuple[Part, ...]:
+    """Read the manifests of all sources.
+
+    Raises:
+        ConfigError: Two sources have the same folder.
+        DataError: A folder is not prepared, or has another tokenizer than the first.
+    """
+    found = list[Part]()
+    for each in part_configs(config):
+        folder = data_dir(each.data)
+        if folder in (part.folder for part in found):
+            raise ConfigError(
+                f"data.mix: two of the sources are prepared in {folder}",
+                f"prepare one elsewhere: `gpt prepare {each.data.source} --out DIR`, and name DIR",
+            )
+        found.append(Part(folder.name, folder, read_manifest(folder), each))
+    if config.data.mix is None:
+        return (replace(found[0], name=""),)
+    names = [part.name for part in found]
+    return tuple(
+        replace(part, name=part.folder.as_posix()) if names.count(part.name) > 1 else part
+        for part in found
+    )
+
+
+def combined(parts: Sequence[Part]) -> Manifest:
+    """Return one manifest of all sources: their units, counts and content."""
+    if len(parts) == 1:
+        return parts[0].manifest
+    recipe = parts[0].manifest.recipe
+    forms = [part.manifest.recipe.conversation_format for part in parts]
+    recipe = recipe.model_copy(update={
+        "source": ", ".join(part.manifest.recipe.source for part in parts),
+        "revision": None, "conversation_format": next(filter(None, forms), None),
+    })  # fmt: skip
+    return Manifest.of(recipe, [unit for part in parts for unit in part.manifest.units])
+
+
+def open_parts(parts: Sequence[Part], config: Config) -> tuple[dict[str, Split], dict[str, Split]]:
+    """Open both splits of all sources, by their names; a split without tokens is left out.
 
     Raises:
         DataError: A split cannot be read, or is shorter than one window.
     """
+    train, val = dict[str, Split](), dict[str, Split]()
+    for part in parts:
+        try:
+            train[part.name], held_out = _open_tokens(part.folder, part.manifest, config)
+        except DataError as error:
+            if part.name and not error.message.startswith(str(part.folder)):
+                error.message = f"{part.folder}: {error.message}"
+            raise
+        if held_out is not None:
+            val[part.name] = held_out
+    return train, val
+
+
+def _open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Split, Split | None]:
     if manifest.is_chat:
         from gptcli.data.packing import open_rows
 
@@ -197,15 +297,25 @@ def open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Split
     return train_tokens, val_tokens
 
 
-def make_loader(tokens: Split, config: Config) -> Loader:
-    """Return the loader of a run's training split."""
+def make_loader(tokens: Sequence[Split], config: Config, max_steps: int) -> Loader:
+    """Return the loader of a run's training splits, one of each source."""
     rows, seed = config.tokens_per_step // config.seq_len, config.seed
+    loaders = [_make_loader(each, config, rows) for each in tokens]
+    if config.data.mix is None:
+        return loaders[0]
+    from gptcli.data.mixture import MixtureLoader, Shares
+
+    shares = Shares(config.data.mix, max_steps * rows, seed)
+    return MixtureLoader(loaders, shares, windows_per_step=rows, seed=seed)
+
+
+def _make_loader(tokens: Split, config: Config, rows: int) -> Loader:
     if isinstance(tokens, TokenReader):
         return TokenLoader(tokens, seq_len=config.seq_len, stride=config.stride,
-                           windows_per_step=rows, seed=seed)  # fmt: skip
+                           windows_per_step=rows, seed=config.seed)  # fmt: skip
     from gptcli.data.packing import ConversationLoader
 
-    return ConversationLoader(tokens, windows_per_step=rows, seed=seed)
+    return ConversationLoader(tokens, windows_per_step=rows, seed=config.seed)
 
 
 class Prefetcher:

@@ -16,12 +16,15 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from gptcli.config.mix import MixSource, fractions_of
-from gptcli.data.loader import Numbers
+from gptcli.config.schema import Config
+from gptcli.config.windows import MixSource, fractions_of
+from gptcli.data.loader import Batch, Loader, Numbers
 from gptcli.seeding import derive_seed
 
 _UNIT = 1 << 30  # about what the weights add up to
+_MOST_STEPS = 10**9  # more than any run has
 _STAIRS = 1024  # of a run whose weights change from its start to its end
 
 
@@ -115,3 +118,59 @@ def _changes(mix: Sequence[MixSource]) -> Iterator[tuple[float, list[int]]]:
         for i in range(n_stairs):
             middle = start + (end - start) * (i + 0.5) / n_stairs
             yield start + (end - start) * i / n_stairs, weights_at(middle)
+
+
+class MixtureLoader(Loader):
+    """The windows of several sources, by step; their numbers follow one another."""
+
+    def __init__(
+        self, parts: Sequence[Loader], shares: Shares, *, windows_per_step: int, seed: int
+    ) -> None:
+        self._ends = np.cumsum([part.n_windows for part in parts], dtype=np.int64)
+        super().__init__(int(self._ends[-1]), windows_per_step=windows_per_step, seed=seed)
+        self._parts, self._shares = parts, shares
+
+    @property
+    def part_windows(self) -> tuple[int, ...]:
+        """The windows of an epoch of each source."""
+        return tuple(part.n_windows for part in self._parts)
+
+    def draw(self, first: int, n_positions: int) -> Numbers:
+        """Return the windows of positions from `first` on and the epoch of each, (2, n)."""
+        drawn = np.empty((2, n_positions), dtype=np.int64)
+        sources, counts = self._shares.draw(first, n_positions)
+        for k, part in enumerate(self._parts):
+            places = np.flatnonzero(sources == k)
+            drawn[:, places] = part.draw(counts[k], len(places))
+            drawn[0, places] += self._ends[k] - part.n_windows
+        return drawn
+
+    def read(self, windows: Numbers, epochs: Numbers) -> Batch:
+        """Return windows of epochs; rows of text beside conversations are one text each."""
+        sources = np.searchsorted(self._ends, windows, side="right")
+        found = list[tuple[torch.Tensor, Batch]]()
+        for k in np.unique(sources).tolist():
+            rows, part = np.flatnonzero(sources == k), self._parts[k]
+            own = windows[rows] - (self._ends[k] - part.n_windows)
+            found.append((torch.from_numpy(rows), part.read(own, epochs[rows])))
+        n_parts = max(part.n_tensors for part in self._parts)
+        shape = len(windows), found[0][1][0].shape[1]
+        batch = tuple(torch.zeros(shape, dtype=torch.int64) for _ in range(n_parts))
+        for rows, read in found:
+            for whole, part in zip(batch, read, strict=False):
+                whole[rows] = part
+        return batch
+
+
+def most_steps(config: Config, part_windows: Sequence[int]) -> int | None:
+    """Return the steps within the `max_epochs` of all sources; None where none has any."""
+    mix, per_step = config.data.mix or [], config.tokens_per_step // config.seq_len
+    most = [(each.max_epochs or math.inf) * n for each, n in zip(mix, part_windows, strict=True)]
+
+    def is_beyond(steps: int) -> bool:
+        counts = Shares(mix, steps * per_step, config.seed).counts(steps * per_step)
+        return any(count > limit for count, limit in zip(counts, most, strict=True))
+
+    if min(most, default=math.inf) == math.inf:
+        return None
+    return bisect.bisect_left(range(1, _MOST_STEPS), True, key=is_beyond)

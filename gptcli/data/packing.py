@@ -194,6 +194,8 @@ class PackedRows:
 class ConversationLoader(Loader):
     """The rows of a split that is conversations, by step."""
 
+    n_tensors = 3
+
     def __init__(self, rows: PackedRows, *, windows_per_step: int, seed: int) -> None:
         super().__init__(rows.n_rows, windows_per_step=windows_per_step, seed=seed)
         self._rows = rows

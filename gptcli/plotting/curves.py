@@ -51,7 +51,8 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in the order they are joined; `kind` is how: line, faint, dotted or marked."""
+    """Points in the order they are joined; `kind` is how: line, faint, dotted, marked or
+    source."""
 
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
@@ -64,7 +65,8 @@ class LossCurves:
     """The losses of a run, nats per token.
 
     Attributes:
-        curves: Those that have points, of training, then of validation (of epochs without it).
+        curves: Those that have points, of training, of validation (of epochs without it), and of
+            each source of a mixture.
         best: The point of the loss that chose best.pt.
         frame: The lowest and the highest loss to show: all of the curves, most of the single
             steps, and not the steep first part of a long run. None where there is no loss.
@@ -88,6 +90,12 @@ def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
         smooth = Curve(train.x, smoothed(train.y, reach))
     evaluated = _curve((at(row.step), row.train_loss) for row in run.evaluations)
     val = _curve((at(row.step), row.val_loss) for row in run.evaluations)
+    names = dict.fromkeys(name for row in run.evaluations for name in row.sources)
+    sources = {
+        name: _curve((at(row.step), row.sources[name].loss)
+                     for row in run.evaluations if name in row.sources)
+        for name in names
+    }  # fmt: skip
     epochs = Curve() if val.x else _curve((at(row.step), row.train_loss) for row in run.epochs)
     named = (
         ("training", "faint" if smooth.x else "line", train),
@@ -95,11 +103,12 @@ def loss_curves(run: "RunHistory", axis: Axis, most: int) -> LossCurves:
         ("training, evaluated", "dotted", evaluated),
         ("validation", "marked", val),
         ("epoch mean", "marked", epochs),
+        *((name, "source", curve) for name, curve in sources.items()),
     )
     curves = (replace(thinned(curve, most), name=name, kind=kind)
               for name, kind, curve in named if curve.x)  # fmt: skip
     best = (at(run.best_point[0]), run.best_point[1]) if run.best_point else None
-    frame = _frame(train, smooth if smooth.x else train, val, epochs)
+    frame = _frame(train, smooth if smooth.x else train, val, epochs, *sources.values())
     return LossCurves(tuple(curves), best, frame)
 
 

@@ -28,7 +28,8 @@ _MAX_POINTS, _MAX_DOTS = 3000, 40
 _MAX_NAME = 40
 _DASHED = (0, (4, 1.5))
 _STYLES: dict[str, dict[str, Any]] = {
-    "line": {}, "faint": {"linewidth": 0.7, "alpha": 0.25}, "marked": {"marker": "o"}
+    "line": {}, "faint": {"linewidth": 0.7, "alpha": 0.25}, "marked": {"marker": "o"},
+    "source": {"marker": "s", "linewidth": 0.9},
 }  # fmt: skip
 # Without a date, the same runs give the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {
@@ -134,8 +135,14 @@ def _draw_losses(
         color, val_color = ("C0", "C1") if is_one else (f"C{number}", f"C{number}")
         if not is_one:
             axes.plot([], [], color=color, label=f"{name}  {best}".rstrip())
+        n_sources = 0
         for curve in (curve for curve in losses.curves if curve.kind in _STYLES):
             is_val = curve.kind == "marked"
+            if curve.kind == "source":
+                if not is_one:  # one run's alone are told apart
+                    continue
+                n_sources += 1
+                color = f"C{1 + n_sources}"
             axes.plot(
                 *_scaled(curve, seconds),
                 color=val_color if is_val else color,

@@ -67,9 +67,9 @@ def _charts(run: RunHistory) -> list[dict[str, Any]]:
 def _chart(panel: Panel, curves: Iterable[Curve], low: float, high: float) -> dict[str, Any]:
     label, unit = PANELS[panel]
     series = [
-        {"name": curve.name, "kind": curve.kind,
+        {"name": curve.name, "kind": curve.kind + f" s{number % 4}" * (curve.kind == "source"),
          "steps": [int(x) for x in curve.x], "values": [_rounded(y) for y in curve.y]}
-        for curve in curves
+        for number, curve in enumerate(curves)
     ]  # fmt: skip
     title = label[0].upper() + label[1:]
     return {"title": title, "unit": unit, "series": series, "low": low, "high": high}
@@ -126,14 +126,16 @@ def _tiles(run: RunHistory) -> list[tuple[str, object, str]]:
 
 
 def _evaluations(run: RunHistory) -> str:
+    sources = list(dict.fromkeys(name for one in run.evaluations for name in one.sources))
     best = run.best.step if run.best is not None else None
     rows = [
         (f"{one.step:,}", count(run.tokens_at(one.step)),
          loss(one.val_loss) + " ★" * (one.step == best), perplexity(one.val_loss),
-         loss(one.train_loss))
+         loss(one.train_loss),
+         *(loss(one.sources[name].loss) if name in one.sources else "" for name in sources))
         for one in reversed(run.evaluations)
     ]  # fmt: skip
-    header = ("step", "tokens", "validation loss", "perplexity", "training loss")
+    header = ("step", "tokens", "validation loss", "perplexity", "training loss", *sources)
     means = [(f"{one.epoch}", f"{one.step:,}", loss(one.train_loss))
              for one in reversed(run.epochs)]  # fmt: skip
     return section(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gptcli.config.windows import epochs, eval_tokens, training_windows
+from gptcli.config.windows import epochs, eval_tokens_of, training_windows
 
 # A folder that holds RUN holds a run.
 RUNS = Path("runs")
@@ -43,12 +43,25 @@ class Step(_Row):
     skipped: bool = False
 
 
+class SourceLoss(_Row):
+    """The losses of an evaluation on one source of a mixture."""
+
+    val_loss: Float | None
+    train_loss: Float | None
+
+    @property
+    def loss(self) -> float | None:
+        """That of the validation text, if there is any."""
+        return self.train_loss if self.val_loss is None else self.val_loss
+
+
 class Evaluation(_Row):
     """The losses of an evaluation, nats per token; without validation, `val_loss` is None."""
 
     step: Int
     val_loss: Float | None
     train_loss: Float | None
+    sources: dict[str, SourceLoss] = {}
 
 
 class Epoch(_Row):
@@ -80,6 +93,16 @@ class Counts(_Row):
     val: Int = 0
 
 
+class PartFacts(_Row):
+    """One source of a mixture."""
+
+    dir: str | None = None
+    source: str | None = None
+    weight: Float = 1.0
+    """At the end of the run."""
+    tokens: Counts = Counts()
+
+
 class DataFacts(_Row):
     """Which data a run was trained on."""
 
@@ -90,6 +113,7 @@ class DataFacts(_Row):
     tokenizer: str | None = None
     tokens: Counts = Counts()
     bytes: Counts = Counts()
+    parts: dict[str, PartFacts] = {}
 
 
 class RunFacts(_Row):
@@ -190,7 +214,9 @@ class RunHistory:
         n, seq_len = self.facts.data.tokens, self._count("data.seq_len")
         if not (n.train and n.val and seq_len):
             return None
-        return eval_tokens(n.train, n.val, seq_len, self._count("train.eval_tokens"))[1]
+        counts = [part.tokens for part in self.facts.data.parts.values()] or [n]
+        sizes = [(each.train, each.val) for each in counts]
+        return eval_tokens_of(sizes, seq_len, self._count("train.eval_tokens"))[1]
 
     def epochs_at(self, step: int) -> float | None:
         """Return the passes over the training windows that `step` steps make."""

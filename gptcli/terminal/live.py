@@ -195,6 +195,8 @@ def _numbers(state: RunState, at: float) -> list[Number]:
         numbers.append(("val loss", "not yet" if value is None else loss(value), style))
         if part := scored(spec.eval_tokens[1], spec.val_tokens):
             numbers.append(("val part", part.strip(" ()"), ""))
+        for name, each in (last.sources if last is not None else {}).items():
+            numbers.append((name[: _LABEL - 1], loss(each.loss), ""))
     if best is not None:  # of epochs where there is no validation
         label = "best val" if spec.val_tokens else "epoch loss"
         numbers.append((label, f"{loss(best[1])} at {best[0]:,}", "green"))

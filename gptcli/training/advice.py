@@ -47,6 +47,41 @@ class Advice:
         return f"{self.what}: {self.why}" + (f"; try: {self.set}" if self.set else "")
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a run draws from one source of a mixture."""
+
+    name: str
+    tokens: int  # tokens drawn
+    share: float  # its part of all tokens drawn
+    epochs: float  # passes over its training windows
+    train_tokens: int  # tokens of its training split
+    val_tokens: int  # tokens of its validation split
+
+    @property
+    def text(self) -> str:
+        """The same, for people."""
+        return (
+            f"{self.name}: {self.share:.1%}, {self.tokens:,} tokens,"
+            f" {plural(self.epochs, 'epoch')} of {self.train_tokens:,} + {self.val_tokens:,}"
+        )
+
+
+def drawn(spec: RunSpec) -> list[Drawn]:
+    """Return what a run draws from each source of its mixture; nothing without one."""
+    if spec.config.data.mix is None:
+        return []
+    from gptcli.data.mixture import Shares  # which only mixtures need
+
+    n = spec.max_steps * (spec.tokens_per_step // spec.config.seq_len)
+    counts = Shares(spec.config.data.mix, n, spec.config.seed).counts(n)
+    return [
+        Drawn(part.name, count * spec.config.seq_len, count / n, count / n_windows,
+              part.manifest.tokens.train, part.manifest.tokens.val)
+        for part, count, n_windows in zip(spec.parts, counts, spec.part_windows, strict=True)
+    ]  # fmt: skip
+
+
 class Work(NamedTuple):
     """How often a run does something, and what all of it costs, in tokens' worth."""
 
@@ -160,6 +195,9 @@ def _epochs(spec: RunSpec) -> Iterator[Advice]:
     A run that names its epochs, has no validation, or uses dropout means to repeat the text.
     """
     config, epochs = spec.config, spec.epochs
+    if config.data.mix is not None:
+        yield from _epochs_of_sources(spec)
+        return
     deliberate = config.train.max_epochs or not spec.val_tokens or config.model.dropout
     is_ample = spec.train_tokens > _TOKENS_PER_PARAMETER * spec.size.parameters
     if epochs <= _MANY_EPOCHS or deliberate or is_ample:
@@ -172,6 +210,19 @@ def _epochs(spec: RunSpec) -> Iterator[Advice]:
         " 2023); more text is better",
         f"{dropout}-s train.max_steps={steps}",
     )
+
+
+def _epochs_of_sources(spec: RunSpec) -> Iterator[Advice]:
+    """Say the same of each source of a mixture, unless its epochs are named."""
+    assert spec.config.data.mix is not None
+    for source, each in zip(spec.config.data.mix, drawn(spec), strict=True):
+        if each.epochs > _MANY_EPOCHS and source.max_epochs is None:
+            yield Advice(
+                f"{plural(each.epochs, 'epoch')} over {each.train_tokens:,} tokens of {each.name}",
+                "after about 4, the model memorizes the text and learns little from it (Muennighoff"
+                f" et al. 2023); a lower weight, or max_epochs: {_MANY_EPOCHS} beside it, helps",
+                f"-s train.max_steps={max(1, int(spec.max_steps * _MANY_EPOCHS / each.epochs))}",
+            )
 
 
 def _context(spec: RunSpec) -> Iterator[Advice]:

@@ -87,6 +87,19 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class SourceLoss:
+    """The losses of an evaluation on one source of a mixture."""
+
+    val_loss: float | None
+    train_loss: float
+
+    @property
+    def loss(self) -> float:
+        """That of the validation text, if there is any."""
+        return self.train_loss if self.val_loss is None else self.val_loss
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The model was scored on fixed windows of both splits, without dropout."""
 
@@ -95,6 +108,8 @@ class Evaluated:
     train_loss: float
     is_best: bool
     scored: tuple[int, int] = (0, 0)  # validation tokens that were scored, and all there are
+    # of a mixture, whose losses above are the means of these by the weights at the end of the run
+    sources: Mapping[str, SourceLoss] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ def history_line(event: Event) -> tuple[str, dict[str, Any]] | None:
         case StepDone(logged=True):
             left_out = {"logged"} if event.skipped else {"logged", "skipped"}
         case Evaluated():
-            left_out = {"is_best", "scored"}
+            left_out = {"is_best", "scored"} | ({"sources"} if not event.sources else set())
         case EpochDone():
             left_out = set()
         case Sampled():
@@ -172,7 +187,7 @@ def history_line(event: Event) -> tuple[str, dict[str, Any]] | None:
             return None
     line = {key: value for key, value in asdict(event).items() if key not in left_out}
     # JSON knows no NaN.
-    return METRICS, {key: None if value is not None and not math.isfinite(value) else value
+    return METRICS, {key: None if isinstance(value, float) and not math.isfinite(value) else value
                      for key, value in line.items()}  # fmt: skip
 
 
@@ -205,7 +220,9 @@ def describe(event: Event) -> str | None:
             if event.val_loss is not None:
                 val = f"  val_loss {loss(event.val_loss)}{scored(*event.scored)}"
             best = "  best so far" if event.is_best else ""
-            return f"eval at step {event.step}{val}  train_loss {loss(event.train_loss)}{best}"
+            of = ", ".join(f"{name} {loss(each.loss)}" for name, each in event.sources.items())
+            losses = f"{val}  train_loss {loss(event.train_loss)}{best}"
+            return f"eval at step {event.step}{losses}" + f"  ({of})" * bool(of)
         case Sampled():
             return f"sample at step {event.step}:\n{event.prompt}{event.text}"
         case Stopped():

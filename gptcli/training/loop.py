@@ -14,7 +14,6 @@ from typing import Any
 from gptcli import atomic
 from gptcli.checkpoint import Checkpoint
 from gptcli.config.schema import Config
-from gptcli.config.windows import MOST_EVAL_TOKENS
 from gptcli.data.loader import Split
 from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
@@ -31,6 +30,7 @@ from gptcli.training.events import (
     Finished,
     Sampled,
     Saved,
+    SourceLoss,
     Started,
     StepDone,
     Stopped,
@@ -248,7 +248,7 @@ class Trainer:
             yield EpochDone(state.step, epoch, loss)
         elif state.step < s.spec.max_steps or state.best_loss is not None:
             return False
-        if s.val_tokens is not None or not state.is_better(loss):
+        if s.val_tokens or not state.is_better(loss):
             return False
         state.best_loss, state.best_step = loss, state.step
         return True
@@ -314,38 +314,38 @@ class Trainer:
         """Score fixed windows of both splits; the best so far is saved again, with its loss."""
         s, state = self.s, self.s.state
         yield Working(state.step, "evaluating")
-        val_loss = None
-        n_tokens = s.config.train.eval_tokens or MOST_EVAL_TOKENS
-        if s.val_tokens is not None:
-            val_loss = self._loss(s.val_tokens, n_tokens)
-            n_tokens = min(n_tokens, s.spec.val_tokens)
-        train_loss = self._loss(s.train_tokens, n_tokens)
-        if train_loss is None or (val_loss is None and s.val_tokens is not None):
+        val, train = self._losses(s.val_tokens), self._losses(s.train_tokens)
+        if val is None or train is None:
             return  # a stop was requested; resuming evaluates again
+        val_loss, train_loss = s.spec.mean_loss(val) if val else None, s.spec.mean_loss(train)
         s.finite_step, is_best = state.step, state.is_better(val_loss)
         if is_best and (state.best_step, state.best_loss) != (state.step, val_loss):
             state.best_step, state.best_loss = state.step, val_loss
             yield from self._save(report=False)
         scored = (s.spec.eval_tokens[1], s.spec.val_tokens)
-        self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored)
+        sources = {name: SourceLoss(val.get(name), train[name]) for name in train if name}
+        self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored, sources)
         yield self.evaluated
 
-    def _loss(self, tokens: Split, n_tokens: int) -> float | None:
-        s = self.s
-        with self.clock.during("evaluating"), s.inference():
-            result = evaluate_split(
-                s.model, tokens, s.compute, s.config.seq_len,
-                max_tokens=n_tokens, stopped=self.stop.requested,
-                turn=(s.world.rank, s.world.size),
-            )  # fmt: skip
-        if result is None:
-            return None
-        nats, n_scored = s.world.all_reduce_sum(result.nats, result.tokens)
-        if not math.isfinite(nats):
-            self.writer.shutdown(wait=True)  # the newest checkpoint is one of those to rename
-            split = "validation" if tokens is s.val_tokens else "training"
-            raise not_finite(s, f"{split} loss", s.finite_step)
-        return nats / n_scored
+    def _losses(self, splits: dict[str, Split]) -> dict[str, float] | None:
+        """Return the losses on fixed windows of each source; None if a stop was requested."""
+        s, found = self.s, dict[str, float]()
+        for part in (part for part in s.spec.parts if part.name in splits):
+            n_tokens = s.spec.most_scored(part, is_val=splits is s.val_tokens)
+            with self.clock.during("evaluating"), s.inference():
+                result = evaluate_split(
+                    s.model, splits[part.name], s.compute, s.config.seq_len, max_tokens=n_tokens,
+                    stopped=self.stop.requested, turn=(s.world.rank, s.world.size),
+                )  # fmt: skip
+            if result is None:
+                return None
+            nats, n_scored = s.world.all_reduce_sum(result.nats, result.tokens)
+            if not math.isfinite(nats):
+                self.writer.shutdown(wait=True)  # the newest checkpoint is one of those to rename
+                split = "validation" if splits is s.val_tokens else "training"
+                raise not_finite(s, f"{split} loss", s.finite_step)
+            found[part.name] = nats / n_scored
+        return found
 
     def _sample(self) -> Iterator[Event]:
         """Sample a text from the model as it is."""
@@ -377,7 +377,7 @@ class Trainer:
         """Record how the run has ended."""
         s, step, spent = self.s, self.s.state.step, self.clock.spent()
         best_step, best_loss = s.state.best_step, s.state.best_loss
-        has_val = s.val_tokens is not None
+        has_val = bool(s.val_tokens)
         summary = Summary(
             **s.run.places(),
             step=step,

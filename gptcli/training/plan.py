@@ -18,7 +18,7 @@ from gptcli.errors import ConfigError
 from gptcli.formatting import plural, scored, size
 from gptcli.runs import RUN
 from gptcli.runs.folder import ReadOnlyRun
-from gptcli.training.advice import Advice, advise, estimate_work, step_cost
+from gptcli.training.advice import Advice, advise, drawn, estimate_work, step_cost
 from gptcli.training.calibrate import steps_within
 from gptcli.training.memory import Disk, Memory, estimate_disk, estimate_memory
 from gptcli.training.optim import clip_gradients, lr_at
@@ -108,8 +108,10 @@ class Plan:
             ("run", str(config.run_folder)),
             ("model", f"{counts.parameters:,} parameters{trained}{start}"),
             ("machine", f"{machine}, {config.dtype}{compiled}"),
-            ("data", f"{config.data.dir}: {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
+            ("data", f"{config.data.dir or plural(len(spec.parts), 'source')}:"
+                     f" {spec.train_tokens:,} + {spec.val_tokens:,} tokens,"
                      f" {record.name} of {record.vocab_size:,} ids{padded}"),
+            *(("", each.text) for each in drawn(spec)),
             *_conversations(spec),
             ("steps", f"{goal} of {plural(spec.tokens_per_step, 'token')} (rows: {micro})"
                       + f", {plural(spec.epochs, 'epoch')}" * (spec.budget is None)),
@@ -128,6 +130,7 @@ class Plan:
         return {
             "run_dir": str(config.run_folder),
             "data_dir": config.data.dir,
+            "sources": [asdict(each) for each in drawn(spec)] or None,
             "init_from": config.model.init_from,
             "revision": spec.pretrained.revision if spec.pretrained is not None else None,
             "parameters": counts.parameters,

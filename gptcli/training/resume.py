@@ -9,6 +9,7 @@ from typing import Any
 
 from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config.schema import Config
+from gptcli.config.windows import changes
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.runs.folder import Run
 from gptcli.runs.read import flatten
@@ -61,6 +62,7 @@ def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
         refused.append("tokenizer")
     if checkpoint.data["fingerprint"] != spec.manifest.fingerprint:
         refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
+    refused += _changed_mix(checkpoint, spec)
     if refused:
         raise ConfigError(
             f"{config.run_folder}: a resumed run keeps its model, tokenizer, data, seed, seq_len,"
@@ -72,10 +74,23 @@ def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     return [f"{key} changed from {old.get(key)} to {new.get(key)}" for key in changed]
 
 
+def _changed_mix(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
+    """Return what would let a mixture draw other windows from here on than it was to."""
+    old = Config.model_validate(checkpoint.config)
+    before, now = old.data.mix, spec.config.data.mix
+    if [each.weight for each in before or []] != [each.weight for each in now or []]:
+        return ["data.mix (other weights)"]
+    steps = max_steps_of(old, spec.part_windows) if changes(now) else spec.max_steps
+    if steps != spec.max_steps:
+        return [f"train.max_steps ({steps} there, {spec.max_steps} here), over which the weights"
+                " of data.mix change"]  # fmt: skip
+    return []
+
+
 def rate_change(checkpoint: Checkpoint, spec: RunSpec, step: int) -> list[str]:
     """Name a jump of the learning rate where a run resumes: it is a function of all the steps."""
     old, steps = Config.model_validate(checkpoint.config), spec.max_steps
-    before = lr_at(step, max_steps_of(old, spec.n_windows), old)
+    before = lr_at(step, max_steps_of(old, spec.part_windows), old)
     after = lr_at(step, steps, spec.config)
     if step >= steps or math.isclose(before, after, rel_tol=0.01):
         return []

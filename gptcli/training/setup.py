@@ -17,7 +17,8 @@ from gptcli import __version__
 from gptcli.checkpoint import BASE, Checkpoint, load_weights, save_checkpoint
 from gptcli.config.reference import keys
 from gptcli.config.schema import Config
-from gptcli.data.loader import Loader, Split, make_loader, open_tokens
+from gptcli.data.loader import Loader, Split, make_loader, open_parts
+from gptcli.data.shards import Manifest
 from gptcli.device import Runtime, init_runtime, machine_facts
 from gptcli.distributed.process_group import World
 from gptcli.errors import CheckpointError
@@ -80,8 +81,8 @@ class Session:
     world: World
     spec: RunSpec
     compute: Runtime
-    train_tokens: Split
-    val_tokens: Split | None
+    train_tokens: dict[str, Split]  # of each source, by its name
+    val_tokens: dict[str, Split]  # of those that have any
     loader: Loader
     model: GPT
     parameters: dict[str, torch.Tensor]
@@ -111,9 +112,8 @@ class Session:
 
     def close(self) -> None:
         """Close the files of the data."""
-        self.train_tokens.close()
-        if self.val_tokens is not None:
-            self.val_tokens.close()
+        for tokens in (*self.train_tokens.values(), *self.val_tokens.values()):
+            tokens.close()
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -183,9 +183,18 @@ def _raw(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 def data_facts(spec: RunSpec) -> dict[str, Any]:
     """Return what a checkpoint says about its data."""
-    manifest = spec.manifest
+    facts = {"dir": spec.config.data.dir, **_facts_of(spec.manifest)}
+    if spec.config.data.mix is not None:
+        facts["parts"] = {
+            part.name: {"dir": str(part.folder), "weight": source.weight_at(1.0),
+                        **_facts_of(part.manifest)}
+            for part, source in zip(spec.parts, spec.config.data.mix, strict=True)
+        }  # fmt: skip
+    return facts
+
+
+def _facts_of(manifest: Manifest) -> dict[str, Any]:
     return {
-        "dir": spec.config.data.dir,
         "source": manifest.recipe.source,
         "revision": manifest.recipe.revision,
         "fingerprint": manifest.fingerprint,
@@ -272,7 +281,7 @@ def _choose(run: Run, config: Config, world: World, resume: bool) -> _Start:
 def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     """Make what every rank has: its data, its part of the model, its optimizer."""
     spec, config = start.spec, start.spec.config
-    train_tokens, val_tokens = open_tokens(Path(str(config.data.dir)), spec.manifest, config)
+    train_tokens, val_tokens = open_parts(spec.parts, config)
     compute = init_runtime(config, trains=True)
     model = start.model or GPT(config.model, spec.tokenizer.vocab_size)
     freeze(model, config.train.freeze)
@@ -311,7 +320,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
             "data": data_facts(spec),
         }
         describe_run(run, {**facts, "given": given})
-    loader = make_loader(train_tokens, config)
+    loader = make_loader([*train_tokens.values()], config, spec.max_steps)
     return Session(
         run, world, spec, compute, train_tokens, val_tokens, loader, model, parameters, optimizer,
         average, start.state, start.is_resumed, start.notes,

@@ -3,24 +3,20 @@
 The plan, the session, the events and what is printed hold the same `RunSpec`.
 """
 
-import json
-import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.checkpoint import Checkpoint
 from gptcli.config import windows
-from gptcli.config.reference import keys
 from gptcli.config.schema import Config
-from gptcli.data.loader import make_loader, open_tokens
-from gptcli.data.presets import PRESETS, data_dir, is_local
-from gptcli.data.shards import Manifest, Recipe, TokenReader, read_manifest, read_tokenizer
+from gptcli.data.loader import Part, combined, make_loader, open_parts, read_parts
+from gptcli.data.shards import Manifest, TokenReader, read_tokenizer
 from gptcli.device import available_devices, default_threads, resolve_auto
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import ConfigError
 from gptcli.generation import encode_prompt
-from gptcli.tokenizers import Tokenizer, make_tokenizer, with_chat_tokens
+from gptcli.tokenizers import Tokenizer
 from gptcli.training.memory import (
     ModelSize,
     Parallelism,
@@ -33,7 +29,6 @@ from gptcli.training.weights import apply_pretrained_shape
 if TYPE_CHECKING:
     from gptcli.interop.weights import Pretrained
 
-_TOKENIZER_KEYS = ("tokenizer.name", "tokenizer.vocab_size")
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
 # Compiling on two cores: what it takes with a cold cache, and what it saves. It saves what is not
 # in matrix products, which grows with channels: 24 and 25 ns for each of a token, at 128 and 256.
@@ -51,7 +46,7 @@ class RunSpec:
     """A run with every setting settled, and the facts that follow from them."""
 
     config: Config  # the configuration, without `auto`
-    manifest: Manifest  # the prepared data
+    manifest: Manifest  # the prepared data, of all sources
     tokenizer: Tokenizer = field(repr=False, compare=False)  # the data's tokenizer
     size: ModelSize  # counts of the model and its optimizer
     n_windows: int  # training windows of an epoch
@@ -65,6 +60,8 @@ class RunSpec:
     # minutes to train within, until steps are timed: `max_steps` is then an upper limit
     budget: float | None = None
     packing: str = ""  # how the training rows hold conversations; empty for text
+    parts: tuple[Part, ...] = ()  # the data of each source
+    part_windows: tuple[int, ...] = ()  # of an epoch of each source
 
     @property
     def tokens_per_step(self) -> int:
@@ -98,8 +95,27 @@ class RunSpec:
     @property
     def eval_tokens(self) -> tuple[int, int]:
         """Training and validation tokens that an evaluation scores."""
-        most = self.config.train.eval_tokens
-        return windows.eval_tokens(self.train_tokens, self.val_tokens, self.config.seq_len, most)
+        counts = [part.manifest.tokens for part in self.parts] or [self.manifest.tokens]
+        sizes = [(each.train, each.val) for each in counts]
+        return windows.eval_tokens_of(sizes, self.config.seq_len, self.config.train.eval_tokens)
+
+    def most_scored(self, part: Part, *, is_val: bool) -> int:
+        """Return the most tokens of a split of a source that an evaluation scores."""
+        most = windows.share_of_eval(self.config.train.eval_tokens, len(self.parts))
+        return most if is_val else min(most, part.manifest.tokens.val or most)
+
+    def mean_loss(self, losses: Mapping[str, float]) -> float:
+        """Return the mean of the losses of some sources, by their weights at the run's end."""
+        mix = self.config.data.mix
+        if mix is None:
+            [loss] = losses.values()
+            return loss
+        weights = {part.name: each.weight_at(1.0)
+                   for part, each in zip(self.parts, mix, strict=True)}  # fmt: skip
+        total = sum(weights[name] for name in losses)
+        if not total:  # what is drawn last has no validation text
+            return sum(losses.values()) / len(losses)
+        return sum(weights[name] * loss for name, loss in losses.items()) / total
 
     @property
     def saves_in_background(self) -> bool:
@@ -123,7 +139,7 @@ class RunSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return what the other processes need to hold the same record, for JSON."""
         names = ("n_windows", "max_steps", "rows", "n_processes", "parallel", "budget",
-                 "packing")  # fmt: skip
+                 "packing", "part_windows")  # fmt: skip
         facts = {key: getattr(self, key) for key in names}
         config = self.config.model_dump(mode="json")
         return {**facts, "config": config, "size": asdict(self.size)}
@@ -132,10 +148,11 @@ class RunSpec:
     def from_dict(cls, facts: dict[str, Any]) -> "RunSpec":
         """Return the record that rank 0 described, with the data read again."""
         config = Config.model_validate(facts["config"])
-        folder = data_dir(config.data)
-        manifest = read_manifest(folder)
-        known = {"config": config, "manifest": manifest, "size": ModelSize(**facts["size"])}
-        return cls(tokenizer=read_tokenizer(folder, manifest), **{**facts, **known})
+        parts = read_parts(config)
+        known = {"config": config, "size": ModelSize(**facts["size"]), "parts": parts,
+                 "part_windows": tuple(facts["part_windows"])}  # fmt: skip
+        tokenizer = read_tokenizer(parts[0].folder, parts[0].manifest)
+        return cls(manifest=combined(parts), tokenizer=tokenizer, **{**facts, **known})
 
 
 def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None = None) -> RunSpec:
@@ -151,20 +168,27 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
         DataError, CheckpointError: The data, or the weights to start from, cannot be used.
     """
     notes: list[str] = []
-    folder = data_dir(config.data)
-    manifest = read_manifest(folder)
-    tokenizer = read_tokenizer(folder, manifest)
+    parts = read_parts(config)
+    manifest = combined(parts)
+    tokenizer = read_tokenizer(parts[0].folder, parts[0].manifest)
     config, pretrained = apply_pretrained_shape(config, tokenizer, checkpoint)
-    config = _resolve(config, folder, manifest, checkpoint, notes)
+    config = _resolve(config, parts, manifest, checkpoint, notes)
     # A prompt that cannot be sampled from should not come to light at the end of the run.
     encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
-    train_tokens, val_tokens = open_tokens(folder, manifest, config)
-    if config.train.stop_after is not None and val_tokens is None:
+    train_tokens, val_tokens = open_parts(parts, config)
+    if config.train.stop_after is not None and not val_tokens:
         raise ConfigError("train.stop_after: there is no validation text", "set data.val_fraction")
-    n_windows = make_loader(train_tokens, config).n_windows
-    packing = "" if isinstance(train_tokens, TokenReader) else train_tokens.description
+    part_windows = make_loader([*train_tokens.values()], config, 0).part_windows
+    packing = "; ".join(f"{name}: " * bool(name) + tokens.description
+                        for name, tokens in train_tokens.items()
+                        if not isinstance(tokens, TokenReader))  # fmt: skip
     config, budget = _within_budget(config, checkpoint)
-    max_steps = max_steps_of(config, n_windows)
+    max_steps = max_steps_of(config, part_windows)
+    if budget is not None and windows.changes(config.data.mix):
+        raise ConfigError(
+            "data.mix: weights that change over the run need its length, which"
+            " train.max_minutes measures later", "use train.max_steps or train.max_epochs instead"
+        )  # fmt: skip
     size = model_size(config)
     # The bits depend on these, so a run keeps to them. On a CPU, timed steps decide if they can.
     is_timed = config.device == "cpu" and n_processes == 1 and checkpoint is None
@@ -186,19 +210,21 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
             f"micro_batch_size reduced to {rows} so that it divides evenly among the processes"
         )
     return RunSpec(
-        config, manifest, tokenizer, size, n_windows, max_steps, rows, n_processes, parallel,
-        pretrained, tuple(notes), budget, packing,
+        config, manifest, tokenizer, size, sum(part_windows), max_steps, rows, n_processes,
+        parallel, pretrained, tuple(notes), budget, packing, parts, part_windows,
     )  # fmt: skip
 
 
 def _resolve(
     config: Config,
-    folder: Path,
+    parts: tuple[Part, ...],
     manifest: Manifest,
     checkpoint: Checkpoint | None,
     notes: list[str],
 ) -> Config:
     """Settle what the machine and the data decide, as the checkpoint has it if there is one."""
+    from gptcli.data.settings import require_same_settings  # which compares, and that is all
+
     if checkpoint is not None:
         update = {key: checkpoint.config[key] for key in _MACHINE_KEYS}
         update = {key: value for key, value in update.items() if getattr(config, key) == "auto"}
@@ -210,27 +236,21 @@ def _resolve(
             rows = checkpoint.config["train"]["micro_batch_size"]
             config = with_train(config, micro_batch_size=rows)
     config = resolve_auto(config)
-    _require_same_data_settings(config, manifest.recipe)
+    notes += require_same_settings(parts)
     if manifest.is_chat and config.stride != config.seq_len:
         raise ConfigError(
-            f"data.stride: {config.stride} applies to windows of text, and {folder} holds"
+            f"data.stride: {config.stride} applies to windows of text, and {parts[0].folder} holds"
             " conversations", "drop the setting",
         )  # fmt: skip
-    source, recorded = config.data.source, manifest.recipe.source
-    is_file = isinstance(source, str) and is_local(config.data) and source not in PRESETS
-    if is_file and Path(str(source)).name != Path(recorded).name:
-        notes.append(
-            f"{folder} was prepared from {recorded}, not from {source}; to train on that:"
-            f" `{_prepare_command(config, manifest.recipe)}`"
-        )
     vocab_size = config.model.vocab_size or manifest.tokenizer.vocab_size
     if vocab_size < manifest.tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size: {vocab_size} is smaller than the {manifest.tokenizer.vocab_size}"
-            f" tokens of the vocabulary in {folder}"
+            f" tokens of the vocabulary in {parts[0].folder}"
         )
+    folder = {} if config.data.mix is not None else {"dir": str(parts[0].folder)}
     sections = {
-        "data": {"dir": str(folder), "seq_len": config.seq_len, "stride": config.stride},
+        "data": {**folder, "seq_len": config.seq_len, "stride": config.stride},
         "tokenizer": {"name": manifest.tokenizer.name},
         "model": {"vocab_size": vocab_size},
         "train": {"tokens_per_step": config.tokens_per_step},
@@ -272,14 +292,32 @@ def _within_budget(config: Config, checkpoint: Checkpoint | None) -> tuple[Confi
     return with_train(config, max_steps=min(n for n in (given, steps) if n is not None)), None
 
 
-def max_steps_of(config: Config, n_windows: int) -> int:
-    """Return the most steps to train: given, or from epochs; one epoch if nothing is given."""
-    limits = [config.train.max_steps] if config.train.max_steps else []
+def max_steps_of(config: Config, part_windows: Sequence[int]) -> int:
+    """Return the most steps to train: given, or from epochs; one epoch if nothing is given.
+
+    Raises:
+        ConfigError: The steps given take more epochs of a source than it may have.
+    """
+    given, mix = config.train.max_steps, config.data.mix
+    limits = [given] if given else []
     if config.train.max_minutes and not limits:
         limits = [_MOST_STEPS]
     if config.train.max_epochs or not limits:
-        n_seen = (config.train.max_epochs or 1) * n_windows
+        n_seen = (config.train.max_epochs or 1) * sum(part_windows)
         limits.append(max(1, ceil(n_seen / (config.tokens_per_step // config.seq_len))))
+    if mix is not None and any(each.max_epochs is not None for each in mix):
+        from gptcli.data.mixture import most_steps
+
+        most = most_steps(config, part_windows)
+        if not most or (given and given > most):
+            raise ConfigError(
+                f"data.mix: the max_epochs of its sources allow {most:,} steps of"
+                f" {config.tokens_per_step:,} tokens" + f", not {given:,}" * bool(given),
+                f"use -s train.max_steps={most}, a higher max_epochs or a lower weight"
+                if most
+                else "use a higher max_epochs, a lower weight or smaller train.tokens_per_step",
+            )
+        limits.append(most)
     return min(limits)
 
 
@@ -331,65 +369,3 @@ def compiled_seconds(config: Config, seconds: float) -> float:
 def _saved_seconds(config: Config) -> float:
     """Return what compiling saves of a token on a CPU."""
     return config.model.n_layer * config.model.n_embd * _SAVED_SECONDS
-
-
-def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
-    """Refuse shards that were prepared with other settings than the configuration has.
-
-    Raises:
-        DataError: With both values.
-    """
-    folder, again = data_dir(config.data), _prepare_command(config, recipe)
-    recorded = _settings_of(recipe)
-    if config.tokenizer.path is not None:
-        recorded.pop("tokenizer.name")
-        tokenizer = make_tokenizer(config.tokenizer, list)
-        if recipe.conversation_format:
-            tokenizer = with_chat_tokens(tokenizer)
-        if tokenizer.fingerprint != recipe.tokenizer.sha256:
-            raise DataError(
-                f"{folder} was prepared with another tokenizer than"
-                f" tokenizer.path = {config.tokenizer.path}",
-                f"prepare it again: `{again}`",
-            )
-    for key, before in recorded.items():
-        requested = config.get(key)
-        if config.is_set(key) and requested is not None and requested != before:
-            raise DataError(
-                f"{folder} was prepared with {key} = {before}, the configuration says {requested}",
-                f"drop the setting, or prepare it again: `{again}`",
-            )
-
-
-def _settings_of(recipe: Recipe) -> dict[str, object]:
-    """Return the settings that a folder was prepared with, by their keys."""
-    chat = {"data.format": recipe.conversation_format, "data.bad_rows": recipe.bad_rows}
-    return {
-        **(chat if recipe.conversation_format else {}),
-        "tokenizer.name": recipe.tokenizer.name,
-        "tokenizer.vocab_size": recipe.max_vocab_size,
-        "data.text_field": recipe.text_field,
-        "data.encoding_errors": recipe.encoding_errors,
-        "data.val_fraction": recipe.val_fraction,
-    }
-
-
-def _prepare_command(config: Config, recipe: Recipe) -> str:
-    """Return the command that prepares the folder of `config` as it says, else as before."""
-    recorded = _settings_of(recipe)
-    set_keys = filter(config.is_set, ("tokenizer.path", "data.config", *recorded))
-    given = {key: config.get(key) for key in set_keys}
-    if given.keys() & {"tokenizer.path", "tokenizer.name"}:
-        recorded = {key: value for key, value in recorded.items() if key not in _TOKENIZER_KEYS}
-    source = config.data.source or recipe.source
-    words = ["gpt", "prepare"]
-    if isinstance(source, str):
-        words.append(source)
-    else:  # which has its own validation text
-        words += ["-s", f"data.source={json.dumps(source.model_dump())}"]
-        recorded.pop("data.val_fraction")
-    words += ["--out", str(data_dir(config.data)), "--force"]
-    for key, value in (recorded | given).items():
-        if value != keys()[key].default:
-            words += ["-s", f"{key}={value}"]
-    return shlex.join(words)

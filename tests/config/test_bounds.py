@@ -8,6 +8,7 @@ import pytest
 
 from gptcli.config import Config, load_config
 from gptcli.config.reference import json_schema, keys
+from gptcli.config.windows import MixSource
 from gptcli.config.yaml import MAX_BYTES
 from gptcli.errors import ConfigError
 from support.folders import Write
@@ -45,7 +46,17 @@ def test_the_numbers_are_all_that_the_schema_has() -> None:
             return own + sum(map(count, schema.values()))
         return sum(map(count, schema)) if isinstance(schema, list) else 0
 
-    assert count(json_schema()) == len(NUMBERS) > 30
+    of_sources = count(MixSource.model_json_schema())  # which are below no key of their own
+    assert count(json_schema()) == len(NUMBERS) + of_sources > 30
+    assert of_sources == 3
+
+
+@pytest.mark.parametrize("source", ["weight: {}", "weight: [[0, {}]]", "weight: [[{}, 1]]",
+                                    "weight: 1, max_epochs: {}"])  # fmt: skip
+@pytest.mark.parametrize("value", ["1e300", "9" * 900, ".nan", ".inf", "-.inf", "-1"])
+def test_every_number_of_a_mixture_has_bounds(source: str, value: str) -> None:
+    error = refused(f"data.mix=[{{source: a, {source.format(value)}}}]")
+    assert error is not None and "data.mix" in error.message, value
 
 
 @pytest.mark.parametrize("setting", ["n_layer=1e6", "n_embd=2000000", "n_embd=1e15", "n_head=1e6"])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gptcli.config import load_config
-from gptcli.config.mix import MixSource
+from gptcli.config.windows import MixSource
 from gptcli.errors import ConfigError
 
 
@@ -19,8 +19,8 @@ def test_a_weight_changes_linearly_between_its_points() -> None:
 def test_a_mixture_is_read_from_the_command_line_and_written_as_plain_values() -> None:
     config = load_config(None, ["data.mix=[{source: a, weight: 2}, {source: ./b, weight: 1}]"])
     assert config.get("data.mix") == [
-        {"source": "a", "weight": 2.0, "max_epochs": None},
-        {"source": "./b", "weight": 1.0, "max_epochs": None},
+        {"source": "a", "weight": 2.0},
+        {"source": "./b", "weight": 1.0},
     ]
     assert type(config).model_validate(config.model_dump(mode="json")) == config
 

@@ -1,6 +1,8 @@
 """Several sources are drawn in their shares: exactly, at random access, within a few windows."""
 
+import contextlib
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.config.mix import MixSource
+from gptcli.config.windows import MixSource
+from gptcli.data.loader import Loader, combined, make_loader, open_parts, read_parts
 from gptcli.data.mixture import Shares
+from support.mixtures import MIX, prepare_sources
+from support.mixtures import mixed as settled
 
 
 def mixed(*weights: Any) -> list[MixSource]:
@@ -105,3 +110,71 @@ def test_the_order_of_sources_is_fixed_forever() -> None:
     other = Shares(mixed(0.5, 0.3, 0.2), 0, 1338).draw(0, 20)[0].tolist()
     assert found != other and sorted(found) == sorted(other)
     assert found == [0, 2, 0, 1, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 1, 0, 2, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two sources; nobody writes here."""
+    folder = tmp_path_factory.mktemp("sources")
+    with contextlib.chdir(folder):
+        prepare_sources()
+    return folder
+
+
+def loader_of(folder: Path, *overrides: str, mix: str = MIX) -> Loader:
+    """Return the loader of a run of 100 steps of 12 rows."""
+    rows = ("train.micro_batch_size=2", "train.tokens_per_step=192")
+    with contextlib.chdir(folder):
+        config = settled(*rows, *overrides, mix=mix)
+        train, _ = open_parts(read_parts(config), config)
+    for tokens in train.values():
+        tokens._paths = [folder / path for path in tokens._paths]  # type: ignore[union-attr]
+    return make_loader([*train.values()], config, 100)
+
+
+def rows_of(loader: Loader, steps: range, turn: tuple[int, int] = (0, 1)) -> list[list[int]]:
+    """Return the inputs of all rows of some steps, in order."""
+    batches = (batch for step in steps for batch in loader.micro_batches(step, 2, turn))
+    return [row for batch in batches for row in batch[0].tolist()]
+
+
+def test_each_source_is_read_as_in_a_run_on_it_alone(prepared: Path) -> None:
+    together = rows_of(loader_of(prepared), range(60))
+    alone = [rows_of(loader_of(prepared, mix=f"data.dir=data/{name}"), range(60)) for name in "ab"]
+    sources = Shares(settled(mix=MIX).data.mix or [], 0, 1337).draw(0, len(together))[0]
+    for source, expected in enumerate(alone):
+        found = [row for row, drawn in zip(together, sources.tolist(), strict=True)
+                 if drawn == source]  # fmt: skip
+        assert found == expected[: len(found)] and len(found) > 100
+
+
+def test_a_source_goes_through_its_epochs_without_replacement(prepared: Path) -> None:
+    loader = loader_of(prepared)
+    first, n = loader.part_windows
+    windows = [window - first for step in range(100)
+               for window in loader.windows(step)[0].tolist() if window >= first]  # fmt: skip
+    assert len(windows) > 2 * n > 20
+    assert sorted(windows[:n]) == sorted(windows[n : 2 * n]) == list(range(n))
+    assert windows[:n] != windows[n : 2 * n]
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_processes_that_share_a_step_read_what_one_reads(prepared: Path, size: int) -> None:
+    whole = rows_of(loader_of(prepared), range(40, 44))
+    parts = [rows_of(loader_of(prepared), range(40, 44), (rank, size)) for rank in range(size)]
+    assert sorted(row for part in parts for row in part) == sorted(whole)
+    pairs = [part[i : i + 2] for i in range(0, len(parts[0]), 2) for part in parts]
+    assert [row for pair in pairs for row in pair] == whole
+
+
+def test_all_sources_together_have_the_counts_and_content_of_each(prepared: Path) -> None:
+    with contextlib.chdir(prepared):
+        parts = read_parts(settled())
+        alone = read_parts(settled(mix="data.dir=data/a"))
+        twisted = read_parts(settled(mix=MIX.replace("a.txt", "x").replace("b.txt", "a.txt")
+                                     .replace("{source: x", "{source: b.txt")))  # fmt: skip
+    whole = combined(parts)
+    assert whole.tokens.train == sum(part.manifest.tokens.train for part in parts)
+    assert whole.trained("train") == whole.tokens.train and not whole.is_chat
+    fingerprints = {each.fingerprint for each in (whole, combined(twisted), combined(alone))}
+    assert len(fingerprints) == 3 and combined(alone) is alone[0].manifest

@@ -1,6 +1,7 @@
 """What is advised, that nothing usual is, and that what is to be tried can be."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from gptcli.config import load_config
 from gptcli.config.loader import example_files
 from gptcli.config.schema import Config
+from gptcli.data.loader import Part
 from gptcli.data.presets import PRESETS
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord
 from gptcli.tokenizers.base import ByteTokenizer
@@ -44,6 +46,10 @@ def about(config: Config, counts: dict[str, Any]) -> tuple[Advice, ...]:
     manifest = Manifest.model_construct(
         recipe=recipe, tokens=tokens, documents=known.pop("documents")
     )
+    if config.data.mix is not None:
+        known["parts"] = tuple(Part(source.source, Path(source.source), manifest, config)
+                               for source in config.data.mix)  # fmt: skip
+        known["part_windows"] = (known["n_windows"] - 100, 100)
     n_params = known.pop("n_params")
     size = ModelSize(n_params, n_params, 0, n_params, 0, 0)
     return advise(RunSpec(config, manifest, ByteTokenizer(), size, **known))
@@ -166,6 +172,7 @@ def test_the_usual_rate_falls_with_size_as_published() -> None:
 DATA = {
     "benchmark-char": (11_000_000, 1_200_000, 1_400),
     "chat-stdlib": (389_834, 24_544, 7_329),
+    "mix-stdlib": (3_330_000, 356_700, 1_401),
     "finetune-gpt2": (301_966, 36_059, 1),
     "gpt2-8head": (9_035_000_000, 4_500_000, 8_013_769),
     "input-txt": (270_000, 0, 1),

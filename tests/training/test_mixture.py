@@ -1,0 +1,216 @@
+"""Runs on several sources: planned, exact when they are resumed, scored source by source."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli import cli
+from gptcli.config.loader import load_config
+from gptcli.errors import ConfigError, DataError
+from gptcli.plotting.curves import Axis, loss_curves
+from gptcli.runs import read_run
+from gptcli.training.events import Evaluated, Started, describe
+from gptcli.training.plan import plan
+from support.chats import prepare_chats
+from support.folders import copy_folder
+from support.mixtures import FALLING, MIX, mixed, prepare_sources, write_sources
+from support.runs import THOROUGH, finish, result_of, stop_after
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both sources prepared; nobody writes here."""
+    folder = tmp_path_factory.mktemp("sources")
+    with contextlib.chdir(folder):
+        prepare_sources()
+    return folder
+
+
+@pytest.fixture
+def sources(prepared: Path) -> None:
+    """Both sources, prepared as bytes."""
+    copy_folder(prepared / "data", Path("data"))
+    for name in ("a.txt", "b.txt"):
+        shutil.copy(prepared / name, name)
+
+
+@pytest.mark.parametrize("mix", [MIX, FALLING], ids=["constant", "schedule"])
+def test_a_mixture_that_is_stopped_and_resumed_ends_with_the_same_bits(
+    sources: None, mix: str
+) -> None:
+    straight = mixed(*THOROUGH, mix=mix, name="straight")
+    finish(straight)
+    stopped = mixed(*THOROUGH, mix=mix, name="stopped")
+    stop_after(stopped, 7)
+    finish(stopped, resume=True)
+    assert result_of(stopped) == result_of(straight)
+
+
+def test_the_plan_says_what_is_drawn_of_each_source(sources: None, gpt: Any) -> None:
+    found = plan(mixed("train.max_steps=100"))
+    drawn = found.json()["sources"]
+    assert [each["name"] for each in drawn] == ["a", "b"]
+    assert [round(each["share"], 3) for each in drawn] == [0.7, 0.3]
+    assert sum(each["tokens"] for each in drawn) == 100 * found.spec.tokens_per_step
+    lines = [text for label, text in found.lines() if not label]
+    assert lines[0].startswith("a: 70.0%, 4,480 tokens, ") and " epochs of " in lines[0]
+    assert dict(found.lines())["data"].startswith("2 sources: ")
+
+
+def test_more_than_four_epochs_of_a_source_are_advised_against(sources: None) -> None:
+    few = [one for one in plan(mixed("train.max_steps=60")).advice if "of b" in one.what]
+    assert few == []
+    [many] = [one for one in plan(mixed("train.max_steps=1000")).advice if "of b" in one.what]
+    assert "epochs over" in many.what and "-s train.max_steps=" in many.set
+    limited = mixed(mix=MIX.replace("0.3}", "0.3, max_epochs: 50}"))
+    assert not [one for one in plan(limited).advice if "of b" in one.what]
+
+
+def test_the_epochs_of_a_source_limit_the_run(sources: None) -> None:
+    mix = MIX.replace("0.3}", "0.3, max_epochs: 1.5}")
+    limited = plan(mixed("train.max_steps=null", mix=mix))
+    assert limited.json()["sources"][1]["epochs"] == pytest.approx(1.5, abs=0.05)
+    most = limited.spec.max_steps
+    assert plan(mixed(f"train.max_steps={most}", mix=mix)).spec.max_steps == most
+    with pytest.raises(ConfigError, match=rf"allow {most} steps of 64 tokens, not {most + 1}") as e:
+        plan(mixed(f"train.max_steps={most + 1}", mix=mix))
+    assert e.value.hint is not None and f"-s train.max_steps={most}" in e.value.hint
+
+
+def test_a_resumed_mixture_keeps_its_weights(sources: None) -> None:
+    stop_after(mixed(), 3)
+    with pytest.raises(ConfigError, match=r"changed: data\.mix \(other weights\)"):
+        finish(mixed(mix=MIX.replace("0.7", "0.6")), resume=True)
+    finish(mixed("train.max_steps=9"), resume=True)
+
+
+def test_a_schedule_keeps_the_length_that_it_covers(sources: None) -> None:
+    stop_after(mixed(mix=FALLING), 3)
+    with pytest.raises(ConfigError, match=r"train\.max_steps \(6 there, 9 here\), over which"):
+        finish(mixed("train.max_steps=9", mix=FALLING), resume=True)
+    with pytest.raises(ConfigError, match="need its length"):
+        plan(mixed("train.max_steps=null", "train.max_minutes=1", mix=FALLING))
+
+
+def test_other_text_in_a_source_is_refused_on_resume(sources: None) -> None:
+    stop_after(mixed(), 3)
+    Path("b.txt").write_text("other text " * 400, encoding="utf-8")
+    assert cli.run(["prepare", "b.txt", "--force", "-s", "tokenizer.name=bytes"]) == 0
+    with pytest.raises(ConfigError, match="are not those of the run"):
+        finish(mixed(), resume=True)
+
+
+def test_each_source_is_scored_and_the_loss_is_their_mean_by_weight(sources: None) -> None:
+    events = finish(mixed())
+    found = [event for event in events if isinstance(event, Evaluated)]
+    for event in found:
+        a, b = event.sources["a"], event.sources["b"]
+        assert a.val_loss is not None and b.val_loss is not None
+        assert event.val_loss == pytest.approx(0.7 * a.val_loss + 0.3 * b.val_loss)
+        assert event.train_loss == pytest.approx(0.7 * a.train_loss + 0.3 * b.train_loss)
+    run = read_run(mixed().run_folder)
+    assert run.evaluations[-1].sources["b"].val_loss == found[-1].sources["b"].val_loss
+    assert run.eval_tokens == found[-1].scored[0] == 64
+    curves = loss_curves(run, Axis.STEPS, 100)
+    assert curves["a"].kind == curves["b"].kind == "source"
+    assert curves["b"].y == tuple(event.sources["b"].val_loss for event in found)
+    text = describe(found[-1])
+    assert text is not None and f"(a {found[-1].sources['a'].val_loss:.4f}, b " in text
+
+
+def test_the_weights_at_the_end_of_a_schedule_make_the_mean(sources: None) -> None:
+    [*_, last] = [event for event in finish(mixed(mix=FALLING)) if isinstance(event, Evaluated)]
+    a, b = (each.val_loss or 0.0 for each in last.sources.values())
+    assert last.val_loss == pytest.approx((0.1 * a + 0.5 * b) / 0.6)
+
+
+def test_the_checkpoint_of_a_mixture_is_scored_by_source(sources: None, gpt: Any) -> None:
+    finish(mixed("train.eval_tokens=1000000"))
+    found = gpt("eval", "-s", "device=cpu", "--json").json
+    row = read_run(mixed().run_folder).best
+    assert row is not None and found["loss"] == pytest.approx(row.val_loss, rel=1e-5)
+    assert found["weights"] == pytest.approx({"a": 0.7, "b": 0.3})
+    one = gpt("eval", "--source", "b", "-s", "device=cpu", "--json").json
+    assert one["loss"] == found["sources"]["b"]["loss"] and one["data"] == "data/b"
+    assert one["loss"] == pytest.approx(row.sources["b"].val_loss, rel=1e-5)
+    text = gpt("eval", "-s", "device=cpu").out
+    assert "mean by the weights at the end of the run (a 70.0%, b 30.0%): loss " in text
+    wrong = gpt("eval", "--source", "c")
+    assert wrong.code == 3 and "hint: its sources: a, b" in wrong.err
+    assert gpt("generate", "-p", "the", "--max-new-tokens", "4", "--json").code == 0
+
+
+def test_prepare_writes_all_sources_with_the_vocabulary_of_the_first(gpt: Any) -> None:
+    write_sources()
+    Path("run.yaml").write_text(f"data: {{mix: {MIX.partition('=')[2]}}}\n"
+                                "tokenizer: {name: bpe, vocab_size: 300}\n")  # fmt: skip
+    planned = gpt("prepare", "-c", "run.yaml", "--dry-run", "--json")
+    assert [each["dir"] for each in planned.json["sources"]] == ["data/a", "data/b"]
+    assert not Path("data").exists()
+    done = gpt("prepare", "-c", "run.yaml", "--json").json
+    assert [each["dir"] for each in done["sources"]] == ["data/a", "data/b"]
+    tokenizers = {Path(f"data/{name}/tokenizer.json").read_bytes() for name in "ab"}
+    assert len(tokenizers) == 1
+    again = gpt("prepare", "-c", "run.yaml")
+    assert again.code == 0 and "next: gpt train -c run.yaml" in again.err
+    assert gpt("train", "-c", "run.yaml", "-s", "model.block_size=16", "--dry-run").code == 0
+
+
+def test_train_prepares_the_sources_that_are_here(gpt: Any) -> None:
+    write_sources()
+    words = ["-s", MIX, "-s", "tokenizer.name=bytes", "-s", "model.block_size=16"]
+    assert gpt("train", *words, "--dry-run").code == 0
+    assert Path("data/b/manifest.json").is_file()
+
+
+def test_a_source_may_be_a_prepared_folder(sources: None) -> None:
+    named = mixed(mix="data.mix=[{source: data/a, weight: 1}, {source: b.txt, weight: 1}]")
+    assert [part.name for part in plan(named).spec.parts] == ["a", "b"]
+
+
+def test_sources_of_another_tokenizer_are_refused_with_the_command_that_mends_it(
+    sources: None, gpt: Any
+) -> None:
+    words = ["prepare", "b.txt", "--out", "data/b", "--force", "-s", "tokenizer.name=char"]
+    assert gpt(*words).code == 0
+    config = load_config(None, [*THOROUGH[:1], MIX, "model.block_size=16", "device=cpu"])
+    with pytest.raises(DataError, match="data/b and data/a have different tokenizers") as caught:
+        plan(config)
+    assert caught.value.hint is not None
+    command = caught.value.hint.partition("`")[2].rstrip("`")
+    assert gpt(*command.split()[1:]).code == 0
+    assert plan(config).spec.manifest.tokenizer.name == "bytes"
+
+
+def test_two_sources_with_one_folder_are_refused(sources: None) -> None:
+    with pytest.raises(ConfigError, match="two of the sources are prepared in data/a"):
+        plan(mixed(mix="data.mix=[{source: a.txt, weight: 1}, {source: ./a.txt, weight: 1}]"))
+
+
+def test_conversations_and_text_are_mixed_in_one_run(sources: None) -> None:
+    prepare_chats()
+    words = ["prepare", "a.txt", "--force", "-s", "tokenizer.path=data/tiny"]
+    assert cli.run(words) == 0
+    mix = "data.mix=[{source: data/tiny, weight: 0.5}, {source: data/a, weight: 0.5}]"
+    config = mixed("model.block_size=64", "train.eval_every=6", mix=mix, name="both")
+    events = finish(config)
+    assert isinstance(events[0], Started)
+    assert "tiny: " in dict(events[0].plan.lines())["packing"]
+    [last] = [event for event in events if isinstance(event, Evaluated)]
+    assert last.sources["tiny"].val_loss and last.sources["a"].val_loss
+    again = mixed("model.block_size=64", "train.eval_every=6", mix=mix, name="again")
+    stop_after(again, 2)
+    finish(again, resume=True)
+    assert result_of(again) == result_of(config)
+
+
+def test_a_run_of_before_has_no_mixture(sources: None) -> None:
+    config = mixed(mix="data.dir=data/a", name="plain")
+    [*_, last] = [event for event in finish(config) if isinstance(event, Evaluated)]
+    assert last.sources == {}
+    lines = (config.run_folder / "metrics.jsonl").read_text().splitlines()
+    assert not any("sources" in json.loads(line) for line in lines)
