@@ -334,6 +334,10 @@ class Prefetcher:
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
         self.waited, self.n_targets = 0.0, 0
 
+    def read_from(self, loader: Loader) -> None:
+        """Read another loader's steps from here on; what was read ahead is dropped."""
+        self._loader, self._ahead = loader, None
+
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Return the micro-batches of a step; those of the next step are read meanwhile."""
         began = time.perf_counter()

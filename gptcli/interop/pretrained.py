@@ -93,7 +93,8 @@ def _from_ours(name: str, path: Path) -> Pretrained:
             f"{path}: its configuration is not a valid model ({error})"
         ) from error
     model = model.model_copy(update={"init_from": "scratch"})
-    data = checkpoint.data.get("dir")
+    parts = checkpoint.data.get("parts") or {"": checkpoint.data}  # the first has the vocabulary
+    data = next(iter(parts.values())).get("dir")
     return Pretrained(name, str(path), revision, model, *known, lambda: weights, data)
 
 

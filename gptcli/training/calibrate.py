@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import torch
 
+from gptcli.config.windows import changes
+from gptcli.data.loader import make_loader
 from gptcli.device import default_threads, synchronize
 from gptcli.formatting import plural
 from gptcli.training.events import Clock
@@ -127,6 +129,10 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
     elif n_steps:
         state.minutes = spec.budget
         session.spec = session.spec.lasting(n_steps)
+        if changes(session.config.data.mix):  # over as many steps as it now has
+            tokens = [*session.train_tokens.values()]
+            session.loader = make_loader(tokens, session.config, n_steps)
+            stepper.feed.read_from(session.loader)
         session.notes.append(f"{n_steps:,} steps fit in train.max_minutes = {spec.budget:g} here")
     clock.add("measuring", clock.seconds - began - compiling)
     return stepper

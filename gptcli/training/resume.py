@@ -61,7 +61,11 @@ def compare_settings(checkpoint: Checkpoint, spec: RunSpec) -> list[str]:
     if tokenizer_from(checkpoint.tokenizer).fingerprint != spec.tokenizer.fingerprint:
         refused.append("tokenizer")
     if checkpoint.data["fingerprint"] != spec.manifest.fingerprint:
-        refused.append(f"data (the tokens in {config.data.dir} are not those of the run)")
+        before = checkpoint.data.get("parts") or {"": checkpoint.data}
+        known = {facts["fingerprint"] for facts in before.values()}
+        other = [str(part.folder) for part in spec.parts if part.manifest.fingerprint not in known]
+        where = " and ".join(other) or "another order"
+        refused.append(f"data (the tokens in {where} are not those of the run)")
     refused += _changed_mix(checkpoint, spec)
     if refused:
         raise ConfigError(

@@ -184,11 +184,6 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
                         if not isinstance(tokens, TokenReader))  # fmt: skip
     config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, part_windows)
-    if budget is not None and windows.changes(config.data.mix):
-        raise ConfigError(
-            "data.mix: weights that change over the run need its length, which"
-            " train.max_minutes measures later", "use train.max_steps or train.max_epochs instead"
-        )  # fmt: skip
     size = model_size(config)
     # The bits depend on these, so a run keeps to them. On a CPU, timed steps decide if they can.
     is_timed = config.device == "cpu" and n_processes == 1 and checkpoint is None

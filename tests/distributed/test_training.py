@@ -12,6 +12,7 @@ from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
 from gptcli.data import loader
 from gptcli.data.shards import TokenReader
+from support.mixtures import mixed, prepare_sources
 from support.processes import Start
 from support.runs import Tiny, Trained, finish
 
@@ -168,3 +169,13 @@ def test_several_processes_end_together_where_nothing_improves(
     assert start(2, lambda rank: finish(config)).wait() == [0, 0]
     status = json.loads((config.run_folder / "status.json").read_text())
     assert status["reason"] == "no better validation loss in 2 evaluations" and status["step"] < 100
+
+
+@BOTH
+def test_a_mixture_on_two_processes_ends_where_one_does(start: Start, kind: str) -> None:
+    prepare_sources()
+    alone = mixed(*MODERN, name="alone")
+    shared = mixed(*MODERN, f"train.parallel={kind}", name="shared")
+    finish(alone)
+    assert start(2, lambda rank: finish(shared)).wait() == [0, 0]
+    assert gap(end_of(shared), end_of(alone)) < 1e-5

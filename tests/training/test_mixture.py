@@ -72,7 +72,7 @@ def test_more_than_four_epochs_of_a_source_are_advised_against(sources: None) ->
 
 def test_the_epochs_of_a_source_limit_the_run(sources: None) -> None:
     mix = MIX.replace("0.3}", "0.3, max_epochs: 1.5}")
-    limited = plan(mixed("train.max_steps=null", mix=mix))
+    limited = plan(mixed("train.max_steps=null", "train.max_epochs=9", mix=mix))
     assert limited.json()["sources"][1]["epochs"] == pytest.approx(1.5, abs=0.05)
     most = limited.spec.max_steps
     assert plan(mixed(f"train.max_steps={most}", mix=mix)).spec.max_steps == most
@@ -92,15 +92,24 @@ def test_a_schedule_keeps_the_length_that_it_covers(sources: None) -> None:
     stop_after(mixed(mix=FALLING), 3)
     with pytest.raises(ConfigError, match=r"train\.max_steps \(6 there, 9 here\), over which"):
         finish(mixed("train.max_steps=9", mix=FALLING), resume=True)
-    with pytest.raises(ConfigError, match="need its length"):
-        plan(mixed("train.max_steps=null", "train.max_minutes=1", mix=FALLING))
+
+
+def test_a_schedule_covers_the_steps_of_a_time_budget(sources: None) -> None:
+    timed = mixed("train.max_steps=null", "train.max_minutes=0.02", "threads=1", mix=FALLING,
+                  name="timed")  # fmt: skip
+    [started, *_] = finish(timed)
+    assert isinstance(started, Started)
+    steps = f"train.max_steps={started.spec.max_steps}"
+    given = mixed(steps, "threads=1", mix=FALLING, name="given")
+    finish(given)
+    assert result_of(timed).bits == result_of(given).bits
 
 
 def test_other_text_in_a_source_is_refused_on_resume(sources: None) -> None:
     stop_after(mixed(), 3)
     Path("b.txt").write_text("other text " * 400, encoding="utf-8")
     assert cli.run(["prepare", "b.txt", "--force", "-s", "tokenizer.name=bytes"]) == 0
-    with pytest.raises(ConfigError, match="are not those of the run"):
+    with pytest.raises(ConfigError, match="the tokens in data/b are not those of the run"):
         finish(mixed(), resume=True)
 
 
