@@ -245,8 +245,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def smaller(config: Config) -> list[str]:
     """Return the overrides that make an example small: sizes and steps, nothing else."""
-    is_asked = "quickstart" in (config.name, config.model.init_from)
-    is_asked &= config.data.mix is None
+    is_asked = "quickstart" in (config.name, config.model.init_from) and config.data.mix is None
     context = 8 * CONTEXT if is_asked else CONTEXT  # questions are longer
     found = [
         f"model.block_size={context}", "train.max_steps=2", "train.micro_batch_size=2",

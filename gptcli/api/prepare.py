@@ -91,10 +91,7 @@ def prepare(
     if not isinstance(config, Config):
         config = load_config(None, flags={"data.source": config})
     if config.data.mix is not None:
-        if finalize:
-            raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
-        how = {"workers": workers, "force": force, "on_plan": on_plan, "on_bytes": on_bytes}
-        return _prepare_all(config, how)
+        return _prepare_all(config, finalize, workers, force, on_plan, on_bytes)
     if (ready := token_files(config.data)) is not None:
         if config.data.filters:
             raise ConfigError("data.filters: token files are used as they are, without filters")
@@ -126,15 +123,26 @@ def prepare(
     return Prepared(plan.folder, manifest)
 
 
-def _prepare_all(config: Config, how: dict[str, Any]) -> Prepared:
+def _prepare_all(
+    config: Config,
+    finalize: bool,
+    workers: int | None,
+    force: bool,
+    on_plan: Callable[[PreparePlan, Estimate], None],
+    on_bytes: OnBytes,
+) -> Prepared:
     """Prepare each source of a mixture; what is in a folder that it names is left as it is."""
+    if finalize:
+        raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
     done = []
     for each in part_configs(config):
         if each.data.source is None:
             folder = data_dir(each.data)
             done.append(Prepared(folder, read_manifest(folder)))
         else:
-            done.append(prepare(each, **how))
+            done.append(
+                prepare(each, workers=workers, force=force, on_plan=on_plan, on_bytes=on_bytes)
+            )
     return Prepared(done[0].folder, combined(read_parts(config)), tuple(done))
 
 
