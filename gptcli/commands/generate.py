@@ -130,7 +130,7 @@ def _given_prompt(argument: str | None, option: str | None, interactive: bool) -
 
 
 def given_text(given: str | None, what: str) -> str | None:
-    """Return what was given on the command line, else what is on stdin; None if there is none."""
+    """Return what was given on the command line, else what is on stdin; None without text."""
     if given is not None or sys.stdin is None or sys.stdin.isatty():
         return given
     try:

@@ -219,7 +219,6 @@ def _plan_facts(plan: "PreparePlan") -> dict[str, Any]:
         "dir": str(plan.folder),
         "source": plan.source.name,
         "revision": plan.source.revision,
-        "tokenizer": plan.tokenizer.name,
         "files": sum(len(unit.paths) for unit in plan.source.units),
         "source_bytes": plan.source.n_bytes,
         "val_fraction": plan.val_fraction,
@@ -241,7 +240,7 @@ def _describe_plan(plan: "PreparePlan", cost: "Estimate") -> str:
     return (
         f"plan: {facts['source']}{revision}, {plural(facts['files'], 'file')},"
         f" {size(facts['source_bytes'])}{download}"
-        f"\nto {facts['dir']} with {facts['tokenizer']}: about {count(cost.tokens)} tokens,"
+        f"\nto {facts['dir']} with {cost.tokenizer}: about {count(cost.tokens)} tokens,"
         f" {val} for validation{work}"
         f"\ndisk: {size(cost.disk_bytes)} needed, {size(cost.free_bytes)} free"
     )

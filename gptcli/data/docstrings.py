@@ -127,7 +127,7 @@ def _first_paragraph(docstring: str) -> str | None:
 
 
 def _signature(node: Documented, name: str) -> str | None:
-    """Return how a function is called, None for what is none or takes much to say."""
+    """Return how a function is called; None for anything else, and for a long signature."""
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
     if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):

@@ -35,6 +35,7 @@ _TEXT_PER_SOURCE_BYTE = 0.08  # questions and answers from Python's library
 class Estimate:
     """What to expect of a preparation."""
 
+    tokenizer: str
     text_bytes: int
     tokens: int
     shard_bytes: int
@@ -63,6 +64,7 @@ def estimate(plan: PreparePlan) -> Estimate:
     # Two files at a time, when they are not kept: one is tokenized while the next is downloaded.
     kept = sizes if plan.data.keep_downloads else sorted(sizes)[-2:]
     return Estimate(
+        tokenizer=tokenizer.name,
         text_bytes=round(text_bytes),
         tokens=tokens,
         shard_bytes=shard_bytes,

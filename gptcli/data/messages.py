@@ -1,4 +1,4 @@
-"""Rows to conversations: four forms that public data sets have, and which rows are none.
+"""Rows to conversations: four forms that public data sets have, and which rows are not one.
 
 Knows nothing of files, tokens or splits.
 """
@@ -39,7 +39,7 @@ def format_of(fields: list[str]) -> DataFormat | None:
 
 
 def conversation_of(row: dict[str, Any], form: DataFormat) -> Turns | BadRow:
-    """Return the turns of a row, white space around them removed, or why there are none.
+    """Return the turns of a row, white space around them removed, or why it is skipped.
 
     A system message comes first or not at all; an empty one is left out. A field `system` beside
     the messages is one.

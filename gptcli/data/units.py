@@ -162,10 +162,10 @@ def _fetched(unit: Unit) -> Iterator[Path]:
 
 
 def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns | BadRow]]:
-    """Yield (file and line, conversation or why there is none) of each row, in a fixed order.
+    """Yield (file and line, conversation or why it is skipped) of each row, in a fixed order.
 
     Raises:
-        DataError: A row is none, and `data.bad_rows` is "refuse".
+        DataError: A row is not a conversation, and `data.bad_rows` is "refuse".
     """
     rules = Rules(config.filters) if config.filters else None
     for path in _fetched(unit):

@@ -180,17 +180,16 @@ def parse(body: bytes, kind: type[CompletionRequest] | type[ChatRequest]) -> _Re
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         names = [str(part) for part in first["loc"]]
-        key = names[0] if names else None
+        key, where = names[0] if names else None, ".".join(names)[:100]
         match first["type"]:
             case "json_invalid":
                 raise ApiError(400, f"the body is not JSON: {first['msg']}"[:300]) from None
             case "extra_forbidden":
-                where = ".".join(names)[:100]
                 raise ApiError(
                     400, f"unknown parameter: {where}", param=where, code="unknown_parameter"
                 ) from None
             case "missing":
-                raise ApiError(400, f"missing parameter: {key}", param=key) from None
+                raise ApiError(400, f"missing parameter: {where}", param=where) from None
         raise ApiError(400, f"{key}: {first['msg']}"[:300], param=key) from None
 
 

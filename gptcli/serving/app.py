@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gptcli.errors import GptError
+from gptcli.errors import GptError, MemoryLimitError
 from gptcli.serving.api import (
     MAX_BODY,
     ApiError,
@@ -297,8 +297,12 @@ class App:
                 404, f"no model {id[:100]!r}; available: {known}",
                 param="model", code="model_not_found",
             ) from None  # fmt: skip
-        except GptError as error:
+        except MemoryLimitError as error:
             raise ApiError(503, error.message, param="model") from None
+        except GptError as error:  # which names a file of this machine
+            _log.warning(error.message)
+            message = f"{id} cannot be opened; the server's log says why"
+            raise ApiError(503, message, param="model") from None
 
 
 async def _body(call: Call) -> bytes:

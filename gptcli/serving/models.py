@@ -79,7 +79,7 @@ def run_folder(trained: TrainedModel) -> Path | None:
 
 
 def history_of(trained: TrainedModel) -> RunHistory:
-    """Return the run of a checkpoint, empty where there is none."""
+    """Return the run of a checkpoint; empty for a checkpoint without a run."""
     return read_run(run_folder(trained) or Path("/nonexistent"))
 
 

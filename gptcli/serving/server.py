@@ -151,9 +151,20 @@ async def _serve(
         except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
             with contextlib.suppress(ValueError):
                 signal.signal(number, lambda *_, do=handler: loop.call_soon_threadsafe(do))
-    loop.call_soon(on_ready)
+    failures = list[Exception]()
+
+    def begin() -> None:
+        try:
+            on_ready()
+        except Exception as error:  # no place for its output
+            failures.append(error)
+            end_at_once()
+
+    loop.call_soon(begin)
     try:
         await server.serve(sockets=[listener])
     finally:
         engine.close()
+    if failures:
+        raise failures[0]
     return code

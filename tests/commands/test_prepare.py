@@ -163,6 +163,13 @@ def test_prepare_dry_run_writes_nothing(gpt: Any, corpus: Path) -> None:
     assert not Path("data").exists()
 
 
+def test_a_plan_names_the_tokenizer_that_is_used(gpt: Any, data: Path) -> None:
+    words = ("prepare", "corpus.txt", "--out", "data/again", "-s", f"tokenizer.path={data}")
+    assert gpt(*words, "--dry-run", "--json").json["tokenizer"] == "bytes"
+    done = gpt(*words, "--dry-run")
+    assert "to data/again with bytes: about" in done.out + done.err
+
+
 def test_prepare_lists_the_presets(gpt: Any) -> None:
     done = gpt("prepare", "--list")
     assert done.code == 0 and "stdlib" in done.out and "openwebtext" in done.out

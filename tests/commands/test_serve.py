@@ -132,6 +132,15 @@ def test_a_browser_that_waits_for_the_page_gets_it(
     assert int(Path("size").read_text()) > 10_000
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_without_a_place_for_its_result_it_ends(run: Path) -> None:
+    command = [sys.executable, "-m", "gptcli", "serve", "--port", "0", *WORDS]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5
+    assert "stdout: No space left" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_checkpoint_that_is_not_there_or_is_named_twice_is_refused(run: Path, gpt: Gpt) -> None:
     done = gpt("serve", "--port", "0", "--checkpoint", "other")
     assert (done.code, "runs here: tiny" in done.err) == (4, True)

@@ -227,6 +227,11 @@ def test_a_base_model_does_not_chat(server: Served) -> None:
     assert "base model" in answer["error"]["message"]
 
 
+def test_a_message_without_content_is_named(server: Served) -> None:
+    status, answer = server.json("/v1/chat/completions", CHAT | {"messages": [{"role": "user"}]})
+    assert (status, answer["error"]["message"]) == (400, "missing parameter: messages.0.content")
+
+
 def test_two_limits_of_an_answer_are_one_too_many(server: Served) -> None:
     limits = {"max_tokens": 5, "max_completion_tokens": 6}
     status, answer = server.json("/v1/chat/completions", CHAT | limits)

@@ -161,6 +161,17 @@ def test_files_beside_the_checkpoints_are_no_steps(run: Path) -> None:
         assert listed["data"][0]["gptcli"]["steps"] == [3, 6]
 
 
+def test_a_damaged_checkpoint_is_named_without_its_place(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "checkpoints" / "step-00000003.pt").write_bytes(b"damaged")
+    with serving("tiny") as server:
+        status, answer = server.json("/v1/models/tiny@3")
+        assert (status, answer["error"]["param"]) == (503, "model")
+        assert "tiny@3" in answer["error"]["message"] and "/" not in answer["error"]["message"]
+    assert "step-00000003.pt: damaged" in caplog.text
+
+
 def test_the_log_has_a_line_for_each_completion_and_each_refusal_without_texts(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
