@@ -231,6 +231,6 @@ def _point(line: Mapping[str, Any]) -> tuple[int, Values]:
                   for key, value in losses.items()}  # fmt: skip
     return line["step"], {
         f"{group}/{key}": float(value)
-        for key, value in (line | of_sources).items()
+        for key, value in {**line, **of_sources}.items()
         if key not in ("step", "epoch", "sources") and value is not None
     }

@@ -1,6 +1,7 @@
 """`gpt eval` of a model that was trained on a mixture: each source, and their mean."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import ConfigError
@@ -46,7 +47,7 @@ def _mean(found: dict[str, dict[str, Any]], weights: dict[str, float]) -> dict[s
     total = sum(weights[name] for name in found)
     shares = {name: weights[name] / total if total else 1 / len(found) for name in found}
 
-    def mean(value_of: Any) -> float:
+    def mean(value_of: Callable[[dict[str, Any]], float]) -> float:
         return sum(share * value_of(found[name]) for name, share in shares.items())
 
     nats, n_bytes = mean(lambda one: one["loss"]), mean(lambda one: one["bytes"] / one["tokens"])

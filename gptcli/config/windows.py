@@ -59,7 +59,7 @@ class MixSource(Section):
         return self
 
 
-def fractions_of(mix: list[MixSource]) -> list[float]:
+def fractions_of(mix: Sequence[MixSource]) -> list[float]:
     """Return the fractions of the run between which all weights change linearly."""
     inner = {fraction for each in mix for fraction, _ in each.points}
     return sorted({0.0, 1.0, *inner})

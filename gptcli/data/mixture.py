@@ -156,9 +156,9 @@ class MixtureLoader(Loader):
         n_parts = max(part.n_tensors for part in self._parts)
         shape = len(windows), found[0][1][0].shape[1]
         batch = tuple(torch.zeros(shape, dtype=torch.int64) for _ in range(n_parts))
-        for rows, read in found:
-            for whole, part in zip(batch, read, strict=False):
-                whole[rows] = part
+        for places, tensors in found:
+            for whole, tensor in zip(batch, tensors, strict=False):
+                whole[places] = tensor
         return batch
 
 
