@@ -1,12 +1,12 @@
 """Encode prompts, and decode sampled ids into complete UTF-8 text."""
 
+import codecs
 from collections.abc import Sequence
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
 from gptcli.tokenizers import (
     Message,
-    TextDecoder,
     Tokenizer,
     UnknownCharacters,
     encode_conversation,
@@ -78,7 +78,8 @@ class TextStream:
         self.n_tokens = 0
         self.is_stopped = self.is_ended = False
         self._held = ""
-        self._decoder, self._config = TextDecoder(tokenizer), config
+        self._tokenizer, self._config = tokenizer, config
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
     def n_characters(self) -> int:
@@ -93,7 +94,7 @@ class TextStream:
     def push(self, token: int) -> str:
         """Take the next id; return the text that became certain, perhaps none."""
         self.n_tokens += 1
-        self._held += self._decoder.push(token)
+        self._held += self._utf8.decode(self._tokenizer.token_bytes(token))
         stops = self._config.stop
         if places := [at for stop in stops if (at := self._held.find(stop)) >= 0]:
             self.is_stopped = True
@@ -106,7 +107,7 @@ class TextStream:
         if self.is_stopped:
             return ""
         self.is_ended = self.n_tokens < self._config.max_new_tokens
-        self._held += self._decoder.finish()
+        self._held += self._utf8.decode(b"", final=True)
         return self._release(len(self._held))
 
     def _release(self, n: int) -> str:

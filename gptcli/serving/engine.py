@@ -73,12 +73,11 @@ class Text:
             if self.row.n_top is not None:
                 self._tokens.append(token)
             self.stream.push(drawn.token)
-        row = self.row
-        is_done = self.stream.is_stopped or drawn.token is None
-        if is_done or row.n_drawn == row.config.max_new_tokens:
-            self.finish(self.stream.finish_reason if not is_done else "stop")
-            return True
-        return False
+        if self.stream.is_stopped or drawn.token is None:
+            self.finish("stop")
+        elif self.row.n_drawn == self.row.config.max_new_tokens:
+            self.finish("length")
+        return self.finish_reason is not None
 
     def finish(self, reason: str) -> None:
         """End the text."""
@@ -154,7 +153,6 @@ class Engine:
     Attributes:
         most_texts: The most that a request can have.
         is_draining: Whether new requests are turned away.
-        n_decoded: Tokens drawn since the start.
     """
 
     def __init__(self, *, max_texts: int, max_waiting: int) -> None:
@@ -170,7 +168,6 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: dict[Row, tuple[Text, Job]] = {}
         self._is_closed = self._is_ending = self.is_draining = False
-        self.n_decoded = 0
         self._seconds_per_text = 1.0  # lately, for Retry-After
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -320,7 +317,6 @@ class Engine:
                 self._leave(text)
                 seconds = time.monotonic() - text.began
                 self._seconds_per_text += 0.1 * (seconds - self._seconds_per_text)
-        self.n_decoded += len(drawn)
 
     def _leave(self, text: Text) -> None:
         _, job = self._running.pop(text.row)

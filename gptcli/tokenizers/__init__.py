@@ -15,7 +15,6 @@ from gptcli.tokenizers.base import (
     ChatTokens,
     Dtype,
     Ids,
-    TextDecoder,
     Tokenizer,
     Tokens,
     UnknownCharacters,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from gptcli.config.schema import TokenizerConfig
 
 __all__ = ["CHAT_TEMPLATE", "END_OF_TURN", "SAFE_CUT", "START_OF_TURN", "ByteTokenizer",
-           "CharTokenizer", "ChatTokens", "Dtype", "Ids", "Message", "TextDecoder", "Tokenizer",
+           "CharTokenizer", "ChatTokens", "Dtype", "Ids", "Message", "Tokenizer",
            "Tokens", "UnknownCharacters", "dtype_for", "dump_tokenizer", "encode_conversation",
            "is_learned", "load_tokenizer", "make_tokenizer", "tokenizer_from",
            "with_chat_tokens"]  # fmt: skip

@@ -1,9 +1,8 @@
-"""What every tokenizer offers, the two that need no merges, and the decoder of a stream of ids.
+"""What every tokenizer offers, and the two that need no merges.
 
 Knows nothing of files, shards or models.
 """
 
-import codecs
 import contextlib
 import hashlib
 import json
@@ -222,19 +221,3 @@ class ByteTokenizer(Tokenizer):
     def _definition(self) -> dict[str, Any]:
         """Return the name, which says it all."""
         return {"name": self.name}
-
-
-class TextDecoder:
-    """Turns ids into text one by one, holding back the bytes of an unfinished character."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """Return the text that `token` completes, perhaps none."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
-
-    def finish(self) -> str:
-        """Return what is left, U+FFFD for the bytes of an unfinished character."""
-        return self._utf8.decode(b"", final=True)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptcli.config import GenerateConfig
+from gptcli.generation import TextStream
 from gptcli.tokenizers import (
     CharTokenizer,
-    TextDecoder,
     Tokenizer,
     UnknownCharacters,
     tokenizer_from,
@@ -28,7 +29,7 @@ def check_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.eot not in ids
     assert ids.ndim == 1
     assert all(0 <= token < tokenizer.vocab_size for token in set(ids.tolist()))
-    decoder = TextDecoder(tokenizer)
+    decoder = TextStream(tokenizer, GenerateConfig())
     pieces = [decoder.push(token) for token in ids.tolist()]
     assert "".join(pieces) == text
     assert decoder.finish() == ""
@@ -106,20 +107,20 @@ def test_fingerprints_are_fixed_forever() -> None:
 @example(tokens=[0xED, 0xA0, 0x80, 0x41])
 def test_a_stream_decodes_to_what_the_whole_does(tokens: list[int]) -> None:
     tokenizer = tokenizer_from({"name": "bytes"})
-    decoder = TextDecoder(tokenizer)
+    decoder = TextStream(tokenizer, GenerateConfig())
     pieces = [decoder.push(token) for token in tokens]
     assert "".join(pieces) + decoder.finish() == tokenizer.decode(tokens)
 
 
 def test_a_stream_shows_a_character_only_when_it_is_whole() -> None:
-    decoder = TextDecoder(tokenizer_from({"name": "bytes"}))
+    decoder = TextStream(tokenizer_from({"name": "bytes"}), GenerateConfig())
     shown = [decoder.push(byte) for byte in "a\u00e9\U0001f600".encode()]
     assert shown == ["a", "", "\u00e9", "", "", "", "\U0001f600"]
     assert decoder.finish() == ""
 
 
 def test_a_stream_that_ends_inside_a_character_says_so() -> None:
-    decoder = TextDecoder(tokenizer_from({"name": "bytes"}))
+    decoder = TextStream(tokenizer_from({"name": "bytes"}), GenerateConfig())
     assert [decoder.push(byte) for byte in b"a\xf0\x9f"] == ["a", "", ""]
     assert decoder.finish() == "\ufffd"
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 import tokenizers as hf
+from gptcli.config import GenerateConfig
 from gptcli.errors import DataError
-from gptcli.generation import encode_prompt
-from gptcli.tokenizers import TextDecoder, UnknownCharacters
+from gptcli.generation import TextStream, encode_prompt
+from gptcli.tokenizers import UnknownCharacters
 from gptcli.tokenizers.bpe import train_tokenizers
 from gptcli.tokenizers.foreign import ForeignTokenizer
 
@@ -39,7 +40,7 @@ def test_ids_are_those_of_the_library(library: hf.Tokenizer, ours: ForeignTokeni
     ids = ours.encode(TEXT).tolist()
     assert ids == library.encode(TEXT, add_special_tokens=False).ids
     assert ours.decode(ids) == TEXT
-    decoder = TextDecoder(ours)
+    decoder = TextStream(ours, GenerateConfig())
     assert "".join(map(decoder.push, ids)) + decoder.finish() == TEXT
     assert int(ours.token_lengths()[ids].sum()) == len(TEXT.encode())
     assert ours.vocab_size == library.get_vocab_size()
