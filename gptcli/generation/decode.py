@@ -89,8 +89,8 @@ class Rows:
         self._device = model.wte.weight.device
         self._step = one_call(model)
         self._replay, self._graph = replay, cast("StepGraph | None", None)
-        self._store = KVCache(self._context)  # of at least as many rows
-        self._cache = self._store  # its part in use
+        self._layers = list[Tensor]()  # as those of the cache, of at least as many rows
+        self._cache = KVCache(self._context)  # their part in use
 
     def join(self, rows: Sequence[Row]) -> list[Drawn]:
         """Add texts with the same tokens, which are read once; return the first draw of each."""
@@ -127,14 +127,14 @@ class Rows:
         at, last = self.rows.index(row), self.rows.pop()
         if last is not row:  # the last row moves to its place
             self.rows[at] = last
-            for stored in self._store.layers:
+            for stored in self._layers:
                 stored[at].copy_(stored[len(self.rows)])
         self._use_rows()
 
     def clear(self) -> None:
         """Forget all texts, and what was stored of them."""
-        self.rows, self._graph = [], None
-        self._cache = self._store = KVCache(self._context)
+        self.rows, self._layers, self._graph = [], [], None
+        self._use_rows()
 
     def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
@@ -179,27 +179,26 @@ class Rows:
 
     def _reserve(self, n_rows: int, like: KVCache) -> None:
         """Make room for so many rows."""
-        n_old = len(self._store.layers[0]) if self._store.layers else 0
+        n_old = len(self._layers[0]) if self._layers else 0
         if n_old >= n_rows:
             return
-        grown, self._graph = KVCache(self._context), None
-        extra = like.layers[0].shape[2] - like.size  # with offset keys, a place more
-        for stored in like.layers:
-            _, H, _, D = stored.shape
-            shape = max(n_rows, 2 * n_old), H, self._context + extra, D
-            grown.layers.append(stored.new_zeros(shape))
-        for old, new in zip(self._store.layers, grown.layers, strict=False):  # the first has none
-            new[:n_old].copy_(old)
-        self._store = grown
+        size = self._context + like.layers[0].shape[2] - like.size  # offset keys have a place more
+        grown = list[Tensor]()
+        for at, read in enumerate(like.layers):
+            _, H, _, D = read.shape
+            grown.append(read.new_zeros(max(n_rows, 2 * n_old), H, size, D))
+            if n_old:
+                grown[at][:n_old].copy_(self._layers[at])
+        self._layers, self._graph = grown, None
 
     def _place(self, at: int, read: KVCache, index: int = 0) -> None:
         """Copy what was stored of a text that was read to a row."""
-        for stored, new in zip(self._store.layers, read.layers, strict=True):
+        for stored, new in zip(self._layers, read.layers, strict=True):
             stored[at, :, : new.shape[2]].copy_(new[index])
 
     def _use_rows(self) -> None:
         """Let the cache be what the texts of now have stored."""
-        layers = [layer[: len(self.rows)] for layer in self._store.layers]
+        layers = [layer[: len(self.rows)] for layer in self._layers]
         self._cache = KVCache(self._context, 0, layers)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[Drawn]:

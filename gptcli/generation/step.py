@@ -73,11 +73,14 @@ def _layers(module: nn.Module) -> list[Any]:
 
 
 def _product(layer: Any) -> Product | None:
-    """Return a layer as a product by matvec.c, of the same memory if it is float32."""
+    """Return a layer as a product by matvec.c; one of float32 weights, as pointers to them."""
     if isinstance(layer, Product):
         return layer
-    is_plain = type(layer) is Linear and layer.weight.device.type == "cpu"
-    return Product(torch.float32, layer.weight, layer.bias) if is_plain else None
+    if type(layer) is not Linear or layer.weight.device.type != "cpu":
+        return None
+    weight, bias = layer.weight, layer.bias
+    is_same = weight.dtype == torch.float32 and weight.is_contiguous()  # or it would be a copy
+    return Product(torch.float32, weight, bias) if is_same else None
 
 
 class Step:

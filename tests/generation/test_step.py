@@ -108,7 +108,8 @@ def test_a_model_that_is_trained_decodes_in_one_call_too() -> None:
         assert not torch.equal(step(torch.tensor([[3]]), cache), before)
 
 
-def test_adapters_are_left_to_torch() -> None:
+def test_adapters_and_other_precisions_are_left_to_torch() -> None:
     shape = ModelConfig(n_layer=1, n_head=2, n_embd=64, block_size=8, vocab_size=64)
     assert one_call(GPT(shape)) is not None
+    assert one_call(GPT(shape).bfloat16()) is None
     assert one_call(GPT(shape.model_copy(update={"lora": LoraConfig(rank=2)}))) is None
