@@ -115,11 +115,12 @@ def compressed(incomplete: str) -> Iterable[Offer]:
 @_quietly
 def datasets(incomplete: str) -> Iterable[Offer]:
     """Offer the presets, and files and folders of text."""
+    from gptcli.data.archives import COMPRESSED
     from gptcli.data.presets import PRESETS
     from gptcli.data.readers import SUFFIXES
 
     offers = [(preset.name, preset.about) for preset in PRESETS.values()]
-    return [*offers, *_files(incomplete, (*SUFFIXES, ".gz"), "")]
+    return [*offers, *_files(incomplete, (*SUFFIXES, *COMPRESSED, ".tgz"), "")]
 
 
 @_quietly

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from gptcli import atomic
+from gptcli.data.archives import COMPRESSED
+from gptcli.data.columns import parquet_text_bytes
 from gptcli.data.filters import Rules
 from gptcli.data.hub import RemoteFile
-from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.sources import PreparePlan
 from gptcli.data.units import documents, excerpt
 from gptcli.errors import StorageError
@@ -28,6 +29,7 @@ _JUDGED_CHARS = 1 << 22
 _EXAMPLES = 3  # of what each filter leaves out
 _FOOTERS = 20  # of Parquet files, which say how much text is in them
 _TEXT_PER_PARQUET_BYTE = 1.65  # OpenWebText: 39.8 GB of text in 24.2 GB
+_TEXT_PER_COMPRESSED_BYTE = 3.0  # of prose by gzip and zstd
 _TEXT_PER_SOURCE_BYTE = 0.08  # questions and answers from Python's library
 
 
@@ -148,7 +150,10 @@ def left_out(plan: PreparePlan) -> LeftOut:
 
 def _text_per_byte(paths: list[Path | RemoteFile], text_field: str) -> float:
     """Return how much text there is for each byte of the source's files."""
-    if not all(str(getattr(path, "path", path)).endswith(".parquet") for path in paths):
+    names = [str(getattr(path, "path", path)).lower() for path in paths]
+    if all(name.endswith((*COMPRESSED, ".tgz")) for name in names):
+        return _TEXT_PER_COMPRESSED_BYTE
+    if not all(name.endswith(".parquet") for name in names):
         return 1.0
     local = [path for path in paths if isinstance(path, Path)][:_FOOTERS]
     texts = {path: parquet_text_bytes(path, text_field) for path in local}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptcli.config.schema import DataConfig, DataFormat, SplitSource
+from gptcli.data.archives import bare_name
 from gptcli.errors import ConfigError
 
 
@@ -111,7 +112,7 @@ def source_name(source: str | SplitSource) -> str:
     if is_named(source):
         return _folder_name(source.removeprefix("hf:").rpartition("/")[2])
     path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
-    name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+    name = path.name if path.is_dir() else Path(bare_name(path.name)).stem
     return _folder_name(path.resolve().name if name in ("", "..") else name)
 
 

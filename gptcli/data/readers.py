@@ -1,44 +1,83 @@
-"""Read documents from files: plain text, or rows such as jsonl, csv and Parquet; gzipped or not.
+"""Read documents from files: text, rows (jsonl, csv, Parquet), e-books; compressed, or in archives.
 
 A document is read in pieces, cut only where every tokenizer would split, so memory stays bounded
 for any file size.
 """
 
 import codecs
-import contextlib
 import csv
-import errno
-import gzip
 import itertools
 import json
-import os
 import re
-import zlib
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from gptcli.atomic import storage_errors
-from gptcli.data.messages import format_of
+from gptcli.data import books, columns
+from gptcli.data.archives import (
+    REPLACE,
+    File,
+    open_file,
+    readable,
+    shown,
+    suffix_of,
+    tar_members,
+)
+from gptcli.data.columns import no_such_field
 from gptcli.errors import DataError
+from gptcli.formatting import size
 
 _BLOCK_BYTES = 4 << 20
 _MAX_HELD = 4 << 20  # characters without a safe place to cut, before the text is cut anywhere
 _MAX_FIELD_CHARS = 1 << 26  # of CSV; more is a quotation mark that is never closed
-_REPLACE = "replace the invalid bytes by U+FFFD with -s data.encoding_errors=replace"
+_MAX_LINE_BYTES = 1 << 29
 
 
-def suffix_of(path: Path) -> str:
-    """Return the file's kind: its last suffix, without a `.gz` after it."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+# What people bring that is not text, and a command that makes text of it.
+CONVERTERS = {
+    ".pdf": "pdftotext -enc UTF-8 {} text.txt, then look at the text",
+    ".doc": "libreoffice --headless --convert-to docx {}",
+    ".odt": "pandoc {} -t plain --wrap=none -o text.txt",
+    ".rtf": "pandoc {} -t plain --wrap=none -o text.txt",
+    ".mobi": "ebook-convert {} text.epub",
+    ".azw3": "ebook-convert {} text.epub",
+    ".zip": "unzip {} -d folder, then prepare the folder",
+    ".7z": "7z x {} -ofolder, then prepare the folder",
+    ".rar": "unrar x {} folder/, then prepare the folder",
+}
 
 
-def shown(path: str | Path) -> str:
-    """Return a name as text; bytes of it that are not UTF-8 become U+FFFD."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def files_in(path: Path) -> Iterator[File]:
+    """Yield a file, or the members of an archive that can be read, one after the other.
+
+    Raises:
+        DataError: There is none, or one is of a kind that has to be unpacked.
+    """
+    if suffix_of(path) not in ARCHIVES:
+        yield path
+        return
+    others: dict[str, None] = {}
+    is_empty = True
+    with open_file(path) as (file, _):
+        for member in tar_members(path, file):
+            suffix = suffix_of(member)
+            if suffix not in SUFFIXES:
+                others[suffix or member.name] = None
+                continue
+            if suffix in (*columns.SUFFIXES, *books.SUFFIXES, *ARCHIVES):
+                raise DataError(
+                    f"{member}: {suffix} files are not read from archives",
+                    "unpack the archive and prepare the folder",
+                )
+            is_empty = False
+            yield member
+    if is_empty:
+        found = ", ".join(list(others)[:8]) or "nothing"
+        raise DataError(f"{path}: no text in this archive, only {found}", f"looked for {_KNOWN}")
 
 
-def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
+def read_text(path: File, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
     """Yield a text file, which is one document, in pieces; an empty file is one empty piece.
 
     Args:
@@ -49,28 +88,41 @@ def read_text(path: Path, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
     Raises:
         DataError: The file cannot be read or is not UTF-8, with the byte offset.
     """
-    with _open(path) as (file, offset):
-        decoder = codecs.getincrementaldecoder("utf-8")(errors)
-        held, is_empty = "", True
-        while True:
-            block = file.read(_BLOCK_BYTES)
-            # The decoder keeps up to three bytes of a character that the last block cut.
-            n_kept = len(decoder.getstate()[0])
-            try:
-                held += decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, offset - n_kept + error.start) from None
-            offset += len(block)
-            if not block:
-                break
+    blocks = books.text_of if suffix_of(path) in books.SUFFIXES else _decoded
+    held, is_empty = "", True
+    with readable(path):
+        for block in blocks(path, errors):
+            held += block
             at = _last_cut(held, cut)
             if not at and len(held) >= _MAX_HELD:
                 at = len(held)  # no word ends in all of it; memory comes first
             if at:
                 yield held[:at]
                 held, is_empty = held[at:], False
-        if held or is_empty:
-            yield held
+    if held or is_empty:
+        yield held
+
+
+def _decoded(path: File, errors: str) -> Iterator[str]:
+    """Yield a text file block by block, the last ones as far as they are decoded."""
+    if (command := CONVERTERS.get(suffix_of(path))) is not None:
+        name = shlex.quote(shown(path.name))
+        raise DataError(
+            f"{path}: {suffix_of(path)} files are not read", f"convert it: {command.format(name)}"
+        )
+    with open_file(path) as (file, offset):
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
+        while True:
+            block = file.read(_BLOCK_BYTES)
+            # The decoder keeps up to three bytes of a character that the last block cut.
+            n_kept = len(decoder.getstate()[0])
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - n_kept + error.start) from None
+            if not block:
+                return
+            offset += len(block)
 
 
 def _last_cut(text: str, cut: re.Pattern[str]) -> int:
@@ -96,7 +148,7 @@ def in_pieces(text: str, cut: re.Pattern[str]) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
+def read_rows(path: File, field: str, errors: str) -> Iterator[str]:
     """Yield the text of each row of a file of rows; a null is an empty text.
 
     Raises:
@@ -105,46 +157,18 @@ def read_rows(path: Path, field: str, errors: str) -> Iterator[str]:
     return _ROW_READERS[suffix_of(path)](path, field, errors)
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a file, unzipped, after its byte-order mark; also yield the length of that mark."""
-    with readable(path), path.open("rb") as raw:
-        is_zipped = path.name.lower().endswith(".gz")
-        file: Any = gzip.GzipFile(fileobj=raw) if is_zipped else raw
-        offset = 3 if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(offset)
-        yield file, offset
+def _not_utf8(path: File, offset: int) -> DataError:
+    return DataError(f"{path}: not UTF-8 at byte {offset}", f"convert the file, or {REPLACE}")
 
 
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
-    try:
-        with storage_errors(path):
-            try:
-                yield
-            except OSError as error:  # what storage_errors would blame on the disk written to
-                if isinstance(error, IsADirectoryError):
-                    raise DataError(f"{path}: is a folder, not a text file") from error
-                if error.errno == errno.ELOOP:
-                    raise DataError(f"{path}: a loop of symbolic links") from error
-                raise
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-
-
-def _not_utf8(path: Path, offset: int) -> DataError:
-    return DataError(f"{path}: not UTF-8 at byte {offset}", f"convert the file, or {_REPLACE}")
-
-
-def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
+def _lines(path: File, errors: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, decoded line with its newline)."""
-    with _open(path) as (file, offset):
+    with open_file(path) as (file, offset):
         for number in itertools.count(1):
-            if not (raw := file.readline()):
+            if not (raw := file.readline(_MAX_LINE_BYTES)):
                 return
+            if len(raw) == _MAX_LINE_BYTES:
+                raise DataError(f"{path}: line {number} has more than {size(_MAX_LINE_BYTES)}")
             try:
                 yield number, raw.decode("utf-8", errors)
             except UnicodeDecodeError as error:
@@ -152,15 +176,7 @@ def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
             offset += len(raw)
 
 
-def _no_such_field(path: Path, field: str, fields: list[str]) -> DataError:
-    names = ", ".join(map(str, fields[:20])) or "none"
-    hint = f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None
-    if (form := format_of(fields)) is not None:
-        hint = f"these are conversations: -s data.format={form}"
-    return DataError(f"{path}: no field '{field}'; the fields are: {names}", hint)
-
-
-def _json_rows(path: Path, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: File, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of each line that is not empty."""
     for number, line in _lines(path, errors):
         if not line.strip():
@@ -175,10 +191,10 @@ def _json_rows(path: Path, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _read_jsonl(path: Path, field: str, errors: str) -> Iterator[str]:
+def _read_jsonl(path: File, field: str, errors: str) -> Iterator[str]:
     for number, row in _json_rows(path, errors):
         if field not in row:
-            raise _no_such_field(path, field, list(row))
+            raise no_such_field(path, field, list(row))
         text = "" if row[field] is None else row[field]
         if not isinstance(text, str):
             kind = type(text).__name__
@@ -199,13 +215,13 @@ def sound(text: str, where: str, errors: str) -> str:
         if errors != "replace":
             raise DataError(
                 f"{where}: unpaired surrogate at character {error.start} (invalid Unicode)",
-                f"fix the row, or {_REPLACE}",
+                f"fix the row, or {REPLACE}",
             ) from None
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
-def _csv_rows(path: Path, errors: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: File, errors: str) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, fields) of each row that is not empty, the header first."""
     csv.field_size_limit(_MAX_FIELD_CHARS)
     rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
@@ -218,13 +234,13 @@ def _csv_rows(path: Path, errors: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})", hint) from error
 
 
-def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
+def _read_csv(path: File, field: str, errors: str) -> Iterator[str]:
     header: list[str] = []
     for number, row in _csv_rows(path, errors):
         if not header:
             header = row
             if field not in header:
-                raise _no_such_field(path, field, header)
+                raise no_such_field(path, field, header)
             column = header.index(field)
         elif len(row) <= column:
             raise DataError(
@@ -234,58 +250,8 @@ def _read_csv(path: Path, field: str, errors: str) -> Iterator[str]:
             yield row[column]
 
 
-@contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file; damage is a DataError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with readable(path):
-        path.open("rb").close()  # fails in plainer words than pyarrow's
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                yield file
-        except pa.ArrowException as error:
-            reason = str(error).splitlines()[0][:120]
-            raise DataError(f"{path}: damaged Parquet file ({reason})") from error
-
-
-def _read_parquet(path: Path, field: str, errors: str) -> Iterator[str]:
-    import pyarrow as pa
-
-    with _parquet(path) as file:
-        names = file.schema_arrow.names
-        if field not in names:
-            raise _no_such_field(path, field, names)
-        if names.count(field) > 1:
-            raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
-        kind = file.schema_arrow.field(field).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"{path}: field '{field}' is {kind}, not text")
-        for number, batch in enumerate(file.iter_batches(1024, columns=[field])):
-            yield from _texts_of(batch[0], path, 1024 * number, errors)
-
-
-def _texts_of(column: Any, path: Path, first_row: int, errors: str) -> Iterator[str]:
-    """Yield the texts of an Arrow column, whose bytes need not be UTF-8 whatever its type says."""
-    try:
-        texts = column.to_pylist()
-    except UnicodeDecodeError:
-        texts = column.cast("large_binary").to_pylist()
-    for row, text in enumerate(texts, first_row):
-        try:
-            yield (text.decode("utf-8", errors) if isinstance(text, bytes) else text) or ""
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
-                f"fix the row, or {_REPLACE}",
-            ) from None
-
-
 def read_records(
-    path: Path, fields: Sequence[str], optional: Sequence[str], errors: str
+    path: File, fields: Sequence[str], optional: Sequence[str], errors: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place in the file, values by field) of each row of a file of rows.
 
@@ -298,8 +264,8 @@ def read_records(
     Raises:
         DataError: The file is damaged or has no such field, with the fields there are.
     """
-    if suffix_of(path) == ".parquet":
-        rows = _parquet_records(path, fields, optional)
+    if suffix_of(path) in columns.SUFFIXES:
+        rows = columns.read_records(path, fields, optional)
     elif suffix_of(path) == ".csv":
         rows = _csv_records(path, errors)
     else:
@@ -307,11 +273,11 @@ def read_records(
     for place, row in rows:
         for field in fields:
             if field not in row:
-                raise _no_such_field(path, field, list(row))
+                raise no_such_field(path, field, list(row))
         yield place, row
 
 
-def _csv_records(path: Path, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_records(path: File, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
     header: list[str] = []
     for number, row in _csv_rows(path, errors):
         if len(row) < len(header):
@@ -323,55 +289,30 @@ def _csv_records(path: Path, errors: str) -> Iterator[tuple[str, dict[str, Any]]
         header = header or row
 
 
-def _parquet_records(
-    path: Path, fields: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _parquet(path) as file:
-        names = file.schema_arrow.names
-        for field in fields:
-            if field not in names:
-                raise _no_such_field(path, field, names)
-        columns, first = [name for name in names if name in {*fields, *optional}], 0
-        for batch in file.iter_batches(1024, columns=columns):
-            try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                last = first + len(batch) - 1
-                raise DataError(f"{path}: rows {first} to {last} are not all UTF-8") from None
-            yield from ((f"row {number}", row) for number, row in enumerate(rows, first))
-            first += len(batch)
-
-
 def fields_of(path: Path) -> list[str]:
     """Return the fields of a file of rows, of its first row where they may differ."""
-    if suffix_of(path) == ".parquet":
-        with _parquet(path) as file:
-            return list(file.schema_arrow.names)
-    rows = _csv_rows if suffix_of(path) == ".csv" else _json_rows
-    return next((list(row) for _, row in rows(path, "replace")), [])
+    if suffix_of(path) in columns.SUFFIXES:
+        return columns.fields_of(path)
+    for file in files_in(path):
+        if suffix_of(file) not in ROW_SUFFIXES:
+            return []
+        rows = _csv_rows if suffix_of(file) == ".csv" else _json_rows
+        return next((list(row) for _, row in rows(file, "replace")), [])
+    return []
 
 
 _ROW_READERS = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".parquet": columns.read_texts,
+    ".arrow": columns.read_texts,
 }
 ROW_SUFFIXES = tuple(_ROW_READERS)
-SUFFIXES = (".txt", ".md", ".py", *ROW_SUFFIXES)
+ARCHIVES = (".tar",)
+SUFFIXES = (".txt", ".md", ".py", *books.SUFFIXES, *ROW_SUFFIXES, *ARCHIVES)
+_KNOWN = " ".join(SUFFIXES)
 
 
-def parquet_text_bytes(path: Path, field: str) -> int | None:
-    """Return the bytes of a Parquet file's texts by its footer, None if it is damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        return None
-    total = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        columns = (group.column(number) for number in range(group.num_columns))
-        total += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == field)
-    return total
+def holds_documents(path: File) -> bool:
+    """Tell whether a file may hold several documents: rows, or the members of an archive."""
+    return suffix_of(path) in (*ROW_SUFFIXES, *ARCHIVES)

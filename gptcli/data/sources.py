@@ -19,7 +19,8 @@ from typing import Literal, NoReturn
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, DataFormat, Split, SplitSource, TokenizerConfig
-from gptcli.data import hub, readers
+from gptcli.data import archives, hub, readers
+from gptcli.data.columns import saved_files, saved_splits
 from gptcli.data.messages import FIELDS, format_of
 from gptcli.data.presets import PRESETS, STDIN, Expected, Preset, is_named, unknown_preset
 from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
@@ -76,11 +77,15 @@ def find_source(config: DataConfig, seed: int) -> Source:
         raise ConfigError("data.val_fraction: the source names its own validation text")
     whole = config.model_copy(update={"val_fraction": 0.0})
     train, val = (_find(name, whole, seed) for name in (config.source.train, config.source.val))
+    return _joined(f"{config.source.train} and {config.source.val}", train, val)
+
+
+def _joined(name: str, train: Source, val: Source) -> Source:
+    """Return a source with its own validation text."""
     units = [
         *(replace(unit, held_out="train") for unit in train.units),
         *(replace(unit, held_out="val") for unit in val.units),
     ]
-    name = f"{config.source.train} and {config.source.val}"
     if train.format != val.format:
         forms = (source.format or "text" for source in (train, val))
         raise ConfigError("{}: train is {}, but val is {}".format(name, *forms))
@@ -105,7 +110,7 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
         return _from_preset(source, PRESETS[name], config, seed)
     if config.config is not None:
         raise ConfigError("data.config names a part of a named dataset; local files have none")
-    with readers.readable(Path(source)):
+    with archives.readable(Path(source)):
         return _local(source, config)
 
 
@@ -155,10 +160,9 @@ def _local(source: str, config: DataConfig) -> Source:
         if not files:
             raise DataError(f"{source}: no file matches")
     elif path.is_dir():
-        files = sorted(_readable_files(path), key=lambda file: file.relative_to(path).as_posix())
-        if not files:
-            known = " ".join(readers.SUFFIXES)
-            raise DataError(f"{source}: no text in this folder", f"looked for {known} and .gz")
+        if splits := saved_splits(path):
+            return _saved(source, splits, config)
+        files = _files_of(path)
     elif path.is_file():
         files = [path]
     elif path.exists():
@@ -176,17 +180,19 @@ def _local(source: str, config: DataConfig) -> Source:
         )
     form = _format(config, lambda: _fields_of(files))
     if form == "docstrings":
-        files = [file for file in files if readers.suffix_of(file) == ".py"]
+        files = [file for file in files if archives.suffix_of(file) == ".py"]
         if not files:
             raise DataError(f"{source}: no Python source to make questions of")
-    elif form is not None and (texts := [file for file in files if not _is_rows(file)]):
+    elif form is not None and (
+        texts := [file for file in files if not readers.holds_documents(file)]
+    ):
         raise DataError(
             f"{source}: has {'text only' if len(texts) == len(files) else 'conversations and text'}"
-            f" ({readers.shown(texts[0])})",
+            f" ({archives.shown(texts[0])})",
             "name the conversations only, e.g. gpt prepare 'folder/*.jsonl'",
         )
     units = units_of_files(files, config.model_copy(update={"format": form}))
-    return Source(readers.shown(source), tuple(units), size_of(files), format=form)
+    return Source(archives.shown(source), tuple(units), size_of(files), format=form)
 
 
 def _format(config: DataConfig, fields: Callable[[], Sequence[str]]) -> DataFormat | None:
@@ -201,15 +207,43 @@ def _format(config: DataConfig, fields: Callable[[], Sequence[str]]) -> DataForm
     return format_of(list(found))
 
 
-def _is_rows(file: Path) -> bool:
-    return readers.suffix_of(file) in readers.ROW_SUFFIXES
+def _saved(source: str, splits: Sequence[str], config: DataConfig) -> Source:
+    """Return a dataset that `datasets.save_to_disk` wrote with several splits.
+
+    Its validation split is used as such, unless `data.val_fraction` draws from the training rows.
+    """
+    if "train" not in splits:
+        names = ", ".join(splits)
+        raise DataError(
+            f"{source}: no training split; the splits are: {names}",
+            f"name the one to train on: gpt prepare {source}/{splits[0]}",
+        )
+    folders = [str(Path(source, split)) for split in ("train", "validation") if split in splits]
+    if len(folders) == 1 or config.val_fraction is not None:
+        return replace(_local(folders[0], config), name=archives.shown(source))
+    whole = config.model_copy(update={"val_fraction": 0.0})
+    return _joined(archives.shown(source), *(_local(folder, whole) for folder in folders))
 
 
 def _fields_of(files: Sequence[Path]) -> list[str]:
     """Return the fields of the first file of rows; none where it cannot be read."""
     with contextlib.suppress(DataError):  # reported when it is tokenized
-        return next((readers.fields_of(file) for file in files if _is_rows(file)), [])
+        return next(
+            (readers.fields_of(file) for file in files if readers.holds_documents(file)), []
+        )
     return []
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files of a folder in their order; a DataError if it has none to read."""
+    found = saved_files(folder) or _readable_files(folder)
+    if files := sorted(found, key=lambda file: file.relative_to(folder).as_posix()):
+        return files
+    hint = f"looked for {' '.join(readers.SUFFIXES)}, also in {' '.join(archives.COMPRESSED)}"
+    for suffix in sorted({file.suffix.lower() for file in folder.rglob("*")}):
+        if (command := readers.CONVERTERS.get(suffix)) is not None:
+            hint = f"convert its {suffix} files: {command.format('FILE')}"
+    raise DataError(f"{folder}: no text in this folder", hint)
 
 
 def _readable_files(folder: Path) -> Iterator[Path]:
@@ -219,7 +253,7 @@ def _readable_files(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in (Path(parent, name) for name in names if not name.startswith(".")):
-            if readers.suffix_of(file) in readers.SUFFIXES and file.is_file():
+            if archives.suffix_of(file) in readers.SUFFIXES and file.is_file():
                 yield file
 
 
@@ -272,7 +306,7 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     if own_split:
         files += [(file, "val") for file in found.validation]
     for file, _ in files:
-        if readers.suffix_of(Path(file.path)) not in readers.SUFFIXES:
+        if archives.suffix_of(Path(file.path)) not in readers.SUFFIXES:
             raise DataError(
                 f"hf:{file.repository}: {file.path} is an unsupported file type",
                 f"files that are: {' '.join(readers.SUFFIXES)}",

@@ -18,7 +18,7 @@ from typing import Literal
 
 from gptcli.config.model import clipped
 from gptcli.config.schema import DataConfig, Split
-from gptcli.data import readers
+from gptcli.data import archives, readers
 from gptcli.data.docstrings import conversations_of, module_name
 from gptcli.data.filters import Rules
 from gptcli.data.hub import OnBytes, RemoteFile
@@ -57,16 +57,16 @@ class Unit:
 
 def units_of_files(files: list[Path], config: DataConfig) -> list[Unit]:
     """Group text files, then make each rows file a unit, in the order of the files."""
-    is_rows = {file: readers.suffix_of(file) in readers.ROW_SUFFIXES for file in files}
+    is_rows = {file: readers.holds_documents(file) for file in files}
     texts = [file for file in files if not is_rows[file]]
     if config.format:
-        units = [Unit(0, readers.shown(group[0]), group, "documents") for group in _groups(files)]
+        units = [Unit(0, archives.shown(group[0]), group, "documents") for group in _groups(files)]
         if _are_few(units, config):  # conversations: held out are the last of all
             units = [replace(units[0], paths=tuple(files), held_out="end")]
         return numbered(units)
     held_out: SplitRule = "documents" if len(texts) >= FILES_SPLIT_WHOLE else "tail"
-    units = [Unit(0, readers.shown(group[0]), group, held_out) for group in _groups(texts)]
-    rows = [Unit(0, readers.shown(file), (file,), "documents") for file in files if is_rows[file]]
+    units = [Unit(0, archives.shown(group[0]), group, held_out) for group in _groups(texts)]
+    rows = [Unit(0, archives.shown(file), (file,), "documents") for file in files if is_rows[file]]
     if _are_few(rows, config):
         rows = [replace(unit, held_out="end") for unit in rows]
     return numbered(units + rows)
@@ -145,7 +145,7 @@ def documents(
         return
     rules = Rules(config.filters) if config.filters else None
     for path in _fetched(unit):
-        name = unit.name if len(unit.paths) == 1 else readers.shown(path)
+        name = unit.name if len(unit.paths) == 1 else archives.shown(path)
         for number, pieces in enumerate(_texts(path, config, cut or SAFE_CUT), 1):
             place = f"{name}: document {number}"
             if rules and (reason := rules(pieces(), place)) is not None:
@@ -169,7 +169,7 @@ def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns |
     """
     rules = Rules(config.filters) if config.filters else None
     for path in _fetched(unit):
-        name = unit.name if len(unit.paths) == 1 else readers.shown(path)
+        name = unit.name if len(unit.paths) == 1 else archives.shown(path)
         for place, found in _conversations(path, config):
             where = f"{name}: {place}"
             if not isinstance(found, BadRow):
@@ -196,8 +196,10 @@ def _conversations(path: Path, config: DataConfig) -> Iterator[tuple[str, Turns 
             for line, found in conversations_of(source, module):
                 yield f"line {line}", found
         return
-    for place, row in readers.read_records(path, FIELDS[form], OPTIONAL, errors):
-        yield place, conversation_of(row, form)
+    for file in readers.files_in(path):
+        inside = "" if file is path else f"{file.name}: "
+        for place, row in readers.read_records(file, FIELDS[form], OPTIONAL, errors):
+            yield inside + place, conversation_of(row, form)
 
 
 def excerpt(text: str) -> str:
@@ -214,11 +216,16 @@ def _texts(
 
         for name in sorted(topics):
             yield partial(iter, [topics[name]])
-    elif readers.suffix_of(path) in readers.ROW_SUFFIXES:
-        for text in readers.read_rows(path, config.text_field, config.encoding_errors):
-            yield partial(readers.in_pieces, text, cut)
-    else:
-        yield partial(readers.read_text, path, config.encoding_errors, cut)
+        return
+    for file in readers.files_in(path):
+        if archives.suffix_of(file) in readers.ROW_SUFFIXES:
+            for text in readers.read_rows(file, config.text_field, config.encoding_errors):
+                yield partial(readers.in_pieces, text, cut)
+            continue
+        read = partial(readers.read_text, file, config.encoding_errors, cut)
+        # Filters read a document twice, and an archive is a stream: what is in it is then held.
+        once = config.filters is not None and not isinstance(file, Path)
+        yield partial(iter, list(read())) if once else read
 
 
 class Fetcher(AbstractContextManager["Fetcher"]):
@@ -272,7 +279,7 @@ def content_hash(unit: Unit) -> str:
         if not isinstance(entry, Path):
             digest.update(f"{entry}\0".encode())
             continue
-        with readers.readable(entry), entry.open("rb") as file:
+        with archives.readable(entry), entry.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -282,7 +289,7 @@ def file_stats(unit: Unit) -> list[tuple[int, int, int]]:
     stats = []
     for entry in unit.paths:
         if isinstance(entry, Path):
-            with readers.readable(entry):
+            with archives.readable(entry):
                 stat = entry.stat()
             stats.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return stats

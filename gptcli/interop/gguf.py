@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
-from gptcli.data.readers import shown
+from gptcli.data.archives import shown
 from gptcli.errors import CheckpointError, ConfigError
 from gptcli.interop import optional_package
 from gptcli.interop.hf_config import family_of

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptcli import __version__
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
-from gptcli.data.readers import shown
+from gptcli.data.archives import shown
 from gptcli.errors import CheckpointError
 from gptcli.interop.hf_config import family_of, table_of, to_hugging_face
 from gptcli.interop.hf_tokenizer import tokenizer_config, tokenizer_json

@@ -12,9 +12,9 @@ import pytest
 
 import gptcli.data.estimate
 from gptcli.config import load_config
+from gptcli.data.columns import parquet_text_bytes
 from gptcli.data.estimate import estimate, require_room
 from gptcli.data.prepare import make_plan
-from gptcli.data.readers import parquet_text_bytes
 from gptcli.data.shards import TokenReader, read_manifest
 from gptcli.errors import StorageError
 from support.folders import Usage
