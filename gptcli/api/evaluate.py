@@ -13,6 +13,7 @@ from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
 from gptcli.config.schema import Split
 from gptcli.data.packing import PackedRows
+from gptcli.data.presets import folder_at, is_address
 from gptcli.data.shards import Manifest, read_manifest
 from gptcli.device import init_runtime
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
@@ -52,7 +53,15 @@ def open_checkpoint(checkpoint: Checkpoint, config: Config, data: Place = None) 
     if isinstance(checkpoint, TrainedModel):
         return checkpoint
     name = None if checkpoint is None else os.fspath(checkpoint)
-    return open_model(name, config, init_runtime(config).device, Path(data) if data else None)
+    return open_model(
+        name, config, init_runtime(config).device, folder_at(str(data)) if data else None
+    )
+
+
+def _folder(trained: TrainedModel, source: str | None) -> Path:
+    """Return the folder of the data that a model was trained on."""
+    named = trained.checkpoint.data.get("dir")
+    return folder_at(str(named)) if is_address(named) else trained.data_of(source)
 
 
 def device_of(trained: TrainedModel) -> str:
@@ -145,7 +154,7 @@ def compare(
     contexts = [_context(config.data.seq_len, model) for model in models]
     _require_same_text(contexts, stride, max_tokens, is_file=text is not None)
     given, name = (data, split) if text is None else (text, "text")
-    path = Path(given) if given is not None else models[0].data_of(source)
+    path = _folder(models[0], source) if given is None else folder_at(str(given))
     if text is None and (manifest := read_manifest(path)).is_chat:
         _require_rows(path, contexts, stride, adapt_lr)
         models = [_with_chat_tokens(model, manifest) for model in models]

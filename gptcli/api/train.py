@@ -4,13 +4,13 @@ import logging
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gptcli import trackers
 from gptcli.api.prepare import OnBytes, prepare
 from gptcli.config import Config
 from gptcli.data.loader import part_configs
-from gptcli.data.presets import data_dir, is_local
+from gptcli.data.presets import data_dir, is_address, is_local
 from gptcli.data.shards import MANIFEST
 from gptcli.distributed.environment import place
 from gptcli.errors import EXIT_INTERRUPTED, ConfigError, DataError
@@ -47,6 +47,8 @@ def ready(
     trackers.require(config.train.loggers)
     name = "mix" if config.data.mix is not None else data_dir(config.data).name
     if not config.run_dir and not config.name:
+        if is_address(config.data.dir):
+            name = PurePosixPath(str(config.data.dir)).name
         config = config.model_copy(update={"name": name or "run"})
     if place().is_main:
         for each in part_configs(config):
@@ -57,7 +59,7 @@ def ready(
 def _require_data(config: Config, workers: int | None, command: str, on_bytes: OnBytes) -> None:
     """Prepare the data of a run, or of one of its sources, if that is on this machine."""
     data, folder = config.data, data_dir(config.data)
-    if (folder / MANIFEST).exists():
+    if is_address(data.dir) or (folder / MANIFEST).exists():
         return
     if not is_local(data):
         state = "is not prepared" if folder.is_dir() else "does not exist"

@@ -38,17 +38,18 @@ def info(
 ) -> None:
     """Describe a data folder."""
     from gptcli.api.prepare import Prepared
+    from gptcli.data.presets import folder_at
     from gptcli.data.shards import read_manifest
 
-    manifest = read_manifest(Path(folder))
+    manifest = read_manifest(folder_at(folder))
     facts: dict[str, Any] = {
-        "dir": folder,
         **manifest.recipe.model_dump(exclude={"tokenizer", "max_vocab_size"}),
-        **Prepared(Path(folder), manifest).facts(),
+        **Prepared(folder_at(folder), manifest).facts(),
         "dtype": manifest.dtype,
         "fingerprint": manifest.fingerprint,
         "val_share": round(manifest.val_share, 6),
     }
+    facts = {"dir": folder} | facts | {"dir": folder}
     if manifest.has_own_val:
         facts["val_fraction"] = None
     contents = _contents(folder, manifest) if full else None
@@ -71,9 +72,10 @@ def info(
 
 def _contents(folder: str, manifest: "Manifest", most: int | None = None) -> "Contents":
     from gptcli.data.contents import MOST_TOKENS, measure
+    from gptcli.data.presets import folder_at
 
     with console.bar(f"reading {folder}", manifest.tokens.total) as bar:
-        return measure(Path(folder), manifest, most or MOST_TOKENS, bar.advance)
+        return measure(folder_at(folder), manifest, most or MOST_TOKENS, bar.advance)
 
 
 def _described(found: "Contents") -> dict[str, str]:
@@ -112,14 +114,16 @@ def report(
     json_: options.JsonOption = False,
 ) -> None:
     """Write a self-contained HTML report of a data folder."""
+    from gptcli.data.presets import folder_at
     from gptcli.data.shards import read_manifest
     from gptcli.plotting import page, require_ending
     from gptcli.plotting.data_report import render
 
-    file, manifest = out or Path(folder, "report.html"), read_manifest(Path(folder))
+    place = folder_at(folder)
+    file, manifest = out or place / "report.html", read_manifest(place)
     require_ending(file, *page.FORMATS)
     contents = _contents(folder, manifest, max_tokens)
-    n_bytes = page.write(file, render(Path(folder), manifest, contents, moment()))
+    n_bytes = page.write(file, render(place, manifest, contents, moment()))
     if json_:
         facts = {"file": str(file), "bytes": n_bytes, "contents": asdict(contents)}
         console.result_json(facts)
@@ -145,9 +149,11 @@ def peek(
 ) -> None:
     """Show decoded training windows, or conversations with what is trained on marked."""
     from gptcli.data.inspection import END_OF_TEXT_MARK, conversations_as_text, windows_as_text
+    from gptcli.data.presets import folder_at
     from gptcli.data.shards import read_manifest
 
-    path, manifest = Path(folder), read_manifest(Path(folder))
+    path = folder_at(folder)
+    manifest = read_manifest(path)
     if manifest.is_chat:
         talks = conversations_as_text(
             path, manifest, split, count=count, max_tokens=seq_len or 1024, seed=seed
@@ -179,9 +185,10 @@ def peek(
 def verify(folder: Folder, json_: options.JsonOption = False) -> None:
     """Verify the size, header, hash and ids of every shard."""
     from gptcli.data.inspection import damaged_shards
+    from gptcli.data.presets import folder_at
     from gptcli.data.shards import SPLITS, read_manifest, read_tokenizer
 
-    path = Path(folder)
+    path = folder_at(folder)
     manifest = read_manifest(path)
     read_tokenizer(path, manifest)
     n_shards = sum(len(manifest.shards(split)) for split in SPLITS)

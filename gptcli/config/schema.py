@@ -68,7 +68,8 @@ class DataConfig(Section):
     """The source of the text, its split, and the training windows."""
 
     source: PathText | SplitSource | None = Field(default=None, examples=["stdlib"])
-    """A preset, a path or glob of text, `hf:org/name`, `-` (stdin), or {train: ..., val: ...}."""
+    """A preset, a path or glob of text, an address (https://, s3://, gs://), `hf:org/name`, `-`
+    (stdin), or {train: ..., val: ...}."""
     mix: list[MixSource] | None = Field(
         default=None, examples=[[{"source": "stdlib", "weight": 0.7},
                                  {"source": "notes.txt", "weight": 0.3, "max_epochs": 4}]]
@@ -90,7 +91,11 @@ class DataConfig(Section):
     filters: FilterConfig | None = Field(default=None, examples=[{"min_chars": 200}])
     """Rules that leave documents out: {min_chars: 200, languages: [en]}. Null: none."""
     dir: PathText | None = Field(default=None, examples=["data/books"])
-    """Folder of token shards. Null: data/<name of the source>."""
+    """Folder of token shards, or its address: https://host/folder, s3://bucket/folder. Null:
+    data/<name of the source>."""
+    cache_gb: PositiveFloat = Field(default=50.0, examples=[200])
+    """Disk space for the shards of folders behind addresses, in GB; the least recently used make
+    room."""
     val_fraction: Fraction | None = Field(default=None, examples=[0.05])
     """Fraction held out for validation; 0 disables validation. Null: 0.0005 for sources of 50 MB
     or more, else 0.1."""

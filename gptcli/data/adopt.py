@@ -14,6 +14,7 @@ from gptcli import atomic, locking
 from gptcli.config.schema import Config, DataConfig, Split
 from gptcli.data import hub, shards
 from gptcli.data.presets import PRESETS, Preset, data_dir
+from gptcli.data.shard_files import chunks
 from gptcli.data.shards import Counts, Manifest, Recipe, Shard, TokenizerRecord, UnitRecord
 from gptcli.errors import ConfigError, DataError
 from gptcli.tokenizers import Dtype, Tokenizer, dump_tokenizer, is_learned, make_tokenizer
@@ -104,7 +105,7 @@ def _unit(
     shard, dtype = _describe(path)
     n_bytes = n_documents = 0
     digest = hashlib.sha256()
-    for raw, ids in shards.chunks(path, shard, dtype):
+    for raw, ids in chunks(path, shard.header_bytes, dtype):
         digest.update(raw)
         highest = int(ids.max(initial=0))
         if highest >= tokenizer.vocab_size:

@@ -16,6 +16,7 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of record batches
 
 
 def no_such_field(path: File, field: str, fields: list[str]) -> DataError:
+    """Make the error for a field that rows do not have."""
     names = ", ".join(map(str, fields[:20])) or "none"
     hint = f"name the one with the text, e.g. -s data.text_field={fields[0]}" if fields else None
     if (form := format_of(fields)) is not None:
@@ -34,6 +35,7 @@ def _table(path: File) -> Iterator[Any]:
 
 
 def read_texts(path: File, field: str, errors: str) -> Iterator[str]:
+    """Yield the text of each row; a null is an empty text."""
     import pyarrow as pa
 
     with _table(path) as (schema, batches):
@@ -72,6 +74,7 @@ def _texts_of(column: Any, path: File, first_row: int, errors: str) -> Iterator[
 def read_records(
     path: File, fields: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place in the file, values by field) of each row."""
     with _table(path) as (schema, batches):
         names = schema.names
         for field in fields:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from gptcli import atomic
 from gptcli.config.schema import Split
+from gptcli.data.shard_files import REPAIR
 from gptcli.data.shards import (
     MASK,
-    REPAIR,
     SPLITS,
     STARTS,
     Manifest,
@@ -45,9 +45,12 @@ def read_sides(folder: Path, shard: Shard, *, hashes: bool = False) -> tuple[Bit
     Raises:
         DataError: They are not what the manifest says; hashes are compared if `hashes` is set.
     """
+    from gptcli.data import remote
+
     raws = []
     for suffix, expected in ((MASK, shard.mask_sha256), (STARTS, shard.starts_sha256)):
         path = folder / shard.beside(suffix)
+        remote.fetch(path, shard.sizes.get(path.name, 0), str(expected))
         try:
             raws.append(atomic.read_bytes(path))
         except OSError as error:

@@ -16,7 +16,7 @@ from gptcli import atomic
 from gptcli.data.archives import COMPRESSED
 from gptcli.data.columns import parquet_text_bytes
 from gptcli.data.filters import Rules
-from gptcli.data.hub import RemoteFile
+from gptcli.data.remote import RemoteFile
 from gptcli.data.sources import PreparePlan
 from gptcli.data.units import documents, excerpt
 from gptcli.errors import StorageError

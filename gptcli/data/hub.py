@@ -31,7 +31,8 @@ _UNREACHABLE = {
     "URLError",
 }  # fmt: skip
 _DROPPED = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
-            "IncompleteRead"}  # fmt: skip
+            "IncompleteRead", "TimeoutError", "ConnectionResetError"}  # fmt: skip
+_DENIED = {"PermissionError", "NoCredentialsError", "NoAuth", "HttpError"}
 # Seconds before the second, third, ... try: huggingface_hub gives up at the first 5xx on a file,
 # and a long preparation meets some.
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -41,8 +42,8 @@ T = TypeVar("T")
 OnBytes = Callable[[int], None]  # is called with the bytes that have arrived since the last call
 
 
-def _ignore(n_bytes: int) -> None:
-    pass
+def ignore(n_bytes: int) -> None:
+    """Do nothing with the bytes that arrived."""
 
 
 class NetworkError(DataError):
@@ -53,7 +54,7 @@ class MissingFileError(DataError):
     """The repository has no such file."""
 
 
-class _Cached:
+class Cached:
     """A file on the network that has a place in the Hub's cache."""
 
     def _cached(self) -> Path | None:
@@ -73,7 +74,7 @@ class _Cached:
 
 # A unit's hash in a manifest covers the repr of these two classes: fields and names are a format.
 @dataclass(frozen=True)
-class HubFile(_Cached):
+class HubFile(Cached):
     """A file of a repository at a commit."""
 
     repository: str
@@ -82,7 +83,7 @@ class HubFile(_Cached):
     n_bytes: int = 0
     repo_type: str = "dataset"
 
-    def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
+    def fetch(self, on_bytes: OnBytes = ignore) -> Path:
         """Return the local path, after downloading what is missing; a DataError if that fails."""
         import huggingface_hub
 
@@ -93,14 +94,14 @@ class HubFile(_Cached):
                 require_reachable()
             return str(self._call(huggingface_hub.hf_hub_download, tqdm_class=counter))
 
-        return Path(_retry(f"{self.repository}/{self.path}", download))
+        return Path(retry(f"{self.repository}/{self.path}", download))
 
     def exists(self) -> bool:
         """Tell whether the repository has the file, without downloading it."""
         import huggingface_hub
 
         name = f"{self.repository}/{self.path}"
-        return bool(_retry(name, lambda: self._call(huggingface_hub.file_exists)))
+        return bool(retry(name, lambda: self._call(huggingface_hub.file_exists)))
 
     def _cached(self) -> Path | None:
         import huggingface_hub
@@ -135,17 +136,17 @@ def _counter(on_bytes: OnBytes) -> Any:
 
 
 @dataclass(frozen=True)
-class WebFile(_Cached):
+class WebFile(Cached):
     """A file at a web address, kept in the Hub's cache beside the others."""
 
     url: str
     n_bytes: int
     """Its size, which the download must have."""
 
-    def fetch(self, on_bytes: OnBytes = _ignore) -> Path:
+    def fetch(self, on_bytes: OnBytes = ignore) -> Path:
         """Return the local path, downloading the file if it is not in the cache."""
         if not self.is_cached():
-            content = _retry(self.url, self._download)
+            content = retry(self.url, self._download)
             if len(content) != self.n_bytes:
                 raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
             atomic.write_bytes(self._path, content)
@@ -170,9 +171,6 @@ class WebFile(_Cached):
         return content
 
 
-RemoteFile = HubFile | WebFile
-
-
 @dataclass(frozen=True)
 class HubFiles:
     """The files of a dataset's splits at one commit."""
@@ -195,7 +193,7 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
     if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return known  # a commit never changes
     try:
-        files = _retry(f"hf:{repository}", lambda: _resolve(repository, config, revision))
+        files = retry(f"hf:{repository}", lambda: _resolve(repository, config, revision))
     except NetworkError:
         if known is not None:
             return known
@@ -263,8 +261,8 @@ def _hub_files(urls: list[str]) -> tuple[HubFile, ...]:
     return tuple(HubFile(repository, path, revision, sizes.get(path, 0)) for path in paths)
 
 
-def _retry(name: str, ask: Callable[[], T]) -> T:
-    """Ask the Hub, and again later if it is overloaded or the connection drops."""
+def retry(name: str, ask: Callable[[], T]) -> T:
+    """Ask a server, and again later if it is overloaded or the connection drops."""
     for seconds in (*_WAITS, None):
         try:
             with atomic.storage_errors(Path(name)):
@@ -317,18 +315,23 @@ def require_reachable() -> None:
 def _explained(name: str, error: Exception) -> GptError:
     """Return our error for one of the Hub's libraries, which have many kinds."""
     kinds, text = _class_names(error), str(error)
+    server = "its server" if "://" in name else "the Hub"
     reason = (text.strip() or type(error).__name__).splitlines()[0][:200]
     if "ValueError" in kinds and ("BuilderConfig" in text or "Config name" in text):
         return unknown_part(name, text)
-    if kinds & _UNREACHABLE:
-        server = "its server" if "://" in name else "the Hub"
+    if "://" in name and (_status(error) == 404 or "FileNotFoundError" in kinds):
+        return MissingFileError(f"{name}: no such file")
+    if "://" in name and (_status(error) in (401, 403) or kinds & _DENIED):
+        hint = "set your credentials as for the tools of that store, or download it yourself"
+        return DataError(f"{name}: its server refuses to send it ({reason})", hint)
+    if kinds & _UNREACHABLE and not ("://" in name and _is_temporary(error)):
         return NetworkError(
             f"{name}: not in the cache, and {server} cannot be reached",
             "connect to the network; downloads are cached for offline use",
         )
     if _is_temporary(error):
         return NetworkError(
-            f"{name}: the Hub is overloaded or the connection dropped ({reason})",
+            f"{name}: {server} is overloaded or the connection dropped ({reason})",
             "run the same command again: it resumes",
         )
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:

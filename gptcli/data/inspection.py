@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.config.schema import Split
+from gptcli.data import remote
 from gptcli.data.conversations import ConversationReader, read_sides, require_mask
+from gptcli.data.shard_files import chunks
 from gptcli.data.shards import (
     SPLITS,
     Manifest,
     TokenReader,
     check_shard,
-    chunks,
     read_tokenizer,
 )
 from gptcli.errors import DataError
@@ -43,8 +44,9 @@ def damaged_shards(
     for shard in (shard for split in SPLITS for shard in manifest.shards(split)):
         path, digest = folder / shard.file, hashlib.sha256()
         try:
+            remote.fetch(path, shard.n_bytes(manifest.dtype), shard.sha256)
             check_shard(path, shard, manifest.dtype)
-            for raw, ids in chunks(path, shard, manifest.dtype):
+            for raw, ids in chunks(path, shard.header_bytes, manifest.dtype):
                 digest.update(raw)
                 highest[shard.split] = max(highest[shard.split], int(ids.max(initial=0)))
             if manifest.is_chat:

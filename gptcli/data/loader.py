@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gptcli.config.schema import Config
 from gptcli.config.windows import epochs, training_windows
-from gptcli.data.presets import data_dir
+from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import MANIFEST, Manifest, TokenReader, read_manifest
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
@@ -211,7 +211,8 @@ def part_configs(config: Config) -> Iterator[Config]:
         return
     shared = None
     for source in config.data.mix:
-        is_folder = (Path(source.source) / MANIFEST).is_file()
+        is_remote = is_address(source.source) and source.source.endswith("/")
+        is_folder = is_remote or (Path(source.source) / MANIFEST).is_file()
         named = {"dir": source.source} if is_folder else {"source": source.source}
         data = config.data.model_copy(update={"mix": None, **named})
         yield config.model_copy(update={"data": data, "tokenizer": shared or config.tokenizer})
@@ -288,9 +289,9 @@ def _open_tokens(folder: Path, manifest: Manifest, config: Config) -> tuple[Spli
         if rows is None:
             raise DataError(f"{folder}: no conversations to train on")
         return rows, open_rows(folder, manifest, "val", *how)
-    train_tokens = TokenReader(folder, manifest, "train")
+    train_tokens = TokenReader(folder, manifest, "train", config.data.cache_gb)
     require_window(train_tokens, config.seq_len, "train")
-    val_tokens = TokenReader(folder, manifest, "val")
+    val_tokens = TokenReader(folder, manifest, "val", config.data.cache_gb)
     if not len(val_tokens):
         return train_tokens, None
     require_window(val_tokens, config.seq_len, "val")

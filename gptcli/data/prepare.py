@@ -18,7 +18,7 @@ from gptcli.data.encode import Encoder
 from gptcli.data.filters import Rules
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.journal import Journal, remove_prepared
-from gptcli.data.presets import data_dir
+from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, PreparePlan, find_source
 from gptcli.data.units import Fetcher, Unit, content_hash
@@ -31,6 +31,11 @@ from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer
 
 def make_plan(config: Config) -> PreparePlan:
     """Find the source of `config` and settle what it leaves open."""
+    if is_address(config.data.dir):
+        raise ConfigError(
+            f"data.dir: {config.data.dir} is not on this machine, and shards are written to it",
+            "choose a folder with --out, then upload it, e.g. with `aws s3 sync`",
+        )
     source = find_source(config.data, config.seed)
     data = config.data.model_copy(update={"format": source.format})
     if source.text_field and not config.is_set("data.text_field"):

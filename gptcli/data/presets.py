@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from gptcli.config.schema import DataConfig, DataFormat, SplitSource
-from gptcli.data.archives import bare_name
 from gptcli.errors import ConfigError
 
 
@@ -111,6 +110,8 @@ def source_name(source: str | SplitSource) -> str:
         return source
     if is_named(source):
         return _folder_name(source.removeprefix("hf:").rpartition("/")[2])
+    from gptcli.data.archives import bare_name
+
     path = Path(re.split(r"[*?\[]", source)[0])  # a glob's fixed part
     name = path.name if path.is_dir() else Path(bare_name(path.name)).stem
     return _folder_name(path.resolve().name if name in ("", "..") else name)
@@ -120,10 +121,29 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
 
 
+def is_address(name: object) -> bool:
+    """Tell whether a name is an address, such as https://host/file."""
+    return isinstance(name, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def folder_at(name: str) -> Path:
+    """Return a data folder by its path, or the one that stands for an address."""
+    if not is_address(name):
+        return Path(name)
+    from gptcli.data import remote
+
+    return remote.folder_of(remote.require_address(name, "data.dir"))
+
+
 def data_dir(config: DataConfig) -> Path:
     """Return the folder of the shards; a ConfigError if neither dir nor source is set."""
+    for name in _names(config.source):
+        if is_address(name):
+            from gptcli.data import remote
+
+            remote.require_address(name, "data.source")
     if config.dir is not None:
-        return Path(config.dir)
+        return folder_at(config.dir)
     if not config.source:
         raise ConfigError(
             "neither data.source nor data.dir is set: there is no data to work on",
@@ -139,12 +159,18 @@ def is_named(source: str) -> bool:
 
 def is_local(config: DataConfig) -> bool:
     """Tell whether `data.source` names text that is on this machine."""
-    source = config.source
-    if source is None:
-        return False
-    parts = [source.train, source.val] if isinstance(source, SplitSource) else [source]
     local = {name for name, preset in PRESETS.items() if preset.kind == "library"}
-    return all(not is_named(part) or part.partition(":")[0] in local for part in parts)
+    return config.source is not None and all(
+        part.partition(":")[0] in local or not (is_named(part) or is_address(part))
+        for part in _names(config.source)
+    )
+
+
+def _names(source: str | SplitSource | None) -> list[str]:
+    """Return the names in a source."""
+    if isinstance(source, SplitSource):
+        return [source.train, source.val]
+    return [] if source is None else [source]
 
 
 def unknown_preset(name: str) -> ConfigError:

@@ -8,10 +8,9 @@ them. The manifest is written last; a folder without one is not finished.
 import hashlib
 import json
 import os
-import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
 
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
 from gptcli import atomic
-from gptcli.config.schema import Split
+from gptcli.config.schema import DataConfig, Split
 from gptcli.errors import DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import Dtype, Tokenizer, Tokens, dtype_for, load_tokenizer
@@ -29,10 +28,9 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 MASK, STARTS = ".mask", ".starts"  # the suffixes of what is beside a shard of conversations
-REPAIR = "prepare the folder again with `gpt prepare --force`"
 HEADER_BYTES = 1024
 _MAX_OPEN_FILES = 64
-_CHUNK_BYTES = 8 << 20
+_CACHE_GB = DataConfig().cache_gb
 MAGIC: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
@@ -102,6 +100,10 @@ class Shard(_Record):
             self.beside(MASK): -(-self.tokens // 8),
             self.beside(STARTS): 8 * self.conversations,
         }
+
+    def n_bytes(self, dtype: Dtype) -> int:
+        """Return the size of the file."""
+        return self.header_bytes + self.tokens * np.dtype(dtype).itemsize
 
     @property
     def header_bytes(self) -> int:
@@ -234,7 +236,10 @@ class Manifest(_Record):
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a data folder; a DataError if there is none or it is damaged."""
+    from gptcli.data import remote  # which most folders have no need of
+
     path = folder / MANIFEST
+    remote.refresh(folder, (MANIFEST, TOKENIZER))
     try:
         content = json.loads(atomic.read_bytes(path))
         checksum = content.pop("checksum", None) if isinstance(content, dict) else None
@@ -291,14 +296,24 @@ class TokenReader:
     one would kill the process. Threads may share one reader.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, split: Split, cache_gb: float = _CACHE_GB
+    ) -> None:
         """Open a split; sizes and headers are checked (a DataError if wrong), hashes are not."""
+        from gptcli.data import remote
+
+        self._kind = manifest.dtype
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._shards = manifest.shards(split)
         self._paths = [folder / shard.file for shard in self._shards]
         self._ends = np.cumsum([shard.tokens for shard in self._shards], dtype=np.int64)
         self._opened: OrderedDict[int, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
+        self._cache_gb = cache_gb if remote.address_of(folder) else None
+        if self._cache_gb is not None:
+            held = sum(shard.n_bytes(manifest.dtype) for shard in self._shards)
+            remote.require_room(f"the {split} split", held, self._cache_gb)
+            return
         for shard, path in zip(self._shards, self._paths, strict=True):
             check_shard(path, shard, manifest.dtype)
 
@@ -331,6 +346,8 @@ class TokenReader:
         """Return the open file of a shard, keeping the most recently used ones open."""
         file = self._opened.pop(index, None)
         if file is None:
+            if self._cache_gb is not None:
+                self._download(index, self._cache_gb)
             if len(self._opened) == _MAX_OPEN_FILES:
                 self._opened.popitem(last=False)[1].close()
             try:
@@ -339,6 +356,15 @@ class TokenReader:
                 raise DataError(f"{self._paths[index]}: {error.strerror}") from error
         self._opened[index] = file
         return file
+
+    def _download(self, index: int, cache_gb: float) -> None:
+        from gptcli.data import remote
+
+        path, shard = self._paths[index], self._shards[index]
+        remote.fetch(path, shard.n_bytes(self._kind), shard.sha256, cache_gb)
+        check_shard(path, shard, self._kind)
+        for other in [each for each in self._opened if not self._paths[each].exists()]:
+            self._opened.pop(other).close()  # which made room
 
     def __enter__(self) -> Self:
         return self
@@ -362,37 +388,13 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
 
 def check_shard(path: Path, shard: Shard, dtype: Dtype) -> None:
     """Compare a shard's size and header with the manifest, and the sizes of what is beside it."""
-    expected = shard.header_bytes + shard.tokens * np.dtype(dtype).itemsize
-    raw = _check_size(path, expected, f"{plural(shard.tokens, 'token')} take", shard.header_bytes)
+    from gptcli.data.shard_files import REPAIR, check_size
+
+    expected = shard.n_bytes(dtype)
+    raw = check_size(path, expected, f"{plural(shard.tokens, 'token')} take", shard.header_bytes)
     if raw:
         header = tuple(int(word) for word in np.frombuffer(raw, dtype="<i4", count=3))
         if header != (*MAGIC[dtype], shard.tokens):
             raise DataError(f"{path}: not a {dtype} token shard (header {header})", REPAIR)
     for name, n_bytes in shard.sizes.items():
-        _check_size(path.with_name(name), n_bytes, "the manifest says")
-
-
-def _check_size(path: Path, expected: int, because: str, n_head: int = 0) -> bytes:
-    """Compare the size of a file with the manifest, and return its first `n_head` bytes."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block its reader
-            raise DataError(f"{path}: not a regular file; the manifest lists it", REPAIR)
-        with path.open("rb") as file:
-            raw = file.read(n_head)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: missing; the manifest lists it", REPAIR) from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if size != expected:
-        raise DataError(f"{path}: {size:,} bytes, but {because} {expected:,}", REPAIR)
-    return raw
-
-
-def chunks(path: Path, shard: Shard, dtype: Dtype) -> Iterator[tuple[bytes, Tokens]]:
-    """Yield all bytes of a shard in parts, each with the ids in it; a header has none."""
-    stored = np.dtype(dtype).newbyteorder("<")
-    with path.open("rb") as file:
-        yield file.read(shard.header_bytes), np.empty(0, stored)
-        while raw := file.read(_CHUNK_BYTES):
-            yield raw, np.frombuffer(raw, stored)
+        check_size(path.with_name(name), n_bytes, "the manifest says")

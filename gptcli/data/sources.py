@@ -19,11 +19,27 @@ from typing import Literal, NoReturn
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, DataFormat, Split, SplitSource, TokenizerConfig
-from gptcli.data import archives, hub, readers
+from gptcli.data import archives, hub, readers, remote
 from gptcli.data.columns import saved_files, saved_splits
 from gptcli.data.messages import FIELDS, format_of
-from gptcli.data.presets import PRESETS, STDIN, Expected, Preset, is_named, unknown_preset
-from gptcli.data.units import Unit, library_packages, numbered, size_of, units_of_files
+from gptcli.data.presets import (
+    PRESETS,
+    STDIN,
+    Expected,
+    Preset,
+    is_address,
+    is_named,
+    unknown_preset,
+)
+from gptcli.data.units import (
+    FILES_SPLIT_WHOLE,
+    SplitRule,
+    Unit,
+    library_packages,
+    numbered,
+    size_of,
+    units_of_files,
+)
 from gptcli.errors import ConfigError, DataError
 from gptcli.seeding import derive_seed
 
@@ -110,8 +126,36 @@ def _find(source: str, config: DataConfig, seed: int) -> Source:
         return _from_preset(source, PRESETS[name], config, seed)
     if config.config is not None:
         raise ConfigError("data.config names a part of a named dataset; local files have none")
+    if is_address(source):
+        return _remote(source, config)
     with archives.readable(Path(source)):
         return _local(source, config)
+
+
+def _remote(source: str, config: DataConfig) -> Source:
+    """Find the files behind an address; each is a unit."""
+    remote.require_address(source, "data.source")
+    found = remote.files_at(source)
+    kinds = [archives.suffix_of(Path(file.path)) for file in found]
+    files = [file for file, kind in zip(found, kinds, strict=True) if kind in readers.SUFFIXES]
+    files = files or found[: len(found) == 1]  # one that is named is text, whatever its suffix
+    if not files:
+        raise DataError(
+            f"{source}: no text at this address", f"looked for {' '.join(readers.SUFFIXES)}"
+        )
+    rules: list[SplitRule] = [
+        "documents"
+        if readers.holds_documents(Path(file.path)) or len(files) >= FILES_SPLIT_WHOLE
+        else "tail"
+        for file in files
+    ]
+    units = [
+        Unit(index, file.url, (file,), rule)
+        for index, (file, rule) in enumerate(zip(files, rules, strict=True))
+    ]
+    local = [file.fetch() for file in files[:1] if file.is_cached()]
+    n_bytes = sum(file.n_bytes for file in files)
+    return Source(source, tuple(units), n_bytes, format=_format(config, lambda: _fields_of(local)))
 
 
 def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:

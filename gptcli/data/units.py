@@ -21,8 +21,9 @@ from gptcli.config.schema import DataConfig, Split
 from gptcli.data import archives, readers
 from gptcli.data.docstrings import conversations_of, module_name
 from gptcli.data.filters import Rules
-from gptcli.data.hub import OnBytes, RemoteFile
+from gptcli.data.hub import OnBytes
 from gptcli.data.messages import FIELDS, OPTIONAL, BadRow, Turns, conversation_of
+from gptcli.data.remote import RemoteFile
 from gptcli.errors import DataError
 from gptcli.seeding import derive_uniform
 
