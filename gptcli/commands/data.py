@@ -228,7 +228,8 @@ def overlap(
 ) -> None:
     """Measure how much of B occurs in A: lines, spans, questions of a test."""
     from gptcli.data import overlap as overlapping
-    from gptcli.data.readers import fields_of, suffix_of
+    from gptcli.data.archives import suffix_of
+    from gptcli.data.readers import fields_of
 
     data, asked = options.load(None, set_).data, list[str]()
     fields = {*fields_of(Path(b))} if suffix_of(Path(b)) == ".jsonl" else set()

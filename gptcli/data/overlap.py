@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptcli.config.schema import Split
-from gptcli.data.readers import ROW_SUFFIXES, read_rows, read_text, suffix_of
+from gptcli.data.archives import suffix_of
+from gptcli.data.readers import ROW_SUFFIXES, read_rows, read_text
 from gptcli.data.shards import TokenReader, read_manifest, read_tokenizer
 from gptcli.errors import DataError
 from gptcli.formatting import printable

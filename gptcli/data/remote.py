@@ -302,7 +302,7 @@ def refresh(folder: Path, names: tuple[str, ...]) -> None:
 
     first = folder / names[0]
     try:
-        contents = {name: retry(f"{url}/{name}", lambda name=name: read(name)) for name in names}
+        contents = {name: retry(f"{url}/{name}", functools.partial(read, name)) for name in names}
     except NetworkError:
         if first.exists():
             return
