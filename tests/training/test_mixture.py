@@ -11,8 +11,14 @@ import pytest
 from gptcli import cli
 from gptcli.config.loader import load_config
 from gptcli.errors import ConfigError, DataError
+from gptcli.formatting import loss
 from gptcli.plotting.curves import Axis, loss_curves
+from gptcli.plotting.figure import Picture, draw_figure
+from gptcli.plotting.report import render
 from gptcli.runs import read_run
+from gptcli.terminal.live import _numbers
+from gptcli.terminal.run_state import RunState
+from gptcli.trackers import _point
 from gptcli.training.events import Evaluated, Started, describe
 from gptcli.training.plan import plan
 from support.chats import prepare_chats
@@ -129,6 +135,25 @@ def test_each_source_is_scored_and_the_loss_is_their_mean_by_weight(sources: Non
     assert curves["b"].y == tuple(event.sources["b"].val_loss for event in found)
     text = describe(found[-1])
     assert text is not None and f"(a {found[-1].sources['a'].val_loss:.4f}, b " in text
+
+
+def test_screen_report_figure_and_trackers_show_each_source(sources: None) -> None:
+    events = finish(mixed())
+    run, state = read_run(mixed().run_folder), RunState(0.0)
+    for event in events:
+        state.update(event, 0.0)
+    shown = {label: value for label, value, _ in _numbers(state, 0.0)}
+    last = run.evaluations[-1]
+    assert [shown[name] for name in "ab"] == [loss(last.sources[name].val_loss) for name in "ab"]
+    page = render(run, "now")
+    assert "<th>a</th>" in page and f"<td>{loss(last.sources['b'].val_loss)}</td>" in page
+    assert page.count('"kind":"source s') == 2
+    draw_figure([run], Path("loss.svg"), Picture())
+    assert Path("loss.svg").read_text().count("<!-- a -->") == 1
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    _, values = _point(json.loads([line for line in lines if "sources" in line][-1]))
+    assert values["eval/b/val_loss"] == last.sources["b"].val_loss
+    assert values["eval/val_loss"] == last.val_loss
 
 
 def test_the_weights_at_the_end_of_a_schedule_make_the_mean(sources: None) -> None:
