@@ -160,7 +160,8 @@ def measure(
     )
 
     def document(number: int) -> Document:
-        return splits[where[number, 0]].document(int(where[number, 1]))
+        split, index = where[number].tolist()
+        return splits[split].document(index)
 
     n = len(lengths)
     _, firsts, copies = np.unique(hashes, return_index=True, return_counts=True)
@@ -177,7 +178,8 @@ def measure(
         mean_length=float(lengths.mean()) if n else 0.0,
         median_length=float(np.median(lengths)) if n else 0.0,
         longest=int(lengths.max(initial=0)),
-        lengths=[(1 << power, int(count)) for power, count in enumerate(powers)],
+        lengths=[(1 << power, int(count)) for power, count in enumerate(powers)
+                 if powers[: power + 1].any()],
         frequent=[(int(i), tokenizer.decode([int(i)]), int(counts[i]))
                   for i in np.argsort(-counts, stable=True)[:_FREQUENT] if counts[i]],
         characters=_by_kind(np.sum([each.characters for each in splits], axis=0)),
