@@ -255,7 +255,7 @@ def compare(
     """
     texts, parts, n_units, is_part = list[str](), list[Ints](), 0, False
     for text, units in b:
-        if is_part := n_units >= MOST_UNITS:
+        if is_part := n_units >= MOST_UNITS and bool((units >= 0).any()):
             break
         texts.append(text)
         parts.append(units)

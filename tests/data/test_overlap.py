@@ -164,8 +164,10 @@ def test_an_empty_text_has_nothing_in_common(tmp_path: Path) -> None:
 def test_of_a_huge_second_text_the_beginning_is_compared(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_UNITS", 100)
     Path("c.jsonl").write_text("".join(json.dumps({"text": f"{i} " * 30}) + "\n" for i in "1234"))
     monkeypatch.setattr(module, "MOST_UNITS", 60)
     found = overlap(pair[0], Path("c.jsonl"))
     assert found.is_part and found.units == 60
+    monkeypatch.setattr(module, "MOST_UNITS", 120)
+    found = overlap(pair[0], Path("c.jsonl"))
+    assert not found.is_part and found.units == 120
