@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.text import Text
@@ -24,6 +25,9 @@ from gptcli import load_config, train
 from gptcli.terminal.live import frame
 from gptcli.terminal.run_state import RunState
 from gptcli.training.events import StepDone
+
+if TYPE_CHECKING:
+    from support.browser import Tab
 
 WIDTH = 98
 PLACE = Path(__file__).resolve().parent / "img"
@@ -120,33 +124,42 @@ def draw(picture: Picture, folder: Path) -> Path:
 def photograph(folder: Path) -> Path:
     """Save what a browser shows of the newest run: a text, and the alternatives of a token."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from support.browser import CONTROL, Browser
+    from support.browser import Browser
 
-    file = PLACE / "page.png"
-    words = [sys.executable, "-m", "gptcli", "serve", "--port", "0", "--json"]
+    words = [sys.executable, "-m", "gptcli", "serve", "--port", "0", "--json", "--drain", "1"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with (
-        subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server,
-        tempfile.TemporaryDirectory() as profile,
-        Browser(Path(profile)) as browser,
-    ):
-        assert server.stdout is not None
-        url = json.loads(server.stdout.readline())["url"]
-        tab = browser.open(f"{url}/#seed=1&max_tokens=120&mono=1", 1120, 700)
+    with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, text=True) as server:
         try:
-            tab.until("document.documentElement.dataset.ready")
-            tab.click("#write textarea")
-            tab.type("def read(")
-            tab.press("Enter", CONTROL)
-            tab.until("document.querySelector('#write .status').textContent.includes('seed')")
-            words_drawn = "[...document.querySelectorAll('.t b')].filter((b) => b.innerText[3])"
-            tab.value(f"{words_drawn}[6].id = 'shown'")
-            tab.point("#shown")
-            tab.until("!document.querySelector('#pop').hidden")
-            time.sleep(0.5)  # until it has appeared
-            tab.picture(file)
-        finally:
+            assert server.stdout is not None
+            answer = json.loads(server.stdout.readline())
+            assert "url" in answer, answer
+            with (
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+                Browser(Path(profile)) as browser,
+            ):
+                url = f"{answer['url']}/#seed=1&max_tokens=120&mono=1"
+                return show_alternatives(browser.open(url, 1120, 700))
+        finally:  # also if the browser fails: who waits for a server has to end it
             server.terminate()
+
+
+def show_alternatives(tab: "Tab") -> Path:
+    """Let the model continue a text, point at a token, and save what is seen."""
+    from support.browser import CONTROL
+    from support.page import finish
+
+    tab.until("document.documentElement.dataset.ready")
+    tab.click("#write textarea")
+    tab.type("def read(")
+    tab.press("Enter", CONTROL)
+    finish(tab)
+    words_drawn = "[...document.querySelectorAll('.t b')].filter((b) => b.innerText[3])"
+    tab.value(f"{words_drawn}[6].id = 'shown'")
+    tab.point("#shown")
+    tab.until("!document.querySelector('#pop').hidden")
+    time.sleep(0.5)  # until it has appeared
+    file = PLACE / "page.png"
+    tab.picture(file)
     return file
 
 

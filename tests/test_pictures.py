@@ -1,7 +1,9 @@
 """The pictures of docs/img show what the program prints now; `make docs` draws them again."""
 
 import html
+import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,18 @@ def test_the_picture_of_an_evaluation_has_the_words_of_one(finished_run: Path, g
     shown = [word for word in without_numbers(words) if "/" not in word]
     figures = shown[shown.index("nats") :]
     assert set(figures[: figures.index("xz")]) <= printed | {"validation"}
+
+
+@pytest.mark.slow
+def test_a_browser_that_fails_ends_the_server_too(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture of the page once waited forever for a server that nobody had ended."""
+    monkeypatch.setattr("support.browser.PROGRAM", "false")
+    spec = importlib.util.spec_from_file_location("pictures", IMAGES.parent / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    pictures = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pictures", pictures)  # for its dataclass
+    spec.loader.exec_module(pictures)
+    with pytest.raises((AssertionError, BrokenPipeError)):
+        pictures.photograph(finished_run.parents[1])

@@ -46,10 +46,14 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.send("Browser.close")
-        self._process.wait(SECONDS)
-        os.close(self._write)
-        os.close(self._read)
+        try:
+            self.send("Browser.close")
+            self._process.wait(SECONDS)
+        finally:
+            self._process.kill()  # one that does not answer
+            self._process.wait()
+            os.close(self._write)
+            os.close(self._read)
 
     def send(self, method: str, session: str | None = None, **params: Any) -> Any:
         """Send a command and return its answer; what happens meanwhile goes to `events`."""
@@ -57,13 +61,13 @@ class Browser:
         command: dict[str, Any] = {"id": self._n_sent, "method": method, "params": params}
         command |= {"sessionId": session} if session else {}
         os.write(self._write, json.dumps(command).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._n_sent:
+        end = time.monotonic() + SECONDS  # of all that comes before the answer
+        while (answer := self._receive(end)).get("id") != self._n_sent:
             self.events.append(answer)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
-    def _receive(self) -> dict[str, Any]:
-        end = time.monotonic() + SECONDS
+    def _receive(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._held:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
             assert ready, "the browser does not answer"
