@@ -43,7 +43,8 @@ class Step(_Row):
     skipped: bool = False
 
 
-class SourceLoss(_Row):
+@dataclass(frozen=True)
+class SourceLoss:
     """The losses of an evaluation on one source of a mixture."""
 
     val_loss: Float | None
@@ -93,16 +94,6 @@ class Counts(_Row):
     val: Int = 0
 
 
-class PartFacts(_Row):
-    """One source of a mixture."""
-
-    dir: str | None = None
-    source: str | None = None
-    weight: Float = 1.0
-    """At the end of the run."""
-    tokens: Counts = Counts()
-
-
 class DataFacts(_Row):
     """Which data a run was trained on."""
 
@@ -113,7 +104,8 @@ class DataFacts(_Row):
     tokenizer: str | None = None
     tokens: Counts = Counts()
     bytes: Counts = Counts()
-    parts: dict[str, PartFacts] = {}
+    parts: dict[str, "DataFacts"] = {}
+    """The sources of a mixture, by name."""
 
 
 class RunFacts(_Row):

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gptcli.formatting import loss, scored, shares, size
 from gptcli.runs import METRICS, SAMPLES
+from gptcli.runs.record import SourceLoss
 from gptcli.training.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -84,19 +85,6 @@ class Saved:
 
     step: int
     path: Path
-
-
-@dataclass(frozen=True)
-class SourceLoss:
-    """The losses of an evaluation on one source of a mixture."""
-
-    val_loss: float | None
-    train_loss: float
-
-    @property
-    def loss(self) -> float:
-        """That of the validation text, if there is any."""
-        return self.train_loss if self.val_loss is None else self.val_loss
 
 
 @dataclass(frozen=True)

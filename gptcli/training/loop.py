@@ -22,6 +22,7 @@ from gptcli.evaluation import evaluate_split
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
+from gptcli.runs.record import SourceLoss
 from gptcli.training.events import (
     Clock,
     EpochDone,
@@ -30,7 +31,6 @@ from gptcli.training.events import (
     Finished,
     Sampled,
     Saved,
-    SourceLoss,
     Started,
     StepDone,
     Stopped,
