@@ -120,7 +120,8 @@ def _keys(file: Path | None, host: str) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {file}: cannot be read ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"--api-key-file {file}: {why}") from error
     keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
     if not keys:
         raise ConfigError(f"--api-key-file {file}: no keys in the file", "write one key per line")

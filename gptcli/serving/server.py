@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -81,7 +82,10 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        hint = f"use another: --port {port + 1 if port < 65535 else 0}, or --port 0 for a free one"
+        hint = "use an address of this machine, for example --host 127.0.0.1"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            hint = "use another: --port "
+            hint += f"{port + 1}, or --port 0 for a free one" if 1023 < port < 65535 else "8000"
         reason = error.strerror or str(error)
         raise ConfigError(f"{host}:{port}: {reason}", hint) from error
     return listener

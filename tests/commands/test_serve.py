@@ -111,8 +111,10 @@ def test_other_addresses_need_a_key(run: Path, gpt: Gpt) -> None:
     Path("empty").write_text("\n# none\n")
     done = gpt("serve", "--host", "0.0.0.0", "--port", "0", "--api-key-file", "empty")
     assert (done.code, "no keys in" in done.err) == (2, True)
-    done = gpt("serve", "--api-key-file", "missing", "--port", "0")
-    assert (done.code, "missing" in done.err) == (2, True)
+    Path("latin").write_bytes(b"caf\xe9")
+    for name, why in (("missing", "No such file"), (".", "Is a directory"), ("latin", "not UTF-8")):
+        done = gpt("serve", "--api-key-file", name, "--port", "0")
+        assert done.code == 2 and f"--api-key-file {name}: {why}" in done.err, done.err
 
 
 def test_a_file_of_keys_may_have_comments_and_a_byte_order_mark() -> None:

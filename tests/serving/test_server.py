@@ -18,6 +18,12 @@ def test_a_port_belongs_to_one_server_from_the_start() -> None:
         bind("127.0.0.1", first.getsockname()[1])
 
 
+def test_an_address_of_another_machine_is_not_blamed_on_the_port() -> None:
+    with pytest.raises(ConfigError, match="192.0.2.1") as caught:
+        bind("192.0.2.1", 0)
+    assert "--host" in str(caught.value.hint) and "--port" not in str(caught.value.hint)
+
+
 def seconds_until_closed(server: Served, first: bytes, more: bytes) -> float:
     """Send bytes, then some again and again; return how long the server listens."""
     began = time.monotonic()
