@@ -19,7 +19,7 @@ def test_a_port_belongs_to_one_server_from_the_start() -> None:
 
 
 def test_an_address_of_another_machine_is_not_blamed_on_the_port() -> None:
-    with pytest.raises(ConfigError, match="192.0.2.1") as caught:
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1") as caught:
         bind("192.0.2.1", 0)
     assert "--host" in str(caught.value.hint) and "--port" not in str(caught.value.hint)
 
