@@ -149,7 +149,7 @@ class ModelConfig(Section):
     x0_scalars: bool = False
     """Add the embedding again before each block, scaled by a learned number."""
     n_value_embd: Annotated[int, Field(ge=0, le=1000), _INTEGRAL] = Field(default=0, examples=[2])
-    """Last blocks with a token embedding of their own that is added to the attention's values."""
+    """Number of last blocks with a separate token embedding, added to the attention's values."""
     bigram_rows: Annotated[int, Field(ge=0, le=2**28), _INTEGRAL] = Field(
         default=0, examples=[16384]
     )

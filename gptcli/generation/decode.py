@@ -56,7 +56,7 @@ class Row:
 class Drawn(NamedTuple):
     """A draw: its token, or None if that ends the text, and the likeliest ones (id, logprob).
 
-    Log-probabilities are in nats, before temperature and the like; 0 if there are none.
+    Log-probabilities are in nats, before temperature and the like; 0 unless they were asked for.
     """
 
     row: Row
@@ -68,7 +68,7 @@ class Drawn(NamedTuple):
 class Rows:
     """Texts of one model, extended by one token each at a time.
 
-    When the context of a text is full, its later half is read again and it goes on.
+    When the context of a text is full, its later half is read again and decoding continues.
 
     Attributes:
         rows: The texts that grow, in the order of the cache.
