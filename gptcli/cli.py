@@ -141,10 +141,6 @@ def _place(arguments: list[str]) -> environment.Place:
         return environment.ALONE
 
 
-def _nothing() -> None:
-    """Stand for a command that is listed and not run."""
-
-
 def _command(arguments: list[str] | None = None) -> Any:
     """Return the parser of all commands; its help shows no type behind a flag, which has none.
 
@@ -160,7 +156,7 @@ def _command(arguments: list[str] | None = None) -> Any:
     app.callback()(_root)
     for name, (panel, place, help_) in _COMMANDS.items():
         if arguments is not None and name not in arguments:
-            app.command(name, rich_help_panel=panel, help=help_)(_nothing)
+            app.command(name, rich_help_panel=panel, help=help_)(lambda: None)  # only listed
             continue
         module, _, attribute = place.partition(":")
         found = getattr(importlib.import_module(f"gptcli.commands.{module}"), attribute)
@@ -195,9 +191,8 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
         return None
     path = " ".join(_walk(arguments)[1])
     text = " ".join(str(format_message()).split()).replace("Value error, ", "")
-    typed, hint = _foreign_option(arguments)
-    if hint is not None:
-        return ConfigError(f"No such option: {typed}", hint)
+    if (foreign := _foreign_option(arguments)) is not None:
+        return ConfigError(f"No such option: {foreign[0]}", foreign[1])
     wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     if isinstance(wrong, str) and known:
         [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
@@ -215,53 +210,23 @@ def _walk(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
     return command, path, rest
 
 
-def _foreign_option(arguments: list[str]) -> tuple[str, str | None]:
+def _foreign_option(arguments: list[str]) -> tuple[str, str] | None:
     """Return the first option that is another program's, and the command to write here."""
-    from gptcli.commands.options import meant
+    from gptcli.commands.foreign import translate
 
     command, path, rest = _walk(arguments)
     params = [param for param in command.params if param.param_type_name == "option"]
     known = {
         name: bool(param.is_flag) for param in params for name in param.opts + param.secondary_opts
     }
-    words, is_complete, advised = [*path], True, []
-    while rest:
-        word = rest.pop(0)
-        typed, equals, value = word.partition("=")
-        if word == "--":
-            words += [word, *rest]
-            break
-        if typed in known or not re.fullmatch(r"--?[A-Za-z][\w-]+", typed):
-            takes_next = not equals and not known.get(typed, True)
-            words += [word, *rest[:takes_next]]
-            rest[:takes_next] = []
-            continue
-        behind = value if equals else rest[0] if rest and rest[0][:1] != "-" else None
-        if (advice := meant(typed, behind, path[-1], known)) is None:
-            is_complete = False  # the parser names that option once these are mended
-            continue
-        advised.append((typed, *advice))
-        words += advice[0]
-        rest[: behind is not None and not equals] = []
-    if not advised:
-        return "", None
-    if not is_complete:
-        advised = advised[:1]
-        words = path + advised[0][1]
-    text = " ".join(words)
-    if "tokenizer.vocab_size=" in text and "tokenizer.name=" not in text:  # only bpe has a choice
-        words[len(path) : len(path)] = ["-s", "tokenizer.name=bpe"]
-    notes = "; ".join(note for _, _, note in advised if note)
-    if not any(instead for _, instead, _ in advised):
-        return advised[0][0], notes
-    return advised[0][0], f"use `{shlex.join(words)}`" + (f" ({notes})" if notes else "")
+    return translate(path, rest, known)
 
 
 def _as_ours(error: Exception, arguments: list[str]) -> GptError | None:
     """Return the error with a message, a hint and an exit code; None for a bug."""
     if isinstance(error, GptError):
-        if isinstance(error, ConfigError) and (hint := _foreign_option(arguments)[1]):
-            error.hint = hint  # -config FILE was read as -c onfig
+        if isinstance(error, ConfigError) and (foreign := _foreign_option(arguments)):
+            error.hint = foreign[1]  # -config FILE was read as -c onfig
         return error
     if is_out_of_memory(error):
         return MemoryLimitError("out of memory", _LESS_MEMORY)

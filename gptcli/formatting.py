@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 NONE = "-"
 _COUNTS = ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
@@ -87,6 +87,12 @@ def plural(number: float, noun: str, nouns: str | None = None) -> str:
     """Return a number of things: `1 epoch`, `2.5 epochs`, `1,200 steps`."""
     text = f"{number:,}" if isinstance(number, int) else decimal(number)
     return f"{text} {noun if text == '1' else nouns or noun + 's'}"
+
+
+def listed(words: Sequence[str], last: str) -> str:
+    """Return words as in `a, b or c`, where `or` is what comes before the last."""
+    *others, end = words
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def shares(parts: Mapping[str, float]) -> dict[str, str]:

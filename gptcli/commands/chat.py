@@ -38,6 +38,7 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.
 
 
 def chat(
+    context: typer.Context,
     message: MessageArgument = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
@@ -56,28 +57,18 @@ def chat(
     json_: options.JsonOption = False,
 ) -> None:
     """Chat with a model that was trained on conversations."""
-    flags = {
-        "seed": seed,
-        "generate.temperature": temperature,
-        "generate.top_k": top_k,
-        "generate.top_p": top_p,
-        "generate.min_p": min_p,
-        "generate.repetition_penalty": repetition_penalty,
-        "generate.max_new_tokens": max_new_tokens,
-        "generate.num_samples": 1,
-        "generate.stop": stop or None,
-    }
+    flags = options.sampling(context) | {"generate.num_samples": 1}
     given = generate.given_text(message, "message")
     is_once = given is not None or sys.stdin is None or not sys.stdin.isatty()
     if is_once and not (given or "").strip():
         raise ConfigError("no message to answer", "for example `gpt chat 'Hello'`")
     if json_ and not is_once:
         raise ConfigError("--json answers one message", "for example `gpt chat --json 'Hello'`")
-    sampler = generate.open_sampler(
-        checkpoint, config, set_, flags, int8=quantize is not None, chat=True
-    )
+    settings = options.over_run(config, set_, flags)
     from gptcli.api.chat import Chat
+    from gptcli.api.generate import Sampler
 
+    sampler = Sampler(checkpoint, settings, int8=quantize is not None, chat=True)
     chat_, clean = Chat(sampler, system), str if raw else printable
     if json_:
         answer, timings = "".join(chat_.ask(given or "")), sampler.timings

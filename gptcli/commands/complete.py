@@ -158,13 +158,9 @@ def _folders(incomplete: str) -> list[str]:
 
 
 def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:
-    """Put together what bash takes apart: it counts `=` and `:` as words of their own.
+    """Join what bash splits, in the environment: it takes `=` and `:` for words.
 
     A value behind `KEY=` stays a word, as bash replaces that much; its key is left in `env`.
-
-    Args:
-        env: The environment, changed in place.
-        variable: The one by which bash asks for completions.
     """
     if env.get(variable) != "complete_bash":
         return

@@ -175,7 +175,7 @@ def explain(key: KeyArgument = None, json_: options.JsonOption = False) -> None:
             info for name, info in keys().items() if name.startswith(f"{key or ''}.") or not key
         ]
         if json_:
-            console.result_json({"keys": [_facts(info) for info in found]})
+            console.result_json({"keys": [asdict(info) for info in found]})
             return
         if key is not None:
             console.result(f"{key}: {sections()[key]}\n")
@@ -186,11 +186,7 @@ def explain(key: KeyArgument = None, json_: options.JsonOption = False) -> None:
         console.result_json({"key": key, "meaning": EXTENDS}) if json_ else console.result(text)
     else:
         info = find_key(key.partition("=")[0])
-        console.result_json(_facts(info)) if json_ else console.result(_described(info))
-
-
-def _facts(info: "KeyInfo") -> dict[str, Any]:
-    return asdict(info) | {"choices": list(info.choices)}
+        console.result_json(asdict(info)) if json_ else console.result(_described(info))
 
 
 def _described(info: "KeyInfo") -> str:

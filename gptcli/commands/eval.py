@@ -9,7 +9,7 @@ import typer
 from gptcli.commands import complete, options
 from gptcli.commands.eval_sources import show_sources
 from gptcli.errors import ConfigError
-from gptcli.formatting import duration, fixed
+from gptcli.formatting import duration, fixed, listed
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
@@ -205,25 +205,19 @@ def _figures(found: "Evaluation | None") -> dict[str, Any]:
 
 def facts_of(score: "Score") -> dict[str, Any]:
     """Return the JSON result about one model on one text."""
-    found = score.evaluation
-    return {
-        "checkpoint": str(score.trained.path),
-        "step": score.trained.step,
-        "split": score.split,
-        "tokens": found.tokens,
-        "bytes": found.bytes,
-        "context": found.context,
-        "stride": found.stride,
-        "loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "seconds": round(score.seconds, 3),
-        "standard_error": found.standard_error,
-        "words": found.words,
-        "word_perplexity": found.word_perplexity,
-        "data": str(score.place),
-        **({} if score.conversations is None else {"conversations": score.conversations}),
-    }
+
+    def figures(*names: str) -> dict[str, Any]:
+        return {name: getattr(score.evaluation, name) for name in names}
+
+    facts = _named(score.trained) | {"split": score.split}
+    facts |= figures("tokens", "bytes", "context", "stride", "loss", "perplexity", "bits_per_byte")
+    facts |= {"seconds": round(score.seconds, 3)}
+    facts |= figures("standard_error", "words", "word_perplexity") | {"data": str(score.place)}
+    return facts | ({"conversations": n} if (n := score.conversations) is not None else {})
+
+
+def _named(model: "TrainedModel") -> dict[str, Any]:
+    return {"checkpoint": str(model.path), "step": model.step}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -286,14 +280,10 @@ def _describe_beside(facts: dict[str, Any], models: dict[str, float]) -> list[st
 
 
 def _verdict(bits_per_byte: float, others: dict[str, float]) -> str:
-    better, worse = list[str](), list[str]()
-    for name, bits in others.items():
-        (better if bits_per_byte < bits else worse).append(f"{name} ({bits:.3f})")
-    parts = [
-        f"{how} than {' and '.join([', '.join(names[:-1])] * bool(names[1:]) + names[-1:])}"
-        for how, names in (("better", better), ("worse", worse))
-        if names
-    ]
+    better = [f"{name} ({bits:.3f})" for name, bits in others.items() if bits_per_byte < bits]
+    worse = [f"{name} ({bits:.3f})" for name, bits in others.items() if bits_per_byte >= bits]
+    sides = {"better": better, "worse": worse}
+    parts = [f"{how} than {listed(names, 'and')}" for how, names in sides.items() if names]
     start = f"{bits_per_byte:.3f} bits per byte on text that the model has never seen: "
     return start + "; ".join(parts)
 
@@ -309,10 +299,7 @@ def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None
         for facts, score in zip(results[1:], scores[1:], strict=True)
     ]
     if json_:
-        differences = [
-            {"first": first, "second": second, "bits_per_byte": found.bits_per_byte,
-             "low": found.low, "high": found.high} for second, found in others
-        ]  # fmt: skip
+        differences = [{"first": first, "second": name} | asdict(found) for name, found in others]
         console.result_json({"results": results, "differences": differences} | beside)
         return
     header = ("bits/byte", "nats/token", "perplexity", "tokens", "context", "step", "checkpoint")
@@ -351,8 +338,7 @@ def _ask(models: "list[TrainedModel]", path: str, config: "Config", json_: bool)
     for model in models:
         with console.bar("asking") as bar:
             found = ask(model, questions, config, bar.update)
-        known = {"checkpoint": str(model.path), "step": model.step, "questions": path}
-        results.append(known | asdict(found))
+        results.append(_named(model) | {"questions": path} | asdict(found))
     if json_:
         console.result_json(results[0] if len(results) == 1 else {"results": results})
         return
@@ -379,7 +365,7 @@ def _run_tasks(
     results: list[dict[str, Any]] = []
     for model in models:
         tasks = run_tasks(model, names, limit=limit, device=str(model.model.wte.weight.device))
-        results.append({"checkpoint": str(model.path), "step": model.step, "tasks": tasks})
+        results.append(_named(model) | {"tasks": tasks})
     if json_:
         console.result_json(results[0] if len(results) == 1 else {"results": results})
         return

@@ -1,6 +1,5 @@
 """`gpt generate`: stream samples from a checkpoint."""
 
-import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +13,6 @@ from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.api.generate import Sampler
-    from gptcli.config import Config
     from gptcli.generation.samples import Sample
 
 _BETWEEN = "\n---------------\n"
@@ -48,6 +46,7 @@ Raw = Annotated[bool, typer.Option("--raw", help="Keep control characters.")]
 
 
 def generate(
+    context: typer.Context,
     prompt_argument: Prompt = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
@@ -69,57 +68,27 @@ def generate(
     json_: options.JsonOption = False,
 ) -> None:
     """Sample text from a checkpoint."""
-    flags = {
-        "seed": seed,
-        "generate.temperature": temperature,
-        "generate.top_k": top_k,
-        "generate.top_p": top_p,
-        "generate.min_p": min_p,
-        "generate.repetition_penalty": repetition_penalty,
-        "generate.max_new_tokens": max_new_tokens,
-        "generate.num_samples": 1 if interactive and num_samples is None else num_samples,
-        "generate.stop": stop or None,
-        "generate.prompt": _given_prompt(prompt_argument, prompt, interactive),
-    }
+    flags = options.sampling(context)
+    flags["generate.prompt"] = _given_prompt(prompt_argument, prompt, interactive)
+    if interactive and num_samples is None:
+        flags["generate.num_samples"] = 1
     if logprobs and not json_:
         raise ConfigError("--logprobs needs --json")
     if interactive and json_:
         raise ConfigError("--interactive and --json cannot be combined")
     if interactive and num_samples not in (None, 1):
         raise ConfigError("--num-samples: --interactive draws one text at a time")
-    given = options.load(config, set_, flags)
-    sampler = open_sampler(checkpoint, config, set_, flags, int8=quantize is not None)
+    settings = options.over_run(config, set_, flags)
+    from gptcli.api.generate import Sampler
+
+    sampler = Sampler(checkpoint, settings, int8=quantize is not None)
     if sampler.trained.tokenizer.chat is not None:
         console.message("note: this continues a text; `gpt chat` has the model answer")
     clean = str if raw else printable
     if interactive:
-        _converse(sampler, clean, given.generate.prompt)
+        _converse(sampler, clean, settings(None).generate.prompt)
     else:
         _draw(sampler, clean, logprobs=logprobs, json_=json_)
-
-
-def open_sampler(
-    checkpoint: str | None,
-    config: str | None,
-    set_: list[str] | None,
-    flags: dict[str, Any],
-    *,
-    int8: bool,
-    chat: bool = False,
-) -> "Sampler":
-    """Open a model to sample from, with the settings of a command line over those of its run."""
-
-    def settings(run: dict[str, Any] | None) -> "Config":
-        # Without a file, the run's own settings lie below --set and the options.
-        return options.load(config, set_, flags, run if config is None else None)
-
-    settings(None)  # an error in them comes before torch is loaded
-    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
-    # each waits for a fraction of a millisecond first, which covers the time between two products.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from gptcli.api.generate import Sampler
-
-    return Sampler(checkpoint, settings, int8=int8, chat=chat)
 
 
 def _given_prompt(argument: str | None, option: str | None, interactive: bool) -> str | None:

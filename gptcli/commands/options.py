@@ -1,9 +1,10 @@
-"""The options that commands share, how they become a configuration, and other programs' options."""
+"""The options that commands share, and how they become a configuration."""
 
 import json
+import os
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -66,6 +67,37 @@ def load(
     return load_config(config, overrides or [], flags, base)
 
 
+def sampling(context: typer.Context) -> dict[str, Any]:
+    """Return what a command's options set: the seed, and each key of `generate` by its name."""
+    from gptcli.config import GenerateConfig
+
+    given = {"seed": context.params["seed"]}
+    for name in GenerateConfig.model_fields:
+        value = context.params.get(name)
+        if isinstance(value, tuple):  # of an option that can be repeated
+            value = list(value) or None
+        given[f"generate.{name}"] = value
+    return given
+
+
+def over_run(
+    config: str | None, overrides: list[str] | None, flags: dict[str, Any]
+) -> "Callable[[dict[str, Any] | None], Config]":
+    """Return what loads a command's configuration over the settings of a run that is decoded.
+
+    These lie below `--set` and the options; a configuration file replaces them.
+    """
+
+    def settings(run: dict[str, Any] | None) -> "Config":
+        return load(config, overrides, flags, run if config is None else None)
+
+    settings(None)  # an error in them comes before torch is loaded
+    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
+    # each waits for a fraction of a millisecond first, which covers the time between two products.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    return settings
+
+
 def same_command(*add: str, drop: str = "") -> str:
     """Return this process's command line with one flag in place of another."""
     words = [word for word in sys.argv[1:] if word not in (*add, drop)]
@@ -91,68 +123,6 @@ def command_for(name: str, config: str | None, overrides: list[str] | None) -> s
     for override in overrides or []:
         words += ["-s", override]
     return shlex.join(words)
-
-
-# Where a key of several sections is looked for, the likeliest first.
-_SECTIONS = {
-    "prepare": ("data", "tokenizer"),
-    "train": ("train", "model", "optim"),
-    "eval": ("train",),
-    "generate": ("generate",),
-}
-
-
-def meant(
-    typed: str, value: str | None, name: str, known: dict[str, bool]
-) -> tuple[list[str], str] | None:
-    """Return what to write for an option of another program, or one with a dash too few.
-
-    Args:
-        typed: The option, such as `--learning_rate` or `-batch_size`.
-        value: The word after it.
-        name: The command, such as `train`.
-        known: The command's options, and whether each is a flag.
-
-    Returns:
-        The words to type, and a note on the value; None if nothing is known of the option.
-    """
-    from gptcli.config import words
-    from gptcli.config.reference import keys
-
-    word = words.plain(typed)
-    if (why := words.NEEDLESS.get(word)) and word not in words.OPTIONS["--workers"]:
-        return [], f"leave {typed} out: {why}"
-    key = _key_of(word, _SECTIONS.get(name, ("",)))
-    candidates = [f"--{word.replace('_', '-')}"]
-    candidates += [option for option, others in words.OPTIONS.items() if word in others.split()]
-    if key is not None:
-        candidates.append(f"--{key.rpartition('.')[2].replace('_', '-')}")
-    if word == "init_from" and value == "resume":
-        candidates.insert(0, "--resume")
-    note, fixed = words.note_for(word), words.VALUES.get(word)
-    value = fixed or ("VALUE" if value is None or note else value)
-    note = "" if note == fixed else note
-    for option in candidates:
-        if option in known:
-            return [option, *([] if known[option] else [value])], note
-    if key == "data.source" and name == "prepare":
-        return [value], note
-    if key is None or "--set" not in known:
-        return None
-    value = f"[{value}]" if isinstance(keys()[key].default, list) else value
-    return ["-s", f"{key}={value}"], note
-
-
-def _key_of(word: str, sections: tuple[str, ...]) -> str | None:
-    """Return the key that a word means, of several the one in the first of `sections`."""
-    from gptcli.config import words
-    from gptcli.config.reference import find_key, keys
-
-    if (key := words.key_for(word, sections[0])) is not None:
-        return key
-    with suppress(ConfigError):
-        return find_key(word).key
-    return next((f"{part}.{word}" for part in sections if f"{part}.{word}" in keys()), None)
 
 
 def skipped_rows(skipped: dict[str, dict[str, Any]], what: str = "row") -> str:

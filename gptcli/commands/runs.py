@@ -120,7 +120,7 @@ def compare(
         console.result_json(
             {
                 "runs": [asdict(run) for run in found],
-                "settings": {key: list(values) for key, values in settings.items()},
+                "settings": settings,
                 "equal": [
                     {"unit": point.unit, "amount": point.amount,
                      "val_loss": [one and one[0] for one in point.losses]}

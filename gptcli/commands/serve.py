@@ -1,18 +1,14 @@
 """`gpt serve`: models over HTTP, for OpenAI's clients and for people."""
 
 import importlib.util
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
-from gptcli.commands import complete, options
+from gptcli.commands import complete, generate, options
 from gptcli.errors import ConfigError
 from gptcli.terminal import console
-
-if TYPE_CHECKING:
-    from gptcli.config import Config
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -41,10 +37,6 @@ Deadline = Annotated[
 Drain = Annotated[
     float, typer.Option(metavar="SECONDS", min=0, help="Time to finish requests after SIGTERM.")
 ]
-Quantize = Annotated[
-    Literal["int8"] | None,
-    typer.Option(help="Use 8-bit weights, with a scale for every 32: slightly less exact."),
-]
 
 
 def serve(
@@ -59,23 +51,18 @@ def serve(
     max_waiting: MaxWaiting = 128,
     deadline: Deadline = 600.0,
     drain: Drain = 30.0,
-    quantize: Quantize = None,
+    quantize: generate.Quantize = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Serve checkpoints to OpenAI's clients, with a page to try them."""
     if importlib.util.find_spec("uvicorn") is None:
         raise ConfigError("gpt serve needs uvicorn", "pip install 'gptcli[serve]'")
     keys = _keys(api_key_file, host)
-    flags = {"generate.num_samples": 8}  # so many texts are what weights are chosen for
-
-    def settings(run: dict[str, Any] | None) -> "Config":
-        return options.load(config, set_, flags, run if config is None else None)
-
-    settings(None)
+    # So many texts are what weights are chosen for.
+    settings = options.over_run(config, set_, {"generate.num_samples": 8})
     from gptcli.serving.server import bind
 
     with bind(host, port) as listener:  # before models are opened, which takes a while
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in generate
         import torch
 
         from gptcli.device import available_memory

@@ -184,13 +184,13 @@ def _verify(config: "Config", steps: int, json_: bool) -> None:
         console.bar(f"training {steps} steps twice"),
     ):
         check = verify_resume(config, steps, Path(folder))
+    how = f"{check.steps} steps, stopped after {check.stopped_at} and resumed"
+    same = f"all {check.tensors} tensors, the state and the metrics are bit-identical"
     if json_:
         console.result_json(asdict(check))
-    how = f"{check.steps} steps, stopped after {check.stopped_at} and resumed"
+    elif not check.differing:
+        console.result(f"exact: {how}: {same}")
     if not check.differing:
-        same = f"all {check.tensors} tensors, the state and the metrics are bit-identical"
-        if not json_:
-            console.result(f"exact: {how}: {same}")
         return
     first = ", ".join(check.differing[:3]) + ", ..." * (len(check.differing) > 3)
     console.message(

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from gptcli.config.schema import Config
 from gptcli.config.yaml import Key
 from gptcli.errors import ConfigError
+from gptcli.formatting import listed
 
 _BOUNDS = {
     "exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below",
@@ -25,14 +26,9 @@ EXTENDS = "Base configuration (path or example); keys here override it."
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """One key of the configuration.
+    """One key of the configuration: its dotted name, what it sets, its type and bounds in words.
 
-    Attributes:
-        key: Its dotted name.
-        meaning: What it sets, and what a null becomes.
-        takes: Its type and bounds, in words.
-        choices: The words it takes, if any; booleans as `true` and `false`.
-        example: A value other than the default.
+    `choices` are the words it takes, booleans as `true` and `false`; `example` is not the default.
     """
 
     key: str
@@ -170,7 +166,7 @@ def _info(key: str, field: FieldInfo, schema: dict[str, Any], parts: dict[str, A
     if not field.examples and others:
         example = {"true": True, "false": False}.get(others[0], others[0])
     alternatives = [part for branch in branches for part in _takes(branch, parts)]
-    takes = _or([part for part in alternatives if part != "null"])
+    takes = listed([part for part in alternatives if part != "null"], "or")
     takes += ", or null" * ("null" in alternatives)
     return KeyInfo(key, _one_line(field.description), takes, default, words, example)
 
@@ -190,7 +186,7 @@ def _takes(branch: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     if "$ref" in branch:
         return ["{" + ", ".join(parts[branch["$ref"].rpartition("/")[2]]["properties"]) + "}"]
     if branch["type"] == "array":
-        items = _or(_takes(branch["items"], parts))
+        items = listed(_takes(branch["items"], parts), "or")
         return [f"a list of {'strings' if items == 'text' else items}"]
     bounds = [f"{word} {bound(branch[name])}" for name, word in _BOUNDS.items()
               if branch.get(name, _UNREACHED) < _UNREACHED]  # fmt: skip
@@ -210,7 +206,3 @@ def _tidy(schema: Any) -> Any:
 
 def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-def _or(options: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))

@@ -199,7 +199,7 @@ def _finite(value: Any) -> Any:
     match value:
         case dict():
             return {key: _finite(inner) for key, inner in value.items()}
-        case list():
+        case list() | tuple():
             return [_finite(inner) for inner in value]
         case float() if not math.isfinite(value):
             return None
