@@ -280,11 +280,7 @@ def load_model(path: Path, device: torch.device, *, whole: bool = False) -> Trai
 
 
 def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return the shape and the weights of a checkpoint's model, adapters added in.
-
-    Raises:
-        ValueError, TypeError, KeyError: It does not describe a model.
-    """
+    """Return the shape and the weights of a checkpoint's model, adapters added in."""
     shape = ModelConfig(**checkpoint.config["model"])
     if shape.lora is None:
         return shape, checkpoint.model
@@ -293,11 +289,7 @@ def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Copy weights into `model`, whose parameters must be exactly these.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
+    """Copy weights into `model`; a CheckpointError unless its parameters are exactly these."""
     _require_same(model, weights, path)
     model.load_state_dict(weights, strict=False)  # but for a tied head, which is not repeated
 
@@ -305,11 +297,7 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], path: Path) -> None:
 def place_weights(
     model: GPT, weights: Mapping[str, Tensor], path: Path, device: torch.device
 ) -> None:
-    """Give `model`, made on "meta", copies of weights on a device, not to be trained.
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
+    """Give `model`, made on "meta", copies of weights as `load_weights` does, not to be trained."""
     _require_same(model, weights, path)
     # Copied, for a mapped file that somebody writes to would change under the model.
     copies = {n: weight.to(device, torch.float32, copy=True) for n, weight in weights.items()}

@@ -294,9 +294,7 @@ _PEAKS: tuple[tuple[str, float, float | None], ...] = (
 def peak_flops(device_name: str, dtype: str) -> float | None:
     """Return the operations a second that a device could do, None for one not in the table.
 
-    Args:
-        device_name: As the driver names it, such as "NVIDIA A100-SXM4-80GB".
-        dtype: float32, bfloat16 or float16.
+    Its name is the driver's, such as "NVIDIA A100-SXM4-80GB".
     """
     words = f" {device_name.replace('-', ' ')} "
     for part, half, single in _PEAKS:

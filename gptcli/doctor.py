@@ -69,9 +69,7 @@ _fail = partial(Check, "error", exit_code=ConfigError.exit_code)
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} ({platform.python_implementation()}), {sys.platform}"
-    is_wide = sys.maxsize > 2**32
-    return _ok(found) if is_wide else _fail(f"{found}, 32 bits", "install a 64-bit Python")
+    return _ok(f"{platform.python_version()} ({platform.python_implementation()}), {sys.platform}")
 
 
 def _torch() -> Check:

@@ -15,12 +15,7 @@ _LONG_LINE = re.compile(r"(.{500}).{500,}(.{300})")
 
 
 class GptError(Exception):
-    """An error with a message for the user, a hint how to fix it, and an exit code.
-
-    Args:
-        message: Where it went wrong and what is wrong, one or two lines.
-        hint: What to do about it, one line.
-    """
+    """An error with a message for the user, a hint how to fix it, and an exit code."""
 
     exit_code = 1
 

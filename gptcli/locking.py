@@ -22,12 +22,8 @@ LOCK = ".lock"
 def hold(folder: Path, doing: str, hint: str, *, shared: bool = False) -> Iterator[None]:
     """Hold a folder that exists, alone or together with all others that share it.
 
-    Args:
-        folder: What to hold.
-        doing: What the holder is doing, for the message: "is training in this folder".
-        hint: What to do about it.
-        shared: Let others share it. A folder that may not be written, or whose file system has no
-            locks, is then not held.
+    A shared folder that may not be written, or whose file system has no locks, is not held. The
+    message to others says what the holder is doing: "is training in this folder".
 
     Raises:
         RunLockedError: Another process holds it.

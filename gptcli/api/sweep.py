@@ -111,12 +111,8 @@ class Sweep:
     ) -> None:  # fmt: skip
         """Begin a sweep, or continue the one in its folder.
 
-        Args:
-            base: The configuration.
-            space: The keys to vary, with their values, as `read_space` returns them.
-            trials: How many; by default 20, or every combination of choices.
-            seeds: Runs of each trial, with seeds that count up from that of `base`.
-            adaptive: Let Optuna's TPE choose by the results that there are.
+        Trials are 20, or every combination of choices, unless `trials` says how many. Each is run
+        with `seeds` seeds, from that of `base` up. If `adaptive`, Optuna's TPE chooses by results.
         """
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError("gpt sweep needs optuna", "install it: pip install 'gptcli[sweep]'")

@@ -34,10 +34,7 @@ def ready(
     """Return a configuration that `train` can start from: named, and its data prepared.
 
     Text on this machine is prepared here; a download stays a deliberate act.
-
-    Args:
-        config: The run. Without a name it gets that of its data.
-        command: What an error names as the way to prepare the data.
+    A run without a name gets that of its data. An error names `command` to prepare them.
 
     Raises:
         GptError: The options contradict each other, or there is no data.
@@ -150,10 +147,8 @@ class Training:
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Training:
     """Train a model: `for event in train(config)`, or `train(config).finish()`.
 
-    Args:
-        config: The run. Text on this machine is prepared if it is not yet.
-        resume: Continue from the newest checkpoint that verifies.
-        overwrite: Rename an existing run in the folder and start over.
+    Text on this machine is prepared if it is not yet. `resume` continues from the newest checkpoint
+    that verifies; `overwrite` renames an existing run in the folder and starts over.
 
     Raises:
         GptError: The configuration does not allow it; what comes to light later, the events raise.

@@ -36,15 +36,8 @@ class ResumeCheck:
 def verify_resume(config: Config, steps: int, folder: Path) -> ResumeCheck:
     """Train `steps` steps in one go, and again with a stop in the middle; compare everything.
 
-    Each part runs in its own process, as a resumed run does.
-
-    Args:
-        config: The run; its evaluations and saves are left out.
-        steps: At least 2; a shorter run is done to its end.
-        folder: An empty folder for both runs.
-
-    Raises:
-        GptError: As `train` does.
+    Each part runs in its own process, as a resumed run does, and in the empty `folder`. Evaluations
+    and saves are left out.
     """
     if settle(config).budget is not None:  # both runs are to do the same steps
         config = with_train(config, max_steps=time_steps(config).max_steps, max_minutes=None)

@@ -86,7 +86,7 @@ def load_config(
     Args:
         path: A YAML file or the name of a shipped example; None for the defaults.
         overrides: `KEY=VALUE` strings of `--set`, later ones win.
-        flags: Dotted keys given by options of their own, which beat `--set`; None is "not given".
+        flags: Dotted keys given by separate options, which beat `--set`; None is "not given".
         base: Values below the file, such as a checkpoint's `generate` section.
 
     Raises:
@@ -98,11 +98,7 @@ def load_config(
 def load_with_sources(
     path: str | None, overrides: Iterable[str] = ()
 ) -> tuple[Config, dict[str, str]]:
-    """Load as `load_config` does; return also where each key that was set comes from.
-
-    Raises:
-        ConfigError: As `load_config`.
-    """
+    """Load as `load_config` does; return also where each key that was set comes from."""
     config, origins = _load(path, overrides, None, None)
     places = {key: origins.location(tuple(key.split("."))) for key in keys() if config.is_set(key)}
     return config, {key: place or "file name" for key, place in places.items()}

@@ -104,11 +104,7 @@ def scoring_windows(
 def eval_tokens(n_train: int, n_val: int, seq_len: int, most: int | None) -> tuple[int, int]:
     """Return the training and validation tokens that an evaluation during a run scores.
 
-    Args:
-        n_train: Tokens of the training split.
-        n_val: Tokens of the validation split; 0 without one.
-        seq_len: Tokens of a window.
-        most: `train.eval_tokens`.
+    `most` is `train.eval_tokens`.
     """
     most = most or MOST_EVAL_TOKENS
     n_scored_val = _scored(n_val, seq_len, most) if n_val else 0

@@ -140,9 +140,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 def flow(value: Any, bare: Callable[[str], bool] = lambda text: False) -> str:
     """Write a value on one line: as JSON, which YAML contains, but for numbers with an exponent.
 
-    Args:
-        value: Null, a boolean, a number, text, or lists and mappings of them.
-        bare: Tells the texts that need no quotes.
+    `bare` tells the texts that need no quotes.
     """
     match value:
         case float():  # to YAML 1.1, 1e-05 is text: it wants a point and a sign

@@ -52,11 +52,8 @@ class Watchdog:
     ) -> None:
         """Start to watch; a world of one has nobody to wait for.
 
-        Args:
-            world: The processes of the run.
-            seconds: Without progress before the run is ended with exit code 9.
-            on_hang: Called in one of the processes before they end.
-            on_orphaned: Called when the parent of this process is gone.
+        The run ends with exit code 9 after so many seconds without progress. One of the processes
+        calls `on_hang` before they end; `on_orphaned` is called when this one's parent is gone.
         """
         self._world, self._seconds = world, seconds
         self._on_hang, self._on_orphaned = on_hang, on_orphaned

@@ -31,6 +31,7 @@ GPT2_REVISIONS = {
 }
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TOKENIZER = "tokenizer.json"
+_MASKS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which are no weights
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt")
 
@@ -183,7 +184,7 @@ def _read(
         for file in files:
             for short in file.keys():
                 header, name = file.get_slice(short), _full_name(short, family)
-                if _is_mask(name):
+                if name.endswith(_MASKS):
                     continue
                 if header.get_dtype() not in _FLOATS:
                     raise CheckpointError(
@@ -216,10 +217,6 @@ def _full_name(name: str, family: str) -> str:
     if family == "gpt2" and not name.startswith(("transformer.", "lm_head.")):
         return f"transformer.{name}"
     return name
-
-
-def _is_mask(name: str) -> bool:
-    return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
 
 
 def _json(path: Path) -> dict[str, Any]:

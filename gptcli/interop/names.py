@@ -11,16 +11,13 @@ from gptcli.config.model import ModelConfig
 
 
 class Table(NamedTuple):
-    """The names of a format.
+    """The names of a format: their module for ours.
 
-    Attributes:
-        names: Their module for ours, `{}` for the block's number; `*` for each of q, k and v, whose
-            rows our `c_attn` holds in that order.
-        is_transposed: Whether the blocks' matrices are stored (in, out), as by GPT-2's Conv1D.
+    `{}` is the block's number, `*` each of q, k and v, whose rows our `c_attn` holds in that order.
     """
 
     names: dict[str, str]
-    is_transposed: bool = False
+    is_transposed: bool = False  # matrices of blocks are (in, out), as in GPT-2's Conv1D
 
 
 # Ours, which are GPT-2's own without the first part; Llama's and Qwen's; those of GGUF.

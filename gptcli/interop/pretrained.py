@@ -108,14 +108,8 @@ def open_model(
 ) -> TrainedModel:
     """Load what `--checkpoint` names, in evaluation mode.
 
-    A run or a checkpoint of ours comes first, then the weights of other programs.
-
-    Args:
-        name: As for `find_checkpoint`, or as `model.init_from` has it.
-        config: The configuration given with it, with a tokenizer for weights that have none.
-        device: Where to.
-        data: Prepared data that the weights of another program are to be scored on.
-        whole: As for `load_model`.
+    A run or a checkpoint of ours comes first, then the weights of other programs, whose tokenizer
+    is that of `data`, of `config`, or their own. `whole` is for `load_model`.
 
     Raises:
         CheckpointError: There is no such model, or it cannot be used.
@@ -124,7 +118,9 @@ def open_model(
     try:
         path = find_checkpoint(name, config)
     except CheckpointError as error:
-        if name is None or not _is_foreign(name):
+        folder = Path(name or "")
+        is_foreign = atomic.is_folder(folder) and not atomic.is_file(folder / RUN)
+        if name is None or not (is_foreign or _is_on_hub(name)):
             hint = error.hint
             if hint and name not in (None, BEST, LAST):
                 hint = f"{hint}; or name {_KINDS}"
@@ -136,11 +132,6 @@ def open_model(
     if path.suffix != ".safetensors" and not is_nanogpt(content):
         return load_model(path, device, whole=whole)
     return _of_others(open_pretrained(str(path)), config, device, data)
-
-
-def _is_foreign(name: str) -> bool:
-    path = Path(name)
-    return _is_on_hub(name) or (atomic.is_folder(path) and not atomic.is_file(path / RUN))
 
 
 def _of_others(

@@ -101,21 +101,13 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Form:
-    """What a model is in an export format.
-
-    Attributes:
-        family: The architecture there.
-        notes: What is not the same there, for people.
-        is_exact: Whether the logits are the same.
-        is_folder: Whether the format is a folder of files.
-        beside: A second file, if there is one.
-    """
+    """What a model is in an export format."""
 
     family: Family
-    notes: tuple[str, ...] = ()
-    is_exact: bool = True
+    notes: tuple[str, ...] = ()  # what is not the same there, for people
+    is_exact: bool = True  # the same logits
     is_folder: bool = False
-    beside: Path | None = None
+    beside: Path | None = None  # a second file
 
 
 @dataclass(frozen=True)

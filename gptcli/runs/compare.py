@@ -109,10 +109,8 @@ def differing_settings(runs: Sequence[RunHistory]) -> dict[str, tuple[object, ..
 class EqualPoint:
     """The newest validation losses the runs had at a point that all of them reached.
 
-    Attributes:
-        unit: `steps`, `tokens` or `seconds`.
-        amount: The last evaluation of the run that got least far.
-        losses: Of each run, with the amount at which it was measured; None where it has none yet.
+    That is the last evaluation of the run that got least far, in steps, tokens or seconds. Each
+    loss has the amount at which it was measured; a run without an evaluation has none.
     """
 
     unit: str

@@ -26,10 +26,7 @@ def list_runs(root: Path = RUNS) -> list[Path]:
 
 
 def find_run(name: str | None) -> Path:
-    """Return the run folder that a command's RUN names.
-
-    Args:
-        name: A run folder, or the name of a run in runs/; None is the newest run.
+    """Return the folder of a run, given as a path or a name in runs/; None is the newest run.
 
     Raises:
         ConfigError: There is no such run, with the runs there are.
@@ -52,13 +49,10 @@ def find_run(name: str | None) -> Path:
 
 
 def find_checkpoint(name: str | None, config: Config | None = None) -> Path:
-    """Return the file that `--checkpoint` names.
+    """Return the file that `--checkpoint` names: a file, a run folder or a run name.
 
-    Args:
-        name: A file, a run folder or a run name; `best.pt` or `last.pt` that is no file here is
-            the newest run's; None is the best of `config`'s run if there is one, else of the
-            newest run.
-        config: The configuration given with it.
+    `best.pt` or `last.pt` that is no file here is the newest run's; None is the best of `config`'s
+    run if there is one, else of the newest run.
 
     Raises:
         CheckpointError: There is no such checkpoint, with the runs there are.

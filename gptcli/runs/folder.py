@@ -189,10 +189,7 @@ class ReadOnlyRun(Run):
 def open_run(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Run]:
     """Lock the run folder of `config`, creating it if necessary.
 
-    Args:
-        config: Names the folder.
-        resume: Continue in a folder that holds a run.
-        overwrite: Rename such a folder to `<name>~N` and start over.
+    If it holds a run, `resume` continues there and `overwrite` renames it to `<name>~N`.
 
     Raises:
         ConfigError: The folder holds a run, or something else, that must not be overwritten.

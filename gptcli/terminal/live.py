@@ -126,14 +126,10 @@ class TrainScreen:
 def frame(
     state: RunState, width: int, height: int, at: float, *, plain: bool = False
 ) -> list[Text]:
-    """Return the lines of the display, which are never wider or more than the terminal has.
+    """Return the lines of the display, never wider or more than the terminal has.
 
-    Args:
-        state: What is known.
-        width: Columns of the terminal.
-        height: Lines of the terminal; one is left for the cursor.
-        at: The time by the state's clock, seconds.
-        plain: Draw with ASCII only, and no curve.
+    One line is left for the cursor; `at` is the time by the state's clock, and `plain` draws with
+    ASCII only, and no curve.
     """
     if state.started is None:
         lines = [Text(f"{state.work}: {_time(at - state.began)}", style="dim")]

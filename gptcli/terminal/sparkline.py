@@ -23,12 +23,8 @@ def draw_curve(
 ) -> list[Text]:
     """Return a curve as lines, the last of which names the steps and the signs.
 
-    Args:
-        losses: Of training, two at least.
-        marks: Of validation, drawn as `o`.
-        best: The lowest, drawn as `*`.
-        width: Columns, at least 20.
-        height: Lines, at least 3.
+    It takes two training losses, 20 columns and 3 lines at least; `marks` of validation are drawn
+    as `o`, the best as `*`.
     """
     n_columns, n_rows = width - _LABEL - 2, height - 1
     first, last = losses[0][0], max(losses[-1][0], *(step for step, _ in marks), 0)
@@ -70,11 +66,7 @@ def draw_curve(
 
 
 def _strokes(points: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield column, top and bottom of upright strokes that join into a line.
-
-    Args:
-        points: Column, top and bottom of each column that has losses, from left to right.
-    """
+    """Yield upright strokes (column, top, bottom) that join those of the losses into a line."""
     before: tuple[int, int, int] | None = None
     for x, top, bottom in points:
         if before is not None:
