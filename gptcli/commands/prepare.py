@@ -24,7 +24,7 @@ Dataset = Annotated[
     str | None,
     typer.Argument(
         metavar="DATASET",
-        help="Preset, path, glob, hf:org/name, or - for stdin.",
+        help="Preset, path, glob, address, hf:org/name, or - for stdin.",
         autocompletion=complete.datasets,
     ),
 ]

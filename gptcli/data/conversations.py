@@ -39,18 +39,25 @@ def pack(trained: Mask) -> Bits:
     return np.packbits(trained, bitorder="little")
 
 
+def fetch_sides(folder: Path, shard: Shard) -> None:
+    """Copy what is beside a shard from the folder's address, if it stands for one."""
+    from gptcli.data import remote
+
+    for suffix, sha256 in ((MASK, shard.mask_sha256), (STARTS, shard.starts_sha256)):
+        path = folder / shard.beside(suffix)
+        remote.fetch(path, shard.sizes.get(path.name, 0), str(sha256))
+
+
 def read_sides(folder: Path, shard: Shard, *, hashes: bool = False) -> tuple[Bits, Lengths]:
     """Read the packed mask of a shard and where its conversations begin; check both.
 
     Raises:
         DataError: They are not what the manifest says; hashes are compared if `hashes` is set.
     """
-    from gptcli.data import remote
-
+    fetch_sides(folder, shard)
     raws = []
     for suffix, expected in ((MASK, shard.mask_sha256), (STARTS, shard.starts_sha256)):
         path = folder / shard.beside(suffix)
-        remote.fetch(path, shard.sizes.get(path.name, 0), str(expected))
         try:
             raws.append(atomic.read_bytes(path))
         except OSError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gptcli.config.schema import Split
 from gptcli.data import remote
-from gptcli.data.conversations import ConversationReader, read_sides, require_mask
+from gptcli.data.conversations import ConversationReader, fetch_sides, read_sides, require_mask
 from gptcli.data.shard_files import chunks
 from gptcli.data.shards import (
     SPLITS,
@@ -45,6 +45,8 @@ def damaged_shards(
         path, digest = folder / shard.file, hashlib.sha256()
         try:
             remote.fetch(path, shard.n_bytes(manifest.dtype), shard.sha256)
+            if manifest.is_chat:
+                fetch_sides(folder, shard)
             check_shard(path, shard, manifest.dtype)
             for raw, ids in chunks(path, shard.header_bytes, manifest.dtype):
                 digest.update(raw)

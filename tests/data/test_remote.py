@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from gptcli.config import load_config
 from gptcli.data import hub, remote
+from gptcli.data.conversations import ConversationReader
 from gptcli.data.inspection import damaged_shards
 from gptcli.data.presets import data_dir
 from gptcli.data.shards import TokenReader, read_manifest
@@ -266,6 +267,20 @@ def test_the_cache_stays_within_its_bound_and_the_reads_exact(
     with pytest.raises(ConfigError, match=r"data.cache_gb: the train split takes .* kB") as caught:
         read_all(remote.folder_of(site), cache_gb=0.9 * n_bytes / 1e9)
     assert caught.value.hint == "-s data.cache_gb=1, if the disk has room"
+
+
+def test_conversations_behind_an_address_are_the_conversations(
+    web: Web, write: Write, prepared: Prepared
+) -> None:
+    rows = ({"prompt": f"question {i}", "completion": f"answer {i} " * 9} for i in range(200))
+    write("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    prepared("a.jsonl", out=Path("site/chat"))
+    found = []
+    for folder in (Path("site/chat"), remote.folder_of(f"{web.url}/chat")):
+        with ConversationReader(folder, read_manifest(folder), "train") as reader:
+            found.append([part.tolist() for n in range(len(reader)) for part in reader.read(n)])
+    assert found[0] == found[1] and len(web.requests) == 5
+    assert damaged_shards(folder, read_manifest(folder)) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "long", "missing"])
