@@ -267,7 +267,7 @@ def _show_overlap(found: "Overlap", name: str, a: str, asked: list[str]) -> None
         console.result(f"--- question {number + 1:,}\n{asked[number]}")
     if found.longest.units:
         text = plural(found.longest.units, found.unit)
-        console.result(f"--- the longest common span: {text}\n{found.longest.text}")
+        console.result(f"--- the longest common span: {text}\n{found.longest.text.strip()}")
     for each in found.stretches[: 0 if asked else None]:
         text = f"{plural(each.units, found.unit)} from {found.unit} {each.start:,} on"
-        console.result(f"--- {text}\n{each.text}")
+        console.result(f"--- {text}\n{each.text.strip()}")

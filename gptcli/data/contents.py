@@ -160,7 +160,7 @@ def measure(
     )
 
     def document(number: int) -> Document:
-        split, index = where[number].tolist()
+        split, index = map(int, where[number])
         return splits[split].document(index)
 
     n = len(lengths)

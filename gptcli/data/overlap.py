@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gptcli.config.schema import Split
 from gptcli.data.archives import suffix_of
-from gptcli.data.readers import ROW_SUFFIXES, read_rows, read_text
+from gptcli.data.readers import ROW_SUFFIXES, files_in, read_rows, read_text
 from gptcli.data.shards import TokenReader, read_manifest, read_tokenizer
 from gptcli.errors import DataError
 from gptcli.formatting import printable
@@ -336,12 +336,12 @@ def _texts(place: Path, split: Split, field: str, errors: str) -> Iterator[str]:
         with TokenReader(place, manifest, split) as tokens:
             for text, _ in token_pieces(tokens, read_tokenizer(place, manifest)):
                 yield text
-    elif suffix_of(place) in ROW_SUFFIXES:
-        for text in read_rows(place, field, errors):
-            yield text + BORDER
-    else:
-        yield from read_text(place, errors, SAFE_CUT)
-        yield BORDER
+        return
+    for file in files_in(place):
+        if suffix_of(file) in ROW_SUFFIXES:
+            yield from (text + BORDER for text in read_rows(file, field, errors))
+        else:
+            yield from chain(read_text(file, errors, SAFE_CUT), [BORDER])
 
 
 def overlap(

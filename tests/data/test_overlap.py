@@ -1,6 +1,7 @@
 """What two texts share, against a count by brute force."""
 
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def test_spans_and_lines_do_not_cross_documents(tmp_path: Path) -> None:
     found = overlap(Path("a.jsonl"), Path("b.jsonl"), field="body")
     assert found.spans[13] == Share(0, 0)
     assert found.lines == Share(2, 2) and found.longest.units == 10
+
+
+def test_texts_in_an_archive_are_compared(pair: tuple[Path, Path]) -> None:
+    with tarfile.open("b.tar", "w") as archive:
+        archive.add(pair[1], "b.txt")
+    assert overlap(pair[0], Path("b.tar")) == overlap(*pair)
 
 
 def asked(text: str, *questions: str) -> Overlap:
