@@ -60,7 +60,8 @@ def open_checkpoint(checkpoint: Checkpoint, config: Config, data: Place = None) 
 
 def _folder(trained: TrainedModel, source: str | None) -> Path:
     """Return the folder of the data that a model was trained on."""
-    named = trained.checkpoint.data.get("dir")
+    data = trained.checkpoint.data
+    named = data.get("parts", {}).get(source, data).get("dir")
     return folder_at(str(named)) if is_address(named) else trained.data_of(source)
 
 

@@ -199,6 +199,12 @@ class Part:
     manifest: Manifest
     config: Config
 
+    @property
+    def place(self) -> str:
+        """What names the folder from elsewhere: its address, if it has one."""
+        named = self.config.data.dir
+        return str(named) if is_address(named) else str(self.folder)
+
 
 def part_configs(config: Config) -> Iterator[Config]:
     """Yield the configuration of each source: `config` itself without a mixture.

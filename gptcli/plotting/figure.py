@@ -126,7 +126,7 @@ def _draw_losses(
     axes: "Axes", runs: Sequence[RunHistory], names: list[str], picture: Picture, seconds: float
 ) -> None:
     """Draw training and validation losses; of one run in two colors, of more in one each."""
-    is_one = len(runs) == 1
+    is_one, n_sources = len(runs) == 1, 0
     frames: list[tuple[float, float]] = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         losses = loss_curves(run, picture.axis, _MAX_POINTS)
@@ -135,7 +135,6 @@ def _draw_losses(
         color, val_color = ("C0", "C1") if is_one else (f"C{number}", f"C{number}")
         if not is_one:
             axes.plot([], [], color=color, label=f"{name}  {best}".rstrip())
-        n_sources = 0
         for curve in (curve for curve in losses.curves if curve.kind in _STYLES):
             is_val = curve.kind == "marked"
             if curve.kind == "source":
@@ -163,7 +162,7 @@ def _draw_losses(
         axes.plot([], [], color="#666666", label="training")
         axes.plot([], [], color="#666666", linestyle=_DASHED, marker="o", markersize=3,
                   label=" or ".join(kinds) or "validation")  # fmt: skip
-    _add_legend(axes)
+    _add_legend(axes, "best" if n_sources else "upper right")
     if picture.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_formatter("loss"))
@@ -172,9 +171,9 @@ def _draw_losses(
         axes.set_ylim(min(low for low, _ in frames), max(high for _, high in frames))
 
 
-def _add_legend(axes: "Axes") -> None:
+def _add_legend(axes: "Axes", place: str = "upper right") -> None:
     n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) > 8)
-    for text in axes.legend(loc="upper right", ncols=n_columns).get_texts():
+    for text in axes.legend(loc=place, ncols=n_columns).get_texts():
         text.set_parse_math(False)
 
 

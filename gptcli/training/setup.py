@@ -186,7 +186,7 @@ def data_facts(spec: RunSpec) -> dict[str, Any]:
     facts = {"dir": spec.config.data.dir, **_facts_of(spec.manifest)}
     if spec.config.data.mix is not None:
         facts["parts"] = {
-            part.name: {"dir": str(part.folder), "weight": source.weight_at(1.0),
+            part.name: {"dir": part.place, "weight": source.weight_at(1.0),
                         **_facts_of(part.manifest)}
             for part, source in zip(spec.parts, spec.config.data.mix, strict=True)
         }  # fmt: skip

@@ -12,7 +12,6 @@ from gptcli.checkpoint import Checkpoint
 from gptcli.config import windows
 from gptcli.config.schema import Config
 from gptcli.data.loader import Part, combined, make_loader, open_parts, read_parts
-from gptcli.data.presets import is_address
 from gptcli.data.shards import Manifest, TokenReader, read_tokenizer
 from gptcli.device import available_devices, default_threads, resolve_auto
 from gptcli.errors import ConfigError
@@ -244,8 +243,7 @@ def _resolve(
             f"model.vocab_size: {vocab_size} is smaller than the {manifest.tokenizer.vocab_size}"
             f" tokens of the vocabulary in {parts[0].folder}"
         )
-    where = config.data.dir if is_address(config.data.dir) else str(parts[0].folder)
-    folder = {} if config.data.mix is not None else {"dir": where}
+    folder = {} if config.data.mix is not None else {"dir": parts[0].place}
     sections = {
         "data": {**folder, "seq_len": config.seq_len, "stride": config.stride},
         "tokenizer": {"name": manifest.tokenizer.name},

@@ -126,6 +126,7 @@ def test_each_source_is_scored_and_the_loss_is_their_mean_by_weight(sources: Non
         a, b = event.sources["a"], event.sources["b"]
         assert a.val_loss is not None and b.val_loss is not None
         assert event.val_loss == pytest.approx(0.7 * a.val_loss + 0.3 * b.val_loss)
+        assert a.train_loss is not None and b.train_loss is not None
         assert event.train_loss == pytest.approx(0.7 * a.train_loss + 0.3 * b.train_loss)
     run = read_run(mixed().run_folder)
     assert run.evaluations[-1].sources["b"].val_loss == found[-1].sources["b"].val_loss
