@@ -45,7 +45,7 @@ class Prepared:
         more: dict[str, Any] = {}
         if manifest.is_chat:
             more["trained_tokens"] = {split: manifest.trained(split) for split in SPLITS}
-        if manifest.is_chat or manifest.recipe.filters:
+        if manifest.is_chat or manifest.recipe.filters or manifest.recipe.dedup:
             rows = skipped_rows(manifest.units)
             more["skipped"] = {reason: each.model_dump() for reason, each in rows.items()}
         return {
@@ -93,8 +93,9 @@ def prepare(
     if config.data.mix is not None:
         return _prepare_all(config, finalize, workers, force, on_plan, on_bytes)
     if (ready := token_files(config.data)) is not None:
-        if config.data.filters:
-            raise ConfigError("data.filters: token files are used as they are, without filters")
+        if config.data.filters or config.data.dedup:
+            key = "data.filters" if config.data.filters else "data.dedup"
+            raise ConfigError(f"{key}: token files are used as they are; no document is left out")
         folder, preset, part = ready
         if preset is not None:
             total = None if part else preset.download_bytes

@@ -35,6 +35,9 @@ Workers = Annotated[
 Presets = Annotated[bool, typer.Option("--list", help="List the presets and exit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")]
 Force = Annotated[bool, typer.Option("--force", help="Re-prepare, replacing existing data.")]
+Dedup = Annotated[
+    bool, typer.Option("--dedup", help="Leave out repeated documents (data.dedup=exact).")
+]
 Rank = Annotated[
     int | None, typer.Option(metavar="N", min=0, help="Prepare this rank's share only.")
 ]
@@ -53,6 +56,7 @@ def prepare(
     list_: Presets = False,
     dry_run: DryRun = False,
     force: Force = False,
+    dedup: Dedup = False,
     rank: Rank = None,
     world_size: WorldSize = None,
     finalize: Finalize = False,
@@ -63,7 +67,11 @@ def prepare(
         _list(json_)
         return
     _check_share(rank, world_size, finalize, force or dry_run)
-    loaded = options.load(config, set_, {"data.source": dataset, "data.dir": out})
+    loaded = options.load(
+        config,
+        set_,
+        {"data.source": dataset, "data.dir": out, "data.dedup": "exact" if dedup else None},
+    )
     from gptcli.api.prepare import prepare as prepare_data
     from gptcli.data.adopt import token_files
 
@@ -132,7 +140,7 @@ def _show_plan(config: "Config", force: bool, json_: bool) -> dict[str, Any]:
     if find_existing(plan, force) is not None and not force:
         console.message(f"{plan.folder} is prepared already; --force prepares it again")
     cost = estimate(plan)
-    sample = left_out(plan) if plan.data.filters else None
+    sample = left_out(plan) if plan.data.filters or plan.data.dedup else None
     more = {"left_out": asdict(sample)} if sample else {}
     if not json_:
         console.result(_describe_plan(plan, cost))
@@ -198,7 +206,7 @@ def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> No
         f" ({manifest.val_share:.2%}), {seconds:.1f} s"
     )
     rows = {reason: each.model_dump() for reason, each in skipped_rows(manifest.units).items()}
-    if manifest.recipe.filters:
+    if manifest.recipe.filters or manifest.recipe.dedup:
         console.message(f"left out {options.skipped_rows(rows, what) or 'nothing'}")
     elif skipped := options.skipped_rows(rows):
         console.message(f"warning: skipped {skipped}", "bold red")

@@ -15,6 +15,8 @@ import numpy as np
 from gptcli import atomic
 from gptcli.data.archives import COMPRESSED
 from gptcli.data.columns import parquet_text_bytes
+from gptcli.data.dedup import REPEATED, keys_of
+from gptcli.data.encode import TextBatch
 from gptcli.data.filters import Rules
 from gptcli.data.remote import RemoteFile
 from gptcli.data.sources import PreparePlan
@@ -62,6 +64,8 @@ def estimate(plan: PreparePlan) -> Estimate:
         tokens = expected.gpt2_tokens
     vocab_size = max(tokenizer.vocab_size, plan.tokenizer.vocab_size or 0)
     shard_bytes = tokens * np.dtype(dtype_for(vocab_size)).itemsize
+    # With data.dedup, the tokens of a unit at a time are there twice.
+    stored_bytes = shard_bytes // max(1, len(plan.source.units)) if plan.data.dedup else 0
     sizes = [p.n_bytes for p in paths if not isinstance(p, Path) and not p.is_cached()]
     # Two files at a time, when they are not kept: one is tokenized while the next is downloaded.
     kept = sizes if plan.data.keep_downloads else sorted(sizes)[-2:]
@@ -71,7 +75,7 @@ def estimate(plan: PreparePlan) -> Estimate:
         tokens=tokens,
         shard_bytes=shard_bytes,
         download_bytes=sum(sizes),
-        disk_bytes=shard_bytes + sum(kept),
+        disk_bytes=shard_bytes + stored_bytes + sum(kept),
         free_bytes=shutil.disk_usage(atomic.existing_folder(plan.folder)).free,
         seconds=text_bytes / rate if rate else None,
     )
@@ -119,7 +123,7 @@ def _measure(plan: PreparePlan, tokenizer: Tokenizer) -> tuple[float, float | No
 
 @dataclass
 class LeftOut:
-    """What filters leave out of the first documents of a source, by reason."""
+    """What is left out of the first documents of a source, by reason."""
 
     documents: int = 0  # that were looked at
     rows: dict[str, int] = field(default_factory=dict)
@@ -127,9 +131,13 @@ class LeftOut:
 
 
 def left_out(plan: PreparePlan) -> LeftOut:
-    """Apply the filters of a plan to its first documents at hand."""
+    """Apply the filters of a plan to its first documents at hand, and look for repeated ones."""
     found, n_chars = LeftOut(), 0
     rules = Rules(plan.data.filters) if plan.data.filters else None
+    keys: set[bytes] = set()
+    seen: set[bytes] = set()
+    dedup = plan.data.dedup
+    find_keys = keys_of(dedup, lambda key: keys.add(key[1])) if dedup else None
     unfiltered = plan.data.model_copy(update={"filters": None})
     for unit in plan.source.units:
         if not all(isinstance(path, Path) for path in unit.paths):
@@ -138,7 +146,14 @@ def left_out(plan: PreparePlan) -> LeftOut:
             texts = [text for _, text in itertools.islice(pieces, 16)]
             head, place = "\n".join(texts), f"{unit.name}: document {index + 1}"
             found.documents += 1
-            if rules and (reason := rules(iter([head]), place)) is not None:
+            reason = rules(iter([head]), place) if rules else None
+            if reason is None and dedup and find_keys:
+                keys.clear()
+                find_keys.add(TextBatch(unit, texts, [index] * len(texts)))
+                find_keys.finish()
+                reason = REPEATED[dedup] if keys & seen else None
+                seen |= keys
+            if reason is not None:
                 found.rows[reason] = found.rows.get(reason, 0) + 1
                 if found.rows[reason] <= _EXAMPLES:
                     found.examples.setdefault(reason, []).append(f"{place}: {excerpt(head)}")

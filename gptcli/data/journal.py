@@ -49,7 +49,7 @@ class Journal:
 
     def record(self, index: int) -> UnitRecord | None:
         """Return the record of a finished unit whose shards are there, else None."""
-        record, recipe = self._read(self._file(index)), self.recipe()
+        record, recipe = self._read(self.file(index)), self.recipe()
         if record is None or recipe is None:
             return None
         try:
@@ -63,7 +63,20 @@ class Journal:
     def commit(self, index: int, record: UnitRecord) -> None:
         """Note that a unit is finished."""
         content = record.model_dump_json(indent=1) + "\n"
-        atomic.write_bytes(self._file(index), content.encode())
+        atomic.write_bytes(self.file(index), content.encode())
+
+    def stored(self, index: int) -> UnitRecord | None:
+        """Return the record of a unit that waits for the others to be compared with, or None."""
+        record = self._read(self.file(index, "-stored.json"))
+        if record is None or not self.file(index, ".keys").is_file():
+            return None
+        is_there = self.file(index, ".tokens").is_file() or self.record(index) is not None
+        return record if is_there else None
+
+    def commit_stored(self, index: int, record: UnitRecord) -> None:
+        """Note that a unit's tokens and keys are on the disk."""
+        content = record.model_dump_json(indent=1) + "\n"
+        atomic.write_bytes(self.file(index, "-stored.json"), content.encode())
 
     def n_bytes(self) -> int:
         """Return the bytes of text of the finished units."""
@@ -72,7 +85,8 @@ class Journal:
     def end(self) -> None:
         """Remove the records; the shards they name stay."""
         # The recipe goes last: without it the records mean nothing.
-        for path in [*self._files(), *self._folder.glob(_RECIPE), *self._folder.glob(".tmp-*")]:
+        for path in [*self._folder.glob("unit-*"), *self._folder.glob(_RECIPE),
+                     *self._folder.glob(".tmp-*")]:  # fmt: skip
             path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             self._folder.rmdir()
@@ -85,8 +99,9 @@ class Journal:
                     _remove(self._data_folder / name)
         self.end()
 
-    def _file(self, index: int) -> Path:
-        return self._folder / f"unit-{index:06d}.json"
+    def file(self, index: int, suffix: str = ".json") -> Path:
+        """Return the path of a file about a unit; those of stored units have other suffixes."""
+        return self._folder / f"unit-{index:06d}{suffix}"
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("unit-*.json"), reverse=True)

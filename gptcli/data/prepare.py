@@ -11,19 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptcli import atomic, locking
-from gptcli.config.schema import Config
+from gptcli.config.schema import Config, DataConfig
 from gptcli.data import shards
 from gptcli.data.conversations import skipped_rows
+from gptcli.data.dedup import keys_of
 from gptcli.data.encode import Encoder
 from gptcli.data.filters import Rules
 from gptcli.data.hub import NetworkError, OnBytes
 from gptcli.data.journal import Journal, remove_prepared
 from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
-from gptcli.data.sources import LARGE_SOURCE, PreparePlan, find_source
+from gptcli.data.sources import LARGE_SOURCE, PreparePlan, Source, find_source
 from gptcli.data.units import Fetcher, Unit, content_hash
 from gptcli.data.vocabulary import tokenizer_of
-from gptcli.data.writer import OnProgress, write_units
+from gptcli.data.writer import OnProgress, write_units, write_without_repeats
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer
@@ -40,16 +41,25 @@ def make_plan(config: Config) -> PreparePlan:
     data = config.data.model_copy(update={"format": source.format})
     if source.text_field and not config.is_set("data.text_field"):
         data = data.model_copy(update={"text_field": source.text_field})
-    if data.filters:
-        Rules(data.filters)  # refuses what is wrong with them
+    if data.filters or data.dedup:
+        _require_possible(source, data)
         source = replace(source, expected=None)
-        if any(unit.joined for unit in source.units):
-            raise ConfigError(
-                f"data.filters: the rows of {source.name} are lines of one text, not documents",
-                "leave the filters out",
-            )
     fraction = source.val_fraction(data)
     return PreparePlan(data_dir(data), source, data, config.tokenizer, config.seed, fraction)
+
+
+def _require_possible(source: Source, data: DataConfig) -> None:
+    """Refuse what would leave documents out but cannot."""
+    if data.filters:
+        Rules(data.filters)
+    if data.dedup:
+        keys_of(data.dedup, lambda key: None)
+    if any(unit.joined for unit in source.units):
+        key = "data.filters" if data.filters else "data.dedup"
+        raise ConfigError(
+            f"{key}: the rows of {source.name} are lines of one text, not documents",
+            f"take {key} out of the configuration",
+        )
 
 
 def is_finished(plan: PreparePlan) -> bool:
@@ -127,6 +137,8 @@ def _write(
         units = _run(
             plan, plan.source.units, tokenizer, recipe, journal, workers, on_progress, on_download
         )
+        if plan.data.dedup:
+            units = write_without_repeats(plan, tokenizer, journal, units)
         manifest = _write_manifest(plan, recipe, units)
     except BaseException as error:
         _clean_up(plan, journal, error)
@@ -176,9 +188,9 @@ def finalize(plan: PreparePlan) -> Manifest:
         journal = Journal(plan.folder)
         if journal.recipe() is None:
             raise DataError(f"{plan.folder}: no rank has begun", "run the ranks first, with --rank")
-        _, recipe = _settle(plan, journal)
+        tokenizer, recipe = _settle(plan, journal)
         journal.begin(recipe)  # which compares it
-        done = _finished(plan.source.units, journal)
+        done = _finished(plan, plan.source.units, journal)
         missing = [unit.index for unit in plan.source.units if unit.index not in done]
         if missing:
             first = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
@@ -187,7 +199,10 @@ def finalize(plan: PreparePlan) -> Manifest:
                 f" yet ({first})",
                 "run their ranks again: unit U is rank U modulo --world-size",
             )
-        manifest = _write_manifest(plan, recipe, [done[unit.index] for unit in plan.source.units])
+        units = [done[unit.index] for unit in plan.source.units]
+        if plan.data.dedup:
+            units = write_without_repeats(plan, tokenizer, journal, units)
+        manifest = _write_manifest(plan, recipe, units)
         journal.end()
         atomic.remove_leftovers(plan.folder)
         return manifest
@@ -239,6 +254,7 @@ def _recipe(plan: PreparePlan, tokenizer: TokenizerRecord) -> Recipe:
         tokenizer=tokenizer,
         conversation_format=plan.data.format,
         bad_rows=plan.data.bad_rows if plan.data.format else None,
+        dedup=plan.data.dedup,
         filters=plan.data.filters.model_dump(exclude_none=True) if plan.data.filters else None,
     )
 
@@ -297,9 +313,16 @@ def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) 
     """Write the manifest over all units; refuse a split without text."""
     manifest = Manifest.of(recipe, units)
     name, documents = plan.source.name, plural(manifest.documents, "document")
-    if recipe.filters and not manifest.documents and (skipped := skipped_rows(units)):
+    if (
+        (recipe.filters or recipe.dedup)
+        and not manifest.documents
+        and (skipped := skipped_rows(units))
+    ):
         reasons = ", ".join(f"{each.rows:,} {reason}" for reason, each in skipped.items())
-        raise DataError(f"{name}: everything is left out ({reasons})", "change data.filters")
+        raise DataError(
+            f"{name}: everything is left out ({reasons})",
+            "change data.filters, or look at the text",
+        )
     if not manifest.bytes.total:
         what = "conversation" if manifest.is_chat else "text"
         raise DataError(f"{name}: no {what} in it ({documents})")
@@ -318,11 +341,12 @@ def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) 
     return manifest
 
 
-def _finished(units: Sequence[Unit], journal: Journal) -> dict[int, UnitRecord]:
+def _finished(plan: PreparePlan, units: Sequence[Unit], journal: Journal) -> dict[int, UnitRecord]:
     """Return the records of the units that are done; their sources must be as they were."""
+    read = journal.stored if plan.data.dedup else journal.record
     done: dict[int, UnitRecord] = {}
     for unit in units:
-        if (record := journal.record(unit.index)) is None:
+        if (record := read(unit.index)) is None:
             continue
         if record.sha256 != content_hash(unit):
             raise ConfigError(
@@ -345,7 +369,8 @@ def _run(
     """Prepare those of some units that are not done, downloading the next one meanwhile."""
     journal.begin(recipe)
     atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
-    done = _finished(units, journal)
+    done = _finished(plan, units, journal)
+    commit = journal.commit_stored if plan.data.dedup else journal.commit
     for record in done.values():
         on_progress(record.bytes.total)
     todo = [unit for unit in units if unit.index not in done]
@@ -357,7 +382,7 @@ def _run(
             unit = plan.source.units[local.index]
             if unit != local:  # the address of a remote file, not its content
                 record = record.model_copy(update={"sha256": content_hash(unit)})
-            journal.commit(unit.index, record)
+            commit(unit.index, record)
             fetcher.release(unit)
             done[unit.index] = record
     return [done[unit.index] for unit in units]

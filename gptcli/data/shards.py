@@ -56,7 +56,7 @@ class _Record(BaseModel):
 
 
 _OF_SOME = {"conversations", "trained", "mask_sha256", "starts_sha256", "skipped",
-            "conversation_format", "bad_rows", "filters"}  # fmt: skip
+            "conversation_format", "bad_rows", "dedup", "filters"}  # fmt: skip
 
 
 class Counts(_Record):
@@ -159,6 +159,7 @@ class Recipe(_Record):
     tokenizer: TokenizerRecord
     conversation_format: str | None = None  # None: text
     bad_rows: str | None = None  # of conversations only
+    dedup: str | None = None
     filters: dict[str, int | float | str | list[str]] | None = None
 
     def differing(self, other: Self) -> list[str]:

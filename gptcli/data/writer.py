@@ -15,7 +15,9 @@ import numpy as np
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, Split
 from gptcli.data.conversations import Lengths
+from gptcli.data.dedup import REPEATED, KeyFile, keys_of, repeated, store, stored
 from gptcli.data.encode import Encoded, Encoder, TextBatch
+from gptcli.data.journal import Journal
 from gptcli.data.messages import BadRow
 from gptcli.data.shard_writer import ConversationShardWriter, ShardWriter
 from gptcli.data.shards import SPLITS, Counts, Skipped, UnitRecord
@@ -47,7 +49,7 @@ def write_units(
     Raises:
         DataError: The text cannot be used, or its files changed meanwhile.
     """
-    make = _ConversationUnitWriter if plan.data.format else _UnitWriter
+    make = _StoredUnitWriter if plan.data.dedup else _writer_of(plan)
     batches = encoder.encode(_batches(units, plan.data, tokenizer.safe_cut))
     for batch, encoded in batches:
         with make(batch.unit, plan, tokenizer) as writer:
@@ -59,6 +61,46 @@ def write_units(
                 batch, encoded = next(batches)
             record = writer.finish()
         yield batch.unit, record
+
+
+def write_without_repeats(
+    plan: PreparePlan, tokenizer: Tokenizer, journal: Journal, records: list[UnitRecord]
+) -> list[UnitRecord]:
+    """Write the shards of units whose tokens are stored, without documents that repeat another.
+
+    The earliest document stays, where the source's own validation text comes before all else.
+
+    Args:
+        plan: What is prepared.
+        tokenizer: Its tokenizer.
+        journal: Where the tokens are stored, and the records of finished units go.
+        records: Those of the stored units.
+
+    Raises:
+        DataError: What was stored is damaged.
+    """
+    assert plan.data.dedup is not None
+    order = sorted(plan.source.units, key=lambda unit: unit.held_out != "val")
+    files = [journal.file(unit.index, ".keys") for unit in order]
+    marks = repeated(files, [records[unit.index].documents for unit in order])
+    done: dict[int, UnitRecord] = {}
+    for unit, is_repeated in zip(order, marks, strict=True):
+        record, file = journal.record(unit.index), journal.file(unit.index, ".tokens")
+        if record is None:
+            before, reason = records[unit.index], REPEATED[plan.data.dedup]
+            with _writer_of(plan)(unit, plan, tokenizer) as writer:
+                writer.skipped.update(before.skipped or {})
+                for batch, encoded in stored(file, unit, before.tokens.train, is_repeated, reason):
+                    writer.add(batch, encoded)
+                record = writer.finish(before.sha256)
+            journal.commit(unit.index, record)
+        file.unlink(missing_ok=True)
+        done[unit.index] = record
+    return [done[unit.index] for unit in plan.source.units]
+
+
+def _writer_of(plan: PreparePlan) -> "type[_UnitWriter]":
+    return _ConversationUnitWriter if plan.data.format else _UnitWriter
 
 
 def _batches(
@@ -125,7 +167,7 @@ class _UnitWriter(contextlib.ExitStack):
         }
         self._bytes = dict.fromkeys(SPLITS, 0)
         self._document, self._n_documents = -1, 0
-        self._skipped: dict[str, Skipped] = {}
+        self.skipped: dict[str, Skipped] = {}
         self._split: Split = "train"
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._eot = np.array([tokenizer.eot], dtype=self._dtype)
@@ -141,18 +183,23 @@ class _UnitWriter(contextlib.ExitStack):
 
     def _count_skipped(self, batch: TextBatch) -> None:
         for reason, place in batch.skipped:
-            before = self._skipped.get(reason, Skipped(rows=0, first=place))
-            self._skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
+            before = self.skipped.get(reason, Skipped(rows=0, first=place))
+            self.skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
 
-    def finish(self) -> UnitRecord:
-        """Complete the shards and return what the unit became; refuse files that have changed."""
+    def finish(self, content: str | None = None) -> UnitRecord:
+        """Complete the shards and return what the unit became; refuse files that have changed.
+
+        Args:
+            content: The hash of the unit's files, if they were read before.
+        """
         self._divide()
         self.close()
-        content = content_hash(self._unit)
-        if file_stats(self._unit) != self._stats:
-            raise DataError(
-                f"{self._unit.name}: changed while it was read", "run the command again"
-            )
+        if content is None:
+            content = content_hash(self._unit)
+            if file_stats(self._unit) != self._stats:
+                raise DataError(
+                    f"{self._unit.name}: changed while it was read", "run the command again"
+                )
         data = self._plan.data
         shards = {split: writer.shards for split, writer in self._writers.items()}
         return UnitRecord(
@@ -162,7 +209,7 @@ class _UnitWriter(contextlib.ExitStack):
             tokens=Counts(**{split: sum(s.tokens for s in shards[split]) for split in SPLITS}),
             bytes=Counts(**self._bytes),
             shards=[*shards["train"], *shards["val"]],
-            skipped=self._skipped if data.format or data.filters else None,
+            skipped=self.skipped if data.format or data.filters or data.dedup else None,
         )
 
     def _start_document(self, index: int) -> None:
@@ -259,3 +306,37 @@ class _ConversationUnitWriter(_UnitWriter):
             split: Split = "train" if index < n - n_val else "val"
             self._add(split, tokens, trained, np.array([len(tokens)]), np.array([n_bytes]))
         self._held.clear()
+
+
+class _StoredUnitWriter(_UnitWriter):
+    """Stores what a unit's batches became, and their documents' keys, until all units are there."""
+
+    def __init__(self, unit: Unit, plan: PreparePlan, tokenizer: Tokenizer) -> None:
+        super().__init__(unit, plan, tokenizer)
+        assert plan.data.dedup is not None
+        journal = Journal(plan.folder)
+        tokens, keys = (journal.file(unit.index, suffix) for suffix in (".tokens", ".keys"))
+        self._file = self.enter_context(atomic.atomic_write(tokens))
+        self._key_file = KeyFile(self.enter_context(atomic.atomic_write(keys)))
+        self._keys = keys_of(plan.data.dedup, self._key_file.append)
+        self._n_tokens = 0
+
+    def add(self, batch: TextBatch, encoded: Encoded) -> None:
+        """Add a batch of the unit's texts."""
+        self._count_skipped(batch)
+        with atomic.storage_errors(self._plan.folder):
+            self._keys.add(batch)
+            store(self._file, batch, encoded)
+        self._n_documents = max(self._n_documents, 1 + max(batch.documents, default=-1))
+        self._n_tokens += len(encoded.ids)
+        self._bytes["train"] += sum(encoded.n_bytes)
+
+    def _divide(self) -> None:
+        with atomic.storage_errors(self._plan.folder):
+            self._keys.finish()
+            self._key_file.flush()
+
+    def finish(self, content: str | None = None) -> UnitRecord:
+        """Complete the files; the record says how many tokens are stored, in no shard."""
+        record = super().finish(content)
+        return record.model_copy(update={"tokens": Counts(train=self._n_tokens)})

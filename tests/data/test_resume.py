@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,19 +56,23 @@ def wait_for_parts(child: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork, which Windows does not have")
-@pytest.mark.parametrize("tokenizer", ["gpt2", "bpe", "conversations"])
+@pytest.mark.parametrize("tokenizer", ["gpt2", "bpe", "conversations", "without repeats"])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokenizer: str) -> None:
+    more = "data.dedup=null"
+    if tokenizer == "without repeats":
+        write_rows(lambda text: {"text": text.replace("row 7 ", "row 5 ")})
+        tokenizer, more = "gpt2", "data.dedup=exact"
     if tokenizer == "conversations":
         write_rows(lambda text: {"prompt": text, "completion": text[:90]})
         tokenizer = "gpt2"
     name = f"tokenizer.name={tokenizer}"
     began = time.perf_counter()
-    prepare_rows("data/whole", name)
+    prepare_rows("data/whole", name, more)
     seconds = time.perf_counter() - began
     generator = random.Random(0)
     left_parts = kills = 0
     while kills < KILLS // 2:
-        child = forked(lambda: prepare_rows("data/cut", name))
+        child = forked(lambda: prepare_rows("data/cut", name, more))
         if kills % 2:  # every second one once it writes: training a tokenizer may fill the time
             wait_for_parts(child)
             time.sleep(generator.uniform(0, seconds / 10))
@@ -85,7 +90,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(rows: str, tokeniz
         # No shard has its name before it is whole.
         assert all(path.read_bytes() == (Path("data/whole") / path.name).read_bytes()
                    for path in named)  # fmt: skip
-    prepare_rows("data/cut", name)
+    prepare_rows("data/cut", name, more)
     assert content(Path("data/cut")) == content(Path("data/whole"))
     assert left_parts > 2
 
@@ -196,3 +201,38 @@ def test_workers_end_when_their_parent_is_killed(rows: str) -> None:
         parent.kill()
         parent.wait()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a fork, which Windows does not have")
+def test_killed_at_any_write_repeats_are_left_out_all_the_same(rows: str) -> None:
+    from gptcli import atomic
+
+    write_rows(lambda text: {"text": text.replace("row 7 ", "row 5 ")})
+    how = ("data.dedup=exact", "tokenizer.name=bytes")
+    whole = prepare_rows("data/whole", *how)
+    assert whole.documents == N_FILES * 59
+
+    def dying_at(call: int) -> None:
+        real, left = os.replace, [call]
+
+        def counted(*args: Any) -> None:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(*args)
+
+        atomic.os.replace = counted  # type: ignore[assignment]
+        prepare_rows("data/cut", *how)
+
+    # Files are named in this order: a recipe, a tokenizer, for each unit its keys, tokens and
+    # record, then for each unit its shards and record, and the manifest.
+    moments = (1, 2, 4, 5, 6, 20, 39, 40, 41, 60, 86)
+    for moment in moments:
+        assert wait(forked(lambda: dying_at(moment))) == -signal.SIGKILL, moment  # noqa: B023
+        prepare_rows("data/cut", *how)
+        assert content(Path("data/cut")) == content(Path("data/whole"))
+        subprocess.run(["rm", "-r", "data/cut"], check=True)
+    for moment in (1, 3, 9, 14, 9, 6, 6, 6, 4, 4):  # and of one that is killed again and again
+        assert wait(forked(lambda: dying_at(moment))) == -signal.SIGKILL  # noqa: B023
+    prepare_rows("data/cut", *how)
+    assert content(Path("data/cut")) == content(Path("data/whole"))

@@ -1,0 +1,233 @@
+"""Documents that repeat an earlier one: keys of each on disk, and which keys were there before.
+
+Two documents are the same if a key of theirs is. Which one stays depends on the order of the source
+alone, so units are written as they are, in any order and by any process, beside their keys; once
+all keys are there, `repeated` tells what to leave out, and `stored` reads the units again.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gptcli.data.encode import Encoded, TextBatch
+from gptcli.data.units import Unit
+from gptcli.errors import ConfigError, DataError
+from gptcli.tokenizers.chat import ROLES
+
+Key = tuple[int, bytes]  # a document's index in its unit, and 16 bytes
+OnKey = Callable[[Key], None]
+
+REPEATED = {"exact": "repeats an earlier document", "near": "is much like an earlier document"}
+DAMAGED = "start over with --force"
+_RUN_KEYS = 1 << 20  # are sorted at a time, when they are written and when they are compared
+_KEY_BYTES = 20  # on disk: two halves of the key and the document's index
+_WHITE_SPACE = b" \t\n\r\x0b\x0c"
+# A pair of documents that share the part s of their shingles has a band in common with the
+# probability 1 - (1 - s**8)**16: 0.06 at 0.5, 0.61 at 0.7, 0.95 at 0.8, 1.00 at 0.9.
+_BANDS, _ROWS = 16, 8
+_SHINGLE_CHARS = 16  # a power of two
+_BASE = 0x9E3779B97F4A7C15
+_MINHASH_SEED = 1
+
+
+class ExactKeys:
+    """One key of each document: a hash of its text without white space, and of who says it."""
+
+    def __init__(self, on_key: OnKey) -> None:
+        self._on_key, self._document, self._hash = on_key, -1, hashlib.sha256()
+
+    def add(self, batch: TextBatch) -> None:
+        """Add a batch; a document may go on in the next one."""
+        roles = batch.roles or itertools.repeat(len(ROLES))
+        for document, text, role in zip(batch.documents, batch.texts, roles, strict=False):
+            if document != self._document:
+                self.finish()
+                self._document, self._hash = document, hashlib.sha256()
+            if batch.roles:
+                self._hash.update(bytes([role]))
+            self._hash.update(text.encode().translate(None, _WHITE_SPACE))
+
+    def finish(self) -> None:
+        """Report the last document's key."""
+        if self._document >= 0:
+            self._on_key((self._document, self._hash.digest()[:16]))
+        self._document = -1
+
+
+class NearKeys:
+    """Keys that similar documents are likely to share: bands of a MinHash of their shingles."""
+
+    def __init__(self, on_key: OnKey) -> None:
+        from rensa import RMinHash
+
+        self._digests = RMinHash.digest_matrix_from_flat_token_hashes
+        self._on_key, self._document = on_key, -1
+        self._digest = np.empty(0, np.uint32)
+
+    def add(self, batch: TextBatch) -> None:
+        """Add a batch; a document may go on in the next one."""
+        if not batch.texts:
+            return
+        shingles = [_shingles(text) for text in batch.texts]
+        offsets = np.cumsum([0, *map(len, shingles)]).tolist()
+        n_digests = _BANDS * _ROWS
+        matrix = self._digests(np.concatenate(shingles), offsets, n_digests, _MINHASH_SEED)
+        firsts = np.flatnonzero(np.diff(batch.documents, prepend=-1))
+        rows = np.minimum.reduceat(np.array(matrix.to_rows(), np.uint32), firsts, axis=0)
+        for first, row in zip(firsts, rows, strict=True):
+            if (document := batch.documents[first]) == self._document:
+                row = np.minimum(row, self._digest)
+            else:
+                self.finish()
+            self._document, self._digest = document, row
+
+    def finish(self) -> None:
+        """Report the last document's keys."""
+        if self._document >= 0:
+            for band in range(_BANDS):
+                rows = self._digest[band * _ROWS : (band + 1) * _ROWS].astype("<u4").tobytes()
+                key = hashlib.sha256(bytes([band]) + rows).digest()[:16]
+                self._on_key((self._document, key))
+        self._document = -1
+
+
+def _shingles(text: str) -> npt.NDArray[np.uint64]:
+    """Return a hash of each run of characters of one length, white space and case aside."""
+    points = np.frombuffer("".join(text.lower().split()).encode("utf-32-le"), "<u4")
+    hashes = points.astype(np.uint64)
+    if len(hashes) < _SHINGLE_CHARS:
+        hashes = np.pad(hashes, (0, _SHINGLE_CHARS - len(hashes)))
+    width, base = 1, _BASE
+    while width < _SHINGLE_CHARS:  # of two runs that touch, one twice as long
+        hashes = hashes[:-width] * np.uint64(base) + hashes[width:]
+        width, base = 2 * width, base * base % (1 << 64)
+    return np.asarray((hashes ^ (hashes >> np.uint64(32))) * np.uint64(_BASE))
+
+
+def keys_of(kind: Literal["exact", "near"], on_key: OnKey) -> ExactKeys | NearKeys:
+    """Return what makes the keys of documents; `on_key` is called with each.
+
+    Raises:
+        ConfigError: The package that it needs is missing.
+    """
+    if kind == "exact":
+        return ExactKeys(on_key)
+    try:
+        return NearKeys(on_key)
+    except ImportError as error:
+        hint = "install it: pip install 'gptcli[dedup]'"
+        raise ConfigError("data.dedup: near needs the package rensa", hint) from error
+
+
+class KeyFile:
+    """Writes the keys of a unit, sorted in runs, each as three columns."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._keys: list[bytes] = []
+        self._documents: list[int] = []
+
+    def append(self, key: Key) -> None:
+        """Add a key; documents come in their order."""
+        self._documents.append(key[0])
+        self._keys.append(key[1])
+        if len(self._keys) == _RUN_KEYS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the keys that are not written yet."""
+        halves = np.frombuffer(b"".join(self._keys), "<u8").reshape(-1, 2)
+        order = np.argsort(halves[:, 0], kind="stable")
+        for column in (halves[:, 0], halves[:, 1], np.array(self._documents, "<u4")):
+            self._file.write(column[order].tobytes())
+        self._keys.clear()
+        self._documents.clear()
+
+
+def repeated(files: Sequence[Path], n_documents: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
+    """Tell which documents have a key that an earlier one has.
+
+    Memory holds one run of keys, and a byte for each document.
+
+    Args:
+        files: The keys of each unit, in the order in which documents are earlier or later.
+        n_documents: One more than the last index of each unit's documents.
+
+    Returns:
+        For each unit and document (n,), whether it repeats another.
+    """
+    starts = np.cumsum([0, *n_documents])
+    found = np.zeros(starts[-1], np.bool_)
+    n_parts = 1 + sum(path.stat().st_size for path in files) // (_KEY_BYTES * _RUN_KEYS)
+    bounds = np.array([part * (1 << 64) // n_parts for part in range(1, n_parts)], np.uint64)
+    runs = [(path, int(start), *run) for path, start in zip(files, starts, strict=False)
+            for run in _runs(path, bounds)]  # fmt: skip
+    for part in range(n_parts):
+        columns: list[list[npt.NDArray[Any]]] = [[], [], []]
+        for path, start, offset, length, cuts in runs:
+            if (first := cuts[part]) == (end := cuts[part + 1]):
+                continue
+            for column, (kind, before) in enumerate((("<u8", 0), ("<u8", 8), ("<u4", 16))):
+                at = offset + before * length + np.dtype(kind).itemsize * first
+                values = np.fromfile(path, kind, end - first, offset=at)
+                columns[column].append(values + np.int64(start) if column == 2 else values)
+        if not columns[0]:
+            continue
+        high, low, documents = map(np.concatenate, columns)
+        order = np.lexsort((low, high))  # stable: of equal keys, the first document stays first
+        high, low = high[order], low[order]
+        same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
+        found[documents[order[1:][same]]] = True
+    return np.split(found, starts[1:-1])
+
+
+def _runs(path: Path, bounds: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield the offset and the length of each run, and where the parts of the keys begin in it."""
+    n_left, offset = path.stat().st_size // _KEY_BYTES, 0
+    while n_left:
+        length = min(n_left, _RUN_KEYS)
+        high = np.fromfile(path, "<u8", length, offset=offset)
+        yield offset, length, [0, *np.searchsorted(high, bounds).tolist(), length]
+        offset, n_left = offset + _KEY_BYTES * length, n_left - length
+
+
+def store(file: BinaryIO, batch: TextBatch, encoded: Encoded) -> None:
+    """Write what a batch became, to be read by `stored`."""
+    numbers = (batch.documents, encoded.counts, encoded.n_bytes, batch.roles)
+    for array in (*(np.array(each, np.int64) for each in numbers), encoded.ids):
+        np.save(file, array, allow_pickle=False)
+
+
+def stored(
+    path: Path, unit: Unit, n_tokens: int, is_repeated: npt.NDArray[np.bool_], reason: str
+) -> Iterator[tuple[TextBatch, Encoded]]:
+    """Yield the batches of a unit without the documents that repeat another, which are noted.
+
+    Raises:
+        DataError: The file does not hold what was written.
+    """
+    n_read, last = 0, -1
+    with path.open("rb") as file:
+        while n_read < n_tokens or file.peek(1):
+            try:
+                documents, counts, n_bytes, roles, ids = (np.load(file) for _ in range(5))
+            except (EOFError, ValueError) as error:
+                raise DataError(f"{path}: damaged ({error})", DAMAGED) from error
+            n_read += len(ids)
+            kept = ~is_repeated[documents]
+            left_out = [each for each in np.unique(documents[~kept]).tolist() if each != last]
+            last = documents[-1] if len(documents) else last
+            batch = TextBatch(
+                unit,
+                [""] * int(kept.sum()),
+                documents[kept].tolist(),
+                roles=roles[kept].tolist() if len(roles) else [],
+                skipped=[(reason, f"{unit.name}: document {each + 1}") for each in left_out],
+            )
+            ids = ids[np.repeat(kept, counts)]
+            yield batch, Encoded(ids, counts[kept].tolist(), n_bytes[kept].tolist())
