@@ -89,8 +89,9 @@ class DataConfig(Section):
     """Rows that are no conversation (an unknown role, a second system message, an empty turn, no
     turn of the assistant): stop and name the first, or skip and count them."""
     dedup: Literal["exact", "near"] | None = Field(default=None, examples=["exact"])
-    """Leave out documents that repeat an earlier one: exact compares their text without white
-    space, near also finds similar ones by MinHash (extra `dedup`). Null: keep them."""
+    """Leave out documents that repeat an earlier one: exact compares their text, where line ends
+    and tabs count as spaces; near also finds similar ones by MinHash (extra `dedup`). Null: keep
+    all."""
     filters: FilterConfig | None = Field(default=None, examples=[{"min_chars": 200}])
     """Rules that leave documents out: {min_chars: 200, languages: [en]}. Null: none."""
     dir: PathText | None = Field(default=None, examples=["data/books"])

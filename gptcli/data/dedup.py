@@ -16,17 +16,16 @@ import numpy.typing as npt
 
 from gptcli.data.encode import Encoded, TextBatch
 from gptcli.data.units import Unit
-from gptcli.errors import ConfigError, DataError
+from gptcli.errors import ConfigError
+from gptcli.tokenizers import Dtype
 from gptcli.tokenizers.chat import ROLES
 
-Key = tuple[int, bytes]  # a document's index in its unit, and 16 bytes
-OnKey = Callable[[Key], None]
+OnKey = Callable[[int, bytes], None]  # is called with a document's index in its unit, and 16 bytes
 
 REPEATED = {"exact": "repeats an earlier document", "near": "is much like an earlier document"}
-DAMAGED = "start over with --force"
 _RUN_KEYS = 1 << 20  # are sorted at a time, when they are written and when they are compared
 _KEY_BYTES = 20  # on disk: two halves of the key and the document's index
-_WHITE_SPACE = b" \t\n\r\x0b\x0c"
+_AS_SPACES = bytes.maketrans(b"\t\n\r\x0b\x0c", b"     ")
 # A pair of documents that share the part s of their shingles has a band in common with the
 # probability 1 - (1 - s**8)**16: 0.06 at 0.5, 0.61 at 0.7, 0.95 at 0.8, 1.00 at 0.9.
 _BANDS, _ROWS = 16, 8
@@ -36,26 +35,37 @@ _MINHASH_SEED = 1
 
 
 class ExactKeys:
-    """One key of each document: a hash of its text without white space, and of who says it."""
+    """One key of each document: a hash of its text, and of who says it.
+
+    Line ends and tabs count as spaces, and white space at the ends of the text does not count.
+    """
 
     def __init__(self, on_key: OnKey) -> None:
         self._on_key, self._document, self._hash = on_key, -1, hashlib.sha256()
+        self._spaces = b""  # at the end of what was added last
 
     def add(self, batch: TextBatch) -> None:
         """Add a batch; a document may go on in the next one."""
         roles = batch.roles or itertools.repeat(len(ROLES))
         for document, text, role in zip(batch.documents, batch.texts, roles, strict=False):
-            if document != self._document:
-                self.finish()
-                self._document, self._hash = document, hashlib.sha256()
+            if "\r" in text:
+                text = text.replace("\r\n", "\n")
+            content = text.encode().translate(_AS_SPACES)
             if batch.roles:
-                self._hash.update(bytes([role]))
-            self._hash.update(text.encode().translate(None, _WHITE_SPACE))
+                content = bytes([role]) + content
+            if document == self._document:
+                self._hash.update(self._spaces)
+                self._hash.update(visible := content.rstrip())
+            else:
+                self.finish()
+                visible = (content := content.lstrip()).rstrip()
+                self._document, self._hash = document, hashlib.sha256(visible)
+            self._spaces = content[len(visible) :]
 
     def finish(self) -> None:
         """Report the last document's key."""
         if self._document >= 0:
-            self._on_key((self._document, self._hash.digest()[:16]))
+            self._on_key(self._document, self._hash.digest()[:16])
         self._document = -1
 
 
@@ -92,7 +102,7 @@ class NearKeys:
             for band in range(_BANDS):
                 rows = self._digest[band * _ROWS : (band + 1) * _ROWS].astype("<u4").tobytes()
                 key = hashlib.sha256(bytes([band]) + rows).digest()[:16]
-                self._on_key((self._document, key))
+                self._on_key(self._document, key)
         self._document = -1
 
 
@@ -132,10 +142,10 @@ class KeyFile:
         self._keys: list[bytes] = []
         self._documents: list[int] = []
 
-    def append(self, key: Key) -> None:
+    def append(self, document: int, key: bytes) -> None:
         """Add a key; documents come in their order."""
-        self._documents.append(key[0])
-        self._keys.append(key[1])
+        self._documents.append(document)
+        self._keys.append(key)
         if len(self._keys) == _RUN_KEYS:
             self.flush()
 
@@ -198,36 +208,39 @@ def _runs(path: Path, bounds: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int
 
 def store(file: BinaryIO, batch: TextBatch, encoded: Encoded) -> None:
     """Write what a batch became, to be read by `stored`."""
-    numbers = (batch.documents, encoded.counts, encoded.n_bytes, batch.roles)
-    for array in (*(np.array(each, np.int64) for each in numbers), encoded.ids):
-        np.save(file, array, allow_pickle=False)
+    n_texts = len(batch.documents)
+    roles = batch.roles or [-1] * n_texts
+    numbers = [batch.documents, encoded.counts, encoded.n_bytes, roles]
+    for array in ([n_texts, len(encoded.ids)], numbers):
+        file.write(np.array(array, "<i8").tobytes())
+    file.write(encoded.ids.data.cast("B"))
 
 
 def stored(
-    path: Path, unit: Unit, n_tokens: int, is_repeated: npt.NDArray[np.bool_], reason: str
+    path: Path, unit: Unit, dtype: Dtype, is_repeated: npt.NDArray[np.bool_], reason: str
 ) -> Iterator[tuple[TextBatch, Encoded]]:
-    """Yield the batches of a unit without the documents that repeat another, which are noted.
-
-    Raises:
-        DataError: The file does not hold what was written.
-    """
-    n_read, last = 0, -1
+    """Yield the batches of a unit without the documents that repeat another, which are noted."""
+    last = -1
     with path.open("rb") as file:
-        while n_read < n_tokens or file.peek(1):
-            try:
-                documents, counts, n_bytes, roles, ids = (np.load(file) for _ in range(5))
-            except (EOFError, ValueError) as error:
-                raise DataError(f"{path}: damaged ({error})", DAMAGED) from error
-            n_read += len(ids)
+        while len(sizes := np.fromfile(file, "<i8", 2)):
+            documents, counts, n_bytes, roles = np.fromfile(file, "<i8", 4 * sizes[0]).reshape(
+                4, -1
+            )
+            ids = np.fromfile(file, dtype, sizes[1])
             kept = ~is_repeated[documents]
             left_out = [each for each in np.unique(documents[~kept]).tolist() if each != last]
             last = documents[-1] if len(documents) else last
+            if not kept.all():
+                ends = np.cumsum(counts)
+                parts = [ids[end - count : end] for end, count in
+                         zip(ends[kept].tolist(), counts[kept].tolist(), strict=True)]  # fmt: skip
+                ids = np.concatenate([ids[:0], *parts])
+            has_roles = len(roles) and roles[0] >= 0
             batch = TextBatch(
                 unit,
                 [""] * int(kept.sum()),
                 documents[kept].tolist(),
-                roles=roles[kept].tolist() if len(roles) else [],
+                roles=roles[kept].tolist() if has_roles else [],
                 skipped=[(reason, f"{unit.name}: document {each + 1}") for each in left_out],
             )
-            ids = ids[np.repeat(kept, counts)]
             yield batch, Encoded(ids, counts[kept].tolist(), n_bytes[kept].tolist())

@@ -137,7 +137,7 @@ def left_out(plan: PreparePlan) -> LeftOut:
     keys: set[bytes] = set()
     seen: set[bytes] = set()
     dedup = plan.data.dedup
-    find_keys = keys_of(dedup, lambda key: keys.add(key[1])) if dedup else None
+    find_keys = keys_of(dedup, lambda _, key: keys.add(key)) if dedup else None
     unfiltered = plan.data.model_copy(update={"filters": None})
     for unit in plan.source.units:
         if not all(isinstance(path, Path) for path in unit.paths):

@@ -68,10 +68,14 @@ class Journal:
     def stored(self, index: int) -> UnitRecord | None:
         """Return the record of a unit that waits for the others to be compared with, or None."""
         record = self._read(self.file(index, "-stored.json"))
-        if record is None or not self.file(index, ".keys").is_file():
+        if record is None:
             return None
-        is_there = self.file(index, ".tokens").is_file() or self.record(index) is not None
-        return record if is_there else None
+        for file in record.shards:
+            path = self._folder / file.file
+            is_whole = path.is_file() and path.stat().st_size == file.tokens
+            if not is_whole and (path.suffix != ".tokens" or self.record(index) is None):
+                return None
+        return record
 
     def commit_stored(self, index: int, record: UnitRecord) -> None:
         """Note that a unit's tokens and keys are on the disk."""

@@ -53,7 +53,7 @@ def _require_possible(source: Source, data: DataConfig) -> None:
     if data.filters:
         Rules(data.filters)
     if data.dedup:
-        keys_of(data.dedup, lambda key: None)
+        keys_of(data.dedup, lambda *key: None)
     if any(unit.joined for unit in source.units):
         key = "data.filters" if data.filters else "data.dedup"
         raise ConfigError(

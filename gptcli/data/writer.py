@@ -20,7 +20,7 @@ from gptcli.data.encode import Encoded, Encoder, TextBatch
 from gptcli.data.journal import Journal
 from gptcli.data.messages import BadRow
 from gptcli.data.shard_writer import ConversationShardWriter, ShardWriter
-from gptcli.data.shards import SPLITS, Counts, Skipped, UnitRecord
+from gptcli.data.shards import SPLITS, Counts, Shard, Skipped, UnitRecord
 from gptcli.data.sources import PreparePlan
 from gptcli.data.units import Unit, content_hash, conversations, documents, file_stats
 from gptcli.errors import DataError
@@ -75,9 +75,6 @@ def write_without_repeats(
         tokenizer: Its tokenizer.
         journal: Where the tokens are stored, and the records of finished units go.
         records: Those of the stored units.
-
-    Raises:
-        DataError: What was stored is damaged.
     """
     assert plan.data.dedup is not None
     order = sorted(plan.source.units, key=lambda unit: unit.held_out != "val")
@@ -90,7 +87,8 @@ def write_without_repeats(
             before, reason = records[unit.index], REPEATED[plan.data.dedup]
             with _writer_of(plan)(unit, plan, tokenizer) as writer:
                 writer.skipped.update(before.skipped or {})
-                for batch, encoded in stored(file, unit, before.tokens.train, is_repeated, reason):
+                dtype = dtype_for(tokenizer.vocab_size)
+                for batch, encoded in stored(file, unit, dtype, is_repeated, reason):
                     writer.add(batch, encoded)
                 record = writer.finish(before.sha256)
             journal.commit(unit.index, record)
@@ -315,9 +313,9 @@ class _StoredUnitWriter(_UnitWriter):
         super().__init__(unit, plan, tokenizer)
         assert plan.data.dedup is not None
         journal = Journal(plan.folder)
-        tokens, keys = (journal.file(unit.index, suffix) for suffix in (".tokens", ".keys"))
-        self._file = self.enter_context(atomic.atomic_write(tokens))
-        self._key_file = KeyFile(self.enter_context(atomic.atomic_write(keys)))
+        self._paths = [journal.file(unit.index, suffix) for suffix in (".tokens", ".keys")]
+        self._file, keys = (self.enter_context(atomic.atomic_write(path)) for path in self._paths)
+        self._key_file = KeyFile(keys)
         self._keys = keys_of(plan.data.dedup, self._key_file.append)
         self._n_tokens = 0
 
@@ -337,6 +335,10 @@ class _StoredUnitWriter(_UnitWriter):
             self._key_file.flush()
 
     def finish(self, content: str | None = None) -> UnitRecord:
-        """Complete the files; the record says how many tokens are stored, in no shard."""
+        """Complete the files; in place of shards, the record names them and their sizes."""
         record = super().finish(content)
-        return record.model_copy(update={"tokens": Counts(train=self._n_tokens)})
+        files = [
+            Shard(file=path.name, split="train", tokens=path.stat().st_size, sha256="")
+            for path in self._paths
+        ]
+        return record.model_copy(update={"tokens": Counts(train=self._n_tokens), "shards": files})
