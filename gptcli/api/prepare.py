@@ -94,8 +94,7 @@ def prepare(
         return _prepare_all(config, finalize, workers, force, on_plan, on_bytes)
     if (ready := token_files(config.data)) is not None:
         if config.data.filters or config.data.dedup:
-            key = "data.filters" if config.data.filters else "data.dedup"
-            raise ConfigError(f"{key}: token files are used as they are; no document is left out")
+            raise ConfigError("data.dedup and data.filters: token files are used as they are")
         folder, preset, part = ready
         if preset is not None:
             total = None if part else preset.download_bytes

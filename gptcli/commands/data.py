@@ -1,5 +1,6 @@
 """`gpt data`: what is in a data folder, what it shares with another text, hashes checked."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -63,7 +64,10 @@ def info(
     width = max(16, *map(len, facts))
     for key, value in facts.items():
         if key == "skipped":
-            value = options.skipped_rows(value) or "none"
+            what = "row" if manifest.is_chat else "document"
+            value = options.skipped_rows(value, what) or "none"
+        elif key == "filters":
+            value = json.dumps(value) if value else "none"
         elif isinstance(value, dict):
             value = ", ".join(f"{inner:,} {name}" for name, inner in value.items())
         text = f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)

@@ -207,7 +207,8 @@ def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> No
     )
     rows = {reason: each.model_dump() for reason, each in skipped_rows(manifest.units).items()}
     if manifest.recipe.filters or manifest.recipe.dedup:
-        console.message(f"left out {options.skipped_rows(rows, what) or 'nothing'}")
+        noun = "row" if manifest.is_chat else "document"
+        console.message(f"left out {options.skipped_rows(rows, noun) or 'nothing'}")
     elif skipped := options.skipped_rows(rows):
         console.message(f"warning: skipped {skipped}", "bold red")
     seq_len = min(24, tokens.train)

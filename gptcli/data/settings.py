@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli.config.reference import keys
-from gptcli.config.schema import Config, TokenizerConfig
+from gptcli.config.schema import Config, FilterConfig, TokenizerConfig
 from gptcli.data.loader import Part
 from gptcli.data.presets import PRESETS, data_dir, is_local
 from gptcli.data.shards import Recipe
@@ -74,7 +74,7 @@ def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
                 f"prepare it again: `{again}`",
             )
     for key, before in recorded.items():
-        requested = config.get(key)
+        requested = _get(config, key)
         if config.is_set(key) and requested is not None and requested != before:
             raise DataError(
                 f"{folder} was prepared with {key} = {before}, the configuration says {requested}",
@@ -92,14 +92,22 @@ def _settings_of(recipe: Recipe) -> dict[str, object]:
         "data.text_field": recipe.text_field,
         "data.encoding_errors": recipe.encoding_errors,
         "data.val_fraction": recipe.val_fraction,
+        "data.dedup": recipe.dedup,
+        "data.filters": recipe.filters,
     }
+
+
+def _get(config: Config, key: str) -> object:
+    """Return a setting as a recipe records it."""
+    value = config.get(key)
+    return value.model_dump(exclude_none=True) if isinstance(value, FilterConfig) else value
 
 
 def _prepare_command(config: Config, recipe: Recipe) -> str:
     """Return the command that prepares the folder of `config` as it says, else as before."""
     recorded = _settings_of(recipe)
     set_keys = filter(config.is_set, ("tokenizer.path", "data.config", *recorded))
-    given = {key: config.get(key) for key in set_keys}
+    given = {key: _get(config, key) for key in set_keys}
     if given.keys() & {"tokenizer.path", "tokenizer.name"}:
         recorded = {key: value for key, value in recorded.items() if key not in _TOKENIZER_KEYS}
     source = config.data.source or recipe.source

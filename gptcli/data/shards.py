@@ -140,9 +140,8 @@ class TokenizerRecord(_Record):
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
         """Return the record of a tokenizer."""
-        return cls(
-            name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=tokenizer.fingerprint
-        )
+        sha256 = tokenizer.fingerprint
+        return cls(name=tokenizer.name, vocab_size=tokenizer.vocab_size, sha256=sha256)
 
 
 class Recipe(_Record):

@@ -290,6 +290,23 @@ def test_another_setting_is_other_data(write: Write, prepared: Prepared, refusal
     assert "dedup" not in Path("data/out/manifest.json").read_text()
 
 
+def test_training_on_data_of_other_settings_is_refused(write: Write, prepared: Prepared) -> None:
+    from gptcli.data.loader import read_parts
+    from gptcli.data.settings import require_same_settings
+    from gptcli.errors import DataError
+
+    write("a.txt", "some text " * 90)
+    how = ("data.dedup=exact", "data.filters.min_chars=9")
+    prepared("a.txt", *how)
+    folder = ("data.dir=data/out", "tokenizer.name=bytes")
+    require_same_settings(read_parts(load_config(None, [*folder, *how])))
+    require_same_settings(read_parts(load_config(None, [*folder])))
+    for other in ("data.dedup=near", "data.filters.min_chars=8"):
+        with pytest.raises(DataError, match="was prepared with data") as caught:
+            require_same_settings(read_parts(load_config(None, [*folder, *how, other])))
+        assert "data.filters=" in str(caught.value.hint)
+
+
 def test_what_is_no_document_is_not_compared(write: Write, refusal: Refusal) -> None:
     Path("tokens").mkdir()
     header = np.zeros(256, "<i4")
