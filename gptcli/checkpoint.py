@@ -41,7 +41,6 @@ class Checkpoint:
         optimizer: State of each parameter, by parameter name.
         config: The resolved configuration of the run.
         tokenizer: `Tokenizer.definition()`.
-        data: Which data it was trained on.
         state: Position and sums of the run.
     """
 

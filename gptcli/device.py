@@ -42,7 +42,7 @@ class Runtime:
 def resolve_auto(config: Config) -> Config:
     """Return `config` with device, dtype and deterministic as concrete values.
 
-    Whether compiling pays depends on the length of the run, see training/batch_size.py.
+    Whether compiling pays depends on the length of the run, see training/spec.py.
 
     Raises:
         ConfigError: The machine does not have the device that is asked for.

@@ -68,11 +68,8 @@ def generate(
 class Sampler:
     """A model ready to draw texts: samples of a prompt, or replies in a conversation.
 
-    Attributes:
-        trained: The model.
-        config: Its settings: `seed` and the section `generate`.
-        weights: What it decodes with, in a few words.
-        timings: How long the last samples took.
+    `config` has its settings (`seed` and the section `generate`), `weights` says in a few words
+    what it decodes with, `timings` how long the last samples took.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def ready(
     """Return a configuration that `train` can start from: named, and its data prepared.
 
     Text on this machine is prepared here; a download stays a deliberate act.
-    A run without a name gets that of its data. An error names `command` to prepare them.
+    A run without a name gets that of its data. Errors name `command` as what prepares the data.
 
     Raises:
         GptError: The options contradict each other, or there is no data.

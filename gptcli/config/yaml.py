@@ -116,11 +116,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """Read the VALUE of `--set KEY=VALUE`: a YAML scalar or a flow list or mapping.
-
-    Raises:
-        ConfigError: The value is not YAML.
-    """
+    """Read the VALUE of `--set KEY=VALUE`: a YAML scalar or a flow list or mapping."""
     document = Document("--set", [text])
     node = _compose(document, text)
     return None if node is None else _construct(document, node, ())

@@ -24,11 +24,7 @@ class FileDtype(StrEnum):
 
 
 def optional_package(name: str, option: str, extra: str) -> Any:
-    """Import a package that an option needs.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """Import a package that an option needs; a ConfigError says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -46,11 +46,7 @@ _LLAMA_KEYS = (
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
-    """Return the model's form there.
-
-    Raises:
-        ConfigError: GGUF cannot hold it, or the package is missing.
-    """
+    """Return the model's form there; a ConfigError also if the package is missing."""
     family, mlp = family_of(trained.model.config), trained.model.config.mlp
     _package()
     if mlp == "relu2":
@@ -158,11 +154,7 @@ def _swapped(rows: Tensor, parts: tuple[int, int]) -> Tensor:
 
 
 def read_back(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Return the shape of the model that llama.cpp would compute, and its weights by our names.
-
-    Raises:
-        CheckpointError: It is not what `write` writes.
-    """
+    """Return the shape of the model that llama.cpp would compute, and its weights by our names."""
     gguf = _package()
     try:
         reader = gguf.GGUFReader(path)

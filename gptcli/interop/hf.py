@@ -52,11 +52,7 @@ _CHAT_START = "It answers conversations in ChatML; `apply_chat_template` renders
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
-    """Return the model's form there.
-
-    Raises:
-        ConfigError: No family can hold it.
-    """
+    """Return the model's form there; a ConfigError if no family can hold it."""
     family = family_of(trained.model.config)
     # From 5.12 on transformers splits the text of every model_type qwen2 itself, whatever its
     # tokenizer files say. A Llama with biases in attention is the same model.
@@ -64,11 +60,7 @@ def check(trained: TrainedModel, out: Path) -> Form:
 
 
 def write(folder: Path, source: Source) -> int:
-    """Write all files; return the number of parameters.
-
-    Raises:
-        CheckpointError: transformers reads the vocabulary in another way.
-    """
+    """Write all files, have transformers read the vocabulary; return the number of parameters."""
     trained, tokenizer, family = source.trained, source.trained.tokenizer, source.form.family
     config, model = trained.checkpoint.config, source.model
     context = model.trained_context(config["data"].get("seq_len"))

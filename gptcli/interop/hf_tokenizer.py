@@ -96,11 +96,7 @@ def _split(token: bytes, limit: int, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of `tokenizer.json`.
-
-    Raises:
-        ConfigError: There is no such tokenizer in that format.
-    """
+    """Return the content of `tokenizer.json`; a ConfigError if it cannot hold the tokenizer."""
     import tokenizers as hf
 
     vocabulary, specials = vocabulary_of(tokenizer), specials_of(tokenizer)

@@ -76,11 +76,7 @@ def to_format(ours: Mapping[str, Tensor], table: Table, config: ModelConfig) -> 
 def from_format(
     theirs: Mapping[str, Tensor], names: Iterable[str], table: Table
 ) -> dict[str, Tensor]:
-    """Return the weights of our parameters `names`, made of theirs.
-
-    Raises:
-        KeyError: One of theirs is missing.
-    """
+    """Return the weights of our parameters `names`, made of theirs, which must all be there."""
     ours: dict[str, Tensor] = {}
     for name in names:
         parts = [theirs[part] for part in _names_of(name, table)]

@@ -77,11 +77,7 @@ def _is_repeated(name: str) -> bool:
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
-    """Return the model's form there.
-
-    Raises:
-        ConfigError: nanoGPT does not have such a model; the keys that differ are named.
-    """
+    """Return the model's form there; a ConfigError names the keys that nanoGPT does not have."""
     model, tokenizer = trained.model.config, trained.tokenizer
     wrong = differing(
         model,

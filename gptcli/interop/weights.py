@@ -145,11 +145,7 @@ def our_shapes(model: ModelConfig) -> dict[str, torch.Size]:
 
 
 def their_shapes(model: ModelConfig, table: Table) -> dict[str, torch.Size]:
-    """Return the shapes of a model's tensors in a format.
-
-    Raises:
-        KeyError: The format has no place for one.
-    """
+    """Return the shapes of a model's tensors in a format; a KeyError if it has no place for one."""
     ours = {name: torch.empty(shape, device="meta") for name, shape in our_shapes(model).items()}
     return {name: tensor.shape for name, tensor in to_format(ours, table, model).items()}
 
