@@ -233,21 +233,22 @@ def overlap(
     """Measure how much of B occurs in A: lines, spans, questions of a test."""
     from gptcli.data import overlap as overlapping
     from gptcli.data.archives import suffix_of
+    from gptcli.data.presets import folder_at
     from gptcli.data.readers import fields_of
 
-    data, asked = options.load(None, set_).data, list[str]()
-    fields = {*fields_of(Path(b))} if suffix_of(Path(b)) == ".jsonl" else set()
+    data, asked, place = options.load(None, set_).data, list[str](), folder_at(b)
+    fields = {*fields_of(place)} if suffix_of(place) == ".jsonl" else set()
     if "answer" in fields and fields & {"prompt", "messages"}:
         from gptcli.api.questions import read_questions
 
-        for question in read_questions(Path(b)):
+        for question in read_questions(place):
             asked.append("\n".join(m.content for m in question.messages if m.role == "user"))
     with console.bar(f"comparing {b} with {a}"):
         found = overlapping.overlap(
-            Path(a), Path(b), split=split, field=data.text_field,
+            folder_at(a), place, split=split, field=data.text_field,
             errors=data.encoding_errors, questions=asked,
         )  # fmt: skip
-    name = f"{split} of {b}" if Path(b).is_dir() else b
+    name = f"{split} of {b}" if place.is_dir() else b
     if not found.units:
         raise DataError(f"{name}: no text to compare")
     if json_:
