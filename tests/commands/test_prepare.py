@@ -217,3 +217,32 @@ def test_conversations_in_a_base_models_tokens_train(gpt: Any, talks: str, corpu
     changed = gpt("train", "-s", "data.source=chat.jsonl", "-s", "data.dir=talks", *TINY,
                   "-s", "data.bad_rows=skip", "--dry-run")  # fmt: skip
     assert changed.code == 3 and "data.bad_rows = refuse" in changed.err
+
+
+def test_what_is_left_out_is_shown_before_and_after(gpt: Any) -> None:
+    texts = [f"text number {i % 40} of a few" for i in range(60)] + ["short"]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    Path("a.jsonl").write_text(rows, encoding="utf-8")
+    words = ("prepare", "a.jsonl", "--dedup", "-s", "data.filters.min_chars=9")
+    planned = gpt(*words, "--dry-run")
+    assert [line.strip() for line in planned.out.splitlines()[3:6]] == [
+        "of the first 61 documents, 21 would be left out",
+        "repeats an earlier document: 20 (32.8%)",
+        "a.jsonl: document 41: 'text number 0 of a few'",
+    ]
+    found = gpt(*words, "--dry-run", "--json").json["left_out"]
+    assert found["rows"] == {"repeats an earlier document": 20, "shorter than min_chars": 1}
+    done = gpt(*words)
+    left_out = (
+        "1 document: shorter than min_chars (first: a.jsonl: document 61: 'short'),"
+        " 20 documents: repeats an earlier document (first: a.jsonl: document 41)"
+    )
+    assert f"left out {left_out}" in " ".join(done.err_lines)
+    info = gpt("data", "info", "data/a").out
+    assert left_out in info and '{"min_chars": 9}' in info and "dedup            exact" in info
+    skipped = gpt("data", "info", "data/a", "--json").json["skipped"]
+    assert skipped["shorter than min_chars"] == {
+        "rows": 1, "first": "a.jsonl: document 61: 'short'"
+    }  # fmt: skip
+    refused = gpt("prepare", "a.jsonl")
+    assert refused.code == 2 and "differs in: dedup, filters" in refused.err
