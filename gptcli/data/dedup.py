@@ -53,13 +53,15 @@ class ExactKeys:
             content = text.encode().translate(_AS_SPACES)
             if batch.roles:
                 content = bytes([role]) + content
-            if document == self._document:
-                self._hash.update(self._spaces)
-                self._hash.update(visible := content.rstrip())
-            else:
+            if document != self._document:
                 self.finish()
-                visible = (content := content.lstrip()).rstrip()
+                content = content.lstrip()
+                visible = content.rstrip()
                 self._document, self._hash = document, hashlib.sha256(visible)
+            elif visible := content.rstrip():
+                self._hash.update(self._spaces + visible)
+            else:  # still at the end, as far as is known
+                content = self._spaces + content
             self._spaces = content[len(visible) :]
 
     def finish(self) -> None:

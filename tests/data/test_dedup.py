@@ -279,6 +279,17 @@ def test_keys_do_not_depend_on_pieces_or_batches(write: Write) -> None:
         assert len(found[0]) == n_keys and len(shared) >= n_keys / 4  # those of the cut are missing
 
 
+def test_white_space_at_the_end_does_not_count_in_whatever_pieces() -> None:
+    unit = Unit(0, "a", (), "documents")
+    found: list[bytes] = []
+    for pieces in (["a b"], [" a", " b"], ["\na", " ", "b ", "\n ", "\t"], ["a b\n", ""]):
+        making = dedup.keys_of("exact", lambda _, key: found.append(key))
+        for piece in pieces:
+            making.add(TextBatch(unit, [piece], [0]))
+        making.finish()
+    assert len(found) == 4 and len(set(found)) == 1
+
+
 def test_another_setting_is_other_data(write: Write, prepared: Prepared, refusal: Refusal) -> None:
     write("a.jsonl", as_jsonl(["one", "two", "two", "three"]))
     first = prepared("a.jsonl", EXACT, "data.val_fraction=0")
