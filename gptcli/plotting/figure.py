@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli import atomic
 from gptcli.formatting import count, loss, size
@@ -171,7 +171,7 @@ def _draw_losses(
         axes.set_ylim(min(low for low, _ in frames), max(high for _, high in frames))
 
 
-def _add_legend(axes: "Axes", place: str = "upper right") -> None:
+def _add_legend(axes: "Axes", place: Literal["best", "upper right"] = "upper right") -> None:
     n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) > 8)
     for text in axes.legend(loc=place, ncols=n_columns).get_texts():
         text.set_parse_math(False)
