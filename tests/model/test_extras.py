@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 
-from gptcli.config import GenerateConfig, ModelConfig
+from gptcli.config import GenerateConfig
 from gptcli.generation import Decoding
 from gptcli.generation.decode import StepGraph
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows, offset_keys
 from gptcli.training.parallel import quiet_compiler
+from support.models import N_TOKENS, tiny_model, tokens_of
 
 KEYS: dict[str, dict[str, object]] = {
     "x0_scalars": {"x0_scalars": True},
@@ -24,21 +25,8 @@ IDS = [*KEYS, "all"]
 
 
 def make(**changes: object) -> GPT:
-    """Return a tiny model away from its initialization, where what is added is zero."""
-    shape = {"n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "block_size": 16,
-             "vocab_size": 61, "position": "rope", "qk_norm": True}  # fmt: skip
-    model = GPT(ModelConfig(**{**shape, **changes}))
-    model.init_weights(1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.3, generator=generator))
-    return model.eval()
-
-
-def tokens_of(rows: int, length: int) -> torch.Tensor:
-    """Return tokens (rows, length) of the tiny vocabulary."""
-    return torch.randint(61, (rows, length), generator=torch.Generator().manual_seed(3))
+    shape = {"n_layer": 3, "n_kv_head": 2, "block_size": 16, "position": "rope", "qk_norm": True}
+    return tiny_model(**{**shape, **changes})
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
@@ -50,7 +38,7 @@ def test_no_token_sees_a_later_one(changes: dict[str, object], position: str) ->
     logits = model(tokens).logits
     for place in range(1, 16):
         changed = tokens.clone()
-        changed[:, place] = (changed[:, place] + 1) % 61
+        changed[:, place] = (changed[:, place] + 1) % N_TOKENS
         assert torch.equal(model(changed).logits[:, :place], logits[:, :place])
         assert not torch.equal(model(changed).logits[:, place], logits[:, place])
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gptcli.config import ModelConfig
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 from gptcli.training.parallel import quiet_compiler
+from support.models import N_TOKENS, tiny_model, tokens_of
 
 EXTRAS = {"x0_scalars": True, "n_value_embd": 2, "bigram_rows": 97, "key_offset": True}
 SHAPES: dict[str, dict[str, object]] = {
@@ -18,18 +18,7 @@ LENGTHS = (5, 1, 17, 3, 30, 8)
 
 
 def make(length: int = 64, **changes: object) -> GPT:
-    """Return a tiny model away from its initialization, where some of it is zero."""
-    shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": length, "vocab_size": 61}
-    model = GPT(ModelConfig(**{**shape, **changes}))
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.3, generator=generator))
-    return model.eval()
-
-
-def tokens_of(rows: int, length: int) -> torch.Tensor:
-    return torch.randint(61, (rows, length), generator=torch.Generator().manual_seed(3))
+    return tiny_model(**{"n_layer": 2, "block_size": length, **changes})
 
 
 def starts_of(lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
@@ -45,7 +34,7 @@ def test_changing_one_text_changes_no_bit_of_another(shape: dict[str, object]) -
     logits = model(tokens, None, starts).logits
     for begin in starts[0].unique().tolist():
         changed, inside = tokens.clone(), starts[0] == begin
-        changed[:, inside] = (changed[:, inside] + 7) % 61
+        changed[:, inside] = (changed[:, inside] + 7) % N_TOKENS
         found = model(changed, None, starts).logits
         assert torch.equal(found[:, ~inside], logits[:, ~inside])
         assert not torch.equal(found[:, inside], logits[:, inside])
@@ -55,7 +44,7 @@ def test_changing_one_text_changes_no_bit_of_another(shape: dict[str, object]) -
 def test_nor_in_rows_that_attention_reads_in_several_blocks() -> None:
     model, starts, tokens = make(1200), starts_of((900, 300)), tokens_of(1, 1200)
     changed = tokens.clone()
-    changed[:, :900] = (changed[:, :900] + 7) % 61
+    changed[:, :900] = (changed[:, :900] + 7) % N_TOKENS
     one, other = (model(row, None, starts).logits for row in (tokens, changed))
     assert torch.equal(one[:, 900:], other[:, 900:])
 
@@ -103,6 +92,6 @@ def test_dropout_does_not_mix_texts() -> None:
     inside, found = starts[0] == 0, []
     for shift in (0, 7):
         torch.manual_seed(1)
-        changed = torch.where(inside, (tokens + shift) % 61, tokens)
+        changed = torch.where(inside, (tokens + shift) % N_TOKENS, tokens)
         found.append(model(changed, None, starts).logits)
     assert torch.equal(found[0][:, ~inside], found[1][:, ~inside])
