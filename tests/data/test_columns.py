@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import GptError
@@ -81,6 +81,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(tmp_path: Path, footer: bool) ->
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), footer=st.booleans())
+@example(place=0.37109375, bit=0, footer=False)  # a part of 2^56 bytes
 def test_any_flipped_bit_gives_rows_or_an_error_of_the_data(
     tmp_path: Path, place: float, bit: int, footer: bool
 ) -> None:
