@@ -13,8 +13,8 @@ from support.commands import COMMAND, SETTING, require_good_advice, require_unde
 
 PACKAGE = Path(__file__).parents[1] / "gptcli"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-# Of pip, docker and libreoffice.
-FOREIGN = {"--force-reinstall", "--shm-size", "--headless", "--convert-to"}
+# Of pip, docker, libreoffice and pandoc.
+FOREIGN = {"--force-reinstall", "--shm-size", "--headless", "--convert-to", "--wrap"}
 FILES = (".bin", ".json", ".safetensors")
 SECTION = "|".join(sections())
 KEY = re.compile(rf"(?<![\w./])(?:{SECTION})\.[a-z][a-z0-9_]*(?![\w/(*])(?!\.[a-z])")

@@ -119,7 +119,7 @@ def _open_table(path: Path) -> Iterator[tuple[Any, Callable[[list[str]], Iterato
                 )
             else:
                 yield _open_arrow(stack.enter_context(path.open("rb")))
-    except (pa.ArrowException, _CutShortError, OSError, MemoryError) as error:
+    except (pa.ArrowException, _CutShortError, OSError, MemoryError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None) is not None:
             raise
         reason = (str(error) or "a part larger than the memory").splitlines()[0][:120]

@@ -82,6 +82,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(tmp_path: Path, footer: bool) ->
 )
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), footer=st.booleans())
 @example(place=0.37109375, bit=0, footer=False)  # a part of 2^56 bytes
+@example(place=0.890625, bit=7, footer=True)  # the name of a field that is not UTF-8
 def test_any_flipped_bit_gives_rows_or_an_error_of_the_data(
     tmp_path: Path, place: float, bit: int, footer: bool
 ) -> None:
