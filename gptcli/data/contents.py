@@ -200,7 +200,8 @@ def _by_kind(counts: Ints) -> dict[str, int]:
         if char.isspace():
             kind = "white space"
         elif category[0] == "L":  # a letter's name begins with its script
-            script = unicodedata.name(char, "OTHER").split()[0]
+            plain = unicodedata.normalize("NFKC", char)[-1]  # MICRO SIGN is a Greek mu
+            script = unicodedata.name(plain, "OTHER").split()[0]
             kind = f"{script if script == 'CJK' else script.capitalize()} letters"
         else:
             kind = _KINDS.get(category[0], "control characters")

@@ -94,3 +94,12 @@ def test_characters_that_tokens_cut_are_counted_whole(monkeypatch: pytest.Monkey
     monkeypatch.setattr("gptcli.data.overlap._PART", 4)
     assert measured(folder).characters == {"CJK letters": 27}
     assert module.MOST_TOKENS >= 1_000_000
+
+
+def test_letters_of_compatibility_count_as_those_they_stand_for() -> None:
+    folder = prepared(
+        [{"text": "\u00b5\u2126 \u00aa\ufb01\uff21 \ufe70"}] * 9, **{"data.val_fraction": 0.0}
+    )
+    assert measured(folder).characters == {
+        "Latin letters": 27, "Greek letters": 18, "white space": 18, "Arabic letters": 9,
+    }  # fmt: skip
