@@ -12,11 +12,12 @@ import gzip
 import io
 import lzma
 import os
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from gptcli.atomic import storage_errors
 from gptcli.errors import DataError
@@ -25,9 +26,8 @@ from gptcli.formatting import size
 _FREE_BYTES = 1 << 28  # that any compressed file may expand to
 _MOST_TIMES = 1000  # its size: far more than text compresses; gzip of zeros reaches 1,030
 _BUFFER_BYTES = 1 << 18
-_BLOCK = 512  # of tar
 REPLACE = "replace the invalid bytes by U+FFFD with -s data.encoding_errors=replace"
-_MAX_HEADER_BYTES = 1 << 20  # of a member's long name and attributes
+_MAX_HEADER_BYTES = 1 << 16  # of a member's long name and attributes
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def open_file(path: File) -> Iterator[tuple[BinaryIO, int]]:
 @contextlib.contextmanager
 def readable(path: File) -> Iterator[None]:
     """Turn what goes wrong while reading `path` into a DataError, or 5 without permission."""
+    file = path if isinstance(path, Path) else path.archive
     try:
-        with storage_errors(path if isinstance(path, Path) else path.archive):
+        with storage_errors(file):
             try:
                 yield
             except OSError as error:  # what storage_errors would blame on the disk written to
@@ -111,6 +112,9 @@ def readable(path: File) -> Iterator[None]:
                 if error.errno == errno.ELOOP:
                     raise DataError(f"{path}: a loop of symbolic links") from error
                 raise
+            except tarfile.TarError as error:
+                message = f"{file}: damaged tar archive ({error})"
+                raise DataError(message, "download or pack it again") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
@@ -181,115 +185,58 @@ def tar_members(archive: Path, file: BinaryIO) -> Iterator[Member]:
     Links, devices and folders are skipped. Reads ustar, GNU and pax headers.
 
     Raises:
-        DataError: The archive is damaged or cut short, or a member is sparse.
+        DataError: A member is sparse.
+        tarfile.TarError: The archive is damaged or cut short; `readable` makes it a DataError.
     """
-    for kind, name, n_bytes, is_sparse in _headers(archive, file):
-        if is_sparse:
-            raise DataError(
-                f"{archive}: {name}: sparse files are not read from archives",
-                "unpack the archive and prepare the folder",
-            )
-        if kind not in b"123456":  # which have no content
-            content = _Content(archive, file, n_bytes)
-            if kind in b"\x0007" and not _is_hidden(name):
-                yield Member(archive, name, n_bytes, io.BufferedReader(content, _BUFFER_BYTES))
-            content.skip()
-            _exactly(archive, file, _padded(n_bytes) - n_bytes)
+    with tarfile.open(
+        fileobj=file, mode="r|", tarinfo=_Header, encoding="utf-8", errors="replace"
+    ) as tar:
+        for header in iter(tar.next, None):
+            if header.issparse():
+                raise DataError(
+                    f"{archive}: {header.name}: sparse files are not read from archives",
+                    "unpack the archive and prepare the folder",
+                )
+            is_link = header.islnk() or header.issym()
+            if not is_link and (content := tar.extractfile(header)):  # not a folder or device
+                if header.isreg() and not _is_hidden(header.name):
+                    stream = io.BufferedReader(_Stream(content.read), _BUFFER_BYTES)
+                    yield Member(archive, header.name, header.size, stream)
+                while content.read(_BUFFER_BYTES):
+                    pass  # to its end, which tarfile would seek without noticing that it is cut
+            tar.members, tar.pax_headers = [], {}  # type: ignore[attr-defined] # else they grow
 
 
-def _headers(archive: Path, file: BinaryIO) -> Iterator[tuple[bytes, str, int, bool]]:
-    """Yield (kind, name, bytes, whether it is sparse) of each member, before its content."""
-    name, attributes = "", dict[str, str]()
-    while (header := file.read(_BLOCK)).strip(b"\0"):
-        if len(header) < _BLOCK or _number(header[148:156]) != _checksum(header):
-            raise _damaged(archive, "not the header of a member")
-        kind, n_bytes = header[156:157], _number(header[124:136])
-        if kind in b"xXgLK":  # about the next member
-            if not 0 <= n_bytes <= _MAX_HEADER_BYTES:
-                raise _damaged(archive, f"a name of {n_bytes:,} bytes")
-            data = _exactly(archive, file, _padded(n_bytes))[:n_bytes]
-            if kind in b"xX":
-                attributes = _attributes(archive, data)
-            elif kind == b"L":
-                name = _text(data)
-            continue
-        prefix = _text(header[345:500]) + "/" if header[257:263] == b"ustar\0" else ""
-        name = attributes.get("path") or name or prefix.lstrip("/") + _text(header[:100])
-        if attributes.get("size", "").isdecimal():
-            n_bytes = int(attributes["size"][:20])
-        if n_bytes < 0:
-            raise _damaged(archive, f"a member of {n_bytes} bytes")
-        is_sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in attributes)
-        yield kind, name, n_bytes, is_sparse
-        name, attributes = "", {}
-    if name or attributes:
-        raise _damaged(archive, "cut short before a member")
+class _Header(tarfile.TarInfo):
+    """A header of a member. An invalid one is an error, where tarfile takes it for the end."""
 
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        block = buf if buf.strip(b"\0") else bytes(tarfile.BLOCKSIZE)  # the end mark may be missing
+        header = super().frombuf(block, encoding, errors)
+        is_name = header.type in b"xXgLK"  # or attributes, which tarfile reads at once
+        if header.size < 0 or (is_name and header.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a member or a name of {header.size:,} bytes")
+        return header
 
-class _Content(io.RawIOBase):
-    """What is in a member of an archive, which is read from the archive's own stream."""
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        assert tar.fileobj is not None
+        if (n_bytes := tar.fileobj.tell() - tar.offset) > _MAX_HEADER_BYTES:  # of one member
+            raise tarfile.ReadError(f"names of {n_bytes:,} bytes")
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except (tarfile.HeaderError, ValueError, RecursionError) as error:
+            raise tarfile.ReadError(str(error)) from error
 
-    def __init__(self, archive: Path, file: BinaryIO, n_bytes: int) -> None:
-        self._archive, self._file, self._left = archive, file, n_bytes
+    def _proc_sparse(self, *_: Any) -> Self:  # its map can be of any length
+        self.sparse = b""
+        return self
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = _exactly(self._archive, self._file, min(len(buffer), self._left))
-        buffer[: len(data)] = data
-        self._left -= len(data)
-        return len(data)
-
-    def skip(self) -> None:
-        """Go to its end."""
-        while self._left:
-            self.readinto(bytearray(min(self._left, _BUFFER_BYTES)))
-
-
-def _exactly(archive: Path, file: BinaryIO, n: int) -> bytes:
-    data = file.read(n)
-    if len(data) < n:
-        raise _damaged(archive, "cut short in the middle of a member")
-    return data
-
-
-def _damaged(archive: Path, why: str) -> DataError:
-    return DataError(f"{archive}: damaged tar archive ({why})", "download or pack it again")
-
-
-def _padded(n_bytes: int) -> int:
-    return -(-n_bytes // _BLOCK) * _BLOCK
-
-
-def _checksum(header: bytes) -> int:
-    return sum(header) - sum(header[148:156]) + 8 * ord(" ")
-
-
-def _number(field: bytes) -> int:
-    """Return a number in octal digits or, from 8 GB on, in binary; -1 if it is neither."""
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1
-    digits = field.strip(b" \0")
-    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0")[0].decode("utf-8", "replace")
-
-
-def _attributes(archive: Path, data: bytes) -> dict[str, str]:
-    """Return the records of a pax header: `<length> <key>=<value>` and a newline each."""
-    found, at = dict[str, str](), 0
-    while at < len(data):
-        length = data[at : at + 20].partition(b" ")[0]
-        end = at + int(length) if length.isdigit() else at
-        if not at < end <= len(data):
-            raise _damaged(archive, "not the attributes of a member")
-        key, _, value = data[at + len(length) + 1 : end].removesuffix(b"\n").partition(b"=")
-        found[_text(key)] = _text(value)
-        at = end
-    return found
+    def _proc_gnusparse_10(self, member: Any, *_: Any) -> None:
+        member.sparse = b""
 
 
 def _is_hidden(path: str) -> bool:

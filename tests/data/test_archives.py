@@ -236,6 +236,44 @@ def test_a_header_of_gigabytes_is_not_read(write: Write) -> None:
     assert "a name of 8,589,934,592 bytes" in refusal(contents, path).message
 
 
+def header(name: str, kind: bytes, n_bytes: int) -> bytes:
+    """Return the header of a member whose content follows."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, n_bytes
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_names_that_never_end_are_refused(write: Write) -> None:
+    record = b"13 comment=x\n"
+    chain = header("x", b"x", len(record)) + record.ljust(512, b"\0")
+    path = write("x.tar", chain * 100 + tar(("a.txt", b"text")))
+    assert "damaged tar archive (names of 66," in refusal(contents, path).message
+    path = write("x.tar", chain * 4 + tar(("a.txt", b"text")))
+    assert contents(path) == {"a.txt": b"text"}
+
+
+@pytest.mark.parametrize("name", [".hidden.txt", "a.txt"])
+def test_a_member_of_more_bytes_than_there_are_is_damage(write: Write, name: str) -> None:
+    path = write("x.tar", header(name, b"0", 1 << 60) + b"x" * 5000)
+    assert "damaged tar archive (unexpected end of data)" in refusal(contents, path).message
+
+
+@pytest.mark.parametrize("major", [b"", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"])
+def test_the_map_of_a_sparse_file_is_not_read(write: Write, major: bytes) -> None:
+    names = header("x", b"x", len(major)) + major.ljust(512, b"\0") if major else b""
+    path = write("x.tar", names + header("a.txt", b"0" if major else b"S", 1024) + b"9" * 1024)
+    assert refusal(contents, path).message.endswith(
+        "x.tar: a.txt: sparse files are not read from archives"
+    )
+
+
+def test_a_compressed_member_leaves_the_archive_open(write: Write, prepared: Prepared) -> None:
+    """Its reader closes what it reads from; the member after it is read."""
+    rows = PACK[".zst"](b"".join(b'{"text": "row %d"}\n' % i for i in range(150)))
+    write("x.tar", tar(("a.jsonl.zst", rows), ("b.jsonl.zst", rows)), raw=True)
+    assert prepared("x.tar").documents == 300
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
