@@ -233,11 +233,18 @@ def overlap(
     """Measure how much of B occurs in A: lines, spans, questions of a test."""
     from gptcli.data import overlap as overlapping
     from gptcli.data.archives import suffix_of
+    from gptcli.data.messages import format_of
     from gptcli.data.presets import folder_at
     from gptcli.data.readers import fields_of
 
     data, asked, place = options.load(None, set_).data, list[str](), folder_at(b)
-    fields = {*fields_of(place)} if suffix_of(place) == ".jsonl" else set()
+    for path in (folder_at(a), place):
+        fields = {*fields_of(path)} if suffix_of(path) == ".jsonl" else set[str]()
+        if path is place and "answer" in fields and fields & {"prompt", "messages"}:
+            continue
+        if format_of([*fields]) is not None and data.text_field not in fields:
+            hint = f"prepare them, and name their folder: `gpt prepare {path}`"
+            raise DataError(f"{path}: conversations are compared as prepared data", hint)
     if "answer" in fields and fields & {"prompt", "messages"}:
         from gptcli.api.questions import read_questions
 

@@ -179,13 +179,14 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
     if found.parameters:
         lines.append(("model", f"{found.parameters:,} parameters"))
     counts = f": {data.tokens.train:,} + {data.tokens.val:,} tokens" * bool(data.tokens.train)
+    folders = data.dir or ", ".join(part.dir or name for name, part in data.parts.items()) or NONE
     tokenizer = run.settings.get("tokenizer.name", NONE)
     versions = {"gptcli": facts.gptcli, "torch": facts.torch, "Python": facts.python}
     made = [(facts.created or "")[:16].replace("T", " ")]
     made += [f"{program} {version}" for program, version in versions.items() if version]
     made += [facts.platform or ""]
     lines += [
-        ("data", f"{data.dir or NONE}{counts}, tokenizer {tokenizer}"),
+        ("data", f"{folders}{counts}, tokenizer {tokenizer}"),
         ("size", size(found.size_bytes)),
         ("made", ", ".join(part for part in made if part)),
     ]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gptcli.config.schema import Config
+from gptcli.config.schema import Config, DataConfig
 from gptcli.config.windows import epochs, training_windows
 from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import MANIFEST, Manifest, TokenReader, read_manifest
@@ -211,22 +211,42 @@ def part_configs(config: Config) -> Iterator[Config]:
 
     A vocabulary that is learned, or that spells the turns of conversations, is that of the first
     source. It is looked up when the second is asked for, so that the first may be prepared by then.
+
+    Raises:
+        ConfigError: Two sources have the same folder.
     """
     if config.data.mix is None:
         yield config
         return
-    shared = None
+    parts = list[DataConfig]()
     for source in config.data.mix:
         is_remote = is_address(source.source) and source.source.endswith("/")
         is_folder = is_remote or (Path(source.source) / MANIFEST).is_file()
         named = {"dir": source.source} if is_folder else {"source": source.source}
-        data = config.data.model_copy(update={"mix": None, **named})
+        parts.append(config.data.model_copy(update={"mix": None, **named}))
+        _require_own_folder(parts)
+    shared = None
+    for data in parts:
         yield config.model_copy(update={"data": data, "tokenizer": shared or config.tokenizer})
         first = data_dir(data)
         if shared is None and (first / MANIFEST).is_file() and config.tokenizer.path is None:
             if is_learned(config.tokenizer) or read_manifest(first).is_chat:
                 shared = type(config.tokenizer)(path=first.as_posix())
         shared = shared or config.tokenizer
+
+
+def _require_own_folder(parts: Sequence[DataConfig]) -> None:
+    """Refuse the last source if it has the folder of an earlier one."""
+    *earlier, last = parts
+    folder = data_dir(last)
+    for each in earlier:
+        if data_dir(each) == folder:
+            name = last.source or each.source
+            hint = f"prepare one elsewhere: `gpt prepare {name} --out DIR`, and name DIR"
+            raise ConfigError(
+                f"data.mix: two of the sources are prepared in {folder}",
+                hint if name else "name each folder once, and add up the weights",
+            )
 
 
 def read_parts(config: Config) -> tuple[Part, ...]:
@@ -239,11 +259,6 @@ def read_parts(config: Config) -> tuple[Part, ...]:
     found = list[Part]()
     for each in part_configs(config):
         folder = data_dir(each.data)
-        if folder in (part.folder for part in found):
-            raise ConfigError(
-                f"data.mix: two of the sources are prepared in {folder}",
-                f"prepare one elsewhere: `gpt prepare {each.data.source} --out DIR`, and name DIR",
-            )
         found.append(Part(folder.name, folder, read_manifest(folder), each))
     if config.data.mix is None:
         return (replace(found[0], name=""),)

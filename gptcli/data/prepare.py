@@ -295,7 +295,8 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
         same_tokenizer = name == record.name
     differing = _recipe(plan, record).differing(existing.recipe)
     if not same_tokenizer:
-        differing.insert(0, f"tokenizer ({record.name} there, {name} here)")
+        here = name if plan.tokenizer.path is None else f"that of {plan.tokenizer.path}"
+        differing.insert(0, f"tokenizer ({record.name} there, {here} here)")
     if not differing:
         units = [(unit.name, content_hash(unit)) for unit in plan.source.units]
         if units != [(unit.name, unit.sha256) for unit in existing.units]:

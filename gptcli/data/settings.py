@@ -105,7 +105,7 @@ def _get(config: Config, key: str) -> object:
 
 def _prepare_command(config: Config, recipe: Recipe) -> str:
     """Return the command that prepares the folder of `config` as it says, else as before."""
-    recorded = _settings_of(recipe)
+    recorded = _settings_of(recipe) | {"seed": recipe.seed}
     set_keys = filter(config.is_set, ("tokenizer.path", "data.config", *recorded))
     given = {key: _get(config, key) for key in set_keys}
     if given.keys() & {"tokenizer.path", "tokenizer.name"}:

@@ -185,7 +185,7 @@ def describe(event: Event) -> str | None:
         case Started():
             lines = [*event.plan.lines(event.step), *(("note", note) for note in event.notes),
                      *(("advice", str(one)) for one in event.plan.advice)]  # fmt: skip
-            return "\n".join(f"{label}: {text}" for label, text in lines)
+            return "\n".join(f"{label}: {text}" if label else f"  {text}" for label, text in lines)
         case StepDone(logged=False) | Working():
             return None
         case StepDone(skipped=True):

@@ -224,5 +224,9 @@ def test_overlap_refuses_what_it_cannot_read(gpt: Any, data: Path) -> None:
     }.items():
         done = gpt("data", "overlap", str(data), name)
         assert done.code == 3 and why in done.err and len(done.err_lines) <= 3, done.err
+    Path("chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')
+    for pair in ((str(data), "chat.jsonl"), ("chat.jsonl", str(data))):
+        done = gpt("data", "overlap", *pair)
+        assert done.code == 3 and "`gpt prepare chat.jsonl`" in done.err, done.err
     done = gpt("data", "overlap", str(data), "b.jsonl", "-s", "data.text_field=body")
     assert done.code == 0 and "b.jsonl: 2 words" in done.out

@@ -65,6 +65,8 @@ def test_the_plan_says_what_is_drawn_of_each_source(sources: None, gpt: Any) -> 
     lines = [text for label, text in found.lines() if not label]
     assert lines[0].startswith("a: 70.0%, 4,480 tokens, ") and " epochs of " in lines[0]
     assert dict(found.lines())["data"].startswith("2 sources: ")
+    plain = describe(Started(found, 0)) or ""
+    assert f"\n  {lines[0]}\n  b: 30.0%" in plain
 
 
 def test_more_than_four_epochs_of_a_source_are_advised_against(sources: None) -> None:
@@ -87,11 +89,12 @@ def test_the_epochs_of_a_source_limit_the_run(sources: None) -> None:
     assert e.value.hint is not None and f"-s train.max_steps={most}" in e.value.hint
 
 
-def test_a_resumed_mixture_keeps_its_weights(sources: None) -> None:
+def test_a_resumed_mixture_keeps_its_weights(sources: None, gpt: Any) -> None:
     stop_after(mixed(), 3)
     with pytest.raises(ConfigError, match=r"changed: data\.mix \(other weights\)"):
         finish(mixed(mix=MIX.replace("0.7", "0.6")), resume=True)
     finish(mixed("train.max_steps=9"), resume=True)
+    assert "  data/a, data/b: " in gpt("runs", "show", "mixed").out
 
 
 def test_a_schedule_keeps_the_length_that_it_covers(sources: None) -> None:
@@ -224,6 +227,43 @@ def test_sources_of_another_tokenizer_are_refused_with_the_command_that_mends_it
 def test_two_sources_with_one_folder_are_refused(sources: None) -> None:
     with pytest.raises(ConfigError, match="two of the sources are prepared in data/a"):
         plan(mixed(mix="data.mix=[{source: a.txt, weight: 1}, {source: ./a.txt, weight: 1}]"))
+
+
+def test_two_sources_with_one_folder_are_refused_before_anything_is_prepared(gpt: Any) -> None:
+    write_sources()
+    Path("other").mkdir()
+    shutil.copy("b.txt", "other/a.txt")
+    mix = "data.mix=[{source: a.txt, weight: 1}, {source: other/a.txt, weight: 1}]"
+    for words in (["prepare"], ["prepare", "--dry-run"], ["train"]):
+        done = gpt(*words, "-s", mix, "-s", "tokenizer.name=bytes")
+        assert done.code == 2 and "two of the sources are prepared in data/a" in done.err
+        assert "`gpt prepare other/a.txt --out DIR`" in done.err and not Path("data").exists()
+
+
+def test_a_source_and_its_own_folder_are_refused_with_a_command_that_runs(
+    sources: None, gpt: Any
+) -> None:
+    for mix in ("a.txt, weight: 1}, {source: data/a", "data/a, weight: 1}, {source: a.txt"):
+        done = gpt("prepare", "-s", f"data.mix=[{{source: {mix}, weight: 1}}]")
+        assert done.code == 2 and "`gpt prepare a.txt --out DIR`" in done.err
+    mix = "data.mix=[{source: data/a, weight: 1}, {source: ./data/a, weight: 1}]"
+    assert "name each folder once" in gpt("prepare", "-s", mix).err
+
+
+def test_the_command_that_mends_a_folder_keeps_the_seed_of_its_splits(gpt: Any) -> None:
+    rows = [json.dumps({"text": f"row {n} " * 9}) for n in range(200)]
+    Path("rows.jsonl").write_text("\n".join(rows))
+    mix = "data.mix=[{source: rows.jsonl, weight: 1}]"
+    words = ["-s", mix, "-s", "seed=7", "-s", "tokenizer.name=bytes", "-s", "model.block_size=16"]
+    assert gpt("prepare", *words).code == 0
+    before = json.loads(Path("data/rows/manifest.json").read_text())
+    assert gpt("prepare", "rows.jsonl", "--force", "-s", "tokenizer.name=char").code == 0
+    done = gpt("train", *words, "--dry-run")
+    assert done.code == 3
+    command = done.err.partition("again: `")[2].partition("`")[0]
+    assert gpt(*command.split()[1:]).code == 0
+    after = json.loads(Path("data/rows/manifest.json").read_text())
+    assert after["units"] == before["units"]
 
 
 def test_conversations_and_text_are_mixed_in_one_run(sources: None) -> None:
