@@ -234,11 +234,14 @@ def overlap(
     from gptcli.data import overlap as overlapping
     from gptcli.data.archives import suffix_of
     from gptcli.data.messages import format_of
-    from gptcli.data.presets import folder_at
+    from gptcli.data.presets import folder_at, is_address
     from gptcli.data.readers import fields_of
+    from gptcli.data.shards import read_manifest
 
     data, asked, place = options.load(None, set_).data, list[str](), folder_at(b)
-    for path in (folder_at(a), place):
+    for name, path in ((a, folder_at(a)), (b, place)):
+        if is_address(name):
+            read_manifest(path)  # which is downloaded here
         fields = {*fields_of(path)} if suffix_of(path) == ".jsonl" else set[str]()
         if path is place and "answer" in fields and fields & {"prompt", "messages"}:
             continue

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
+from gptcli.data.shards import Manifest
 from gptcli.device import memory_bytes, peak_flops, synchronize
 from gptcli.distributed.process_group import World
 from gptcli.errors import ConfigError
@@ -137,7 +138,7 @@ class Plan:
             "trained_parameters": counts.trained,
             "train_tokens": spec.train_tokens,
             "val_tokens": spec.val_tokens,
-            "conversations": spec.manifest.documents if spec.manifest.is_chat else None,
+            "conversations": sum(each.documents for each in _chats(spec)) or None,
             "trained_tokens": spec.manifest.trained("train"),
             "packing": spec.packing or None,
             "tokens_per_step": spec.tokens_per_step,
@@ -331,13 +332,19 @@ def flops_per_token(config: ModelConfig, n_params: int, n_frozen: int, seq_len: 
     return 6 * in_products - 2 * min(n_frozen, in_products) + attention
 
 
+def _chats(spec: RunSpec) -> list[Manifest]:
+    return [part.manifest for part in spec.parts if part.manifest.is_chat]
+
+
 def _conversations(spec: RunSpec) -> list[tuple[str, str]]:
     """Return the line of the plan about conversations; none for text."""
-    manifest = spec.manifest
-    if not manifest.is_chat:
+    chats = _chats(spec)
+    if not chats:
         return []
-    share = manifest.trained("train") / max(1, spec.train_tokens)
-    each = f"{manifest.documents:,} conversations, {share:.0%} of their training tokens trained on"
+    trained = sum(each.trained("train") for each in chats)
+    share = trained / max(1, sum(each.tokens.train for each in chats))
+    n = sum(each.documents for each in chats)
+    each = f"{n:,} conversations, {share:.0%} of their training tokens trained on"
     return [("packing", f"{each}; {spec.packing}")]
 
 

@@ -253,6 +253,16 @@ def test_opening_downloads_no_shard(site: str, web: Web, gpt: Any) -> None:
     assert {path for path, _ in web.requests} == {"/folder/manifest.json", "/folder/tokenizer.json"}
 
 
+def test_overlap_downloads_a_folder_at_an_address(site: str, web: Web, gpt: Any) -> None:
+    Path("b.txt").write_text(TEXT[:5000], encoding="utf-8")
+    for pair in ((site, "b.txt"), ("b.txt", site)):
+        assert gpt("data", "overlap", *pair).out == gpt(
+            "data", "overlap", *(each.replace(site, "site/folder") for each in pair)
+        ).out.replace("site/folder", site)
+    done = gpt("data", "overlap", "b.txt", f"{web.url}/none.txt")
+    assert done.code == 3 and f"{web.url}/none.txt" in done.err.splitlines()[0], done.err
+
+
 def test_the_cache_stays_within_its_bound_and_the_reads_exact(
     site: str, web: Web, cache: Path, prepared: Prepared, write: Write
 ) -> None:

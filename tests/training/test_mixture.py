@@ -274,7 +274,10 @@ def test_conversations_and_text_are_mixed_in_one_run(sources: None) -> None:
     config = mixed("model.block_size=64", "train.eval_every=6", mix=mix, name="both")
     events = finish(config)
     assert isinstance(events[0], Started)
-    assert "tiny: " in dict(events[0].plan.lines())["packing"]
+    packing, chats = dict(events[0].plan.lines())["packing"], events[0].spec.parts[0].manifest
+    share = chats.trained("train") / chats.tokens.train
+    assert packing.startswith(f"{chats.documents:,} conversations, {share:.0%} of their training")
+    assert "tiny: " in packing and events[0].plan.json()["conversations"] == chats.documents
     [last] = [event for event in events if isinstance(event, Evaluated)]
     assert last.sources["tiny"].val_loss and last.sources["a"].val_loss
     again = mixed("model.block_size=64", "train.eval_every=6", mix=mix, name="again")
