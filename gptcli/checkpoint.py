@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gptcli import atomic
 from gptcli.config.model import ModelConfig
-from gptcli.errors import CheckpointError, DataError, GptError, is_out_of_memory
+from gptcli.errors import CheckpointError, ConfigError, DataError, GptError, is_out_of_memory
 from gptcli.model import GPT, merge_adapters
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 
@@ -222,15 +222,16 @@ class TrainedModel:
             source: Of a mixture, the name of the source.
 
         Raises:
-            DataError: It is in neither place, or there is no such source.
+            ConfigError: There is no such source, or there are several and none is named.
+            DataError: It is in neither place.
         """
         data, names = self.checkpoint.data, ", ".join(self.sources)
         if source is not None and source not in self.sources:
             hint = f"its sources: {names}" if names else "leave out --source"
-            raise DataError(f"{self.path}: not trained on a source named '{source}'", hint)
+            raise ConfigError(f"{self.path}: not trained on a source named '{source}'", hint)
         if source is None and names:
-            raise DataError(f"{self.path}: trained on several sources",
-                            f"name one with --source: {names}")  # fmt: skip
+            raise ConfigError(f"{self.path}: trained on several sources",
+                              f"name one with --source: {names}")  # fmt: skip
         named: str | None = data["parts"][source]["dir"] if source is not None else data.get("dir")
         if named is None:
             raise DataError(f"{self.path}: there is no data that belongs to this model", _NAME_DATA)

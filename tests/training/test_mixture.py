@@ -178,7 +178,7 @@ def test_the_checkpoint_of_a_mixture_is_scored_by_source(sources: None, gpt: Any
     text = gpt("eval", "-s", "device=cpu").out
     assert "mean by the weights at the end of the run (a 70.0%, b 30.0%): loss " in text
     wrong = gpt("eval", "--source", "c")
-    assert wrong.code == 3 and "hint: its sources: a, b" in wrong.err
+    assert wrong.code == 2 and "hint: its sources: a, b" in wrong.err
     assert gpt("generate", "-p", "the", "--max-new-tokens", "4", "--json").code == 0
 
 
