@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -32,6 +33,8 @@ def pressed(at: int, presses: int, *arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(at=at, presses=presses), *arguments],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        # A program that is started in the background ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
