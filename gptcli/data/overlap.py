@@ -154,7 +154,7 @@ class Spans:
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if self._meets(ids, middle) else (low, middle)
-        # A common span that goes on in the next part begins with spans that were found here.
+        # A common span that continues in the next part begins with spans that were found here.
         misses = np.flatnonzero(~hits)
         n_hits = len(hits) - (int(misses[-1]) + 1 if len(misses) else 0)
         kept = min(len(self._ids[0]), n_hits + SPANS[-1] - 1)

@@ -52,7 +52,7 @@ def files_in(path: Path) -> Iterator[File]:
     """Yield a file, or the members of an archive that can be read, one after the other.
 
     Raises:
-        DataError: There is none, or one is of a kind that has to be unpacked.
+        DataError: No file can be read, or one is of a kind that has to be unpacked.
     """
     if suffix_of(path) not in ARCHIVES:
         yield path

@@ -243,7 +243,7 @@ def files_at(url: str) -> list[StoredFile]:
     """Return the files that an address names: one, or those of a folder or glob in a store.
 
     Raises:
-        DataError: There is none, or the server cannot be reached.
+        DataError: It is not there, or the server cannot be reached.
     """
     if _is_web(url):
         return [StoredFile(url, *retry(url, lambda: _stat(url)))]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptcli.config.windows import MixSource
 from gptcli.data.loader import Loader, combined, make_loader, open_parts, read_parts
 from gptcli.data.mixture import Shares
-from support.mixtures import MIX, prepare_sources
+from support.mixtures import MIX, prepared_sources
 from support.mixtures import mixed as settled
 
 
@@ -116,10 +116,7 @@ def test_the_order_of_sources_is_fixed_forever() -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two sources; nobody writes here."""
-    folder = tmp_path_factory.mktemp("sources")
-    with contextlib.chdir(folder):
-        prepare_sources()
-    return folder
+    return prepared_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gptcli.checkpoint import Checkpoint, load_checkpoint
 from gptcli.config import Config
 from gptcli.data import loader
 from gptcli.data.shards import TokenReader
-from support.mixtures import mixed, prepare_sources
+from support.mixtures import mixed, prepared_sources
 from support.processes import Start
 from support.runs import Tiny, Trained, finish
 
@@ -173,7 +173,7 @@ def test_several_processes_end_together_where_nothing_improves(
 
 @BOTH
 def test_a_mixture_on_two_processes_ends_where_one_does(start: Start, kind: str) -> None:
-    prepare_sources()
+    prepared_sources(Path())
     alone = mixed(*MODERN, name="alone")
     shared = mixed(*MODERN, f"train.parallel={kind}", name="shared")
     finish(alone)

@@ -1,5 +1,6 @@
 """Two small sources to mix, and the settings of a tiny run on both."""
 
+import contextlib
 from pathlib import Path
 
 from gptcli import cli
@@ -19,11 +20,13 @@ def write_sources() -> None:
     Path("b.txt").write_text(code, encoding="utf-8", newline="\n")
 
 
-def prepare_sources() -> None:
-    """Write them, and prepare both as bytes."""
-    write_sources()
-    for name in ("a", "b"):
-        assert cli.run(["prepare", f"{name}.txt", "-s", "tokenizer.name=bytes"]) == 0
+def prepared_sources(folder: Path) -> Path:
+    """Write them into a folder, and prepare both as bytes."""
+    with contextlib.chdir(folder):
+        write_sources()
+        for name in ("a", "b"):
+            assert cli.run(["prepare", f"{name}.txt", "-s", "tokenizer.name=bytes"]) == 0
+    return folder
 
 
 def mixed(*overrides: str, mix: str = MIX, name: str = "mixed") -> Config:

@@ -9,7 +9,23 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, unquote
 
 
-class Web:
+class _Server:
+    """A server of a thread, from `with` to the end of its block."""
+
+    def _serve(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Web(_Server):
     """Serves the files below a folder; `trouble` may answer a request in its own way.
 
     Attributes:
@@ -56,17 +72,8 @@ class Web:
                 pass
 
         self.trouble = trouble
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._serve(Handler)
         self._server.daemon_threads = False  # so that the end of the server is theirs
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     @staticmethod
     def broken_after(n_bytes: int, times: int) -> Callable[[Any, int], bool]:
@@ -93,7 +100,7 @@ class Web:
         return trouble
 
 
-class Bucket:
+class Bucket(_Server):
     """An S3 of the folders below a folder, as far as reading takes it; each is a bucket.
 
     Attributes:
@@ -154,13 +161,4 @@ class Bucket:
             def log_message(self, *parts: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._serve(Handler)

@@ -1,6 +1,5 @@
 """Runs on several sources: planned, exact when they are resumed, scored source by source."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -23,17 +22,14 @@ from gptcli.training.events import Evaluated, Started, describe
 from gptcli.training.plan import plan
 from support.chats import prepare_chats
 from support.folders import copy_folder
-from support.mixtures import FALLING, MIX, mixed, prepare_sources, write_sources
+from support.mixtures import FALLING, MIX, mixed, prepared_sources, write_sources
 from support.runs import THOROUGH, finish, result_of, stop_after
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with both sources prepared; nobody writes here."""
-    folder = tmp_path_factory.mktemp("sources")
-    with contextlib.chdir(folder):
-        prepare_sources()
-    return folder
+    return prepared_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture
