@@ -45,7 +45,7 @@ class ExactKeys:
         self._spaces = b""  # at the end of what was added last
 
     def add(self, batch: TextBatch) -> None:
-        """Add a batch; a document may go on in the next one."""
+        """Add a batch; a document may continue in the next one."""
         roles = batch.roles or itertools.repeat(len(ROLES))
         for document, text, role in zip(batch.documents, batch.texts, roles, strict=False):
             if "\r" in text:
@@ -82,7 +82,7 @@ class NearKeys:
         self._digest = np.empty(0, np.uint32)
 
     def add(self, batch: TextBatch) -> None:
-        """Add a batch; a document may go on in the next one."""
+        """Add a batch; a document may continue in the next one."""
         if not batch.texts:
             return
         shingles = [_shingles(text) for text in batch.texts]
