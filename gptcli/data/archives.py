@@ -119,23 +119,6 @@ def readable(path: File) -> Iterator[None]:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
-class Reading:
-    """Counts what a file expands to."""
-
-    def __init__(self, file: File, n_packed: int) -> None:
-        self._file, self._n_read = file, 0
-        self._limit = max(_FREE_BYTES, _MOST_TIMES * n_packed)
-
-    def add(self, n_bytes: int) -> None:
-        """Count bytes; refuse, with a DataError, far more than text of the file's size has."""
-        self._n_read += n_bytes
-        if self._n_read > self._limit:
-            raise DataError(
-                f"{self._file}: expands to more than {size(self._limit)}, which text does not",
-                "if you trust it, unpack it and prepare what is in it",
-            )
-
-
 class _Stream(io.RawIOBase):
     """Bytes that a function returns, at most so many; fewer than asked for are the last."""
 
@@ -161,11 +144,12 @@ def uncompressed(file: File, raw: BinaryIO) -> BinaryIO:
     if suffix not in _OPENERS:
         return raw
     kind, opener = _OPENERS[suffix]
-    reading = Reading(file, file.stat().st_size if isinstance(file, Path) else file.n_bytes)
+    n_packed = file.stat().st_size if isinstance(file, Path) else file.n_bytes
+    limit, n_read = max(_FREE_BYTES, _MOST_TIMES * n_packed), 0
     content: Any = None
 
     def read(n: int) -> bytes:
-        nonlocal content
+        nonlocal content, n_read
         try:
             content = content or opener(raw)
             data: bytes = content.read(n)
@@ -173,7 +157,12 @@ def uncompressed(file: File, raw: BinaryIO) -> BinaryIO:
             if getattr(error, "errno", None) is not None:
                 raise
             raise DataError(f"{file}: damaged {kind} file ({error})") from error
-        reading.add(len(data))
+        n_read += len(data)
+        if n_read > limit:
+            raise DataError(
+                f"{file}: expands to more than {size(limit)}, which text does not",
+                "if you trust it, unpack it and prepare what is in it",
+            )
         return data
 
     return io.BufferedReader(_Stream(read), _BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""Read documents from files: text, rows (jsonl, csv, Parquet), e-books; compressed, or in archives.
+"""Read documents from files: text, rows (jsonl, csv, Parquet); compressed, or in archives.
 
 A document is read in pieces, cut only where every tokenizer would split, so memory stays bounded
 for any file size.
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptcli.data import books, columns
+from gptcli.data import columns
 from gptcli.data.archives import (
     REPLACE,
     File,
@@ -36,12 +36,13 @@ _MAX_LINE_BYTES = 1 << 29
 
 # What people bring that is not text, and a command that makes text of it.
 CONVERTERS = {
+    **dict.fromkeys(
+        (".docx", ".odt", ".rtf", ".epub", ".html"), "pandoc {} -t plain --wrap=none -o text.txt"
+    ),
     ".pdf": "pdftotext -enc UTF-8 {} text.txt, then look at the text",
-    ".doc": "libreoffice --headless --convert-to docx {}",
-    ".odt": "pandoc {} -t plain --wrap=none -o text.txt",
-    ".rtf": "pandoc {} -t plain --wrap=none -o text.txt",
-    ".mobi": "ebook-convert {} text.epub",
-    ".azw3": "ebook-convert {} text.epub",
+    ".doc": "libreoffice --headless --convert-to txt:Text {}",
+    ".mobi": "ebook-convert {} text.txt",
+    ".azw3": "ebook-convert {} text.txt",
     ".zip": "unzip {} -d folder, then prepare the folder",
     ".7z": "7z x {} -ofolder, then prepare the folder",
     ".rar": "unrar x {} folder/, then prepare the folder",
@@ -65,7 +66,7 @@ def files_in(path: Path) -> Iterator[File]:
             if suffix not in SUFFIXES:
                 others[suffix or member.name] = None
                 continue
-            if suffix in (*columns.SUFFIXES, *books.SUFFIXES, *ARCHIVES):
+            if suffix in (*columns.SUFFIXES, *ARCHIVES):
                 raise DataError(
                     f"{member}: {suffix} files are not read from archives",
                     "unpack the archive and prepare the folder",
@@ -88,10 +89,9 @@ def read_text(path: File, errors: str, cut: re.Pattern[str]) -> Iterator[str]:
     Raises:
         DataError: The file cannot be read or is not UTF-8, with the byte offset.
     """
-    blocks = books.text_of if suffix_of(path) in books.SUFFIXES else _decoded
     held, is_empty = "", True
     with readable(path):
-        for block in blocks(path, errors):
+        for block in _decoded(path, errors):
             held += block
             at = _last_cut(held, cut)
             if not at and len(held) >= _MAX_HELD:
@@ -309,7 +309,7 @@ _ROW_READERS = {
 }
 ROW_SUFFIXES = tuple(_ROW_READERS)
 ARCHIVES = (".tar",)
-SUFFIXES = (".txt", ".md", ".py", *books.SUFFIXES, *ROW_SUFFIXES, *ARCHIVES)
+SUFFIXES = (".txt", ".md", ".py", *ROW_SUFFIXES, *ARCHIVES)
 _KNOWN = " ".join(SUFFIXES)
 
 

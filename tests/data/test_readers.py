@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptcli.data import readers
 from gptcli.errors import DataError, GptError, StorageError
 from gptcli.tokenizers import SAFE_CUT
-from support.folders import Write
+from support.folders import Prepared, Write
 
 TEXT = "first line\r\nsecond \u00e9\U0001f600 line\n\n<|endoftext|>\rlast"
 
@@ -200,3 +200,22 @@ def test_the_kind_is_the_last_suffix_before_gz() -> None:
              ".txt": "", "a.tar.gz": ".tar"}  # fmt: skip
     assert {name: readers.suffix_of(Path("x.csv") / name) for name in names} == names
     assert DataError.exit_code == 3
+
+
+@pytest.mark.parametrize(("name", "tool"), [
+    ("my report.docx", "pandoc"), ("a.ODT", "pandoc"), ("a.rtf", "pandoc"), ("a.epub", "pandoc"),
+    ("a.html", "pandoc"), ("my book.pdf", "pdftotext"), ("a.mobi", "ebook-convert"),
+    ("a.zip", "unzip"),
+])  # fmt: skip
+def test_what_has_to_be_converted_names_the_tool(
+    write: Write, prepared: Prepared, name: str, tool: str
+) -> None:
+    path = write(name, b"PK\3\4\xff")
+    error = refusal(text_of, path)
+    assert error.message == f"{path}: {path.suffix.lower()} files are not read"
+    assert (error.hint or "").startswith(f"convert it: {tool} ")
+    write(f"papers/{name}", b"PK\3\4\xff")
+    with pytest.raises(GptError, match="papers: no text in this folder") as caught:
+        prepared("papers")
+    hint = f"convert its {path.suffix.lower()} files: {tool} "
+    assert (caught.value.hint or "").startswith(hint)

@@ -94,7 +94,7 @@ def test_a_folder_without_text_says_what_is_looked_for(write: Write, tmp_path: P
     (tmp_path / "folder/folder.txt").mkdir()
     with pytest.raises(DataError, match="folder: no text in this folder") as caught:
         source_of("folder")
-    known = ".txt .md .py .docx .epub .jsonl .csv .parquet .arrow .tar"
+    known = ".txt .md .py .jsonl .csv .parquet .arrow .tar"
     assert caught.value.hint == f"looked for {known}, also in .gz .bz2 .xz .zst"
 
 
