@@ -5,7 +5,6 @@ torch is imported by the checks that need it: a torch that cannot be imported is
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +25,11 @@ from gptcli.errors import ConfigError, GptError, StorageError
 from gptcli.formatting import plural, size
 
 _TORCH = (2, 11)  # earlier versions have holes in weights_only
-_LOW_MEMORY, _LOW_SHARED_MEMORY, _LOW_DISK = 1 << 30, 1 << 28, 1 << 30  # bytes
-_FEW_FILES = 256
+_LOW_MEMORY, _LOW_DISK = 1 << 30, 1 << 30  # bytes
 _WRITTEN = 32 << 20  # enough to see a slow disk, little enough to wait for
 _SLOW_DISK = 20e6  # bytes per second
 _COMPILE_SECONDS, _NETWORK_SECONDS = 60.0, 4.0
-_SHM, _CGROUP_LIMIT = Path("/dev/shm"), Path("/sys/fs/cgroup/memory.max")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _PROGRAM = """\
 #include <Python.h>
 #include <cmath>
@@ -40,7 +37,6 @@ _PROGRAM = """\
 extern "C" double work(double x) {{ return std::sqrt(x); }}
 """
 _INSTALL_AGAIN = "install gptcli again: pip install --force-reinstall gptcli"
-_REQUIREMENT = re.compile(r"([\w.-]+).*extra\s*==\s*['\"](?!dev\b)([\w-]+)['\"]")
 
 
 @dataclass(frozen=True)
@@ -121,20 +117,14 @@ def _dtype() -> Check:
 
 def _compiler() -> Check:
     """Check that there is a compiler for torch.compile, by compiling something."""
-    if sys.platform == "win32":
-        remedy = "compile: auto goes without; install Visual Studio's C++ tools"
-        name = shutil.which("cl")
-        return _ok(name) if name else _warn("no cl: torch.compile cannot be used", remedy)
-    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    is_windows = sys.platform == "win32"
+    names = ("cl",) if is_windows else (os.environ.get("CXX", ""), "g++", "clang++", "c++")
     program = next((found for name in names if name and (found := shutil.which(name))), None)
-    remedy = "training works without, more slowly; install g++ (apt install g++, xcode-select)"
+    remedy = "training works without, more slowly; install g++ and Python's headers (python3-dev)"
     if program is None:
         return _warn("no C++ compiler: torch.compile cannot be used", remedy)
-    complaint = _compile(program)
-    if complaint is None:
+    if is_windows or (complaint := _compile(program)) is None:
         return _ok(program)
-    if "Python.h" in complaint:
-        remedy = "training works without, more slowly; install Python's headers (python3-dev)"
     return _warn(f"{program} does not compile what torch.compile writes: {complaint}", remedy)
 
 
@@ -179,28 +169,6 @@ def _memory() -> Check:
     return _warn(found, remedy) if free is not None and free < _LOW_MEMORY else _ok(found)
 
 
-def _shared_memory() -> Check:
-    """Check /dev/shm, through which the processes of several devices talk."""
-    if not _SHM.is_dir():
-        return _ok("no /dev/shm on this system; nothing needs it here")
-    free = shutil.disk_usage(_SHM).free
-    found, remedy = f"{size(free)} free in /dev/shm", "docker run --shm-size=1g"
-    is_low = free < _LOW_SHARED_MEMORY
-    return _warn(found, f"only several GPUs need more: {remedy}") if is_low else _ok(found)
-
-
-def _open_files() -> Check:
-    if sys.platform == "win32":
-        return _ok("no limit to set on this system")
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        return _ok("any number at once")
-    remedy = "large datasets may need more: ulimit -n 4096"
-    return _warn(f"{limit} at once", remedy) if limit < _FEW_FILES else _ok(f"{limit} at once")
-
-
 def _disk() -> Check:
     here = Path.cwd()
     free, block = shutil.disk_usage(here).free, os.urandom(1 << 20)  # some disks compress
@@ -226,25 +194,6 @@ def _disk() -> Check:
     return _ok(found)
 
 
-def _caches() -> Check:
-    """Check that downloads can be kept."""
-    from huggingface_hub import constants
-
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folders = [Path(constants.HF_HUB_CACHE), Path(cache) if cache else Path.home() / ".cache"]
-    for folder in folders:
-        try:
-            existing = next(path for path in (folder, *folder.parents) if path.exists())
-            with tempfile.NamedTemporaryFile(dir=existing, prefix=".gpt-doctor-"):
-                pass
-        except OSError as error:
-            return _warn(
-                f"{folder} cannot be written: {error.strerror}",
-                "downloads need it: set HF_HOME (or XDG_CACHE_HOME) to a folder of yours",
-            )
-    return _ok(f"{folders[0]}, {size(shutil.disk_usage(existing).free)} free")
-
-
 def _tokenizer() -> Check:
     from gptcli.tokenizers.bpe import gpt2
 
@@ -252,16 +201,6 @@ def _tokenizer() -> Check:
     if tokenizer.decode(tokenizer.encode(text).tolist()) != text:
         return _fail("gpt2 does not give back what it encoded", _INSTALL_AGAIN)
     return _ok(f"gpt2 in the package, {tokenizer.vocab_size:,} ids, its hash is right")
-
-
-def _examples() -> Check:
-    from gptcli.config.loader import example_files, load_config
-
-    files = example_files()
-    for file in files:
-        load_config(str(file))
-    names = ", ".join(file.stem for file in files)
-    return _ok(names) if files else _fail("no examples in the package", _INSTALL_AGAIN)
 
 
 def _network() -> Check:
@@ -294,28 +233,8 @@ def _network() -> Check:
     return _ok(f"{address} answers" + ", HF_TOKEN is set" * bool(os.environ.get("HF_TOKEN")))
 
 
-def _extras() -> Check:
-    """Say which optional parts are installed."""
-    packages: dict[str, list[str]] = {}
-    try:
-        requirements = metadata.requires("gptcli") or []
-    except metadata.PackageNotFoundError:
-        return _warn("running from a source tree", "pip install it")
-    for match in filter(None, map(_REQUIREMENT.match, requirements)):
-        packages.setdefault(match[2], []).append(match[1])
-    installed = {name for names in packages.values() for name in names
-                 if next(iter(metadata.distributions(name=name)), None)}  # fmt: skip
-    here = [extra for extra, names in packages.items() if installed.issuperset(names)]
-    missing = [extra for extra in packages if extra not in here]
-    found = ", ".join(here) or "none"
-    if missing:
-        found += f"; not installed: {', '.join(missing)} (pip install 'gptcli[{missing[0]}]')"
-    return _ok(found)
-
-
 _CHECKS: dict[str, Callable[[], Check]] = {
     "python": _python, "torch": _torch, "device": _device, "dtype": _dtype,
-    "compiler": _compiler, "memory": _memory, "shm": _shared_memory, "open files": _open_files,
-    "disk": _disk, "caches": _caches, "tokenizer": _tokenizer, "examples": _examples,
-    "network": _network, "extras": _extras,
+    "compiler": _compiler, "memory": _memory, "disk": _disk, "tokenizer": _tokenizer,
+    "network": _network,
 }  # fmt: skip
