@@ -1,6 +1,7 @@
-"""What the shell offers when Tab is pressed: keys and values, configurations, runs, data sets.
+"""What the shell offers when Tab is pressed: keys and values, examples, runs, data sets.
 
-Nothing here loads torch or prints: a completion that fails offers nothing.
+Nothing here loads torch or prints: a completion that fails offers nothing. Where nothing is
+offered, the shells that typer supports offer files.
 """
 
 import os
@@ -60,12 +61,6 @@ def _values(key: str, prefix: str) -> Iterable[Offer]:
 
 
 @_quietly
-def configurations(incomplete: str) -> Iterable[Offer]:
-    """Offer the shipped examples, and YAML files."""
-    return [*examples(incomplete), *_files(incomplete, (".yaml", ".yml"), "file")]
-
-
-@_quietly
 def examples(incomplete: str) -> Iterable[Offer]:
     """Offer the shipped examples, each with what it is."""
     from gptcli.config.loader import example_files
@@ -84,77 +79,25 @@ def keys_and_sections(incomplete: str) -> Iterable[Offer]:
 
 @_quietly
 def runs(incomplete: str) -> Iterable[Offer]:
-    """Offer the runs in runs/, the newest first, and run folders elsewhere."""
-    from gptcli.runs import RUN
+    """Offer the runs in runs/, the newest first."""
     from gptcli.runs.find import list_runs
 
-    names = [(folder.name, "run") for folder in list_runs()]
-    if "/" not in incomplete:
-        return names
-    return [(folder, "run") for folder in _folders(incomplete) if Path(folder, RUN).exists()]
-
-
-@_quietly
-def checkpoints(incomplete: str) -> Iterable[Offer]:
-    """Offer runs, and checkpoint files."""
-    return [*runs(incomplete), *_files(incomplete, (".pt",), "checkpoint")]
-
-
-@_quietly
-def files(incomplete: str) -> Iterable[Offer]:
-    """Offer all files."""
-    return _files(incomplete, None, "")
-
-
-@_quietly
-def compressed(incomplete: str) -> Iterable[Offer]:
-    """Offer what `gpt compress` wrote."""
-    return _files(incomplete, (".gptz",), "compressed file")
+    return [(folder.name, "run") for folder in list_runs()]
 
 
 @_quietly
 def datasets(incomplete: str) -> Iterable[Offer]:
-    """Offer the presets, and files and folders of text."""
-    from gptcli.data.archives import COMPRESSED
+    """Offer the presets."""
     from gptcli.data.presets import PRESETS
-    from gptcli.data.readers import SUFFIXES
 
-    offers = [(preset.name, preset.about) for preset in PRESETS.values()]
-    return [*offers, *_files(incomplete, (*SUFFIXES, *COMPRESSED, ".tgz"), "")]
+    return [(preset.name, preset.about) for preset in PRESETS.values()]
 
 
 @_quietly
 def data_folders(incomplete: str) -> Iterable[Offer]:
-    """Offer the prepared data in data/, and folders elsewhere."""
-    prepared = [path.parent.as_posix() for path in sorted(Path("data").glob("*/manifest.json"))]
-    others = [folder for folder in _folders(incomplete) if Path(folder, "manifest.json").exists()]
-    return [(folder, "prepared data") for folder in dict.fromkeys([*prepared, *others])]
-
-
-def _paths(incomplete: str) -> Iterable[tuple[str, Path]]:
-    """Return what an unfinished path may become; hidden files only where a dot was typed."""
-    head, slash, name = incomplete.rpartition("/")
-    folder = Path(head or "/") if slash else Path()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(name) and path.name.startswith(".") <= name.startswith("."):
-            yield head + slash + path.name, path
-
-
-def _files(incomplete: str, suffixes: tuple[str, ...] | None, about: str) -> list[Offer]:
-    """Return the files of these kinds, or all, and the folders on the way to more."""
-    found: list[Offer] = []
-    for shown, path in _paths(incomplete):
-        if path.is_file() and (suffixes is None or path.suffix in suffixes):
-            found.append((shown, about))
-        elif path.is_dir():
-            found.append((f"{shown}/", "folder"))
-    if len(found) == 1 and found[0][1] == "folder":  # look into the only one there is
-        found += _files(found[0][0], suffixes, about)
-    return found
-
-
-def _folders(incomplete: str) -> list[str]:
-    return [shown for shown, path in _paths(incomplete) if path.is_dir()]
+    """Offer the prepared data in data/."""
+    found = sorted(Path("data").glob("*/manifest.json"))
+    return [(path.parent.as_posix(), "prepared data") for path in found]
 
 
 def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import atomic
-from gptcli.commands import complete, options
+from gptcli.commands import options
 from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.formatting import fixed, size
 from gptcli.terminal import console
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from gptcli.checkpoint import TrainedModel
 
 _SUFFIX = ".gptz"
-File = Annotated[Path, typer.Argument(metavar="FILE", autocompletion=complete.files)]
-Packed = Annotated[Path, typer.Argument(metavar="FILE", autocompletion=complete.compressed)]
+File = Annotated[Path, typer.Argument(metavar="FILE")]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="OUT", help="Output file; default: FILE.gptz.")
 ]
@@ -69,7 +68,7 @@ def compress(
 
 
 def decompress(
-    file: Packed,
+    file: File,
     out: Restored = None,
     checkpoint: options.CheckpointOption = None,
     force: Force = False,

@@ -212,16 +212,13 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
 def overlap(
     a: Annotated[
         str,
-        typer.Argument(
-            metavar="A", help="Prepared data, or a file of text.", autocompletion=complete.files
-        ),
+        typer.Argument(metavar="A", help="Prepared data, or a file of text."),
     ],
     b: Annotated[
         str,
         typer.Argument(
             metavar="B",
             help="Prepared data, a file of text, or questions as for gpt eval.",
-            autocompletion=complete.files,
         ),
     ],
     split: Annotated[

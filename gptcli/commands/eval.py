@@ -37,7 +37,7 @@ Checkpoints = Annotated[
         help="Files, runs, gpt2, hf:org/name or folders; several are compared. Default: the newest"
         " run's best.",
         show_default=False,
-        autocompletion=complete.checkpoints,
+        autocompletion=complete.runs,
     ),
 ]
 Data = Annotated[

@@ -23,7 +23,7 @@ ConfigOption = Annotated[
         "-c",
         metavar="FILE|NAME",
         help="YAML file or name of a shipped example.",
-        autocompletion=complete.configurations,
+        autocompletion=complete.examples,
     ),
 ]
 SetOption = Annotated[
@@ -43,7 +43,7 @@ CheckpointOption = Annotated[
         "--checkpoint",
         metavar="PATH",
         help="File, run, gpt2, hf:org/name, or folder; default: the newest run's best.",
-        autocompletion=complete.checkpoints,
+        autocompletion=complete.runs,
     ),
 ]
 RunArgument = Annotated[

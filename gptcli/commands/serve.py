@@ -18,7 +18,7 @@ Checkpoints = Annotated[
         "--checkpoint",
         metavar="PATH",
         help="As for generate; repeatable. Default: the newest run's best.",
-        autocompletion=complete.checkpoints,
+        autocompletion=complete.runs,
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; others need --api-key-file.")]
