@@ -109,38 +109,28 @@ def show(
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
-    """Show every value, its origin, and what each null resolves to."""
+    """Show every value, its origin, and what a null means."""
+    from pydantic import BaseModel
+
     from gptcli.config.loader import load_with_sources
     from gptcli.config.reference import keys
-    from gptcli.config.render import derived, to_yaml
+    from gptcli.config.render import to_yaml
 
     loaded, origins = load_with_sources(config, set_ or [])
-    folder = None
-    if loaded.data.dir is not None or loaded.data.source is not None:
-        from gptcli.data.presets import data_dir
-
-        folder = data_dir(loaded.data).as_posix()
-    becomes = derived(loaded, folder)
     values: dict[str, dict[str, Any]] = {}
     for key, info in keys().items():
-        has_lora = loaded.model.lora is not None
-        is_there = (
-            has_lora if key.startswith("model.lora.") else key != "model.lora" or not has_lora
-        )
-        value = loaded.get(key)
+        value, section = loaded.get(key), key.rpartition(".")[0]
+        is_there = not isinstance(value, BaseModel)  # a section shows its keys, unless it is null
+        is_there &= section not in keys() or loaded.get(section) is not None
         if is_there and not (changed and value == info.default):
-            value = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
             values[key] = {"value": value, "origin": origins.get(key, "default")}
-            if key in becomes:
-                values[key]["becomes"] = becomes[key]
+            if value is None and info.null_means is not None:
+                values[key]["becomes"] = info.null_means
     if json_:
         console.result_json({"values": values})
         return
-    rows = []
-    for key, facts in values.items():
-        later = facts.get("becomes", "")
-        shown = later if isinstance(later, str) else to_yaml(later)
-        rows.append((key, to_yaml(facts["value"]), facts["origin"], shown))
+    rows = [(key, to_yaml(facts["value"]), facts["origin"], facts.get("becomes", ""))
+            for key, facts in values.items()]  # fmt: skip
     console.table(("key", "value", "from", "becomes"), rows)
 
 

@@ -1,8 +1,5 @@
-"""A configuration as people read it: YAML, the commented starter file, the reference page, and what
-each null becomes, as far as that is known before any data or device is looked at.
-"""
+"""A configuration as people read it: YAML, the commented starter file, the reference page."""
 
-import contextlib
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
@@ -10,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config.reference import EXTENDS, KeyInfo, keys, sections
-from gptcli.config.schema import Config
 from gptcli.config.yaml import flow, scalar
 
 SCHEMA_FILE = "gptcli.schema.json"
@@ -127,103 +123,18 @@ def _rows(found: Iterable[KeyInfo], first: str = "") -> str:
     return lines
 
 
-DEFAULT_BPE_SIZE = 4096
-_VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
-# What an automatic choice depends on.
-_AUTO = {
-    "device": "the first available of cuda, mps, cpu",
-    "dtype": "16 bits where that is fast; eval float32",
-    "compile": "if the run is long enough to repay it",
-    "deterministic": False,
-    "threads": "all cores, or what is fastest in a long run",
-    "train.micro_batch_size": "the largest that fits in memory",
-    "train.async_save": "on cuda",
-    "train.parallel": "ddp, or fsdp where that is needed",
-}
-
-
-def derived(config: Config, data_dir: str | None = None) -> dict[str, Any]:
-    """Return, by key, what each null or automatic value of `config` becomes.
-
-    These are plain values where they follow from the configuration, else a few words. Keys whose
-    null simply means "none" are left out. `data_dir` is what a null `data.dir` stands for.
-    """
-    known = _known(config, data_dir)
-    if config.tokenizer.name != "bpe" or config.tokenizer.path is not None:
-        known["tokenizer.vocab_size"] = None
-    becomes: dict[str, Any] = {}
-    for key, info in keys().items():
-        value = config.get(key)
-        if value is None and not key.startswith("model.lora."):
-            becomes[key] = known.get(key, info.null_means)
-        elif value == "auto":
-            becomes[key] = _AUTO[key]
-        if key.startswith("model.") and not config.model.is_whole and not config.is_set(key):
-            becomes[key] = f"as in {config.model.init_from}"
-    return {key: value for key, value in becomes.items() if value is not None}
-
-
-def _known(config: Config, data_dir: str | None) -> dict[str, Any]:
-    folder = data_dir.replace("\\", "/").rstrip("/") if data_dir else None
-    name = config.name or (folder.rpartition("/")[2] if folder else "run")
-    max_epochs, max_minutes = config.train.max_epochs, config.train.max_minutes
-    values = {
-        "name": name,
-        "run_dir": f"runs/{name}",
-        "tokenizer.vocab_size": DEFAULT_BPE_SIZE,
-        "train.max_steps": "one epoch" if max_epochs is None else f"{max_epochs:g} epochs",
-        **({"train.max_steps": f"what fits in {max_minutes:g} minutes"} if max_minutes else {}),
-        "optim.min_lr": config.min_lr,
-    }
-    if folder is not None:
-        values["data.dir"] = folder
-    if not config.model.is_whole:
-        return values
-    values |= {"data.seq_len": config.seq_len, "data.stride": config.stride}
-    values |= {f"model.{key}": value for key, value in config.model.resolved()}
-    if config.train.micro_batch_size != "auto":
-        values["train.tokens_per_step"] = config.tokens_per_step
-    if config.tokenizer.path is None and config.tokenizer.name in _VOCAB_SIZES:
-        values["model.vocab_size"] = _VOCAB_SIZES[config.tokenizer.name]
-    return values
-
-
 def explicit_settings(
     settings: Mapping[str, object], given: Collection[str] | None
 ) -> dict[str, object]:
     """Return the settings of a run, by dotted key, that somebody changed from the defaults.
 
-    `given` are the keys that were set; where that is unknown, those count that no null or auto
-    decides.
+    `given` are the keys that were set; where that is unknown, all that no auto decides count.
     """
     known = keys()
-    changed = {key: value for key, value in settings.items()
-               if key not in known or value != known[key].default}  # fmt: skip
-    becomes = _from_others(changed) if given is None else {}
 
     def is_given(key: str) -> bool:
-        if given is not None:
-            return key in given and key not in ("name", "run_dir")
-        return known[key].default != "auto" and becomes.get(key) != changed[key]
+        decided = known[key].default == "auto" if given is None else key not in given
+        return not decided and key not in ("name", "run_dir")
 
-    return {key: value for key, value in changed.items() if key not in known or is_given(key)}
-
-
-def _from_others(changed: Mapping[str, object]) -> dict[str, Any]:
-    """Return what nulls become in a run of which only the settled values are known."""
-    known = keys()
-    values: dict[str, Any] = {}
-    for key, value in changed.items():
-        if key in known and known[key].default != "auto" and known[key].null_means is None:
-            *path, last = key.split(".")
-            place = values
-            for section in path:
-                place = place.setdefault(section, {})
-            place[last] = value
-    name = changed.get("name")  # how the run is called, not what was changed
-    becomes: dict[str, Any] = {"name": name, "run_dir": f"runs/{name}"}
-    # These a run takes from its data and its length, which the values do not tell.
-    becomes |= {key: changed.get(key) for key in ("data.dir", "model.vocab_size")}
-    with contextlib.suppress(ValueError):  # another version's settings
-        becomes = derived(Config.model_validate(values)) | becomes
-    return becomes
+    return {key: value for key, value in settings.items()
+            if key not in known or (value != known[key].default and is_given(key))}  # fmt: skip

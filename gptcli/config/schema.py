@@ -29,6 +29,7 @@ from gptcli.config.windows import MixSource, check_mix
 
 Split = Literal["train", "val"]
 LoggerName = Literal["tensorboard", "wandb"]
+DEFAULT_BPE_SIZE = 4096
 DataFormat = Literal["text", "messages", "conversations", "prompt", "instruction", "docstrings"]
 
 
@@ -198,7 +199,7 @@ class OptimConfig(Section):
     scalar_lr: PositiveFloat | None = Field(default=None, examples=[0.01])
     """Peak learning rate of vectors and scalars: norms and biases. Null: lr."""
     min_lr: NotNegative | None = Field(default=None, examples=[3e-5])
-    """Final learning rate. Null: lr / 10. The rates of embeddings, head and vectors fall alike."""
+    """Final learning rate; those of embeddings, head and vectors fall alike. Null: lr / 10."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Decay after warm-up; wsd holds the peak, then decays linearly over the last 20%."""
     warmup_steps: NotNegativeInt = Field(default=0, examples=[100])

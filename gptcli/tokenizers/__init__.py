@@ -59,7 +59,7 @@ def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]
         case "char":
             return CharTokenizer.of(texts())
         case "bpe":
-            from gptcli.config.render import DEFAULT_BPE_SIZE  # not for workers, who start quickly
+            from gptcli.config.schema import DEFAULT_BPE_SIZE  # not for workers, who start quickly
 
             size = config.vocab_size or DEFAULT_BPE_SIZE
             if size < _MIN_BPE_SIZE:

@@ -62,13 +62,13 @@ def test_init_says_what_stands_in_its_way(gpt: Any) -> None:
     assert "is a folder" in gpt("config", "init", "folder").err
 
 
-def test_show_tells_values_origins_and_what_nulls_become(gpt: Any) -> None:
+def test_show_tells_values_origins_and_what_nulls_mean(gpt: Any) -> None:
     Path("run.yaml").write_text("data: {source: books}\noptim: {lr: 1e-3}\n")
     values = gpt("config", "show", "-c", "run.yaml", "-s", "seed=7", "--json").json["values"]
     assert values["seed"] == {"value": 7, "origin": "-s"}
     assert values["optim.lr"] == {"value": 1e-3, "origin": "run.yaml:2"}
-    assert values["optim.min_lr"] == {"value": None, "origin": "default", "becomes": 1e-4}
-    assert values["data.dir"]["becomes"] == "data/books"
+    assert values["optim.min_lr"] == {"value": None, "origin": "default", "becomes": "lr / 10"}
+    assert values["data.dir"]["becomes"] == "data/<name of the source>"
     assert values["generate.top_k"] == {"value": None, "origin": "default"}
     lines = gpt("config", "show", "-c", "run.yaml", "--changed").out.splitlines()
     assert [line.split()[0] for line in lines] == ["key", "name", "data.source", "optim.lr"]

@@ -1,4 +1,4 @@
-"""The commented file, the reference page, where values come from and what nulls become."""
+"""The commented file, the reference page, where values come from."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,6 @@ from gptcli.config.reference import keys
 from gptcli.config.render import (
     STARTER,
     commented_file,
-    derived,
     explicit_settings,
     reference_page,
     to_yaml,
@@ -93,38 +92,19 @@ def test_values_of_a_shipped_example_name_its_file_without_the_folder() -> None:
     assert load_with_sources(None)[1] == {}
 
 
-def test_nulls_become_what_training_makes_of_them() -> None:
-    sets = ["model.n_embd=96", "model.n_head=4", "model.mlp=swiglu", "model.bias=false"]
-    config = load_config(None, [*sets, "optim.lr=1e-3", "data.seq_len=512"])
-    becomes = derived(config, "data/books")
-    expected = {
-        "name": "books", "run_dir": "runs/books", "data.dir": "data/books", "data.stride": 512,
-        "train.tokens_per_step": 8 * 512, "optim.min_lr": 1e-4, "model.n_kv_head": 4,
-        "model.head_dim": 24, "model.n_inner": 256, "model.qkv_bias": False,
-        "model.vocab_size": 50257, "train.max_steps": "one epoch", "deterministic": False,
-    }  # fmt: skip
-    assert {key: becomes.get(key) for key in expected} == expected
-    assert "data.seq_len" not in becomes and "generate.top_k" not in becomes
-    assert becomes["train.eval_tokens"] == "the whole split, at most 1M"
-
-
-def test_what_comes_with_imported_weights_is_not_guessed() -> None:
-    becomes = derived(load_config(None, ["model.init_from=gpt2", "model.dropout=0.1"]))
-    assert becomes["model.n_layer"] == "as in gpt2"
-    assert "model.dropout" not in becomes
-    assert becomes["data.seq_len"] == "model.block_size"
-
-
-def test_settings_are_those_that_were_given_or_that_nothing_else_decides() -> None:
+def test_settings_are_those_that_were_given_or_that_no_auto_decides() -> None:
     settings = {
         "name": "a", "run_dir": "runs/a", "seed": 1337, "deterministic": False, "device": "cpu",
         "data.seq_len": 1024, "data.stride": 512, "optim.lr": 1e-3, "optim.min_lr": 1e-4,
         "model.n_layer": 2, "train.tokens_per_step": 8192, "of.another.version": 1,
     }  # fmt: skip
     assert explicit_settings(settings, None) == {
+        "data.seq_len": 1024,
         "data.stride": 512,
         "optim.lr": 1e-3,
+        "optim.min_lr": 1e-4,
         "model.n_layer": 2,
+        "train.tokens_per_step": 8192,
         "of.another.version": 1,
     }
     assert explicit_settings(settings, ["name", "device", "data.stride", "seed"]) == {
