@@ -191,12 +191,12 @@ def _usage_error(error: Exception, arguments: list[str]) -> ConfigError | None:
         return None
     path = " ".join(_walk(arguments)[1])
     text = " ".join(str(format_message()).split()).replace("Value error, ", "")
-    if (foreign := _foreign_option(arguments)) is not None:
-        return ConfigError(f"No such option: {foreign[0]}", foreign[1])
     wrong, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     if isinstance(wrong, str) and known:
         [nearest] = difflib.get_close_matches(wrong, known, 1) or sorted(known)[:1]
         text = f"No such option: {wrong}. Did you mean {nearest}?"
+    if (instead := _foreign_option(arguments)) is not None:
+        return ConfigError(text.partition(". Did")[0], instead)
     if file := re.search(r"unexpected extra argument\S* \((\S+\.ya?ml)\)", text):
         return ConfigError(text, f"use `{path} -c {shlex.quote(file[1])}`")
     return ConfigError(text, f"see `{path} --help`")
@@ -210,23 +210,21 @@ def _walk(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
     return command, path, rest
 
 
-def _foreign_option(arguments: list[str]) -> tuple[str, str] | None:
-    """Return the first option that is another program's, and the command to write here."""
-    from gptcli.commands.foreign import translate
+def _foreign_option(arguments: list[str]) -> str | None:
+    """Return what to write in place of the first option that is another program's."""
+    from gptcli.config.words import option_for
 
     command, path, rest = _walk(arguments)
     params = [param for param in command.params if param.param_type_name == "option"]
-    known = {
-        name: bool(param.is_flag) for param in params for name in param.opts + param.secondary_opts
-    }
-    return translate(path, rest, known)
+    known = {name: param.is_flag for param in params for name in param.opts + param.secondary_opts}
+    return option_for(rest, path[-1], known)
 
 
 def _as_ours(error: Exception, arguments: list[str]) -> GptError | None:
     """Return the error with a message, a hint and an exit code; None for a bug."""
     if isinstance(error, GptError):
-        if isinstance(error, ConfigError) and (foreign := _foreign_option(arguments)):
-            error.hint = foreign[1]  # -config FILE was read as -c onfig
+        if isinstance(error, ConfigError) and (instead := _foreign_option(arguments)):
+            error.hint = instead  # -config FILE was read as -c onfig
         return error
     if is_out_of_memory(error):
         return MemoryLimitError("out of memory", _LESS_MEMORY)

@@ -1,4 +1,7 @@
-"""Other programs' words for our keys: nanoGPT's, litgpt's, transformers', tutorials'."""
+"""Other programs' words for our keys and options: nanoGPT, litgpt, transformers, tutorials."""
+
+import re
+from collections.abc import Mapping, Sequence
 
 # Our key, and what others call it. A word with several keys means the one in the section at hand,
 # else the first.
@@ -90,16 +93,19 @@ _CONVERTED = {
     "global_batch_size total_batch_size": "in tokens: rows * block_size",
     "warmup_ratio": "in steps: {} * max_steps",
     "always_save_checkpoint": "each evaluation saves already",
-    "wandb wandb_project wandb_log use_wandb":
-        "[wandb]; the project is in the variable WANDB_PROJECT",
+    "wandb wandb_project wandb_log use_wandb report_to logger":
+        "a list: [wandb]; the project is in the variable WANDB_PROJECT",
+    "fp16": "float16",
+    "bf16": "bfloat16",
     "decay_lr": "constant where it is false",
     "attention_bias": "without that of the projection after attention",
 }  # fmt: skip
-# Words that imply the value.
-VALUES = {
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    **dict.fromkeys(("wandb", "wandb_project", "wandb_log", "use_wandb"), "wandb"),
+# Where a key of several sections is looked for, the likeliest first.
+_SECTIONS = {
+    "prepare": ("data", "tokenizer"),
+    "train": ("train", "model", "optim"),
+    "eval": ("train",),
+    "generate": ("generate",),
 }
 NEEDLESS = {
     "shuffle": "training windows are always drawn in a random order",
@@ -121,11 +127,52 @@ def plain(word: str) -> str:
 
 def key_for(word: str, section: str = "") -> str | None:
     """Return the key that another program calls `word`, preferring one in `section`."""
-    found = KEYS.get(plain(word), [])
-    return next((key for key in found if key.startswith(f"{section}.")), next(iter(found), None))
+    return _first(KEYS.get(plain(word), []), [section])
 
 
 def note_for(word: str) -> str:
     """Return how the value of `word` becomes our key's; nothing if it is the same."""
     word = plain(word)
-    return _NOTES.get(word, VALUES.get(word, "")).format(word)
+    return _NOTES.get(word, "").format(word)
+
+
+def option_for(words: Sequence[str], command: str, known: Mapping[str, bool]) -> str | None:
+    """Return what to write in place of the first word that is another program's option.
+
+    `known` says of the options of `command` whether each is a flag.
+    """
+    for number, typed in enumerate(words):
+        name, _, value = typed.partition("=")
+        if typed == "--":
+            return None
+        if name not in known and re.fullmatch(r"--?[A-Za-z][\w-]+", name):
+            value = value or next((word for word in words[number + 1 :][:1] if word[0] != "-"), "")
+            return _instead(plain(name), value, command, known)
+    return None
+
+
+def _instead(word: str, value: str, command: str, known: Mapping[str, bool]) -> str | None:
+    from gptcli.config.reference import keys
+
+    options = [option for option, others in OPTIONS.items() if word in others.split()]
+    if word in NEEDLESS and "--workers" not in known:
+        return f"leave it out: {NEEDLESS[word]}"
+    same = [key for key in keys() if key.rpartition(".")[2] == word]
+    key = word if word in keys() else _first(KEYS.get(word, same), _SECTIONS.get(command, ()))
+    ours = (word, *options, (key or "").rpartition(".")[2])
+    if (word, value) == ("init_from", "resume"):
+        ours = ("resume",)
+    note = note_for(word)
+    value = "VALUE" if note or not value else value
+    for option in (f"--{name.strip('-').replace('_', '-')}" for name in ours):
+        if option in known:
+            return f"use {option}{'' if known[option] else f' {value}'}" + f" ({note})" * bool(note)
+    if key is None or "--set" not in known:
+        return None
+    return f"use -s {key}={value}" + f" ({note})" * bool(note)
+
+
+def _first(found: Sequence[str], sections: Sequence[str]) -> str | None:
+    """Return the first key in the first section that has one, else the first of all."""
+    ordered = [key for section in sections for key in found if key.startswith(f"{section}.")]
+    return next(iter([*ordered, *found]), None)
