@@ -5,6 +5,7 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class Models:
         self._kept: OrderedDict[str, Model] = OrderedDict()  # the one used last comes last
         self._lock = asyncio.Lock()
         for name in names:
-            model = Model("", name, settings, int8=int8)
+            model = _opened("", name, settings, int8)
             model.id = _id_of(name, model.trained)
             if model.id in self.served:
                 raise ConfigError(
@@ -138,7 +139,7 @@ class Models:
         if path is None:
             raise KeyError(id)
         self._forget(self.served[run].n_bytes)
-        model = await asyncio.to_thread(Model, id, str(path), self._settings, int8=self._int8)
+        model = await asyncio.to_thread(_opened, id, str(path), self._settings, self._int8)
         self._kept[id] = model
         return model
 
@@ -155,6 +156,16 @@ class Models:
                 room = size(self._max_bytes)
                 raise MemoryLimitError(f"no room for another checkpoint in {room}; try again later")
             del self._kept[idle.pop(0).id]
+
+
+def _opened(id: str, name: str | None, settings: Settings, int8: bool) -> Model:
+    """Return a model that was opened in a thread that has ended.
+
+    Each thread that computes keeps OpenMP's threads of its own. If there are more than cores, those of
+    the engine no longer wait for each other awake, and every step is slower.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(Model, id, name, settings, int8=int8).result()
 
 
 def _id_of(name: str | None, trained: TrainedModel) -> str:

@@ -71,8 +71,9 @@ def bind(host: str, port: int) -> socket.socket:
         ConfigError: The port is in use, or the host is not one of this machine.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        *kind, _, address = found[0]
+        listener = socket.socket(*kind)  # its protocol named, or asyncio leaves Nagle's delay on
         try:
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,5 +1,6 @@
 """Many clients: places, waiting ones, hang-ups, deadlines, and checkpoints on demand."""
 
+import asyncio
 import json
 import random
 import socket
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from gptcli.config import Config, load_config
 from gptcli.generation.decode import Rows
+from gptcli.serving.models import Models
 from support.runs import Trained
 from support.serving import Served, serving
 
@@ -135,6 +138,21 @@ def test_an_error_of_ours_is_one_answer_and_the_next_is_served(
         assert (status, answer["error"]["type"]) == (500, "server_error")
         assert "ZeroDivision" not in answer["error"]["message"]
         assert server.json(WHERE, SHORT)[0] == 200
+
+
+def test_threads_that_open_a_model_leave_the_cores_to_the_engine(trained: Trained) -> None:
+    trained.copy("train.keep_last=9", "train.save_every=1", "train.max_steps=2")
+    opened = list[threading.Thread]()
+
+    def settings(run: dict[str, Any] | None) -> Config:
+        opened.append(threading.current_thread())
+        return load_config(None, ["device=cpu"], {}, run)
+
+    models = Models(["tiny"], settings, int8=False, max_bytes=1 << 30)
+    n_served = len(opened)
+    asyncio.run(models.use("tiny@1"))
+    assert len(opened) > n_served > 0
+    assert not any(thread.is_alive() for thread in opened)
 
 
 def test_kept_checkpoints_are_models_too_as_many_as_fit(trained: Trained) -> None:

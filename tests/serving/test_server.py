@@ -1,5 +1,6 @@
 """The socket of a server, and connections on which nothing comes."""
 
+import asyncio
 import socket
 import time
 from pathlib import Path
@@ -22,6 +23,25 @@ def test_an_address_of_another_machine_is_not_blamed_on_the_port() -> None:
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1") as caught:
         bind("192.0.2.1", 0)
     assert "--host" in str(caught.value.hint) and "--port" not in str(caught.value.hint)
+
+
+def test_small_parts_of_an_answer_are_sent_at_once() -> None:
+    delays = list[int]()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        delays.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect() -> None:
+        with bind("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(accept, sock=listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                await reader.read()
+                writer.close()
+
+    asyncio.run(connect())
+    assert delays and all(delays)  # without it, a part waits until the one before is acknowledged
 
 
 def seconds_until_closed(server: Served, first: bytes, more: bytes) -> float:
