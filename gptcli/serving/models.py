@@ -161,8 +161,8 @@ class Models:
 def _opened(id: str, name: str | None, settings: Settings, int8: bool) -> Model:
     """Return a model that was opened in a thread that has ended.
 
-    Each thread that computes keeps OpenMP's threads of its own. If there are more than cores, those of
-    the engine no longer wait for each other awake, and every step is slower.
+    OpenMP keeps a pool for each thread that computes. With more threads than cores, those that wait
+    for each other sleep at once, and every step of the engine takes longer.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(Model, id, name, settings, int8=int8).result()
