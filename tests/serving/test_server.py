@@ -1,6 +1,7 @@
 """The socket of a server, and connections on which nothing comes."""
 
 import asyncio
+import http.client
 import socket
 import time
 from pathlib import Path
@@ -64,8 +65,12 @@ def test_a_connection_without_a_request_is_closed(run: Path) -> None:
     with serving("tiny", idle_seconds=1) as server:
         for first, more in ((b"", b""), (HEAD, b""), (HEAD, b"X: y\r\n"), (HEAD + b"\r\n", b"")):
             assert 0.5 < seconds_until_closed(server, first, more) < 15, (first, more)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            for _ in range(3):  # one that asks again and again is not
-                time.sleep(0.5)
-                connection.sendall(HEAD + b"\r\n")
-                assert b"200 OK" in connection.recv(65536)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.auto_open = 0  # one that asks again and again is not closed
+        connection.connect()
+        for _ in range(3):
+            time.sleep(0.5)
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b'{"status": "ok"}')
+        connection.close()
