@@ -1,13 +1,15 @@
 """What each choice of a recipe is worth: the example with one choice undone at a time.
 
-    python benchmarks/ablations.py [--example quickstart] [--text FILE] [--minutes 2] [--seeds 5]
-                                   [--only WORD]... [--out FOLDER]
+    python benchmarks/ablations.py [--example quickstart] [--text FILE] [--seeds 5]
+                                   [--minutes 2 | --steps N] [--only WORD]... [--out FOLDER]
     python benchmarks/ablations.py --small-text MINUTES [--text FILE] [--seeds 3]
 
-Equal wall clock: every run settles its own steps for the same minutes (`train.max_minutes`), on an
-otherwise idle machine. Losses are bits per byte of all of the validation text, static. The change
-is paired by seed; its interval is Student's, of 95%. With --out, finished runs are kept and not
-repeated, so that a stopped table continues.
+Equal wall clock: with --minutes, every run settles its own steps for the same time
+(`train.max_minutes`), on an otherwise idle machine. With --steps, the example trains for N steps
+and a change for as many as take the same time, by the median of five timings taken in turn; only
+these need an idle machine. Losses are bits per byte of all of the validation text, static. The
+change is paired by seed; its interval is Student's, of 95%. With --out, finished runs are kept and
+not repeated, so that a stopped table continues.
 
 With `--small-text`, the example of that name is changed.
 """
@@ -17,6 +19,7 @@ import json
 import math
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from common import GPT, Report, run, stdlib_text
@@ -126,7 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--example", choices=CHANGES, default="quickstart")
     parser.add_argument("--text", type=Path, help="another text than the standard library")
-    parser.add_argument("--minutes", type=float, help="wall clock of each run; default: its steps")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="wall clock of each run; default: its steps")
+    length.add_argument("--steps", type=int, help="steps of the example, which others' time equals")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", action="append", default=[], help="words of the changes to run")
     parser.add_argument("--out", type=Path, help="keep what is finished here")
@@ -137,31 +142,60 @@ def main() -> None:
         return
     what = options.text.name if options.text else "the standard library"
     length = f", {options.minutes:g} minutes each" if options.minutes else ""
+    length = f", the time of {options.steps} steps each" if options.steps else length
     report = Report(f"Ablations of {options.example}, on {what}{length}")
     with tempfile.TemporaryDirectory() as name:
         folder = options.out.absolute() if options.out else Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        data = _prepared(folder, options.example, options.text)
-        common = [f"data.dir={data}"]
+        common = [f"data.dir={_prepared(folder, options.example, options.text)}"]
         if options.minutes:
             common += [f"train.max_minutes={options.minutes}", "train.max_steps=null"]
         if options.text:  # whose tokens are not those of the library's prompt
             common += ["data.source=null", "generate.prompt=null"]
-        base: list[float] = []
-        for label, changes in CHANGES[options.example].items():
-            if base and options.only and not any(word in label for word in options.only):
-                continue
-            done = [
-                _measured(folder / f"{label}-{seed}".replace(" ", "-"), options.example,
-                          [*common, f"seed={seed}", *changes])
-                for seed in range(1, options.seeds + 1)
-            ]  # fmt: skip
-            found = [bits for bits, _ in done]
-            base = base or found
-            steps = statistics.median(n for _, n in done)
-            report.line(f"{label:<38} {statistics.mean(found):.4f} bits per byte"
-                        f"  {_change(found, base):<22} {steps:5.0f} steps")  # fmt: skip
+        variants = {label: [*common, *changes]
+                    for label, changes in CHANGES[options.example].items()
+                    if not (changes and options.only)
+                    or any(word in label for word in options.only)}  # fmt: skip
+        if options.steps:
+            _settle_steps(folder, options.example, variants, options.steps)
+        found = {label: [] for label in variants}
+        for seed in range(1, options.seeds + 1):  # so that a table cut short has pairs
+            for label, sets in variants.items():
+                run_dir = folder / f"{label}-{seed}".replace(" ", "-")
+                found[label].append(_measured(run_dir, options.example, [*sets, f"seed={seed}"]))
+        base = [bits for bits, _ in found["as it is"]]
+        for label, done in found.items():
+            bits, steps = [bits for bits, _ in done], statistics.median(n for _, n in done)
+            report.line(f"{label:<38} {statistics.mean(bits):.4f} bits per byte"
+                        f"  {_change(bits, base):<22} {steps:5.0f} steps")  # fmt: skip
     report.save()
+
+
+def _settle_steps(folder: Path, example: str, variants: dict[str, list[str]], steps: int) -> None:
+    """Give each variant the steps that take the time of `steps` of the first."""
+    kept = folder / "seconds.json"
+    seconds: dict[str, list[float]] = {label: [] for label in variants}
+    seconds |= json.loads(kept.read_text()) if kept.exists() else {}
+    while any(len(seconds[label]) < 5 for label in variants):
+        for label, sets in variants.items():
+            seconds[label].append(_seconds_a_step(folder / "timing", example, sets))
+        kept.write_text(json.dumps(seconds))
+    medians = [statistics.median(seconds[label]) for label in variants]
+    for sets, median in zip(variants.values(), medians, strict=True):
+        n = round(steps * medians[0] / median)
+        sets += [f"train.max_steps={n}", "train.max_minutes=null"]
+
+
+def _seconds_a_step(run_dir: Path, example: str, sets: list[str]) -> float:
+    """Train for a few steps, without an evaluation between them, and time them."""
+    short = [*sets, f"run_dir={run_dir}", "train.max_steps=16", "train.max_minutes=null",
+             "train.eval_every=16", "train.log_every=1", "train.eval_tokens=2048",
+             "generate.max_new_tokens=1"]  # fmt: skip
+    words = [word for one in short for word in ("-s", one)]
+    run([*GPT, "train", "-c", example, *words, "--overwrite"], run_dir.parent)
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["seconds"] for line in lines if "loss" in line]
+    return statistics.median(late - early for early, late in pairwise(seconds[4:]))
 
 
 def _prepared(folder: Path, example: str, text: Path | None) -> Path:
@@ -188,7 +222,7 @@ def _measured(run_dir: Path, example: str, sets: list[str]) -> tuple[float, int]
 
 def _change(found: list[float], base: list[float]) -> str:
     """Return the mean change from the base over paired seeds, and its interval."""
-    if found is base:
+    if found == base:
         return ""
     gaps = [one - other for one, other in zip(found, base, strict=True)]
     mean = statistics.mean(gaps)

@@ -81,3 +81,14 @@ def test_only_the_command_that_is_run_is_imported() -> None:
     code += "print(sorted(m[16:] for m in sys.modules if m.startswith('gptcli.commands.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "['complete', 'options', 'runs']"
+
+
+def test_help_imports_no_markdown_which_others_still_find() -> None:
+    code = "import sys; from gptcli import cli; cli.run(['--help'])\n"
+    code += "print('pygments' in sys.modules, 'markdown_it' in sys.modules)\n"
+    code += "from rich.markdown import Markdown; from rich.traceback import Traceback, install\n"
+    code += "print(Markdown.__module__, Traceback.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *help_, loaded, found = done.stdout.splitlines()
+    assert "prepare" in "".join(help_), done.stderr
+    assert (loaded, found) == ("False False", "rich.markdown rich.traceback")
