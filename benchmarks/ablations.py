@@ -7,9 +7,9 @@
 Equal wall clock: with --minutes, every run settles its own steps for the same time
 (`train.max_minutes`), on an otherwise idle machine. With --steps, the example trains for N steps
 and a change for as many as take the same time, by the median of five timings taken in turn; only
-these need an idle machine. Losses are bits per byte of all of the validation text, static. The
-change is paired by seed; its interval is Student's, of 95%. With --out, finished runs are kept and
-not repeated, so that a stopped table continues.
+these need an idle machine. Losses are static bits per byte of 65,536 tokens in windows spread over
+the validation text. The change is paired by seed; its interval is Student's, of 95%. With --out,
+finished runs are kept and not repeated, so that a stopped table continues.
 
 With `--small-text`, the example of that name is changed.
 """
@@ -213,7 +213,7 @@ def _measured(run_dir: Path, example: str, sets: list[str]) -> tuple[float, int]
         words = [word for one in [*sets, f"run_dir={run_dir}"] for word in ("-s", one)]
         run([*GPT, "train", "-c", example, *words, "--overwrite", "--json"], run_dir.parent)
         scored = run([*GPT, "eval", "--checkpoint", str(run_dir / "last.pt"),
-                      "--data", str(run_dir.parent / "data"), "--json"],
+                      "--data", str(run_dir.parent / "data"), "--max-tokens", "65536", "--json"],
                      run_dir.parent).output  # fmt: skip
         kept.write_text(scored[scored.index("{") :])
     found = json.JSONDecoder().raw_decode(kept.read_text())[0]
