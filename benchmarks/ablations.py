@@ -17,6 +17,7 @@ With `--small-text`, the example of that name is changed.
 import argparse
 import json
 import math
+import shutil
 import statistics
 import tempfile
 from itertools import pairwise
@@ -195,6 +196,7 @@ def _seconds_a_step(run_dir: Path, example: str, sets: list[str]) -> float:
     run([*GPT, "train", "-c", example, *words, "--overwrite"], run_dir.parent)
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     seconds = [line["seconds"] for line in lines if "loss" in line]
+    shutil.rmtree(run_dir)
     return statistics.median(late - early for early, late in pairwise(seconds[4:]))
 
 
