@@ -148,7 +148,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.out.absolute() if options.out else Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        common = [f"data.dir={_prepared(folder, options.example, options.text)}"]
+        common = [
+            f"data.dir={_prepared(folder, options.example, options.text)}",
+            "train.eval_tokens=4096",
+            "generate.max_new_tokens=1",
+        ]  # scored once it is done
         if options.minutes:
             common += [f"train.max_minutes={options.minutes}", "train.max_steps=null"]
         if options.text:  # whose tokens are not those of the library's prompt

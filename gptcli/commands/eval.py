@@ -63,7 +63,7 @@ Adapt = Annotated[
 ]
 AdaptLr = Annotated[
     float | None,
-    typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.5."),
+    typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.001."),
 ]
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
