@@ -126,11 +126,15 @@ def open_model(
                 hint = f"{hint}; or name {_KINDS}"
             raise CheckpointError(error.message, _hub_hint(name or "") or hint) from error
         return _of_others(open_pretrained(name), config, device, data)
-    content = None
-    with contextlib.suppress(CheckpointError):  # `load_model` says more about a damaged one
-        content = read_file(path)
-    if path.suffix != ".safetensors" and not is_nanogpt(content):
-        return load_model(path, device, whole=whole)
+    if path.suffix != ".safetensors":
+        try:
+            return load_model(path, device, whole=whole)
+        except CheckpointError:
+            content = None
+            with contextlib.suppress(CheckpointError):  # the first one says more of a damaged file
+                content = read_file(path)
+            if not is_nanogpt(content):
+                raise
     return _of_others(open_pretrained(str(path)), config, device, data)
 
 
