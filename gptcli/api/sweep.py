@@ -34,7 +34,6 @@ from gptcli.formatting import loss
 from gptcli.plotting.sweep import draw_sweep
 from gptcli.runs.folder import Run
 from gptcli.runs.read import flatten
-from gptcli.seeding import derive_seed
 from gptcli.training.events import Event, summary_of
 from gptcli.training.spec import settle
 
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Event], None]
 
 JOURNAL, BEST, PICTURE = "journal.log", "best.yaml", "sweep.svg"
-_NOT_ADAPTED = 10  # first trials
 
 
 @dataclass(frozen=True)
@@ -106,13 +104,12 @@ class Sweep:
     """
 
     def __init__(
-        self, base: Config, space: Sequence[Swept], trials: int | None = None, seeds: int = 3,
-        adaptive: bool = False,
-    ) -> None:  # fmt: skip
+        self, base: Config, space: Sequence[Swept], trials: int | None = None, seeds: int = 3
+    ) -> None:
         """Begin a sweep, or continue the one in its folder.
 
         Trials are 20, or every combination of choices, unless `trials` says how many. Each is run
-        with `seeds` seeds, from that of `base` up. If `adaptive`, Optuna's TPE chooses by results.
+        with `seeds` seeds, from that of `base` up.
         """
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError("gpt sweep needs optuna", "install it: pip install 'gptcli[sweep]'")
@@ -125,7 +122,7 @@ class Sweep:
         self.folder = Path(base.run_dir or f"runs/{base.name}-sweep")
         self.seeds = [base.seed + index for index in range(seeds)]
         self.exit_code: int | None = None
-        self._busy, self._is_adaptive = set[tuple[int, int]](), adaptive
+        self._busy = set[tuple[int, int]]()
         self._keep_last = None if base.is_set("train.keep_last") else 1
         if not settle(base).val_tokens:
             raise DataError("a sweep compares validation losses; this data has no validation text")
@@ -225,22 +222,11 @@ class Sweep:
         """Add a trial to the journal, with all its settings at once."""
         from optuna.trial import TrialState, create_trial
 
-        kinds, seed = {one.key: _distribution(one) for one in self.space}, self._base.seed
-        settings = point(self.space, seed, number)
-        if self._is_adaptive and number >= _NOT_ADAPTED:
-            settings = self._adapted(kinds, derive_seed("tpe", seed, number))
+        kinds = {one.key: _distribution(one) for one in self.space}
+        settings = point(self.space, self._base.seed, number)
         self._study.add_trial(
             create_trial(state=TrialState.RUNNING, params=settings, distributions=kinds)
         )
-
-    def _adapted(self, kinds: "dict[str, BaseDistribution]", seed: int) -> dict[str, Value]:
-        """Return what TPE chooses by the results so far; it does not write them itself."""
-        import optuna
-
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed % 2**32))
-        study.add_trials(one for one in self._study.trials if one.state.is_finished())
-        found = study.ask(kinds).params
-        return {one.key: one.settled(found[one.key]) for one in self.space}
 
     def _fail(self, one: Trial, reason: str) -> None:
         from optuna import trial
@@ -282,11 +268,12 @@ class Sweep:
         """Record what the sweep is; refuse to continue one that began as another."""
         base = self._base.model_dump(mode="json") | {"name": None, "run_dir": None}
         facts = flatten(base) | {f"{one.key}=": one.text for one in self.space}
-        facts |= {"--seeds": len(self.seeds), "--adaptive": self._is_adaptive}
+        facts |= {"--seeds": len(self.seeds)}
         begun = self._study.user_attrs.get("gptcli")
         if begun is None:
             self._study.set_user_attr("gptcli", begun := facts)
         old = flatten(Config().model_dump(mode="json")) | begun  # which lacks keys that are newer
+        old.pop("--adaptive", None)  # an option of sweeps that began before
         changed = [f"{key} ({old.get(key)} there, {facts.get(key)} here)"
                    for key in old | facts if old.get(key) != facts.get(key)]  # fmt: skip
         if changed:

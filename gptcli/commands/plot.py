@@ -39,11 +39,6 @@ def plot(
             help="Comma-separated panels: loss, lr, tokens_per_second, memory, grad_norm.",
         ),
     ] = "loss,lr",
-    title: Annotated[
-        str | None, typer.Option(help="Title; default: the name of a single run.")
-    ] = None,
-    log_x: Annotated[bool, typer.Option("--log-x", help="Logarithmic x axis.")] = False,
-    log_y: Annotated[bool, typer.Option("--log-y", help="Logarithmic loss axis.")] = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Plot loss and learning rate of runs, also during training."""
@@ -53,7 +48,7 @@ def plot(
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
     from gptcli.plotting import require_ending
-    from gptcli.plotting.figure import FORMATS, Picture, draw_figure
+    from gptcli.plotting.figure import FORMATS, draw_figure
     from gptcli.runs import read_run
     from gptcli.runs.compare import figures
     from gptcli.runs.find import find_run
@@ -71,7 +66,7 @@ def plot(
         for problem in run.problems:
             console.message(f"note: {problem}")
     file = out or found[0].folder / "loss.png"
-    draw_figure(found, file, Picture(x, shown, title, log_x, log_y))
+    draw_figure(found, file, x, shown)
     if json_:
         console.result_json({"file": str(file), "runs": [asdict(figures(run)) for run in found]})
     else:

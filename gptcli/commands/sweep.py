@@ -32,9 +32,6 @@ def sweep(
         typer.Option(metavar="N", min=1, help="Settings to try; default: 20, or a whole grid."),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each setting.")] = 3,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Choose settings by the results so far (TPE).")
-    ] = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Train with several settings and rank them; the same command continues."""
@@ -48,7 +45,7 @@ def sweep(
     with console.byte_bars() as advance:
         command = options.command_for("prepare", config, set_)
         loaded = ready(loaded, workers=None, on_bytes=advance, command=command)
-    found = Sweep(loaded, swept, trials, seeds, adaptive)
+    found = Sweep(loaded, swept, trials, seeds)
     runs = f"{plural(found.n_trials, 'trial')} x {plural(seeds, 'seed')}"
     console.message(f"{found.folder}: {runs}; Ctrl-C saves, and the same command continues")
     while found.exit_code is None and (unit := found.next()) is not None:

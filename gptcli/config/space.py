@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from gptcli.config.loader import load_config
 from gptcli.config.reference import keys
@@ -48,16 +47,9 @@ class Swept:
         margin = 0.5 * self.is_whole  # so that each whole number is as likely
         low, high = self.low - margin, self.high + margin
         value = low * (high / low) ** position if self.is_log else low + (high - low) * position
-        return self.settled(value)
-
-    def settled(self, value: Any) -> Value:
-        """Return a value of the range as it is set: whole, or with 4 digits; or a choice."""
-        settled: Value = value
-        if not self.choices:
-            value = value if self.is_whole else float(f"{value:.4g}")
-            value = min(max(value, self.low), self.high)
-            settled = round(value) if self.is_whole else value
-        return settled
+        value = value if self.is_whole else float(f"{value:.4g}")
+        value = min(max(value, self.low), self.high)
+        return round(value) if self.is_whole else value
 
 
 def read_space(words: Iterable[str], base: Config) -> tuple[Swept, ...]:

@@ -9,7 +9,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,18 +36,12 @@ _UNDATED: dict[str, dict[str, None]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What to draw, and how."""
-
-    axis: Axis = Axis.STEPS
-    panels: tuple[Panel, ...] = (Panel.LOSS, Panel.LR)
-    title: str | None = None
-    log_x: bool = False
-    log_y: bool = False
-
-
-def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> None:
+def draw_figure(
+    runs: Sequence[RunHistory],
+    file: Path,
+    axis: Axis = Axis.STEPS,
+    panels: Sequence[Panel] = (Panel.LOSS, Panel.LR),
+) -> None:
     """Write a picture of one run, or of several over one another.
 
     Raises:
@@ -56,7 +49,7 @@ def draw_figure(runs: Sequence[RunHistory], file: Path, picture: Picture) -> Non
         StorageError: The file cannot be written.
         ModuleNotFoundError: There is no matplotlib.
     """
-    write_figure(lambda: _figure(runs, picture), file)
+    write_figure(lambda: _figure(runs, axis, panels), file)
 
 
 def write_figure(draw: "Callable[[], Figure]", file: Path) -> None:
@@ -79,57 +72,54 @@ def leave_picture(folder: Path) -> str | None:
     if importlib.util.find_spec("matplotlib") is None:
         return None
     try:
-        draw_figure([read_run(folder)], folder / "loss.pdf", Picture())
+        draw_figure([read_run(folder)], folder / "loss.pdf")
     except Exception as error:  # a picture is no reason to lose a run's summary
         return f"loss.pdf could not be drawn: {error}"
     return None
 
 
-def _figure(runs: Sequence[RunHistory], picture: Picture) -> "Figure":
+def _figure(runs: Sequence[RunHistory], axis: Axis, panels: Sequence[Panel]) -> "Figure":
     from matplotlib.figure import Figure
 
-    heights = [3.2 if panel is Panel.LOSS else 1.3 for panel in picture.panels]
+    heights = [3.2 if panel is Panel.LOSS else 1.3 for panel in panels]
     figure = Figure(figsize=(8, sum(heights) + 0.9), layout="constrained")
     grid = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     names = _names(runs)
-    time_unit, seconds = _time_unit(runs) if picture.axis is Axis.HOURS else ("", 1.0)
-    for axes, panel in zip(grid[:, 0], picture.panels, strict=True):
+    time_unit, seconds = _time_unit(runs) if axis is Axis.HOURS else ("", 1.0)
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
         label, unit = PANELS[panel]
         axes.set_ylabel(label)
         if panel is Panel.LOSS:
-            _draw_losses(axes, runs, names, picture, seconds)
+            _draw_losses(axes, runs, names, axis, seconds)
             continue
         for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-            curve = panel_curve(run, picture.axis, panel, _MAX_POINTS)
+            curve = panel_curve(run, axis, panel, _MAX_POINTS)
             axes.plot(*_scaled(curve, seconds), color=f"C{number}", linewidth=1.1, label=name)
         highest = axes.dataLim.ymax
         axes.set_ylim(0, 1.08 * highest if 0 < highest < math.inf else 1)
         axes.yaxis.set_major_formatter(_formatter(unit))
-    if Panel.LOSS not in picture.panels and len(runs) > 1:
+    if Panel.LOSS not in panels and len(runs) > 1:
         _add_legend(grid[0, 0])
     figure.align_ylabels()
     lowest = grid[-1, 0]
-    lowest.set_xlabel(f"wall time ({time_unit})" if time_unit else f"{picture.axis}")
-    if picture.log_x:
-        lowest.set_xscale("log")
-    elif not time_unit:
+    lowest.set_xlabel(f"wall time ({time_unit})" if time_unit else f"{axis}")
+    if not time_unit:
         lowest.xaxis.set_major_formatter(_formatter("count"))
-    title = picture.title if picture.title is not None else names[0] if len(runs) == 1 else None
-    if title:
-        figure.suptitle(_plain(title), fontsize=11, parse_math=False)
+    if len(runs) == 1:
+        figure.suptitle(names[0], fontsize=11, parse_math=False)
     return figure
 
 
 def _draw_losses(
-    axes: "Axes", runs: Sequence[RunHistory], names: list[str], picture: Picture, seconds: float
+    axes: "Axes", runs: Sequence[RunHistory], names: list[str], axis: Axis, seconds: float
 ) -> None:
     """Draw training and validation losses; of one run in two colors, of more in one each."""
     is_one, n_sources = len(runs) == 1, 0
     frames: list[tuple[float, float]] = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        losses = loss_curves(run, picture.axis, _MAX_POINTS)
+        losses = loss_curves(run, axis, _MAX_POINTS)
         step, lowest = run.best_point or (0, 0.0)
         best = f"best {loss(lowest)} at step {step:,}" if run.best_point else ""
         color, val_color = ("C0", "C1") if is_one else (f"C{number}", f"C{number}")
@@ -163,11 +153,7 @@ def _draw_losses(
         axes.plot([], [], color="#666666", linestyle=_DASHED, marker="o", markersize=3,
                   label=" or ".join(kinds) or "validation")  # fmt: skip
     _add_legend(axes, "best" if n_sources else "upper right")
-    if picture.log_y:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_formatter("loss"))
-        axes.yaxis.set_minor_formatter(_formatter("loss"))
-    elif frames:
+    if frames:
         axes.set_ylim(min(low for low, _ in frames), max(high for _, high in frames))
 
 

@@ -141,23 +141,6 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tiny: Tiny) -> None:
     assert len(pretend(begin(tiny(), space, seeds=1), lambda point, seed: 1.0)) == 3
 
 
-def test_an_adaptive_sweep_moves_to_where_losses_are_low_and_repeats_itself(tiny: Tiny) -> None:
-    def loss(point: dict[str, Any], seed: int) -> float:
-        return abs(math.log10(point["optim.lr"]) + 2) + seed * 1e-6
-
-    def settings(name: str, parts: tuple[int, ...]) -> list[dict[str, Any]]:
-        for trials in parts:
-            sweep = begin(tiny(name=name), ["optim.lr=1e-4..1:log", "model.n_layer=1..4"],
-                          trials=trials, adaptive=True, seeds=1)  # fmt: skip
-            ranked = pretend(sweep, loss)
-        return [one.settings for one in sorted(ranked, key=lambda one: one.number)]
-
-    found = settings("whole", (20,))
-    assert found == settings("in-parts", (4, 14, 20))
-    distances = [loss(one, 0) for one in found]
-    assert sum(distances[10:]) < 0.75 * sum(distances[:10])
-
-
 def test_a_sweep_without_validation_text_is_refused(tiny: Tiny, corpus: Path) -> None:
     config = tiny(f"data.source={corpus}", "data.dir=data/all", "data.val_fraction=0",
                   "tokenizer.name=bytes")  # fmt: skip

@@ -8,7 +8,7 @@ from matplotlib import colors, image, rcParams
 
 from gptcli.errors import ConfigError, StorageError
 from gptcli.plotting.curves import Axis, Panel
-from gptcli.plotting.figure import Picture, draw_figure
+from gptcli.plotting.figure import draw_figure
 from gptcli.runs import read_run
 from support.runs import Logged, MakeRun
 
@@ -31,10 +31,10 @@ def test_the_ending_says_what_kind_of_picture(
     make_run: MakeRun, logged: Logged, ending: str, magic: bytes
 ) -> None:
     run, file = read_run(make_run("a", some_lines(logged))), Path(f"loss.{ending}")
-    draw_figure([run], file, Picture())
+    draw_figure([run], file)
     first = file.read_bytes()
     assert first.startswith(magic)
-    draw_figure([run], file, Picture())
+    draw_figure([run], file)
     assert file.read_bytes() == first, "the same run gives the same bytes"
 
 
@@ -42,8 +42,8 @@ def test_training_and_validation_are_drawn_in_their_colours(
     make_run: MakeRun, logged: Logged
 ) -> None:
     lines = some_lines(logged)
-    draw_figure([read_run(make_run("both", lines))], Path("both.png"), Picture())
-    draw_figure([read_run(make_run("train", lines[:-1]))], Path("train.png"), Picture())
+    draw_figure([read_run(make_run("both", lines))], Path("both.png"))
+    draw_figure([read_run(make_run("train", lines[:-1]))], Path("train.png"))
     assert has_color(Path("both.png"), "#4c78a8") and has_color(Path("both.png"), "#e4572e")
     assert has_color(Path("train.png"), "#4c78a8") and not has_color(Path("train.png"), "#e4572e")
 
@@ -51,23 +51,23 @@ def test_training_and_validation_are_drawn_in_their_colours(
 def test_each_of_several_runs_has_a_colour(make_run: MakeRun, logged: Logged) -> None:
     lines = some_lines(logged)
     runs = [read_run(make_run(name, lines[: 20 + 5 * i])) for i, name in enumerate("abc")]
-    draw_figure(runs, Path("abc.png"), Picture())
+    draw_figure(runs, Path("abc.png"))
     assert all(has_color(Path("abc.png"), name) for name in ("#4c78a8", "#e4572e", "#2a9d5c"))
 
 
 @pytest.mark.parametrize("axis", list(Axis))
 def test_all_panels_on_every_axis(make_run: MakeRun, logged: Logged, axis: Axis) -> None:
     runs = [read_run(make_run(name, some_lines(logged))) for name in "ab"]
-    draw_figure(runs, Path("all.svg"), Picture(axis, tuple(Panel), log_x=True, log_y=True))
-    draw_figure(runs, Path("lr.svg"), Picture(axis, (Panel.LR,)))
+    draw_figure(runs, Path("all.svg"), axis, tuple(Panel))
+    draw_figure(runs, Path("lr.svg"), axis, (Panel.LR,))
     assert Path("all.svg").stat().st_size > Path("lr.svg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["$x_{$", "_hidden", "漢字", "a" * 200, "^\\frac"])
 def test_names_are_drawn_as_they_are(make_run: MakeRun, logged: Logged, name: str) -> None:
     one, other = (read_run(make_run(each, some_lines(logged))) for each in (name, "b"))
-    draw_figure([one, other], Path("names.png"), Picture(title=f"{name} and $y"))
-    draw_figure([one], Path("name.pdf"), Picture())
+    draw_figure([one, other], Path("names.png"))
+    draw_figure([one], Path("name.pdf"))
     assert Path("names.png").stat().st_size > 1000
 
 
@@ -82,8 +82,7 @@ def test_little_or_strange_numbers_are_drawn(
 ) -> None:
     run = read_run(make_run("little", lines))
     for axis in Axis:
-        draw_figure([run], Path("little.png"), Picture(axis, tuple(Panel)))
-        draw_figure([run], Path("little.png"), Picture(axis, log_y=True))
+        draw_figure([run], Path("little.png"), axis, tuple(Panel))
 
 
 def test_a_name_that_is_no_picture_is_refused(make_run: MakeRun, logged: Logged) -> None:
@@ -95,12 +94,12 @@ def test_a_name_that_is_no_picture_is_refused(make_run: MakeRun, logged: Logged)
         ("folder.png", "folder"),
     ):
         with pytest.raises(ConfigError, match=what):
-            draw_figure([run], Path(name), Picture())
+            draw_figure([run], Path(name))
     with pytest.raises(StorageError, match="cannot create files there"):
-        draw_figure([run], Path("nowhere/loss.png"), Picture())
+        draw_figure([run], Path("nowhere/loss.png"))
 
 
 def test_matplotlib_is_left_as_it_was(make_run: MakeRun, logged: Logged) -> None:
     before = dict(rcParams)
-    draw_figure([read_run(make_run("a", some_lines(logged)))], Path("a.png"), Picture())
+    draw_figure([read_run(make_run("a", some_lines(logged)))], Path("a.png"))
     assert dict(rcParams) == before

@@ -12,7 +12,7 @@ from gptcli.config.loader import load_config
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import loss
 from gptcli.plotting.curves import Axis, loss_curves
-from gptcli.plotting.figure import Picture, draw_figure
+from gptcli.plotting.figure import draw_figure
 from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from gptcli.terminal.live import _numbers
@@ -148,7 +148,7 @@ def test_screen_report_figure_and_trackers_show_each_source(sources: None) -> No
     page = render(run, "now")
     assert "<th>a</th>" in page and f"<td>{loss(last.sources['b'].val_loss)}</td>" in page
     assert page.count('"kind":"source s') == 2
-    draw_figure([run], Path("loss.svg"), Picture())
+    draw_figure([run], Path("loss.svg"))
     assert Path("loss.svg").read_text().count("<!-- a -->") == 1
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     _, values = _point(json.loads([line for line in lines if "sources" in line][-1]))
