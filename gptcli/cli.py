@@ -116,9 +116,6 @@ def run(arguments: list[str]) -> int:
             _import_help()
         command = _command(None if variable in os.environ else arguments)
         if variable in os.environ:
-            from gptcli.commands import complete
-
-            complete.mend_bash_words(os.environ, variable)
             command.main(arguments, program)  # answers the shell, and exits
         # Not by `main`, which ends at once, and with 1, where stdout is a pipe nobody reads.
         with command.make_context(program, arguments or ["--help"]) as context, console.notes():

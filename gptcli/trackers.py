@@ -1,17 +1,19 @@
-"""TensorBoard and Weights & Biases: they receive what metrics.jsonl and samples.jsonl receive.
+"""TensorBoard and Weights & Biases: they receive what metrics.jsonl and samples.jsonl hold.
 
 Off unless `train.loggers` names them. An error in a tracker ends that tracker, never the run.
 """
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from gptcli import atomic
 from gptcli.config.schema import LoggerName
 from gptcli.errors import ConfigError
 from gptcli.runs import CONFIG, METRICS, RUN, SAMPLES
-from gptcli.training.events import Event, Started, history_line
+from gptcli.training.events import Event, Started, StepDone
 
 Values = Mapping[str, float | str]
 
@@ -40,39 +42,52 @@ class Trackers(AbstractContextManager["Trackers"]):
         """Open nothing yet; `notify` takes a line for the user."""
         self._names, self._notify = list(dict.fromkeys(names)), notify
         self._started: Started | None = None
-        self._history: dict[Path, int] = {}  # files and their bytes before this process adds any
+        self._read = {METRICS: 0, SAMPLES: 0}  # bytes that were passed on
         self._open: dict[LoggerName, TensorBoard | WandbRun] = {}
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pass_on()
         for name, tracker in list(self._open.items()):
             self._guard(name, partial(tracker.close, failed=kind is not None))
         self._open = {}
 
     def show(self, event: Event) -> None:
-        """Pass on what an event holds."""
-        if not self._names:
-            return
+        """Pass on what the run folder has recorded, at each logged step.
+
+        An evaluation before the first step is one that a resumed run repeats, and that replaces a
+        line of the files.
+        """
         if isinstance(event, Started):
             self._started = event
-            files = (event.run_dir / METRICS, event.run_dir / SAMPLES)
-            self._history = {file: file.stat().st_size for file in files if file.is_file()}
-        elif self._started is not None:
-            # Not at Started: only now is config.yaml what the run computes with.
-            started, self._started = self._started, None
-            for name in self._names:
-                self._guard(name, partial(self._begin, name, started))
-        if (recorded := history_line(event)) is not None:
-            step, values = _point(recorded[1])
-            for name, tracker in list(self._open.items()):
-                self._guard(name, partial(tracker.add, step, values))
+        elif isinstance(event, StepDone) and event.logged:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._started is None:
+            return
+        names, self._names = self._names, []
+        for name in names:  # not at Started: only now is config.yaml what the run computes with
+            self._guard(name, partial(self._begin, name, self._started))
+        points = self._new_points(self._started.run_dir) if self._open else []
+        for name, tracker in list(self._open.items()):
+            self._guard(name, partial(_add_all, tracker, points))
 
     def _begin(self, name: LoggerName, started: Started) -> None:
         is_wandb = name == "wandb"
         tracker = open_wandb(started, self._notify) if is_wandb else TensorBoard(started)
         if tracker is not None:
             self._open[name] = tracker
-            for step, values in _earlier_points(started, self._history, tracker.since):
-                tracker.add(step, values)
+
+    def _new_points(self, folder: Path) -> list[tuple[int, Values]]:
+        """Return what the run's files hold beyond what was read, in the order of steps."""
+        points = []
+        for name in self._read:
+            with contextlib.suppress(OSError), (folder / name).open("rb") as file:
+                file.seek(self._read[name])
+                content = file.read()
+                self._read[name] += len(content)
+                points += [_point(json.loads(line)) for line in content.splitlines()]
+        return sorted(points, key=itemgetter(0))
 
     def _guard(self, name: LoggerName, action: Callable[[], None]) -> None:
         try:
@@ -81,6 +96,12 @@ class Trackers(AbstractContextManager["Trackers"]):
             self._open.pop(name, None)
             reason = " ".join(str(error).split()) or type(error).__name__
             self._notify(f"note: {name} disabled after an error; training continues: {reason}")
+
+
+def _add_all(tracker: "TensorBoard | WandbRun", points: Sequence[tuple[int, Values]]) -> None:
+    for step, values in points:
+        if step >= tracker.since:
+            tracker.add(step, values)
 
 
 class TensorBoard:
@@ -151,8 +172,6 @@ class WandbRun:
 
     def add(self, step: int, values: Values) -> None:
         """Add to the row of a step; it is kept when the next step's row begins."""
-        if step < self.since:
-            return
         if step != self._step:
             self._keep()
         self._step = step
@@ -203,23 +222,6 @@ def open_wandb(started: Started, notify: Callable[[str], None]) -> WandbRun | No
     sync = f"offline, in {kept}; `wandb sync {kept}/offline-run-*` sends it later"
     notify(f"wandb: {run.url if mode == 'online' else sync}")
     return WandbRun(run, folder)
-
-
-def _earlier_points(
-    started: Started, history: Mapping[Path, int], since: int
-) -> Iterator[tuple[int, Values]]:
-    """Yield what a resumed run had logged before, from step `since`, in the order of steps.
-
-    Evaluations and samples of the step that it resumes at come again with the events.
-    """
-    lines = []
-    for path, n_bytes in history.items():
-        with path.open("rb") as file:
-            lines += [json.loads(line) for line in file.read(n_bytes).splitlines()]
-    for line in sorted(lines, key=lambda line: int(line["step"])):
-        comes_again = line["step"] == started.step and line.keys() & {"val_loss", "text"}
-        if line["step"] >= since and not comes_again:
-            yield _point(line)
 
 
 def _point(line: Mapping[str, Any]) -> tuple[int, Values]:

@@ -4,17 +4,13 @@ Nothing here loads torch or prints: a completion that fails offers nothing. Wher
 offered, the shells that typer supports offer files.
 """
 
-import os
-import shlex
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 
 from gptcli.errors import GptError
 
 Offer = tuple[str, str]  # a word, and what it is; some shells show both
-_KEY = "_GPT_COMPLETED_KEY"  # of KEY=VALUE, where bash counts VALUE as a separate word
-_SET = ("-s", "--set")
 
 
 def _quietly(offers: Callable[[str], Iterable[Offer]]) -> Callable[[str], list[Offer]]:
@@ -36,8 +32,6 @@ def settings(incomplete: str) -> Iterable[Offer]:
     from gptcli.config.reference import keys
 
     known = keys()
-    if (key := os.environ.get(_KEY)) is not None:
-        return _values(key, "")
     key, equals, _ = incomplete.partition("=")
     if equals:
         return _values(key, f"{key}=")
@@ -98,30 +92,3 @@ def data_folders(incomplete: str) -> Iterable[Offer]:
     """Offer the prepared data in data/."""
     found = sorted(Path("data").glob("*/manifest.json"))
     return [(path.parent.as_posix(), "prepared data") for path in found]
-
-
-def mend_bash_words(env: MutableMapping[str, str], variable: str) -> None:
-    """Join what bash splits, in the environment: it takes `=` and `:` for words.
-
-    A value behind `KEY=` stays a word, as bash replaces that much; its key is left in `env`.
-    """
-    if env.get(variable) != "complete_bash":
-        return
-    raw, at = env.get("COMP_WORDS", ""), int(env.get("COMP_CWORD", "0"))
-    words = raw.split("\n") if "\n" in raw else shlex.split(raw)
-    words = [*words, *[""] * (at + 1 - len(words))][: at + 1]
-    joined, is_open = list[str](), False
-    for word in words:
-        is_sign = word in ("=", ":")
-        if joined and (is_open or is_sign):
-            joined[-1] += word
-        else:
-            joined.append(word)
-        is_open = is_sign
-    *before, last = joined
-    if last.startswith("--") and "=" in last:  # --set=optim.lr
-        option, _, last = last.partition("=")
-        before.append(option)
-    if "=" in last and before[-1:] and before[-1] in _SET and words[-1] != last:
-        env[_KEY], _, last = last.partition("=")
-    env["COMP_WORDS"], env["COMP_CWORD"] = "\n".join([*before, last]), str(len(before))

@@ -180,9 +180,7 @@ def explain(key: KeyArgument = None, json_: options.JsonOption = False) -> None:
 
 
 def _described(info: "KeyInfo") -> str:
-    from gptcli.config.loader import example_files
     from gptcli.config.render import to_yaml
-    from gptcli.config.yaml import read_yaml
 
     example = to_yaml(info.example)
     setting = f"{info.key}={example}"
@@ -192,27 +190,14 @@ def _described(info: "KeyInfo") -> str:
         in_yaml = f"{parent}: {{{in_yaml}}}"
     lines = [
         info.key,
-        *(f"  {line}" for line in _wrapped(info.meaning, 76)),
+        textwrap.indent(textwrap.fill(info.meaning, 76), "  "),
         "",
         f"  takes     {info.takes}",
         f"  default   {to_yaml(info.default)}",
         "  example   -s " + (f"'{setting}'" if set(example) & set(" \"'[]{}\\") else setting),
         f"  in YAML   {in_yaml}",
     ]
-    shipped = []
-    for path in example_files():
-        value: Any = read_yaml(path).values
-        for part in (*parents, name):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            shipped.append(f"{path.stem} {to_yaml(value)}")
-    for first, line in enumerate(_wrapped(", ".join(shipped), 66)):
-        lines.append(("            " if first else "  shipped   ") + line)
     return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _schema_text() -> str:

@@ -98,13 +98,23 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
     names: list[Any] = [*checkpoints] if checkpoints else [checkpoint]
-    if checkpoints and checkpoint is not None:
-        raise ConfigError("the checkpoint is given twice: as an argument and with --checkpoint")
-    _require_adapt(adapt, adapt_lr, max_tokens is None and len(names) == 1)
-    if baselines and (text is not None or split != "val"):
-        raise ConfigError("--baselines compresses the validation text: omit --text and --split")
     is_read = source or stride or max_tokens or baselines or adapt or split != "val"
-    _require_tasks(tasks, limit, questions, bool(data or text or is_read))
+    has_text = data or text or is_read
+    options.refuse({
+        "the checkpoint is given twice: as an argument and with --checkpoint":
+            checkpoints and checkpoint is not None,
+        "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text":
+            adapt and (max_tokens is not None or len(names) > 1),
+        "--adapt-lr applies to --adapt: add --adapt": adapt_lr is not None and not adapt,
+        "--baselines compresses the validation text: omit --text and --split":
+            baselines and (text is not None or split != "val"),
+        "--questions needs no other text: omit the options that name one":
+            questions is not None and (has_text or tasks is not None),
+        "--limit applies to --tasks; --max-tokens scores part of a text":
+            limit is not None and tasks is None,
+        "--tasks bring their own text: use --limit and no other option with it":
+            tasks is not None and has_text,
+    })  # fmt: skip
     loaded = options.load(config, set_)
     if loaded.dtype == "auto":  # a measurement is exact unless a precision is named
         loaded = loaded.model_copy(update={"dtype": "float32"})
@@ -133,40 +143,7 @@ def evaluate(
     facts = facts_of(scores[0]) | beside
     if rate is not None:
         facts["adapted"] = {"lr": rate} | _figures(scores[0].adapted)
-    if baselines and stride is None and facts["context"] > 1:
-        facts["half_stride"] = _half_stride(scores[0], loaded, how)
     return console.result_json(facts) if json_ else console.result(describe(facts))
-
-
-def _require_adapt(adapt: bool, lr: float | None, is_whole: bool) -> None:
-    if adapt and not is_whole:
-        raise ConfigError(
-            "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text"
-        )
-    if lr is not None and not adapt:
-        raise ConfigError("--adapt-lr applies to --adapt", "add --adapt")
-
-
-def _half_stride(score: "Score", config: "Config", how: dict[str, Any]) -> dict[str, Any]:
-    """Score the same text again, with windows that start half a context apart."""
-    from gptcli.api.evaluate import compare
-
-    stride = score.evaluation.context // 2
-    with console.bar("evaluating with half the stride") as bar:
-        how = how | {"on_progress": bar.update}
-        [found] = compare([score.trained], config, stride=stride, **how)
-    return {"stride": stride} | _figures(found.evaluation)
-
-
-def _require_tasks(
-    tasks: str | None, limit: int | None, questions: str | None, has_text: bool
-) -> None:
-    if questions is not None and (has_text or tasks is not None):
-        raise ConfigError("--questions needs no other text: omit the options that name one")
-    if limit is not None and tasks is None:
-        raise ConfigError("--limit applies to --tasks; --max-tokens scores part of a text")
-    if tasks is not None and has_text:
-        raise ConfigError("--tasks bring their own text: use --limit and no other option with it")
 
 
 def _references(score: "Score") -> dict[str, Any]:
@@ -238,9 +215,7 @@ def describe(facts: dict[str, Any]) -> str:
     ]
     models = {"the model": facts["bits_per_byte"]}
     context = facts["context"]
-    if (half := facts.get("half_stride")) is not None:
-        models[f"the model with --stride {half['stride']}"] = half["bits_per_byte"]
-    elif facts["stride"] == context > 1 and n_chats is None:
+    if facts["stride"] == context > 1 and n_chats is None:
         lines.append(
             f"a token sees {context // 2} tokens before it on average; {context - context // 4}"
             f" with --stride {context // 2}, which takes twice as long"

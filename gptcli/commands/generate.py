@@ -72,12 +72,12 @@ def generate(
     flags["generate.prompt"] = _given_prompt(prompt_argument, prompt, interactive)
     if interactive and num_samples is None:
         flags["generate.num_samples"] = 1
-    if logprobs and not json_:
-        raise ConfigError("--logprobs needs --json")
-    if interactive and json_:
-        raise ConfigError("--interactive and --json cannot be combined")
-    if interactive and num_samples not in (None, 1):
-        raise ConfigError("--num-samples: --interactive draws one text at a time")
+    options.refuse({
+        "--logprobs needs --json": logprobs and not json_,
+        "--interactive and --json cannot be combined": interactive and json_,
+        "--num-samples: --interactive draws one text at a time":
+            interactive and num_samples not in (None, 1),
+    })  # fmt: skip
     settings = options.over_run(config, set_, flags)
     from gptcli.api.generate import Sampler
 

@@ -98,6 +98,13 @@ def over_run(
     return settings
 
 
+def refuse(reasons: dict[str, object]) -> None:
+    """Raise ConfigError with the first reason that holds: options that do not go together."""
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(reason)
+
+
 def same_command(*add: str, drop: str = "") -> str:
     """Return this process's command line with one flag in place of another."""
     words = [word for word in sys.argv[1:] if word not in (*add, drop)]

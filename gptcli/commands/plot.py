@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +67,7 @@ def plot(
     file = out or found[0].folder / "loss.png"
     draw_figure(found, file, x, shown)
     if json_:
-        console.result_json({"file": str(file), "runs": [asdict(figures(run)) for run in found]})
+        console.result_json({"file": str(file), "runs": [figures(run) for run in found]})
     else:
         console.result(str(file))
 

@@ -1,6 +1,5 @@
 """`gpt report`: a run as one page for a browser."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +34,6 @@ def report(
     file = out or found.folder / "report.html"
     n_bytes = write_report(found, file, moment())
     if json_:
-        console.result_json({"file": str(file), "bytes": n_bytes, "run": asdict(figures(found))})
+        console.result_json({"file": str(file), "bytes": n_bytes, "run": figures(found)})
     else:
         console.result(f"{file}: {size(n_bytes)}")

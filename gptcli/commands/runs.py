@@ -1,9 +1,8 @@
 """`gpt runs`: the training runs there are, one of them in full, several side by side."""
 
 import datetime
+import math
 import shlex
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +10,11 @@ import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError
-from gptcli.formatting import NONE, count, duration, loss, perplexity, plural, scored, shares, size
+from gptcli.formatting import NONE, count, duration, loss, shares, size
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.runs import RunHistory
-    from gptcli.runs.compare import EqualPoint, Figures
 
 app = typer.Typer(help="List, show and compare training runs.")
 
@@ -31,25 +29,20 @@ def list_(
     from gptcli.runs.compare import figures
     from gptcli.runs.find import list_runs
 
-    found = [figures(read_run(path)) for path in list_runs(Path(folder))]
+    runs = [read_run(path) for path in list_runs(Path(folder))]
+    found = [figures(run) for run in runs]
     if json_:
-        console.result_json({"runs": [asdict(run) for run in found]})
+        console.result_json({"runs": found})
         return
     if not found:
         console.message(f"no runs in {folder}/; gpt train -c quickstart makes one")
         return
     rows = [
-        (
-            run.name,
-            f"{run.step:,}{f'/{run.max_steps:,}' if run.max_steps else ''}",
-            count(run.tokens),
-            loss(run.best_val_loss),
-            _state(run),
-            _age(run.changed),
-            size(run.size_bytes),
-        )
-        for run in found
-    ]
+        (run.name, f"{run.step:,}{f'/{run.max_steps:,}' if run.max_steps else ''}",
+         count(facts["tokens"]), loss(facts["best_val_loss"]), _state(run), _age(run),
+         size(facts["size_bytes"]))
+        for run, facts in zip(runs, found, strict=True)
+    ]  # fmt: skip
     header = ("run", "steps", "tokens", "best val", "state", "age", "size")
     console.table(header, rows, fold=(0,))
 
@@ -63,14 +56,14 @@ def show(run: options.RunArgument = None, json_: options.JsonOption = False) -> 
     from gptcli.runs.find import find_run
 
     read = read_run(find_run(run))
-    found = figures(read)
     changed = explicit_settings(read.settings, read.facts.given)
     next_ = _next_commands(read)
+    best = read.best.val_loss if read.best else None
     if json_:
         console.result_json(
             {
-                **asdict(found),
-                "perplexity": found.perplexity,
+                **figures(read),
+                "perplexity": math.exp(best) if best is not None and best < 700 else None,
                 "settings": changed,
                 "data": read.facts.data.model_dump(),
                 "seconds_by_work": dict(read.status.seconds_by_work),
@@ -80,8 +73,8 @@ def show(run: options.RunArgument = None, json_: options.JsonOption = False) -> 
             }
         )
         return
-    for name, text in _summary(read, found):
-        console.result(f"{name:<11}{text}")
+    for name, text in _summary(read):
+        console.result(f"{name:<22}{text}")
     if changed:
         console.result("\nsettings that are not the defaults")
         console.table(("", ""), [(f"  {key}", to_yaml(value)) for key, value in changed.items()])
@@ -105,39 +98,38 @@ def compare(
     ],
     json_: options.JsonOption = False,
 ) -> None:
-    """Compare runs: differing settings, results, losses at equal steps, tokens and time."""
+    """Compare runs: differing settings, results, and losses after equal tokens."""
     if len(runs) < 2:
         raise ConfigError("compare takes at least two runs", "`gpt runs list` lists them")
     from gptcli.config.render import to_yaml
     from gptcli.runs import read_run
-    from gptcli.runs.compare import differing_settings, equal_points, figures
+    from gptcli.runs.compare import (
+        at_a_glance,
+        at_equal_tokens,
+        differing_settings,
+        figures,
+    )
     from gptcli.runs.find import find_run
 
     read = [read_run(find_run(name)) for name in runs]
-    settings, points = differing_settings(read), equal_points(read)
-    found = [figures(run) for run in read]
+    settings, (tokens, losses) = differing_settings(read), at_equal_tokens(read)
     if json_:
-        console.result_json(
-            {
-                "runs": [asdict(run) for run in found],
-                "settings": settings,
-                "equal": [
-                    {"unit": point.unit, "amount": point.amount,
-                     "val_loss": [one and one[0] for one in point.losses]}
-                    for point in points
-                ],
-            }
-        )  # fmt: skip
+        equal = {"tokens": tokens, "val_loss": losses}
+        facts = [figures(run) for run in read]
+        console.result_json({"runs": facts, "settings": settings, "equal": equal})
         return
     names = [run.name for run in read]
     if len(set(names)) < len(names):
         names = [run.folder.as_posix() for run in read]
     rows = [(key, *(to_yaml(value) for value in values)) for key, values in settings.items()]
     rows += [("", *[""] * len(read))] * bool(rows)
-    rows += [(name, *(text(run) for run in found)) for name, text in _FIGURES.items()]
-    for point in points:
-        losses = (_at_point(one, point) for one in point.losses)
-        rows.append((f"val loss by {_amount(point.amount, point.unit)}", *losses))
+    rows.append(("state", *map(_state, read)))
+    shown = [{name: f"{value} {more}".rstrip() for name, value, more in at_a_glance(run)}
+             for run in read]  # fmt: skip
+    for name in dict.fromkeys(name for one in shown for name in one):
+        rows.append((name.lower(), *(one.get(name, NONE) for one in shown)))
+    if tokens:
+        rows.append((f"val loss by {count(tokens)} tokens", *map(loss, losses)))
     console.table(("", *names), rows, fold=tuple(range(1, len(names) + 1)))
     data = [run.facts.data for run in read]
     if len({one.tokenizer for one in data}) > 1:
@@ -149,35 +141,16 @@ def compare(
     console.message(f"note: the runs use different {what}", "yellow")
 
 
-def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
+def _summary(run: "RunHistory") -> list[tuple[str, str]]:
+    from gptcli.runs.compare import at_a_glance, size_on_disk
+
     facts, data = run.facts, run.facts.data
-    goal = f" of {found.max_steps:,}" if found.max_steps else ""
-    epochs = run.epochs_at(found.step)
-    passes = f" {plural(epochs, 'epoch')}," if epochs is not None else ""
-    lines = [
-        ("run", f"{found.folder}, {_state(found)}, {_age(found.changed)} ago"),
-        ("steps", f"{found.step:,}{goal}, {found.tokens:,} tokens,"
-                  f"{passes} {duration(found.seconds)}"),
-    ]  # fmt: skip
+    lines = [("run", f"{run.folder.as_posix()}, {_state(run)}, {_age(run)} ago")]
     if run.status.error:
         lines.append(("error", run.status.error.splitlines()[0]))
-    part = scored(found.val_tokens, found.val_split_tokens)
-    at = f"at step {found.best_step or 0:,}"
-    if (best := found.best_val_loss) is not None:
-        lines.append(("best", f"val loss {loss(best)}{part} {at}, perplexity {perplexity(best)}"))
-    if found.best_epoch_loss is not None:
-        lines.append(("best", f"epoch loss {loss(found.best_epoch_loss)} {at}"))
-    if found.train_loss is not None:
-        val = f", val loss {loss(found.val_loss)}{part}" if found.val_loss is not None else ""
-        lines.append(("last", f"train loss {loss(found.train_loss)}{val}"))
-    elif found.loss is not None:
-        lines.append(("last", f"loss {loss(found.loss)} of the last logged step"))
-    if found.tokens_per_second:
-        lines.append(("speed", f"{count(found.tokens_per_second)} tokens/s"))
+    lines += [(name.lower(), f"{value} {more}".rstrip()) for name, value, more in at_a_glance(run)]
     if spent := shares(run.status.seconds_by_work):
         lines.append(("time", ", ".join(f"{work} {share}" for work, share in spent.items())))
-    if found.parameters:
-        lines.append(("model", f"{found.parameters:,} parameters"))
     counts = f": {data.tokens.train:,} + {data.tokens.val:,} tokens" * bool(data.tokens.train)
     folders = data.dir or ", ".join(part.dir or name for name, part in data.parts.items()) or NONE
     tokenizer = run.settings.get("tokenizer.name", NONE)
@@ -187,7 +160,7 @@ def _summary(run: "RunHistory", found: "Figures") -> list[tuple[str, str]]:
     made += [facts.platform or ""]
     lines += [
         ("data", f"{folders}{counts}, tokenizer {tokenizer}"),
-        ("size", size(found.size_bytes)),
+        ("size", size(size_on_disk(run.folder))),
         ("made", ", ".join(part for part in made if part)),
     ]
     if facts.command:
@@ -210,45 +183,15 @@ def _next_commands(run: "RunHistory") -> list[str]:
     return next_commands(name, is_validated=run.best is not None) if usable else []
 
 
-def _at_point(found: tuple[float, float] | None, point: "EqualPoint") -> str:
-    """Say a loss, and where it was measured if that is well before the point."""
-    if found is None:
-        return NONE
-    is_early = found[1] < 0.99 * point.amount
-    return loss(found[0]) + f" ({_amount(found[1], point.unit)})" * is_early
+def _state(run: "RunHistory") -> str:
+    code = run.status.exit_code
+    return run.state + f" ({code})" * (run.state == "failed" and code is not None)
 
 
-def _amount(amount: float, unit: str) -> str:
-    if unit == "seconds":
-        return duration(amount)
-    return f"{count(amount) if unit == 'tokens' else f'{amount:,.0f}'} {unit}"
-
-
-def _state(run: "Figures") -> str:
-    code = f" ({run.exit_code})" if run.state == "failed" and run.exit_code is not None else ""
-    return run.state + code
-
-
-def _age(moment: str | None) -> str:
+def _age(run: "RunHistory") -> str:
     try:
-        then = datetime.datetime.fromisoformat(moment or "")
+        then = datetime.datetime.fromisoformat(run.status.time or run.facts.created or "")
     except ValueError:
         return NONE
     seconds = (datetime.datetime.now(then.tzinfo) - then).total_seconds()
     return duration(float(max(0, round(seconds))))
-
-
-_FIGURES: dict[str, Callable[["Figures"], str]] = {
-    "state": _state,
-    "steps": lambda run: f"{run.step:,}",
-    "tokens": lambda run: count(run.tokens),
-    "time": lambda run: duration(run.seconds),
-    "parameters": lambda run: count(run.parameters),
-    "tokens/s": lambda run: count(run.tokens_per_second),
-    "last loss": lambda run: loss(run.loss),
-    "train loss": lambda run: loss(run.train_loss),
-    "val loss": lambda run: loss(run.val_loss),
-    "best val loss": lambda run: loss(run.best_val_loss),
-    "best epoch loss": lambda run: loss(run.best_epoch_loss),
-    "at step": lambda run: NONE if run.best_step is None else f"{run.best_step:,}",
-}

@@ -146,7 +146,8 @@ def option_for(words: Sequence[str], command: str, known: Mapping[str, bool]) ->
         if typed == "--":
             return None
         if name not in known and re.fullmatch(r"--?[A-Za-z][\w-]+", name):
-            value = value or next((word for word in words[number + 1 :][:1] if word[0] != "-"), "")
+            following = words[number + 1] if number + 1 < len(words) else ""
+            value = value or following * (following[:1] != "-")
             return _instead(plain(name), value, command, known)
     return None
 

@@ -1,33 +1,24 @@
-"""A page that needs no other file: page.html is its skeleton, page.css its style.
+"""Pages that need no other file: page.html is their skeleton, page.css their style.
 
-Its policy lets a browser run nothing but the script that is given.
+Jinja escapes what it is given; the policy lets a browser run nothing but the page's script.
 """
 
 import base64
 import hashlib
-import html
-import json
-from collections.abc import Iterable, Sequence
-from importlib import resources
+from collections.abc import Iterable
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from gptcli import __version__, atomic
 from gptcli.config.render import to_yaml
-from gptcli.formatting import printable
+from gptcli.formatting import decimal, duration, plural, printable
 from gptcli.plotting import require_ending
 
 FORMATS = (".html", ".htm"), "a page"
-_MAX_ROWS_OPEN = 15
-
-
-class Html(str):
-    """Text that is markup already, which is not escaped again."""
-
-
-def resource(name: str) -> str:
-    """Return a file of this folder."""
-    return resources.files("gptcli.plotting").joinpath(name).read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
 
 
 def write(file: Path, page: str) -> int:
@@ -45,65 +36,52 @@ def write(file: Path, page: str) -> int:
 
 
 def fill(
-    name: str,
+    template: str,
     *,
-    state: str = "",
-    facts: str,
-    tiles: Iterable[tuple[str, object, str]],
-    body: Iterable[str],
+    name: str,
+    tiles: Iterable[tuple[str, str, str]],
+    now: str,
+    folder: Path,
     script: str = "",
     numbers: object = None,
-    now: str,
-    folder: object,
+    **facts: Any,
 ) -> str:
     """Return a page.
 
     Args:
+        template: Its file here.
         name: Its title.
-        state: Markup behind the title.
-        facts: Markup below it.
-        tiles: (name, value, remark) of figures at a glance, those that are known.
-        body: Sections, of which empty ones are left out.
-        script: What the page runs.
-        numbers: What the script reads.
+        tiles: (name, value, remark) of figures at a glance; one without a value is left out.
         now: When the page was written.
         folder: What it is about.
+        script: The file here of what it runs.
+        numbers: What the script reads.
+        facts: What else the template names.
     """
-    style = resource("page.css")
-    scripts = (
-        f'<script type="application/json" id="numbers">{embed(numbers)}</script>\n'
-        f"<script>{script}</script>"
-    )
-    return Template(resource("page.html")).substitute(
-        style=style,
-        style_digest=digest(style),
-        script_source=digest(script) if script else "none",
-        scripts=scripts if script else "",
-        name=escape(name),
-        state=state,
-        facts=facts,
-        tiles="".join(
-            f"<div><dt>{escape(title)}</dt><dd>{escape(value)}"
-            f"{f'<small>{escape(more)}</small>' if more else ''}</dd></div>"
-            for title, value, more in tiles
-            if value
-        ),
-        body="\n".join(filter(None, body)),
-        version=escape(__version__),
-        now=escape(now),
-        folder=escape(folder),
-    )
+    style, code = (_read(file) if file else "" for file in ("page.css", script))
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_harmless,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.filters |= {"commas": "{:,}".format, "decimal": decimal, "digest": digest,
+                            "duration": duration, "known": _known, "plural": plural,
+                            "yaml": to_yaml}  # fmt: skip
+    return environment.get_template(template).render(
+        style=style, script=code, numbers=numbers, name=name, tiles=tiles, version=__version__,
+        now=now, folder=folder, **facts,
+    )  # fmt: skip
 
 
-def escape(value: object) -> str:
-    """Return a value as text that HTML shows and never obeys; control characters are `\\ufffd`."""
-    return value if isinstance(value, Html) else html.escape(printable(str(value), "\ufffd"))
+def _harmless(value: object) -> object:
+    """Return a value whose control characters are `\\ufffd`; markup and scripts are ours."""
+    return value if isinstance(value, Markup) else printable(str(value), "\ufffd")
 
 
-def embed(value: object) -> str:
-    """Return JSON that can stand inside a script element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _known(rows: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return names and values without those that are not known; counts with their commas."""
+    return [(name, f"{value:,}" if type(value) is int else value)
+            for name, value in rows if value or value is False]  # fmt: skip
 
 
 def digest(text: str) -> str:
@@ -111,48 +89,5 @@ def digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def section(title: str, *parts: str) -> str:
-    """Return a section; nothing where it has no content."""
-    shown = [part for part in parts if part]
-    return "\n".join([f"<h2>{title}</h2>", *shown]) if shown else ""
-
-
-def table(
-    rows: Sequence[Iterable[object]], header: Iterable[str] = (), kind: str = "numbers"
-) -> str:
-    """Return a table; nothing where it has no rows."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    head = f"<thead><tr>{head}</tr></thead>" if head else ""
-    body = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    made = f'<div class="wide"><table class="{kind}">{head}<tbody>\n{body}</tbody></table></div>'
-    return made if rows else ""
-
-
-def pairs(pairs: Iterable[tuple[str, object]]) -> str:
-    """Return a table of names and values."""
-    rows = ((name, value if isinstance(value, str) and value else to_yaml(value))
-            for name, value in pairs)  # fmt: skip
-    return table(list(rows), kind="facts")
-
-
-def bars(rows: Iterable[tuple[str, float, object, object]]) -> str:
-    """Return a table of (name, number, two cells more) with a bar for each number."""
-    rows = list(rows)
-    most = max((number for _, number, _, _ in rows), default=0) or 1
-    bar = ('<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-           '<rect width="{:.2f}" height="10"></rect></svg>')  # fmt: skip
-    drawn = [(name, Html(bar.format(100 * number / most)), *cells) for name, number, *cells in rows]
-    return table(drawn, kind="bars")
-
-
-def details(summary: str, content: str, *, is_open: bool = False) -> str:
-    """Return what is shown once its summary is clicked."""
-    attribute = " open" if is_open else ""
-    return f"<details{attribute}><summary>{escape(summary)}</summary>\n{content}</details>"
-
-
-def folded(content: str, n_rows: int, what: str) -> str:
-    """Return a table; a long one is shown on request."""
-    return details(f"{n_rows:,} {what}", content) if n_rows > _MAX_ROWS_OPEN else content
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

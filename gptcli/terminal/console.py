@@ -244,45 +244,34 @@ def byte_bars() -> Iterator[Callable[[str, int, int | None], None]]:
     Yields what is to be called with a kind, the bytes newly done, and the bytes in all if known.
     Off a terminal there is a line now and then, so that a log of hours shows progress.
     """
-    if not is_live():
-        yield _byte_log()
-        return
     columns = ("{task.description}", progress.BarColumn(bar_width=None), progress.DownloadColumn(),
                progress.TransferSpeedColumn(),
                progress.TimeRemainingColumn(compact=True))  # fmt: skip
-    with progress.Progress(*columns, console=stderr, transient=True, expand=True) as bars:
-        tasks: dict[str, progress.TaskID] = {}
+    bars = progress.Progress(*columns, console=stderr, transient=True, expand=True)
+    tasks: dict[str, progress.TaskID] = {}
+    said = time.monotonic()
 
-        def advance(kind: str, n_bytes: int, total: int | None) -> None:
-            if kind not in tasks:
-                tasks[kind] = bars.add_task(kind, total=total)
-            bars.advance(tasks[kind], n_bytes)
+    def advance(kind: str, n_bytes: int, total: int | None) -> None:
+        nonlocal said
+        if kind not in tasks:
+            tasks[kind] = bars.add_task(kind, total=total)
+        bars.update(tasks[kind], advance=n_bytes, total=total)
+        if not is_live() and time.monotonic() - said >= _LOG_SECONDS:
+            said = time.monotonic()
+            message("; ".join(map(_progress_of, bars.tasks)))
 
+    with bars if is_live() else contextlib.nullcontext():
         yield advance
 
 
-def _byte_log() -> Callable[[str, int, int | None], None]:
-    """Return what logs in plain lines, now and then, how much is done."""
-    bytes_done: dict[str, int] = {}
-    totals: dict[str, int | None] = {}
-    began = last = time.monotonic()
-
-    def advance(kind: str, n_bytes: int, total: int | None) -> None:
-        nonlocal last
-        bytes_done[kind] = bytes_done.get(kind, 0) + n_bytes
-        totals[kind] = total
-        now = time.monotonic()
-        if now - last < _LOG_SECONDS:
-            return
-        last, parts = now, []
-        for each, done in bytes_done.items():
-            total, rate = totals[each], done / (now - began)
-            of = f" of {size(total)}" if total else ""
-            left = f", {duration((total - done) / rate)} left" if total and rate else ""
-            parts.append(f"{each} {size(done)}{of}, {size(rate)}/s{left * (done < (total or 0))}")
-        message("; ".join(parts))
-
-    return advance
+def _progress_of(task: progress.Task) -> str:
+    """Return in a few words how much of a task is done."""
+    rate, total = task.completed / (task.elapsed or math.inf), task.total
+    of = f" of {size(total)}" if total else ""
+    left = ""
+    if total and 0 < task.completed < total:
+        left = f", {duration((total - task.completed) / rate)} left"
+    return f"{task.description} {size(task.completed)}{of}, {size(rate)}/s{left}"
 
 
 def table(

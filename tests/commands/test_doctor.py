@@ -92,11 +92,6 @@ def test_a_damaged_vocabulary_ends_with_2(tmp_path: Path, fork_server: Gpt) -> N
 def test_without_a_compiler_there_is_a_note(gpt_process: Any, tmp_path: Path) -> None:
     found = gpt_process("doctor", "--json", PATH=str(tmp_path), HF_HUB_OFFLINE="1").json
     assert found["exit_code"] == 0 and found["checks"]["compiler"]["status"] == "note"
-    fake = tmp_path / "g++"
-    fake.write_text("#!/bin/sh\necho 'check.cpp:1: error: Python.h: No such file' >&2; exit 1\n")
-    fake.chmod(0o755)
-    path = f"{tmp_path}{os.pathsep}/bin"
-    found = gpt_process("doctor", "--json", PATH=path, CXX="", HF_HUB_OFFLINE="1").json
     assert "Python's headers" in found["checks"]["compiler"]["remedy"]
 
 

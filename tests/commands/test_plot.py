@@ -122,7 +122,7 @@ def test_epoch_losses_that_choose_the_best_are_drawn_and_shown(
         {"step": epoch * 10, "val_loss": None, "train_loss": 3.5},
     )]  # fmt: skip
     make_run("epochs", lines)
-    assert "best       epoch loss 3.0000 at step 20" in gpt("runs", "show", "epochs").out
+    assert "best epoch loss       3.0000 at step 20" in gpt("runs", "show", "epochs").out
     assert gpt("plot", "epochs", "-o", "a.svg").code == 0
     facts = gpt("plot", "epochs", "-o", "a.svg", "--json").json["runs"][0]
     assert (facts["best_epoch_loss"], facts["best_step"], facts["best_val_loss"]) == (3.0, 20, None)

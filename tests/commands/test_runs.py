@@ -57,8 +57,14 @@ def test_list_passes_over_what_is_damaged(gpt: Any, second: Path) -> None:
 
 def test_show_tells_a_run_and_the_commands_that_follow(gpt: Any, run: Path) -> None:
     done = gpt("runs", "show")
-    assert done.out.startswith("run        runs/tiny, finished, ")
-    for part in ("6 of 6, 384 tokens", "best       val loss", "tokenizer bytes", "optim.lr"):
+    assert done.out.startswith("run                   runs/tiny, finished, ")
+    for part in (
+        "steps                 6 of 6",
+        "tokens                384",
+        "best validation loss  ",
+        "tokenizer bytes",
+        "optim.lr",
+    ):
         assert part in done.out
     settings = done.out.split("not the defaults\n")[1].split("\n\n")[0]
     assert "  optim.lr " in settings and "optim.min_lr" not in settings, "it follows from the other"
@@ -75,7 +81,7 @@ def test_show_tells_a_run_and_the_commands_that_follow(gpt: Any, run: Path) -> N
 def test_show_of_a_failed_run_says_why_and_how_to_go_on(gpt: Any, run: Path) -> None:
     make_failed(run)
     done = gpt("runs", "show", "tiny")
-    assert "failed (7)" in done.out and "error      the loss is not finite" in done.out
+    assert "failed (7)" in done.out and "error                 the loss is not finite" in done.out
     [command] = [line.removeprefix("next: gpt ") for line in done.err.splitlines()]
     done = gpt(*shlex.split(command), "-s", "train.max_steps=8", "--json")
     assert done.code == 0 and done.json["step"] == 8
@@ -91,20 +97,15 @@ def test_compare_shows_what_differs_and_losses_at_equal_points(gpt: Any, second:
     rows = {line.split("  ")[0]: line.split() for line in done.out.splitlines()}
     assert rows["train.max_steps"][-2:] == ["6", "3"] and rows["optim.lr"][-2:] == ["0.003", "0.01"]
     assert "optim.beta1" not in rows and "name" not in rows
-    assert rows["steps"][-2:] == ["6", "3"]
+    assert rows["steps"][1:] == ["6", "of", "6", "3", "of", "3"]
     metrics = [
         json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()
     ]
     at_3 = next(row["val_loss"] for row in metrics if row["step"] == 3 and "val_loss" in row)
-    assert rows["val loss by 3 steps"][-2] == f"{at_3:.4f}"
     assert rows["val loss by 192 tokens"][-2] == f"{at_3:.4f}"
     found = gpt("runs", "compare", "tiny", "second", "--json").json
     assert found["settings"]["optim.lr"] == [0.003, 0.01]
-    assert found["equal"][0] == {
-        "unit": "steps",
-        "amount": 3,
-        "val_loss": [at_3, found["runs"][1]["val_loss"]],
-    }
+    assert found["equal"] == {"tokens": 192, "val_loss": [at_3, found["runs"][1]["val_loss"]]}
 
 
 def test_settings_are_shown_without_the_noise_of_arithmetic(
@@ -132,9 +133,9 @@ def test_compare_goes_on_without_a_run_that_was_never_evaluated(gpt: Any, second
     shutil.copytree(second, third)
     (third / "metrics.jsonl").write_text("")
     found = gpt("runs", "compare", "third", "tiny", "second", "--json").json
-    assert found["equal"][0]["amount"] == 3 and found["equal"][0]["val_loss"][0] is None
+    assert found["equal"]["tokens"] == 192 and found["equal"]["val_loss"][0] is None
     row = next(line for line in gpt("runs", "compare", "third", "tiny", "second").out.splitlines()
-               if line.startswith("val loss by 3 steps"))  # fmt: skip
+               if line.startswith("val loss by 192 tokens"))  # fmt: skip
     assert row.split()[-3] == "-"
 
 

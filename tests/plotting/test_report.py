@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.plotting.page import embed, escape
+from gptcli.plotting.page import fill
 from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from support.runs import Logged, MakeRun
@@ -160,13 +160,15 @@ def test_a_run_without_a_logged_step_has_a_page_too(make_run: MakeRun) -> None:
     assert numbers(source)["charts"] == [] and "status.json: is missing" in page.text
 
 
-def test_embedded_json_cannot_leave_its_element() -> None:
-    value = ["</script><!--", "a & b", "\u2028"]
-    found = embed(value)
-    assert not set("<>&\u2028") & set(found) and json.loads(found) == value
+def test_numbers_for_the_script_cannot_leave_their_element(
+    make_run: MakeRun, logged: Logged
+) -> None:
+    name = "</script><!-- & \u2028"
+    losses = {name: {"val_loss": 2.0, "train_loss": 3.0}}
+    line = {"step": 1, "val_loss": 2.0, "train_loss": 3.0, "sources": losses}
+    source = render(read_run(make_run("a", [logged(1), line])), "now")
+    assert name in [one["name"] for one in numbers(source)["charts"][0]["series"]]
+    assert Page(source).tags.count("script") == 2 and "\u2028" not in source.split("numbers")[1]
     with pytest.raises(ValueError):
-        embed([float("nan")])
-
-
-def test_text_is_shown_and_never_obeyed() -> None:
-    assert escape("a\x1b<b>\n") == "a\ufffd&lt;b&gt;\n"
+        fill("page.html", name="a", tiles=[], now="now", folder=Path(), script="page.js",
+             numbers=float("nan"))  # fmt: skip
