@@ -183,7 +183,7 @@ def test_examples_can_be_copied_and_changed(path: Path, gpt: Any) -> None:
 
 def test_lists_and_completions_know_the_examples_and_no_recipe(gpt: Any) -> None:
     assert [name for name, _ in complete.examples("")] == NAMES
-    assert [name for name, _ in complete.configurations("tiny")] == [
+    assert [name for name, _ in complete.examples("tiny")] == [
         "tinystories-124m", "tinystories-large", "tinystories-small"
     ]  # fmt: skip
     listed = gpt("prepare", "--list").out

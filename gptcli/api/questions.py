@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gptcli import atomic
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config
+from gptcli.data.messages import BadRow, conversation_of
 from gptcli.data.packing import PackedRows
 from gptcli.device import init_runtime
 from gptcli.errors import DataError
@@ -25,8 +26,6 @@ from gptcli.generation import encode_prompt
 from gptcli.generation.dialogue import chat_prompt
 from gptcli.generation.samples import draw_samples
 from gptcli.tokenizers import Message, Tokenizer, encode_conversation
-
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,6 @@ def read_questions(path: Path) -> list[Question]:
 def _question(row: Any) -> Question:
     if not isinstance(row, dict):
         raise ValueError("not an object")
-    said = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
-    messages = []
-    for each in said if isinstance(said, list) else [said]:
-        turn = each if isinstance(each, dict) else {}
-        role, content = turn.get("role"), turn.get("content")
-        if role not in _ROLES or not isinstance(content, str) or not content.strip():
-            raise ValueError("needs messages of system, user or assistant, or a prompt, with text")
-        messages.append(Message(role, content))
     choices: Any = row.get("choices") or []
     answer: Any = row.get("answer")
     are_texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
@@ -105,7 +96,12 @@ def _question(row: Any) -> Question:
         raise ValueError("answer: expected a text, or the number of a choice from 0 on")
     if choices and not set(answers) <= set(choices):
         raise ValueError(f"answer: {answers[0][:60]!r} is not one of the choices")
-    return Question(messages, choices, answers)
+    said = row.get("messages") or [{"role": "user", "content": row.get("prompt")}]
+    asked = [*said, {"role": "assistant", "content": answers[0]}] if isinstance(said, list) else []
+    turns = conversation_of({"messages": asked}, "messages")
+    if isinstance(turns, BadRow):
+        raise ValueError(f"needs messages, or a prompt: {turns.reason}, {turns.detail}")
+    return Question([Message(*turn) for turn in turns[:-1]], choices, answers)
 
 
 def ask(

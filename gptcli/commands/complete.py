@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: keys and values, examples, runs, data sets.
+"""What the shell offers when Tab is pressed: keys, examples, runs, data sets.
 
 Nothing here loads torch or prints: a completion that fails offers nothing. Where nothing is
 offered, the shells that typer supports offer files.
@@ -28,30 +28,15 @@ def _quietly(offers: Callable[[str], Iterable[Offer]]) -> Callable[[str], list[O
 
 @_quietly
 def settings(incomplete: str) -> Iterable[Offer]:
-    """Offer keys for KEY=VALUE; behind the `=`, the values there are to choose from."""
-    from gptcli.config.reference import keys
-
-    known = keys()
-    key, equals, _ = incomplete.partition("=")
-    if equals:
-        return _values(key, f"{key}=")
-    found = [info for info in known.values() if info.key.startswith(incomplete)]
-    if len(found) == 1:  # a second offer keeps the shell from ending the word behind the `=`
-        return [(f"{found[0].key}=", found[0].meaning), *_values(found[0].key, f"{found[0].key}=")]
-    return [(f"{info.key}=", info.meaning) for info in found]
-
-
-def _values(key: str, prefix: str) -> Iterable[Offer]:
-    """Offer the values of a key, or its default and an example."""
+    """Offer keys for KEY=VALUE, and for one alone its default."""
     from gptcli.config.reference import keys
     from gptcli.config.render import to_yaml
 
-    if (info := keys().get(key)) is None:
-        return []
-    default = to_yaml(info.default)
-    words = [*info.choices, default] if info.choices else [default, to_yaml(info.example)]
-    return [(prefix + word, "default" * (word == default))
-            for word in dict.fromkeys(words) if not set(word) & set(" '\"[{\\")]  # fmt: skip
+    found = [info for info in keys().values() if info.key.startswith(incomplete)]
+    offers = [(f"{info.key}=", info.meaning) for info in found]
+    if len(found) == 1:  # with a second offer, the shell does not end the word behind the `=`
+        offers.append((f"{found[0].key}={to_yaml(found[0].default)}", "default"))
+    return offers
 
 
 @_quietly

@@ -14,7 +14,15 @@ from markupsafe import Markup
 
 from gptcli import __version__, atomic
 from gptcli.config.render import to_yaml
-from gptcli.formatting import decimal, duration, plural, printable
+from gptcli.formatting import (
+    count,
+    decimal,
+    duration,
+    loss,
+    perplexity,
+    plural,
+    printable,
+)
 from gptcli.plotting import require_ending
 
 FORMATS = (".html", ".htm"), "a page"
@@ -64,9 +72,11 @@ def fill(
         trim_blocks=True, lstrip_blocks=True, finalize=_harmless,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters |= {"commas": "{:,}".format, "decimal": decimal, "digest": digest,
-                            "duration": duration, "known": _known, "plural": plural,
-                            "yaml": to_yaml}  # fmt: skip
+    environment.filters |= {
+        "commas": "{:,}".format, "count": count, "decimal": decimal, "digest": digest,
+        "duration": duration, "known": _known, "loss": loss, "perplexity": perplexity,
+        "plural": plural, "yaml": to_yaml,
+    }  # fmt: skip
     return environment.get_template(template).render(
         style=style, script=code, numbers=numbers, name=name, tiles=tiles, version=__version__,
         now=now, folder=folder, **facts,

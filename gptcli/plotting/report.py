@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.config.render import explicit_settings
-from gptcli.formatting import count, duration, loss, perplexity, shares, size
+from gptcli.formatting import duration, shares, size
 from gptcli.plotting import page
 from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
 from gptcli.runs import RunHistory
@@ -29,15 +29,13 @@ def render(run: RunHistory, now: str) -> str:
     numbers = {"charts": _charts(run), "tokens": _scale(run, run.tokens_at),
                "seconds": _scale(run, run.seconds_at)}  # fmt: skip
     spent = run.status.seconds_by_work
-    header, evaluations = _evaluations(run)
+    sources = tuple(dict.fromkeys(name for one in run.evaluations for name in one.sources))
     return page.fill(
         "report.html", name=run.name, tiles=at_a_glance(run), now=now, folder=run.folder,
         script="page.js", numbers=numbers, run=run,
         kind=run.state if run.state in _STATES else "unknown",
         command=shlex.join(["gpt", *run.facts.command]) if run.facts.command else "",
-        header=header, evaluations=evaluations,
-        epochs=[(f"{one.epoch}", f"{one.step:,}", loss(one.train_loss))
-                for one in reversed(run.epochs)],
+        best=run.best, sources=sources,
         samples=_spread(run.samples, _MAX_SAMPLES)[::-1],
         spent=[(work, spent[work], duration(spent[work]), share)
                for work, share in shares(spent).items()],
@@ -79,21 +77,6 @@ def _scale(run: RunHistory, at: Callable[[int], float]) -> tuple[list[int], list
 
 def _rounded(number: float) -> float:
     return float(f"{number:.6g}")  # the digits that a drawing can show
-
-
-def _evaluations(run: RunHistory) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Return the header and the rows of the table, the newest first."""
-    sources = list(dict.fromkeys(name for one in run.evaluations for name in one.sources))
-    best = run.best.step if run.best is not None else None
-    rows = [
-        (f"{one.step:,}", count(run.tokens_at(one.step)),
-         loss(one.val_loss) + " ★" * (one.step == best), perplexity(one.val_loss),
-         loss(one.train_loss),
-         *(loss(one.sources[name].loss) if name in one.sources else "" for name in sources))
-        for one in reversed(run.evaluations)
-    ]  # fmt: skip
-    header = ("step", "tokens", "validation loss", "perplexity", "training loss", *sources)
-    return header, rows
 
 
 def _spread(items: Sequence[Item], most: int) -> Sequence[Item]:

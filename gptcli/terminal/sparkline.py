@@ -4,6 +4,7 @@ Every peak is kept: a column of dots reaches from the lowest to the highest loss
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from rich.text import Text
 
@@ -40,14 +41,8 @@ def draw_curve(
         return min(max(i, 0), 4 * n_rows - 1)
 
     grid = [[0] * n_columns for _ in range(n_rows)]
-    extent: dict[int, tuple[int, int]] = {}  # top and bottom of each column
-    for step, value in losses:
-        y = row(value)
-        top, bottom = extent.get(x := column(step), (y, y))
-        extent[x] = min(top, y), max(bottom, y)
-    for x, top, bottom in _strokes([(x, *ends) for x, ends in extent.items()]):
-        for y in range(top, bottom + 1):
-            grid[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
+    for x, y in _dots([(column(step), row(value)) for step, value in losses]):
+        grid[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
     lines = [Text("".join(chr(_BLANK + dots) for dots in line), style="cyan") for line in grid]
     signs = [(mark, "o", "yellow") for mark in marks if mark[0] >= first]
     signs += [(best, "*", "bold green")] if best is not None and best[0] >= first else []
@@ -65,18 +60,11 @@ def draw_curve(
     return [*lines, Text(f"{'':{_LABEL + 2}}{left}{middle}{right}", style="dim")]
 
 
-def _strokes(points: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield upright strokes (column, top, bottom) that join those of the losses into a line."""
-    before: tuple[int, int, int] | None = None
-    for x, top, bottom in points:
-        if before is not None:
-            left, above, below = before
-            start, end = (above + below) / 2, (top + bottom) / 2
-            for between in range(left + 1, x):
-                y = round(start + (end - start) * (between - left) / (x - left))
-                # Strokes that do not touch are extended until they do.
-                yield between, min(y, below), max(y, above)
-                above = below = y
-            yield x, min(top, below), max(bottom, above)
-        yield x, top, bottom
-        before = x, top, bottom
+def _dots(points: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the dots of straight lines between points: in each column, all that a line crosses."""
+    for (x, y), (end, last) in pairwise(points):
+        run = max(1, end - x)
+        for done in range(end - x + 1):
+            ends = sorted(round(y + (last - y) * at / run) for at in (done, min(done + 1, run)))
+            for crossed in range(ends[0], ends[1] + 1):
+                yield x + done, crossed

@@ -47,9 +47,9 @@ def test_commands_and_options(press: Press) -> None:
 def test_keys_of_the_configuration(press: Press) -> None:
     assert press("train", "-s", "optim.m") == ["optim.min_lr=", "optim.momentum="]
     assert "seed=" in press("train", "-s", "")
-    # Of one key the values too: the shell then adds no space behind the `=`.
-    assert press("train", "-s", "optim.na") == ["optim.name=", "optim.name=adamw",
-                                                "optim.name=muon"]  # fmt: skip
+    assert press("train", "--set", "optim.sch") == ["optim.schedule=", "optim.schedule=cosine"], (
+        "of one key its default too: the shell then adds no space behind the `=`"
+    )
 
 
 def test_keys_behind_settings_that_bash_takes_apart(press: Press) -> None:
@@ -57,12 +57,12 @@ def test_keys_behind_settings_that_bash_takes_apart(press: Press) -> None:
     assert press("train", *before, "-s", "optim.na")[0] == "optim.name="
 
 
-def test_other_shells_see_whole_words(ask: Press) -> None:
-    fish = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.name=m",
+def test_other_shells_are_answered_too(ask: Press) -> None:
+    fish = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.na",
                _TYPER_COMPLETE_FISH_ACTION="get-args", _GPT_COMPLETE="complete_fish")  # fmt: skip
-    assert [line.split("\t")[0] for line in fish] == ["optim.name=muon"]
-    zsh = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.name=m", _GPT_COMPLETE="complete_zsh")
-    assert '"optim.name=muon"' in "".join(zsh)
+    assert [line.split("\t")[0] for line in fish] == ["optim.name=", "optim.name=adamw"]
+    zsh = ask(_TYPER_COMPLETE_ARGS="gpt train -s optim.na", _GPT_COMPLETE="complete_zsh")
+    assert '"optim.name="' in "".join(zsh)
 
 
 def test_examples_and_otherwise_the_files_of_the_shell(press: Press) -> None:
@@ -111,9 +111,9 @@ def test_the_script_for_bash_offers_what_bash_asks_for(tmp_path: Path) -> None:
         ["bash", "--norc", "-c", "\n".join(lines)], env=env, capture_output=True, text=True
     )
     offered, how = done.stdout.splitlines()
-    assert (
-        offered == "optim.momentum= optim.momentum=0.95 optim.momentum=0.9" and "-o default" in how
-    ), "where we offer nothing, bash offers files"
+    assert offered == "optim.momentum= optim.momentum=0.95" and "-o default" in how, (
+        "where we offer nothing, bash offers files"
+    )
 
 
 def test_completing_loads_nothing_heavy() -> None:
