@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gptcli.api.evaluate import Score
     from gptcli.checkpoint import TrainedModel
     from gptcli.config import Config
-    from gptcli.evaluation import Evaluation
     from gptcli.evaluation.compare import Difference
 
 _LABELS = {
@@ -78,6 +77,7 @@ Limit = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     checkpoints: Checkpoints = None,
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
@@ -98,23 +98,7 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte; compare checkpoints."""
     names: list[Any] = [*checkpoints] if checkpoints else [checkpoint]
-    is_read = source or stride or max_tokens or baselines or adapt or split != "val"
-    has_text = data or text or is_read
-    options.refuse({
-        "the checkpoint is given twice: as an argument and with --checkpoint":
-            checkpoints and checkpoint is not None,
-        "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text":
-            adapt and (max_tokens is not None or len(names) > 1),
-        "--adapt-lr applies to --adapt: add --adapt": adapt_lr is not None and not adapt,
-        "--baselines compresses the validation text: omit --text and --split":
-            baselines and (text is not None or split != "val"),
-        "--questions needs no other text: omit the options that name one":
-            questions is not None and (has_text or tasks is not None),
-        "--limit applies to --tasks; --max-tokens scores part of a text":
-            limit is not None and tasks is None,
-        "--tasks bring their own text: use --limit and no other option with it":
-            tasks is not None and has_text,
-    })  # fmt: skip
+    _refuse(context.params, len(names))
     loaded = options.load(config, set_)
     if loaded.dtype == "auto":  # a measurement is exact unless a precision is named
         loaded = loaded.model_copy(update={"dtype": "float32"})
@@ -141,9 +125,32 @@ def evaluate(
     if len(scores) > 1:
         return _compare(scores, beside, json_)
     facts = facts_of(scores[0]) | beside
-    if rate is not None:
-        facts["adapted"] = {"lr": rate} | _figures(scores[0].adapted)
+    if (adapted := scores[0].adapted) is not None:
+        figures = {"loss": adapted.loss, "bits_per_byte": adapted.bits_per_byte}
+        facts["adapted"] = {"lr": rate} | figures
     return console.result_json(facts) if json_ else console.result(describe(facts))
+
+
+def _refuse(given: dict[str, Any], n_models: int) -> None:
+    """Refuse options that do not go together."""
+    reads = ("data", "text", "source", "stride", "max_tokens", "baselines", "adapt")
+    has_text = any(given[name] for name in reads) or given["split"] != "val"
+    tasks, adapt = given["tasks"] is not None, given["adapt"]
+    options.refuse({
+        "the checkpoint is given twice: as an argument and with --checkpoint":
+            given["checkpoints"] and given["checkpoint"] is not None,
+        "--adapt: omit --max-tokens and name one checkpoint; it reads all of a text":
+            adapt and (given["max_tokens"] is not None or n_models > 1),
+        "--adapt-lr applies to --adapt: add --adapt": given["adapt_lr"] is not None and not adapt,
+        "--baselines compresses the validation text: omit --text and --split":
+            given["baselines"] and (given["text"] is not None or given["split"] != "val"),
+        "--questions needs no other text: omit the options that name one":
+            given["questions"] is not None and (has_text or tasks),
+        "--limit applies to --tasks; --max-tokens scores part of a text":
+            given["limit"] is not None and not tasks,
+        "--tasks bring their own text: use --limit and no other option with it":
+            tasks and has_text,
+    })  # fmt: skip
 
 
 def _references(score: "Score") -> dict[str, Any]:
@@ -173,11 +180,6 @@ def _baselines(score: "Score") -> dict[str, Any]:
         TokenReader(score.place, manifest, "val") as val,
     ):
         return asdict(measure(train, val, score.trained.tokenizer, bar.update))
-
-
-def _figures(found: "Evaluation | None") -> dict[str, Any]:
-    assert found is not None
-    return {"loss": found.loss, "bits_per_byte": found.bits_per_byte}
 
 
 def facts_of(score: "Score") -> dict[str, Any]:

@@ -217,6 +217,10 @@ class Bar:
     def __init__(self, bars: progress.Progress, task: progress.TaskID) -> None:
         self._bars, self._task = bars, task
 
+    def advance(self, amount: int) -> None:
+        """Add `amount` to what is done."""
+        self._bars.advance(self._task, amount)
+
     def update(self, done: int, total: int) -> None:
         """Set what is done, and what there is."""
         self._bars.update(self._task, completed=done, total=total)
