@@ -39,7 +39,7 @@ def pressed(at: int, presses: int, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("arguments", "imports"), [(["--help"], 300), (["doctor", "--json"], 900)])
+@pytest.mark.parametrize(("arguments", "imports"), [(["--help"], 190), (["doctor", "--json"], 900)])
 def test_ctrl_c_during_imports_ends_with_130_and_not_a_word(
     arguments: list[str], imports: int
 ) -> None:
