@@ -3,8 +3,9 @@
     python benchmarks/serve.py speed --checkpoint quickstart
     python benchmarks/serve.py soak --checkpoint quickstart --minutes 5
 
-`speed`: tokens per second of 1 and 8 clients, streaming and not, against the same texts drawn
-without a server in this process; the time to the first token of a ninth request while eight run.
+`speed`: tokens per second of 1 and 8 clients, streaming and not, over whole requests; in turn with
+them, in this process, those of `gpt generate`, over the whole call and, as it prints, decoding.
+Both sides are warm. Then the time to the first token of a ninth request while eight run.
 `soak`: clients that ask, stream, hang up, read slowly and send what is no request. Every text is
 compared with what `gpt generate` draws for its seed in float32; memory is read as it goes.
 """
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import resource
 import statistics
 import subprocess
@@ -24,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_LONG_TEXTS = range(8)  # seeds of texts that run on
 PROMPTS = ("def ", "import os\n", "class Thing:\n    ", "", "The quick brown fox", "# " * 40)
 
 
@@ -196,39 +199,106 @@ async def soak(server: Server, expected: list[list[str]], kinds: list[dict[str, 
     return counts
 
 
-async def many(server: Server, n: int, n_tokens: int, *, stream: bool) -> float:
-    """Return the tokens per second of n clients at once."""
-    body = {"model": server.model, "prompt": "def ", "max_tokens": n_tokens, "stream": stream,
-            "temperature": 1.0, "stop": []}  # fmt: skip
+async def many(server: Server, n: int, n_tokens: int, seed: int, *, stream: bool) -> float:
+    """Return the tokens per second of n clients at once, from the first connection to the end."""
+    body = _body(server, n_tokens) | {"stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    bodies = [json.dumps(body | {"seed": seed + number}).encode() for number in range(n)]
     began = time.perf_counter()
-    bodies = [json.dumps(body | {"seed": seed}).encode() for seed in range(n)]
     answers = await asyncio.gather(*(ask(server.port, one) for one in bodies))
     seconds = time.perf_counter() - began
     assert all(status == 200 for status, _, _ in answers)
-    return n * n_tokens / seconds
+    drawn = [re.findall(rb'"completion_tokens": (\d+)', content) for _, content, _ in answers]
+    return sum(int(numbers[-1]) for numbers in drawn) / seconds
 
 
-async def ninth(server: Server, n_tokens: int) -> tuple[float, float]:
-    """Return seconds to the first token of a ninth stream, and of a step of all eight before."""
-    body = {"model": server.model, "prompt": "def ", "max_tokens": n_tokens, "stream": True,
-            "temperature": 1.0}  # fmt: skip
-    began = time.perf_counter()
-    eight = [asyncio.create_task(ask(server.port, json.dumps(body | {"seed": k}).encode()))
-             for k in range(8)]  # fmt: skip
-    await asyncio.sleep(1.0 if n_tokens >= 200 else 0.5)  # all have begun
-    asked = time.perf_counter()
-    _, _, first = await ask(server.port, json.dumps(body | {"seed": 9, "max_tokens": 2}).encode())
-    await asyncio.gather(*eight)
-    return first - asked, (time.perf_counter() - began) / n_tokens
+async def ninth(server: Server, n_tokens: int) -> tuple[list[float], float]:
+    """Return seconds to the first tokens of ninth streams, and of a step of all eight before."""
+    body = _body(server, n_tokens) | {"stream": True}
+
+    def begin(seed: int, **more: Any) -> asyncio.Task[tuple[int, bytes, float]]:
+        raw = json.dumps(body | {"seed": seed} | more).encode()
+        return asyncio.create_task(ask(server.port, raw))
+
+    eight, found = [begin(seed) for seed in _LONG_TEXTS], []
+    await asyncio.sleep(0.3)  # all have begun
+    draw = random.Random(n_tokens)
+    for seed in range(5):
+        await asyncio.sleep(draw.uniform(0.05, 0.1))
+        asked = time.perf_counter()
+        _, _, first = await begin(seed, max_tokens=1)
+        found.append(first - asked)
+    assert not any(task.done() for task in eight), "more --tokens are needed"
+    answers = await asyncio.gather(*eight)
+    return found, (time.perf_counter() - max(first for _, _, first in answers)) / (n_tokens - 1)
 
 
-def generated(checkpoint: str, n: int, n_tokens: int, words: Sequence[str]) -> float:
-    """Return the tokens per second of `gpt generate`, decoding alone."""
-    command = [sys.executable, "-m", "gptcli", "generate", "--checkpoint", checkpoint, "def ",
-               "--json", "--num-samples", str(n), "--max-new-tokens", str(n_tokens),
-               "--temperature", "1.0", "--seed", "1", *words]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["tokens_per_second"])
+def _body(server: Server, n_tokens: int) -> dict[str, Any]:
+    return {"model": server.model, "prompt": "def ", "max_tokens": n_tokens, "temperature": 1.0,
+            "stop": []}  # fmt: skip
+
+
+class Generate:
+    """What `gpt generate` does, in this process and as often as needed."""
+
+    def __init__(self, checkpoint: str, n_tokens: int) -> None:
+        from gptcli.commands.options import over_run
+
+        settings = over_run(None, None, {"generate.num_samples": 8, "generate.prompt": "def ",
+                                         "generate.max_new_tokens": n_tokens,
+                                         "generate.temperature": 1.0})  # fmt: skip
+        from gptcli.api.generate import Sampler  # which loads torch, after what that sets
+
+        self._sampler = Sampler(checkpoint, settings)
+        self.weights = self._sampler.weights
+
+    def __call__(self, n: int, seed: int) -> tuple[float, float]:
+        """Return the tokens per second of a whole call, and of decoding alone."""
+        sampler = self._sampler
+        wanted = sampler.config.generate.model_copy(update={"num_samples": n, "stop": []})
+        sampler.config = sampler.config.model_copy(update={"seed": seed, "generate": wanted})
+        began = time.perf_counter()
+        samples = {sample.number: sample for sample, _ in sampler.samples()}
+        seconds = time.perf_counter() - began
+        n_drawn = sum(sample.text.n_tokens for sample in samples.values())
+        return n_drawn / seconds, sampler.timings.tokens_per_second
+
+
+def speed(checkpoint: str, n_tokens: int, laps: int) -> None:
+    """Measure both sides in turn, and report medians and the medians of each lap's ratios."""
+    generate, server = Generate(checkpoint, n_tokens), Server(checkpoint)
+    from common import Report
+
+    report = Report(f"Serving, {checkpoint}")
+    report.line(f"{n_tokens} tokens each, {generate.weights}; {laps} laps, {4 * laps} of one text")
+    try:
+        for n, more in ((1, 4), (8, 1)):
+            found: dict[str, list[float]] = {}
+            for seed in range(-100, 100 * laps * more, 100):  # in turn; the first warms both up
+                whole, decoding = generate(n, max(0, seed))
+                rates = {"generate, whole call": whole, "generate, decoding": decoding}
+                for name, stream in (("whole answers", False), ("streams", True)):
+                    rate = asyncio.run(many(server, n, n_tokens, max(0, seed), stream=stream))
+                    rates[f"serve, {name}"] = rate
+                for name, rate in rates.items() if seed >= 0 else ():
+                    found.setdefault(name, []).append(rate)
+            for name, values in found.items():
+                words = f"{n} at once: {name:<21} {statistics.median(values):7,.1f} tokens/s"
+                for other in ("whole call", "decoding") if name.startswith("serve") else ():
+                    pairs = zip(values, found[f"generate, {other}"], strict=True)
+                    ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+                    words += f"  {ratio:.2f} of the {other}"
+                report.line(words)
+        tries = [asyncio.run(ninth(server, 2 * n_tokens)) for _ in range(laps)]
+        ratios = [first / step for firsts, step in tries for first in firsts]
+        first = statistics.median(first for firsts, _ in tries for first in firsts)
+        step = statistics.median(step for _, step in tries)
+        report.line(f"ninth: first token {first * 1e3:.1f} ms, a step of eight {step * 1e3:.1f} ms,"
+                    f" ratio {statistics.median(ratios):.2f}")  # fmt: skip
+    finally:
+        server.stop()
+    report.save()
 
 
 def main() -> None:
@@ -237,7 +307,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "soak"])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--laps", type=int, default=3)
+    parser.add_argument("--laps", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=24)
@@ -251,23 +321,7 @@ def main() -> None:
         print(dict(counts), "exit code", server.stop())
         assert not counts["WRONG"]
         return
-    server = Server(options.checkpoint)
-    try:
-        for n in (1, 8):
-            laps: dict[str, list[float]] = {"generate": [], "whole": [], "streamed": []}
-            for _ in range(options.laps):  # in turn, so that a busy machine slows all of them
-                laps["generate"].append(generated(options.checkpoint, n, options.tokens, ()))
-                for kind, stream in (("whole", False), ("streamed", True)):
-                    laps[kind].append(asyncio.run(many(server, n, options.tokens, stream=stream)))
-            best = {kind: max(values) for kind, values in laps.items()}
-            shares = {kind: round(value / best["generate"], 2) for kind, value in best.items()}
-            print(n, "clients, tokens/s:", {k: round(v, 1) for k, v in best.items()}, shares)
-        firsts, steps = zip(*(asyncio.run(ninth(server, options.tokens)) for _ in range(5)),
-                            strict=True)  # fmt: skip
-        print(f"ninth: first token {statistics.median(firsts) * 1e3:.1f} ms,"
-              f" a step of eight {statistics.median(steps) * 1e3:.1f} ms")  # fmt: skip
-    finally:
-        server.stop()
+    speed(options.checkpoint, options.tokens, options.laps)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,9 @@ class Rows:
         """Extend a text no more."""
         at, last = self.rows.index(row), self.rows.pop()
         if last is not row:  # the last row moves to its place
-            self.rows[at] = last
+            self.rows[at], n_places = last, last._n_cached + 1  # half of a next key waits
             for stored in self._layers:
-                stored[at].copy_(stored[len(self.rows)])
+                stored[at, :, :n_places].copy_(stored[len(self.rows), :, :n_places])
         self._use_rows()
 
     def clear(self) -> None:
@@ -139,7 +139,7 @@ class Rows:
     def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
         tokens, cache = torch.tensor(texts, device=self._device), KVCache(len(texts[0]))
-        return self._feed(self._model.next_logits, tokens, cache), cache
+        return self._feed(self._fastest(tokens), tokens, cache), cache
 
     def _next_logits(self) -> Tensor:
         """Feed the last token of every text; return the logits (B, V) that follow."""
@@ -154,8 +154,12 @@ class Rows:
         cache.before, cache.length, cache.position = tokens[:, :1], max(lengths), None
         if min(lengths) < cache.length:
             cache.position = torch.tensor(lengths, device=self._device)[:, None]
-        step = self._step if self._step is not None and len(last) <= self._step.few else None
-        return self._feed(step or self._model.next_logits, tokens[:, 1:], cache)
+        return self._feed(self._fastest(tokens[:, 1:]), tokens[:, 1:], cache)
+
+    def _fastest(self, tokens: Tensor) -> LogitsFn:
+        """Return what feeds these tokens in the least time."""
+        step = self._step
+        return step if step and tokens.numel() <= step.few else self._model.next_logits
 
     def _record(self, length: int) -> None:
         """Record the step of texts of one length, unless that was done for about as many."""

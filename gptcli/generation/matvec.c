@@ -209,15 +209,22 @@ INLINE void attend_head(const float *q, const float *keys, const float *values, 
   for (int i = 0; i < D / L; i++) *(floats *)(y + i * L) = sums[i] / all;
 }
 
-// Store the key and the value of a head, and attend with its queries.
-static void attend_group(const Step *j, long b, long g) {
-  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, each = j->H / j->G;
+// Store the key and the value of a head.
+static void store_group(const Step *j, long b, long g) {
+  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length;
   float *keys = j->cache + b * j->cache_row + g * j->cache_head, *values = keys + j->G * j->cache_head;
   const float *k = j->k + b * j->row + g * D;
   const size_t quarter = D / 4 * sizeof(float);
   for (int i = 0; i < 4; i++)  // with offset keys the second and the last go one place on
     memcpy(keys + (n + (j->offset && i % 2)) * D + i * (D / 4), k + i * (D / 4), quarter);
   memcpy(values + n * D, j->v + b * j->row + g * D, D * sizeof(float));
+}
+
+// Attend with the queries of a head.
+static void attend_group(const Step *j, long b, long g) {
+  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, each = j->H / j->G;
+  const float *keys = j->cache + b * j->cache_row + g * j->cache_head,
+              *values = keys + j->G * j->cache_head;
   for (long h = g * each; h < (g + 1) * each; h++) {
     const float *q = j->q + b * j->row + h * D;
     float *y = j->y + (b * j->H + h) * D;

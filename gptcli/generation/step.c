@@ -1,4 +1,5 @@
-// One new token of each of R texts through all blocks of a GPT, in a single parallel region.
+// One new token of each of R texts, or the first R tokens of one text, through all blocks of a GPT,
+// in a single parallel region.
 //
 // Between two products a thread waits for the others at a barrier and for nothing else: at this
 // size the launch of an operation takes longer than what it computes. Norms are computed by every
@@ -41,7 +42,7 @@ typedef struct {
   float *x, *logits;
   float *x0, *normed, *wide, *gate, *qkv, *y;  // scratch
   const int64_t *lengths;  // of the texts; 0 where all have `length`
-  long length, cache_row, cache_head, R, threads, n_phases, ids;
+  long length, cache_row, cache_head, R, threads, n_phases, ids;  // cache_row is 0 for one text
   long next[];  // of each phase
 } Run;
 
@@ -87,7 +88,8 @@ static void activate(int mlp, float *x, const float *gate, long n) {
   }
 }
 
-static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, int after) {
+static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, long R,
+                     int after) {
   const int kind = m->kind;
   long step = m->N / (8 * j->threads) / 8 * 8;
   step = step < 8 ? 8 : step > 256 ? 256 : step;
@@ -95,12 +97,12 @@ static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *
     const long first = __atomic_fetch_add(&j->next[phase], step, __ATOMIC_RELAXED);
     if (first >= m->N) return;
     const long end = first + step < m->N ? first + step : m->N;
-    for (long r = 0; r < j->R; r += 8) {
+    for (long r = 0; r < R; r += 8) {
       const Job job = {x + r * m->K, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K, 0, step,
-                       kind, j->R - r < 8 ? j->R - r : 8};
+                       kind, R - r < 8 ? R - r : 8};
       tiles(&job, first, end);
     }
-    for (long r = 0; r < j->R && after != PLAIN; r++) {
+    for (long r = 0; r < R && after != PLAIN; r++) {
       float *of_row = y + r * m->N;
       if (after == ADD)
         for (long n = first; n < end; n++) j->x[r * m->N + n] += of_row[n];
@@ -151,7 +153,9 @@ static void place_head(const Net *net, const float *norm, float *head, long posi
   }
 }
 
-static void attend_all(Run *j, int phase, const Layer *layer) {
+enum { STORE = 1, ATTEND = 2 };
+
+static void attend_all(Run *j, int phase, const Layer *layer, int what) {
   const Net *net = j->net;
   const long H = net->H, G = net->G, D = net->D, row = (H + 2 * G) * D, each = H / G;
   const Step step = {j->qkv, j->qkv + H * D, j->qkv + (H + G) * D, layer->cache, j->y, j->lengths,
@@ -161,19 +165,25 @@ static void attend_all(Run *j, int phase, const Layer *layer) {
     if (at >= j->R * G) return;
     const long b = at / G, g = at % G, position = j->lengths ? j->lengths[b] : j->length;
     float *of_row = j->qkv + b * row;
-    for (long h = g * each; h < (g + 1) * each; h++)
-      place_head(net, layer->q_norm, of_row + h * D, position);
-    place_head(net, layer->k_norm, of_row + (H + g) * D, position);
-    if (layer->value)
-      for (long i = 0; i < D; i++) of_row[(H + G + g) * D + i] += layer->value[(b * G + g) * D + i];
-    attend_group(&step, b, g);
+    if (what & STORE) {
+      place_head(net, layer->k_norm, of_row + (H + g) * D, position);
+      float *value = of_row + (H + G + g) * D;
+      if (layer->value)
+        for (long i = 0; i < D; i++) value[i] += layer->value[(b * G + g) * D + i];
+      store_group(&step, b, g);
+    }
+    if (what & ATTEND) {
+      for (long h = g * each; h < (g + 1) * each; h++)
+        place_head(net, layer->q_norm, of_row + h * D, position);
+      attend_group(&step, b, g);
+    }
   }
 }
 
 static void pass(void *data) {
   Run *j = data;
   const Net *net = j->net;
-  const long n = j->R * net->C;
+  const long R = j->R, n = R * net->C, before_last = j->cache_row ? 0 : (R - 1) * net->C;
   float *normed = j->normed + __atomic_fetch_add(&j->ids, 1, __ATOMIC_RELAXED) * n;
   int phase = 0;
   for (const Layer *layer = net->layers; layer < net->layers + net->n_layer; layer++) {
@@ -182,32 +192,37 @@ static void pass(void *data) {
         for (long i = 0; i < n; i++) j->x[i] += *layer->x0_scale * j->x0[i];
       GOMP_barrier();
     }
-    normalize(net, &layer->ln_1, j->x, normed, j->R);
-    multiply(j, phase++, &layer->c_attn, normed, j->qkv, PLAIN);
+    normalize(net, &layer->ln_1, j->x, normed, R);
+    multiply(j, phase++, &layer->c_attn, normed, j->qkv, R, PLAIN);
     GOMP_barrier();
-    attend_all(j, phase++, layer);
-    GOMP_barrier();
-    multiply(j, phase++, &layer->c_proj, j->y, j->wide, ADD);
-    GOMP_barrier();
-    normalize(net, &layer->ln_2, j->x, normed, j->R);
-    if (net->mlp == SWIGLU) {
-      multiply(j, phase++, &layer->c_gate, normed, j->gate, PLAIN);
+    if (before_last) {  // a token sees what the ones before it store
+      attend_all(j, phase++, layer, STORE);
       GOMP_barrier();
     }
-    multiply(j, phase++, &layer->c_fc, normed, j->wide, ACTIVATE);
+    attend_all(j, phase++, layer, before_last ? ATTEND : STORE | ATTEND);
     GOMP_barrier();
-    multiply(j, phase++, &layer->mlp_proj, j->wide, j->qkv, ADD);
+    multiply(j, phase++, &layer->c_proj, j->y, j->wide, R, ADD);
+    GOMP_barrier();
+    normalize(net, &layer->ln_2, j->x, normed, R);
+    if (net->mlp == SWIGLU) {
+      multiply(j, phase++, &layer->c_gate, normed, j->gate, R, PLAIN);
+      GOMP_barrier();
+    }
+    multiply(j, phase++, &layer->c_fc, normed, j->wide, R, ACTIVATE);
+    GOMP_barrier();
+    multiply(j, phase++, &layer->mlp_proj, j->wide, j->qkv, R, ADD);
     GOMP_barrier();
   }
-  normalize(net, &net->ln_f, j->x, normed, j->R);
-  multiply(j, phase, &net->head, normed, j->logits, PLAIN);
+  const long n_last = before_last ? 1 : R;
+  normalize(net, &net->ln_f, j->x + before_last, normed, n_last);
+  multiply(j, phase, &net->head, normed, j->logits, n_last, PLAIN);
 }
 
-// Pass x (R, C) through the network, in place, and write the logits (R, V).
+// Pass x (R, C) through the network, in place, and write the logits (R, V), or of one text (1, V).
 // Scratch holds R (2 C + threads C + 2 width + (H + 2 G) D + H D) floats.
 void decode_step(const Net *net, float *x, float *logits, float *scratch, const int64_t *lengths,
                  long length, long cache_row, long cache_head, long R, int threads) {
-  const long n_phases = net->n_layer * 7 + 1;
+  const long n_phases = net->n_layer * 8 + 1;
   Run *run = __builtin_alloca(sizeof(Run) + n_phases * sizeof(long));
   memset(run, 0, sizeof(Run) + n_phases * sizeof(long));
   const long C = net->C, n = R * C, widest = net->width > C ? net->width : C;

@@ -84,10 +84,12 @@ def _product(layer: Any) -> Product | None:
 
 
 class Step:
-    """Called as `next_logits` of the model, whose tensors it points to, with a token of each text.
+    """Called as `next_logits` of the model, whose tensors it points to.
+
+    It takes a token of each text, or the first tokens of one.
 
     Attributes:
-        few: Rows up to which it is faster than the model.
+        few: Tokens up to which it is faster than the model.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -113,30 +115,34 @@ class Step:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Return the logits (B, n_tokens) that follow tokens (B, 1)."""
-        model, rows = self._model, len(tokens)
-        assert cache.length < model.config.block_size, "more tokens than the context holds"
-        x = model.wte(tokens)  # (B, 1, C)
+        """Return the logits (B, n_tokens) after tokens (B, 1); or (1, T), the first of a text."""
+        model, (B, T), net = self._model, tokens.shape, self._net
+        assert T == 1 or (B == 1 and not cache.length and cache.position is None)
+        assert cache.length + T <= model.config.block_size, "more tokens than the context holds"
+        x = model.wte(tokens)  # (B, T, C)
         if model.bigram is not None:
             x = x + model.bigram(bigram_rows(tokens, cache.before, model.config.bigram_rows))
+        places = torch.arange(cache.length, cache.length + T)
         if model.wpe is not None:
-            x = x + model.wpe(torch.tensor([cache.length]) if cache.position is None
-                              else cache.position)  # fmt: skip
-        values = [table(tokens) for table in model.value_embeds or ()]  # (B, 1, G D) each
+            x = x + model.wpe(places if cache.position is None else cache.position)
+        values = [table(tokens) for table in model.value_embeds or ()]  # (B, T, G D) each
+        if not cache.layers:
+            shape = B, 2 * net.G, cache.size + net.offset, net.D
+            cache.layers = [x.new_zeros(shape) for _ in self._layers]
         first_value = len(self._layers) - len(values)
         for at, (layer, stored) in enumerate(zip(self._layers, cache.layers, strict=True)):
             layer.cache = stored.data_ptr()
             if at >= first_value:
                 layer.value = values[at - first_value].data_ptr()
-        stored, lengths = cache.layers[0], cache.position
-        logits = x.new_empty(rows, model.config.vocab_size)
-        scratch = x.new_empty(rows * self._row_floats)
+        stored, lengths = cache.layers[0], cache.position if T == 1 else places
+        logits = x.new_empty(B, model.config.vocab_size)
+        scratch = x.new_empty(B * T * self._row_floats)
         self._call(
-            ctypes.addressof(self._net), x.data_ptr(), logits.data_ptr(), scratch.data_ptr(),
+            ctypes.addressof(net), x.data_ptr(), logits.data_ptr(), scratch.data_ptr(),
             None if lengths is None else lengths.data_ptr(), cache.length,
-            stored.stride(0), stored.stride(1), rows, self._threads,
+            stored.stride(0) if T == 1 else 0, stored.stride(1), B * T, self._threads,
         )  # fmt: skip
-        cache.length, cache.before = cache.length + 1, tokens
+        cache.length, cache.before = cache.length + T, tokens[:, -1:]
         seen: Tensor = logits[:, : model.n_tokens]
         return seen
 

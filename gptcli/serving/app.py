@@ -37,6 +37,7 @@ from gptcli.serving.page import page
 
 _log = logging.getLogger("gptcli")
 _UPLOAD_SECONDS = 30.0
+_SHORT = 1 << 13  # bytes of a body that is encoded in less time than a thread takes to begin
 _MAX_HEADERS = 1 << 15  # bytes
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -216,10 +217,14 @@ class App:
     async def _generate(
         self, kind: type[CompletionRequest] | type[ChatRequest], call: Call
     ) -> Reply | None:
-        request = parse(await _body(call), kind)
+        body = await _body(call)
+        request = parse(body, kind)
         model = await self._use(request.model)
         try:
-            asked = await asyncio.to_thread(wanted, request, model)  # a long prompt takes a while
+            if len(body) < _SHORT:
+                asked = wanted(request, model)
+            else:  # which takes a while
+                asked = await asyncio.to_thread(wanted, request, model)
             texts = make_texts(
                 model, asked.prompts, asked.config,
                 n=asked.n, seed=asked.seed, n_top=asked.n_top,

@@ -20,7 +20,10 @@ from gptcli.generation.decode import Drawn, Row
 from gptcli.serving.models import Model
 
 _log = logging.getLogger("gptcli")
-_FLUSH_SECONDS = 0.02  # between two pieces of a text: faster than anyone reads
+# Pieces of streams leave at its multiples, of all at once, as each wakes a thread that takes a core
+# from decoding. It is faster than anyone reads.
+_FLUSH_SECONDS = 0.04
+_JOIN_SECONDS = 0.02  # by which others' next tokens are late, when many texts join
 
 
 class Busy(Exception):
@@ -257,11 +260,14 @@ class Engine:
 
     def _turn(self) -> None:
         """Let texts leave and join, and extend all by one token."""
-        touched = set[Job]()
+        touched, joins_until = set[Job](), time.monotonic() + _JOIN_SECONDS
         with self._lock:
             self._end_overdue(touched)
-            admitted = self._next()
-        if admitted is not None:
+        while time.monotonic() < joins_until:
+            with self._lock:
+                admitted = self._next()
+            if admitted is None:
+                break
             self._join(*admitted, touched)
             self._wake(touched)  # a first token does not wait for the others' next
         models = {job.model: None for _, job in self._running.values()}
@@ -361,7 +367,7 @@ class Engine:
             is_done = job.error is not None or all(text.finish_reason for text in job.texts)
             if not is_done and (not job.is_streamed or now < job.flush_at):
                 continue
-            job.flush_at = now + _FLUSH_SECONDS
+            job.flush_at = (now // _FLUSH_SECONDS + 1) * _FLUSH_SECONDS
             job.pieces.extend(piece for text in job.texts if (piece := text.take()))
             job.is_done = is_done
             if job.pieces or is_done:

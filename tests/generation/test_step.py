@@ -81,6 +81,29 @@ def test_a_row_is_the_same_alone_and_among_others(shape: str) -> None:
         assert torch.equal(step(tokens[7:8, at : at + 1], alone)[0], logits[7])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_a_prompt_in_one_call_is_read_as_by_the_model_and_as_token_by_token(
+    shape: str, dtype: torch.dtype
+) -> None:
+    model = make_model(dtype, **SHAPES[shape])
+    step = in_one_call(model)
+    tokens = torch.randint(0, 259, (1, 24), generator=torch.Generator().manual_seed(5))
+    for n in (1, 2, 19, 23):
+        whole, slow, alone = KVCache(24), KVCache(24), KVCache(24)
+        logits, expected = step(tokens[:, :n], whole), model.next_logits(tokens[:, :n], slow)
+        atol = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=atol)
+        single = [step(tokens[:, at : at + 1], alone) for at in range(n)][-1]
+        assert torch.equal(logits, single)
+        for stored, other in zip(whole.layers, alone.layers, strict=True):
+            assert torch.equal(stored, other)
+        following = tokens[:, n : n + 1]
+        expected = model.next_logits(following, slow)
+        torch.testing.assert_close(step(following, whole), expected, rtol=1e-4, atol=atol)
+
+
 @torch.no_grad()
 def test_many_rows_take_the_products_of_matrices() -> None:
     model, config = make_model(), GenerateConfig(temperature=0)
