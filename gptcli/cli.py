@@ -69,7 +69,7 @@ _COMMANDS = {
     ),
     "runs": ("Inspect", "runs:app", "List, show and compare training runs."),
     "plot": ("Inspect", "plot:plot", "Plot loss and learning rate of runs, also during training."),
-    "report": ("Inspect", "report:report", "Write a self-contained HTML report of a run."),
+    "report": ("Inspect", "plot:report", "Write a self-contained HTML report of a run."),
     "config": ("Setup", "config:app", "Create, inspect and explain configurations."),
     "doctor": ("Setup", "doctor:doctor", "Check this machine and show how to fix problems."),
 }  # fmt: skip

@@ -6,7 +6,6 @@ offered, the shells that typer supports offer files.
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from pathlib import Path
 
 from gptcli.errors import GptError
 
@@ -49,14 +48,6 @@ def examples(incomplete: str) -> Iterable[Offer]:
 
 
 @_quietly
-def keys_and_sections(incomplete: str) -> Iterable[Offer]:
-    """Offer what `gpt config explain` explains."""
-    from gptcli.config.reference import keys, sections
-
-    return [*sections().items(), *((info.key, info.meaning) for info in keys().values())]
-
-
-@_quietly
 def runs(incomplete: str) -> Iterable[Offer]:
     """Offer the runs in runs/, the newest first."""
     from gptcli.runs.find import list_runs
@@ -70,10 +61,3 @@ def datasets(incomplete: str) -> Iterable[Offer]:
     from gptcli.data.presets import PRESETS
 
     return [(preset.name, preset.about) for preset in PRESETS.values()]
-
-
-@_quietly
-def data_folders(incomplete: str) -> Iterable[Offer]:
-    """Offer the prepared data in data/."""
-    found = sorted(Path("data").glob("*/manifest.json"))
-    return [(path.parent.as_posix(), "prepared data") for path in found]

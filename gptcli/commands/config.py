@@ -31,7 +31,7 @@ KeyArgument = Annotated[
     typer.Argument(
         metavar="KEY",
         help="A key such as optim.lr, or a section; default: list all.",
-        autocompletion=complete.keys_and_sections,
+        autocompletion=complete.settings,
     ),
 ]
 # What only files that we wrote contain.

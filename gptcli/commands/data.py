@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptcli.commands import complete, options
+from gptcli.commands import options
 from gptcli.errors import DataError
 from gptcli.formatting import moment, plural, shares, size
 from gptcli.terminal import console
@@ -21,12 +21,7 @@ _MOST_EXAMPLES = 5
 
 app = typer.Typer(help="Inspect prepared data.", no_args_is_help=False)
 
-Folder = Annotated[
-    str,
-    typer.Argument(
-        metavar="DIR", help="A prepared data folder.", autocompletion=complete.data_folders
-    ),
-]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="A prepared data folder.")]
 
 
 @app.command()

@@ -1,16 +1,20 @@
-"""`gpt plot`: a picture of one run, or of several over one another."""
+"""`gpt plot` and `gpt report`: a picture of one run or of several, and a run as a page."""
 
 import difflib
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptcli.commands import complete, options
 from gptcli.errors import ConfigError, DataError
+from gptcli.formatting import moment, size
 from gptcli.plotting.curves import Axis, Panel
 from gptcli.terminal import console
+
+if TYPE_CHECKING:
+    from gptcli.runs import RunHistory
 
 RunsArgument = Annotated[
     list[str] | None,
@@ -48,28 +52,33 @@ def plot(
         raise ConfigError("gpt plot needs matplotlib", "install it: pip install 'gptcli[plot]'")
     from gptcli.plotting import require_ending
     from gptcli.plotting.figure import FORMATS, draw_figure
-    from gptcli.runs import read_run
     from gptcli.runs.compare import figures
-    from gptcli.runs.find import find_run
 
     if out is not None:
         require_ending(out, *FORMATS)
-    found = [read_run(find_run(name)) for name in dict.fromkeys(runs or ())]
-    found = found or [read_run(find_run(None))]
+    found = [_read(name) for name in dict.fromkeys(runs or [None])]
     for run in found:
         if not run.steps and not run.evaluations:
             raise DataError(
                 f"{run.folder}: nothing is logged yet",
                 "the first line is written after train.log_every steps",
             )
-        for problem in run.problems:
-            console.message(f"note: {problem}")
     file = out or found[0].folder / "loss.png"
     draw_figure(found, file, x, shown)
     if json_:
         console.result_json({"file": str(file), "runs": [figures(run) for run in found]})
     else:
         console.result(str(file))
+
+
+def _read(name: str | None) -> "RunHistory":
+    from gptcli.runs import read_run
+    from gptcli.runs.find import find_run
+
+    run = read_run(find_run(name))
+    for problem in run.problems:
+        console.message(f"note: {problem}")
+    return run
 
 
 def _panels(text: str) -> tuple[Panel, ...]:
@@ -81,3 +90,28 @@ def _panels(text: str) -> tuple[Panel, ...]:
             raise ConfigError(f"--panels: unknown panel {name!r}", hint)
         found.append(Panel(name))
     return tuple(dict.fromkeys(found))
+
+
+def report(
+    run: options.RunArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: RUN/report.html."),
+    ] = None,
+    json_: options.JsonOption = False,
+) -> None:
+    """Write a self-contained HTML report of a run."""
+    from gptcli.plotting import require_ending
+    from gptcli.plotting.page import FORMATS
+    from gptcli.plotting.report import write_report
+    from gptcli.runs.compare import figures
+
+    if out is not None:
+        require_ending(out, *FORMATS)
+    found = _read(run)
+    file = out or found.folder / "report.html"
+    n_bytes = write_report(found, file, moment())
+    if json_:
+        console.result_json({"file": str(file), "bytes": n_bytes, "run": figures(found)})
+    else:
+        console.result(f"{file}: {size(n_bytes)}")

@@ -37,7 +37,7 @@ def test_a_resume_that_is_not_exact_is_found_out(
 
     monkeypatch.setattr(verify, "_train_apart", careless)
     verdict = verify.verify_resume(tiny(), 6, tmp_path / "proof")
-    assert verdict.differing and verdict.largest > 0
+    assert verdict.differing
     assert any(name.startswith("model") for name in verdict.differing)
 
 

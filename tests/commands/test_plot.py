@@ -1,4 +1,4 @@
-"""`gpt plot`, and the picture that training leaves: what they write, print and refuse."""
+"""`gpt plot`, `gpt report` and the picture that training leaves: what they write, print, refuse."""
 
 import json
 import sys
@@ -130,3 +130,13 @@ def test_epoch_losses_that_choose_the_best_are_drawn_and_shown(
     assert losses["epoch mean"].y == (4.0, 3.0, 5.0) and losses.best == (20.0, 3.0)
     page = render(read_run(Path("runs/epochs")), "now")
     assert "Best epoch loss" in page and '"epoch mean"' in page
+
+
+def test_report_writes_a_page_into_the_run_folder(gpt: Any, run: Path) -> None:
+    done = gpt("report")
+    assert done.code == 0 and done.out.startswith(str(run / "report.html"))
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "tiny" in page
+    found = gpt("report", "tiny", "-o", "page.html", "--json").json
+    assert list(found) == ["file", "bytes", "run"] and found["file"] == "page.html"
+    assert found["bytes"] == Path("page.html").stat().st_size and found["run"]["step"] == 6
