@@ -56,7 +56,8 @@ def plot(
 
     if out is not None:
         require_ending(out, *FORMATS)
-    found = [_read(name) for name in dict.fromkeys(runs or [None])]
+    names: list[str | None] = [*runs] if runs else [None]
+    found = [_read(name) for name in dict.fromkeys(names)]
     for run in found:
         if not run.steps and not run.evaluations:
             raise DataError(
