@@ -23,7 +23,6 @@ from typing import Literal
 from gptcli.errors import ConfigError, GptError, StorageError
 from gptcli.formatting import plural, size
 
-_TORCH = (2, 11)  # earlier versions have holes in weights_only
 _LOW_MEMORY, _LOW_DISK = 1 << 30, 1 << 30  # bytes
 _WRITTEN = 32 << 20  # enough to see a slow disk, little enough to wait for
 _SLOW_DISK = 20e6  # bytes per second
@@ -62,14 +61,9 @@ def _python() -> Check:
 
 
 def _torch() -> Check:
-    remedy = "install torch 2.11 or newer: https://pytorch.org/get-started/locally/"
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return _fail(f"cannot be imported: {str(error).splitlines()[0]}", remedy)
-    version = str(torch.__version__)
-    numbers = tuple(map(int, version.split("+")[0].split(".")[:2]))
-    return _ok(version) if numbers >= _TORCH else _fail(f"{version} is too old", remedy)
+    import torch
+
+    return _ok(str(torch.__version__))
 
 
 def _device() -> Check:
@@ -123,21 +117,15 @@ def _compiler() -> Check:
 def _memory() -> Check:
     import torch
 
-    from gptcli.device import available_devices, available_memory
+    from gptcli.device import available_memory
 
-    free, note, parts = available_memory(torch.device("cpu")), "", []
-    if free is not None:
-        with suppress(OSError, ValueError):  # no container, or one without a limit
-            limit = int(_CGROUP_LIMIT.read_text())
-            free, note = min(free, limit), f" ({size(limit)} at most here)"
-        parts.append(f"{size(free)} free{note}")
-    if "cuda" in available_devices():
-        for index in range(torch.cuda.device_count()):
-            free_here, total = torch.cuda.mem_get_info(index)
-            parts.append(f"cuda:{index} {size(free_here)} of {size(total)} free")
-    found = ", ".join(parts) or "unknown"
+    free = available_memory(torch.device("cpu"))
+    if free is None:
+        return _ok("unknown")
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        free = min(free, int(_CGROUP_LIMIT.read_text()))
     remedy = "close other programs, or train a small model: -c quickstart"
-    return _warn(found, remedy) if free is not None and free < _LOW_MEMORY else _ok(found)
+    return _warn(f"{size(free)} free", remedy) if free < _LOW_MEMORY else _ok(f"{size(free)} free")
 
 
 def _disk() -> Check:
