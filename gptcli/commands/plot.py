@@ -57,13 +57,7 @@ def plot(
     if out is not None:
         require_ending(out, *FORMATS)
     names: list[str | None] = [*runs] if runs else [None]
-    found = [_read(name) for name in dict.fromkeys(names)]
-    for run in found:
-        if not run.steps and not run.evaluations:
-            raise DataError(
-                f"{run.folder}: nothing is logged yet",
-                "the first line is written after train.log_every steps",
-            )
+    found = [_read(name, is_logged=True) for name in dict.fromkeys(names)]
     file = out or found[0].folder / "loss.png"
     draw_figure(found, file, x, shown)
     if json_:
@@ -72,11 +66,15 @@ def plot(
         console.result(str(file))
 
 
-def _read(name: str | None) -> "RunHistory":
+def _read(name: str | None, *, is_logged: bool = False) -> "RunHistory":
+    """Return a run, where `is_logged` one that has something to draw."""
     from gptcli.runs import read_run
     from gptcli.runs.find import find_run
 
     run = read_run(find_run(name))
+    if is_logged and not run.steps and not run.evaluations:
+        hint = "the first line is written after train.log_every steps"
+        raise DataError(f"{run.folder}: nothing is logged yet", hint)
     for problem in run.problems:
         console.message(f"note: {problem}")
     return run
