@@ -17,7 +17,7 @@ from gptcli.data.presets import folder_at, is_address
 from gptcli.data.shards import Manifest, read_manifest
 from gptcli.device import init_runtime
 from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
-from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats, evaluate_rows
+from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats
 from gptcli.evaluation import evaluate as score_tokens
 from gptcli.evaluation.adapt import Learner
 from gptcli.evaluation.texts import split_tokens, text_tokens
@@ -170,11 +170,11 @@ def compare(
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
         began = time.perf_counter()
-        how: dict[str, Any] = {"max_tokens": max_tokens, "on_progress": on_progress}
-        how["units"] = TokenStats(model.tokenizer)
-        if not isinstance(tokens, PackedRows):  # of which a copy learns after each
-            rows = None if adapt_lr is None else 1
-            how.update(context=context, stride=stride, span_of=span_of, rows=rows)
+        how: dict[str, Any] = {
+            "context": context, "stride": stride, "max_tokens": max_tokens,
+            "units": TokenStats(model.tokenizer), "span_of": span_of, "on_progress": on_progress,
+            "rows": None if adapt_lr is None else 1,  # a copy learns after each
+        }  # fmt: skip
         with tokens:
             found, adapted = _score(model, config, tokens, **how), None
             seconds = time.perf_counter() - began
@@ -232,10 +232,7 @@ def _score(
         model, how["learn"] = learner.model, learner.learn
     model = model.compiled() if runtime.compile else model
     try:
-        if isinstance(tokens, PackedRows):
-            found = evaluate_rows(model, tokens, runtime, **how)
-        else:
-            found = score_tokens(model, tokens, runtime, **how)
+        found = score_tokens(model, tokens, runtime, **how)
     except RuntimeError as error:
         if not runtime.compile or is_out_of_memory(error):
             raise

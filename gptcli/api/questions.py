@@ -21,7 +21,7 @@ from gptcli.data.messages import BadRow, conversation_of
 from gptcli.data.packing import PackedRows
 from gptcli.device import init_runtime
 from gptcli.errors import DataError
-from gptcli.evaluation import evaluate_rows
+from gptcli.evaluation import evaluate
 from gptcli.generation import encode_prompt
 from gptcli.generation.dialogue import chat_prompt
 from gptcli.generation.samples import draw_samples
@@ -168,7 +168,7 @@ def _choose(
         config.model_copy(update={"device": trained.model.wte.weight.device.type})
     )
     rows = PackedRows(candidates, context, seed=0)
-    found = evaluate_rows(trained.model, rows, runtime, n_spans=len(said))
+    found = evaluate(trained.model, rows, runtime, context=context, n_spans=len(said))
     assert found is not None
     right: tuple[list[bool], list[bool]] = [], []
     first = 0

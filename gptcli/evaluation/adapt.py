@@ -6,8 +6,6 @@ et al. 2018). The model that was given stays as it is.
 
 import copy
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -38,15 +36,14 @@ class Learner:
         self._means = [torch.zeros_like(p) for p in self._parameters]
         self._squares = [torch.zeros_like(p) for p in self._parameters]
 
-    def learn(self, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_]) -> None:
-        """Take a step on rows of tokens (B, T + 1), whose targets (B, T) count where scored."""
+    def learn(self, tokens: Tensor, targets: Tensor) -> None:
+        """Take a step on the targets (B, T) that are scored."""
         if not self._lr:
             return
-        rows, device = torch.from_numpy(raw), self._compute.device
-        targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
+        device = self._compute.device
         with self._compute.autocast():
-            loss = self.model(rows[:, :-1].to(device), targets.to(device)).loss
-        (loss / int(scored.sum())).backward()
+            loss = self.model(tokens.to(device), targets.to(device)).loss
+        (loss / int((targets != IGNORED).sum())).backward()
         nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
         with torch.no_grad():
             gradients = [p.grad for p in self._parameters if p.grad is not None]  # all have one

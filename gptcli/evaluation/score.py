@@ -3,26 +3,34 @@
 Sums run over tokens and are divided once, so batches never weigh differently.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gptcli.config.windows import scoring_windows
+from gptcli.data.loader import Batch
 from gptcli.data.shards import TokenReader
 from gptcli.device import Runtime
 from gptcli.errors import DataError
-from gptcli.evaluation.metrics import MOST_SPANS, Evaluation, SpanSums, TokenStats, span_length
+from gptcli.evaluation.metrics import (
+    MOST_SPANS,
+    Counts,
+    Evaluation,
+    SpanSums,
+    TokenStats,
+    span_length,
+)
 from gptcli.model import GPT
 from gptcli.model.loss import IGNORED
 
 if TYPE_CHECKING:
-    from gptcli.data.loader import Split
     from gptcli.data.packing import PackedRows
 
 # Tokens of one batch: on a CPU what they need stays near the processor's caches; a GPU is busy, and
@@ -32,38 +40,27 @@ _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768, "mps": 8192}
 # Numbers of one batch's widest activation: 512 MB in float32.
 _WIDEST = 1 << 27
 
-SpanOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
-Learn = Callable[[npt.NDArray[np.int64], npt.NDArray[np.bool_]], None]
-
-
-class TokenSequence(Protocol):
-    """Tokens that can be read anywhere: a split of a data folder, or a text in memory."""
-
-    def __len__(self) -> int: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return `count` tokens from `start` on."""
-        ...
+SpanOf = Callable[[Counts], Counts]
+Learn = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
-class TokenArray(TokenSequence):
-    """Tokens in memory, (n,)."""
+class TokenArray(contextlib.AbstractContextManager[Any]):
+    """Tokens in memory, (n,), read as those of a split are."""
 
     tokens: npt.NDArray[np.unsignedinteger]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __exit__(self, *error: object) -> None: ...
+
     def read(self, start: int, count: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `count` tokens from `start` on."""
         return self.tokens[start : start + count]
+
+
+TokenSequence = TokenReader | TokenArray
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,50 @@ def windows(n_tokens: int, context: int, stride: int) -> Callable[[int], Window]
     return window
 
 
+class _Text:
+    """The windows of a text as rows."""
+
+    def __init__(self, tokens: TokenSequence, context: int, stride: int) -> None:
+        assert len(tokens) >= 2 and 1 <= stride <= context
+        self._tokens, self.context, self.stride = tokens, context, stride
+        self._window, self._span = windows(len(tokens), context, stride), span_length(len(tokens))
+        self.n_rows = scoring_windows(len(tokens), context, stride)[1]
+        self.n_spans = (len(tokens) - 2) // self._span + 1
+
+    def length(self, row: int) -> int:
+        return self._window(row).length
+
+    def span_of(self, places: Counts) -> Counts:
+        return (places - 1) // self._span
+
+    def read(self, rows: Sequence[int]) -> tuple[Batch, Counts]:
+        """Return rows of one length as a batch, and where in the text each target (B, T) is."""
+        batch, T = [self._window(row) for row in rows], self.length(rows[0])
+        tokens = np.stack([self._tokens.read(w.start, T + 1) for w in batch]).astype(np.int64)
+        scored = np.arange(T) >= np.array([[T - w.n_scored] for w in batch])
+        raw = torch.from_numpy(tokens)
+        targets = raw[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
+        return (raw[:, :-1], targets), np.array([[w.start + 1] for w in batch]) + np.arange(T)
+
+
+class _Conversations:
+    """The rows of conversations, each of which is a place that its targets are in."""
+
+    def __init__(self, rows: "PackedRows", n_spans: int) -> None:
+        self.context = self.stride = rows.seq_len
+        self.n_rows, self.read, self._n = rows.n_rows, rows.read, len(rows.lengths)
+        self.n_spans = min(n_spans, self._n)
+
+    def length(self, row: int) -> int:
+        return self.context
+
+    def span_of(self, numbers: Counts) -> Counts:
+        return numbers * self.n_spans // self._n
+
+
 def evaluate(
     model: GPT,
-    tokens: TokenSequence,
+    tokens: "TokenSequence | PackedRows",
     compute: Runtime,
     *,
     context: int,
@@ -102,108 +140,62 @@ def evaluate(
     max_tokens: int | None = None,
     units: TokenStats | None = None,
     span_of: SpanOf | None = None,
+    n_spans: int = MOST_SPANS,
     rows: int | None = None,
-    learn: Learn = lambda raw, scored: None,
+    learn: Learn = lambda tokens, targets: None,
     turn: tuple[int, int] = (0, 1),
     stopped: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation | None:
-    """Score tokens.
+    """Score text in windows, or what is trained on in the rows of conversations.
 
     Args:
         model: Its mode is restored afterwards.
-        tokens: At least two.
+        tokens: At least two; or conversations.
         compute: Device and precision.
-        context: Length of a window.
+        context: Length of a window; rows of conversations have theirs.
         stride: Tokens between the starts of windows; `context` if None.
         max_tokens: Score about this many, in evenly spaced windows; all if None.
         units: Counts bytes and words of the scored tokens; neither is counted if None.
         span_of: From positions (n,) to spans, to compare tokenizers; equally many tokens if None.
+        n_spans: Spans of neighboring conversations, at most one each.
         rows: Windows scored together; as many as suit the device if None.
-        learn: Called with what was scored: windows (B, T + 1), and which targets (B, T) count.
+        learn: Called with what was scored: tokens and targets, (B, T) each.
         turn: Rank and number of ranks that share the work, with equally many forward passes each.
         stopped: Asked between batches; if true, None is returned.
         on_progress: Called with (windows done, windows in all).
     """
-    assert len(tokens) >= 2 and 1 <= (stride or context) <= context
-    stride = stride or context
-    chosen, total = scoring_windows(len(tokens), context, stride, max_tokens)
-    window = windows(len(tokens), context, stride)
-    evenly_spaced = (window(i * total // chosen) for i in range(chosen))
-    rows, length = rows or _rows_together(model, compute, context), span_length(len(tokens))
-    sums, last = SpanSums((len(tokens) - 2) // length + 1), np.array([len(tokens) - 1])
-    paired = SpanSums(int(span_of(last)[0]) + 1) if span_of is not None else None
-    done = 0
+    source: _Text | _Conversations
+    paired: SpanSums | None = None
+    if isinstance(tokens, TokenReader | TokenArray):
+        source = _Text(tokens, context, stride or context)
+        if span_of is not None:
+            paired = SpanSums(int(span_of(np.array([len(tokens) - 1]))[0]) + 1)
+    else:
+        source = _Conversations(tokens, n_spans)
+    total = source.n_rows
+    chosen = min(total, max(1, max_tokens // source.stride)) if max_tokens else total
+    evenly_spaced = (i * total // chosen for i in range(chosen))
+    n_rows = rows or _rows_together(model, compute, source.context)
+    sums, done = SpanSums(source.n_spans), 0
     with _in_eval_mode(model):
-        for batch, counts in _batches(evenly_spaced, rows, turn):
+        for batch, counts in _batches(evenly_spaced, source.length, n_rows, turn):
             if stopped():
                 return None
-            raw = np.stack([tokens.read(w.start, w.length + 1) for w in batch]).astype(np.int64)
-            scored, positions = _targets(batch)
-            nats = _token_losses(model, raw, scored, compute)
+            parts, places = source.read(batch)
+            losses = _token_losses(model, parts, compute)
             if not counts:
                 continue
-            learn(raw, scored)
-            counted = units.count(raw[:, :-1][scored], raw[:, 1:][scored]) if units else ()
-            sums.add((positions - 1) // length, nats[scored], *counted)
+            learn(*parts[:2])
+            scored = (parts[1] != IGNORED).numpy()
+            before, targets = (part.numpy()[scored] for part in parts[:2])
+            found = losses[scored], *(units.count(before, targets) if units else ())
+            sums.add(source.span_of(places[scored]), *found)
             if paired is not None and span_of is not None:
-                paired.add(span_of(positions), nats[scored], *counted)
+                paired.add(span_of(places[scored]), *found)
             done += len(batch)
             on_progress(done, chosen)
-    return Evaluation(context, stride, sums, paired)
-
-
-def evaluate_rows(
-    model: GPT,
-    rows: "PackedRows",
-    compute: Runtime,
-    *,
-    max_tokens: int | None = None,
-    units: TokenStats | None = None,
-    n_spans: int | None = None,
-    turn: tuple[int, int] = (0, 1),
-    stopped: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation | None:
-    """Score what is trained on in conversations; arguments are those of `evaluate`.
-
-    Args:
-        rows: The conversations.
-        max_tokens: Score rows of about this many tokens, evenly spaced; all if None.
-        n_spans: Spans of neighboring conversations, at most one each; 256 if None.
-    """
-    chosen = min(rows.n_rows, max(1, max_tokens // rows.seq_len)) if max_tokens else rows.n_rows
-    indices = [i * rows.n_rows // chosen for i in range(chosen)]
-    size, (rank, world_size) = _rows_together(model, compute, rows.seq_len), turn
-    batches = [indices[first : first + size] for first in range(0, chosen, size)]
-    sums, done = SpanSums(min(n_spans or MOST_SPANS, len(rows.lengths))), 0
-    with _in_eval_mode(model):
-        for first in range(0, len(batches), world_size):
-            if stopped():
-                return None
-            counts = first + rank < len(batches)  # else it is one more, as many as others have
-            batch, numbers = rows.read(batches[first + rank if counts else first])
-            with torch.no_grad(), compute.autocast():
-                losses = model.token_losses(*(part.to(compute.device) for part in batch))
-            if not counts:
-                continue
-            scored = (batch[1] != IGNORED).numpy()
-            before, targets = (part.numpy()[scored] for part in batch[:2])
-            spans = numbers[scored] * len(sums) // len(rows.lengths)
-            counted = units.count(before, targets) if units else ()
-            sums.add(spans, losses.cpu().numpy()[scored], *counted)
-            done += len(losses)
-            on_progress(done, chosen)
-    return Evaluation(rows.seq_len, rows.seq_len, sums)
-
-
-def evaluate_split(
-    model: GPT, tokens: "Split", compute: Runtime, context: int, **how: Any
-) -> Evaluation | None:
-    """Score a split: text in windows of `context`, conversations in their rows."""
-    if isinstance(tokens, TokenReader):
-        return evaluate(model, tokens, compute, context=context, **how)
-    return evaluate_rows(model, tokens, compute, **how)
+    return Evaluation(source.context, source.stride, sums, paired)
 
 
 def _rows_together(model: GPT, compute: Runtime, context: int) -> int:
@@ -212,7 +204,7 @@ def _rows_together(model: GPT, compute: Runtime, context: int) -> int:
     return max(1, n_tokens // context)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _in_eval_mode(model: GPT) -> Iterator[None]:
     was_training = model.training
     model.eval()
@@ -223,13 +215,13 @@ def _in_eval_mode(model: GPT) -> Iterator[None]:
 
 
 def _batches(
-    every_window: Iterable[Window], rows: int, turn: tuple[int, int]
-) -> Iterator[tuple[list[Window], bool]]:
-    """Yield a rank's batches of windows of equal length; if too few, one that does not count."""
+    every_row: Iterable[int], length: Callable[[int], int], n_rows: int, turn: tuple[int, int]
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield a rank's batches of rows of equal length; if too few, one that does not count."""
 
-    def batches() -> Iterator[list[Window]]:
-        for _, alike in itertools.groupby(every_window, lambda window: window.length):
-            while batch := list(itertools.islice(alike, rows)):
+    def batches() -> Iterator[list[int]]:
+        for _, alike in itertools.groupby(every_row, length):
+            while batch := list(itertools.islice(alike, n_rows)):
                 yield batch
 
     (rank, world_size), every_batch = turn, batches()
@@ -237,27 +229,15 @@ def _batches(
         yield (dealt[rank], True) if rank < len(dealt) else (dealt[0], False)
 
 
-def _targets(batch: list[Window]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Return which targets (B, T) of windows of one length count, and where these are."""
-    T = batch[0].length
-    scored: npt.NDArray[np.bool_] = np.arange(T) >= np.array([[T - w.n_scored] for w in batch])
-    positions = np.array([[w.start + 1] for w in batch]) + np.arange(T)
-    return scored, positions[scored]
-
-
 @torch.no_grad()
-def _token_losses(
-    model: GPT, raw: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_], compute: Runtime
-) -> npt.NDArray[np.float32]:
-    """Return the loss of every token but the first of rows (B, T + 1), zero where not scored."""
-    if (raw[:, 1:][scored] >= model.n_tokens).any():
+def _token_losses(model: GPT, batch: Batch, compute: Runtime) -> npt.NDArray[np.float32]:
+    """Return the loss of every target (B, T), zero where it is not scored."""
+    if bool((batch[1] >= model.n_tokens).any()):
         raise DataError(
             "the text has tokens that the model does not have, such as end-of-text",
             "score a text without them: --text FILE",
         )
-    rows = torch.from_numpy(raw)
-    targets = rows[:, 1:].masked_fill(torch.from_numpy(~scored), IGNORED)
     with compute.autocast():
-        losses = model.token_losses(rows[:, :-1].to(compute.device), targets.to(compute.device))
+        losses = model.token_losses(*(part.to(compute.device) for part in batch))
     numbers: npt.NDArray[np.float32] = losses.cpu().numpy()
     return numbers

@@ -18,7 +18,7 @@ from gptcli.data.loader import Split
 from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
-from gptcli.evaluation import evaluate_split
+from gptcli.evaluation import evaluate
 from gptcli.generation import Decoding, TextStream, encode_prompt
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
@@ -333,9 +333,10 @@ class Trainer:
         for part in (part for part in s.spec.parts if part.name in splits):
             n_tokens = s.spec.most_scored(part, is_val=splits is s.val_tokens)
             with self.clock.during("evaluating"), s.inference():
-                result = evaluate_split(
-                    s.model, splits[part.name], s.compute, s.config.seq_len, max_tokens=n_tokens,
-                    stopped=self.stop.requested, turn=(s.world.rank, s.world.size),
+                result = evaluate(
+                    s.model, splits[part.name], s.compute, context=s.config.seq_len,
+                    max_tokens=n_tokens, turn=(s.world.rank, s.world.size),
+                    stopped=self.stop.requested,
                 )  # fmt: skip
             if result is None:
                 return None

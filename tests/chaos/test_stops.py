@@ -74,8 +74,8 @@ def signalling(owner: object, name: str, number: int, call: int) -> Iterator[Non
 )
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(Session, "write", 1), (Session, "write", 3), (loop, "evaluate_split", 1),
-     (loop, "evaluate_split", 2), (Stepper, "step", 1), (Stepper, "step", 7),
+    [(Session, "write", 1), (Session, "write", 3), (loop, "evaluate", 1),
+     (loop, "evaluate", 2), (Stepper, "step", 1), (Stepper, "step", 7),
      (loop.Decoding, "step", 2)],
     ids=["first save", "third save", "evaluation", "its second half", "first step", "step 7",
          "sample"],
