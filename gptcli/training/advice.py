@@ -123,8 +123,7 @@ def estimate_work(spec: RunSpec, done: int = 0) -> dict[str, Work]:
 def advise(spec: RunSpec, seconds_per_token: float = _USUAL_SECONDS) -> tuple[Advice, ...]:
     """Return advice about a settled run, most telling first; a token's time may be measured."""
     shares = partial(_shares, worth_saying=_WORTH_SAYING / seconds_per_token)
-    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation, shares, _vocabulary,
-             _documents)  # fmt: skip
+    rules = (_learning_rate, _warmup, _batch, _epochs, _context, _evaluation, shares, _vocabulary)
     return tuple(advice for rule in rules for advice in rule(spec))
 
 
@@ -167,61 +166,42 @@ def _warmup(spec: RunSpec) -> Iterator[Advice]:
 
 def _batch(spec: RunSpec) -> Iterator[Advice]:
     config, step = spec.config, spec.tokens_per_step
-
-    def settings(rows: int, tokens: int) -> str:
-        unit = rows * spec.n_processes * config.seq_len
-        tokens = -(-tokens // unit) * unit
-        return (
-            f"-s train.micro_batch_size={rows * spec.n_processes} -s train.tokens_per_step={tokens}"
-        )
-
-    if config.device == "cuda" and spec.rows == 1 and config.seq_len < 4096:
-        yield Advice(
-            "micro-batch of one row",
-            "a GPU is idle most of the time with so little at once",
-            settings(8, step),
-        )
     if step > config.seq_len * spec.n_windows / 2 and spec.max_steps > 1:
+        least = spec.n_processes * config.seq_len
         yield Advice(
             f"a step takes {step:,} of {spec.train_tokens:,} tokens",
             "each step sees most of the data; use more text, or smaller steps",
-            settings(1, 1) if step > config.seq_len * spec.n_processes else "",
+            f"-s train.micro_batch_size={spec.n_processes} -s train.tokens_per_step={least}"
+            if step > least
+            else "",
         )
 
 
 def _epochs(spec: RunSpec) -> Iterator[Advice]:
     """Muennighoff et al. 2023: up to four epochs are worth about as much as new text.
 
-    A run that names its epochs, has no validation, or uses dropout means to repeat the text.
+    A run that names its epochs, has no validation, or uses dropout means to repeat the text; so
+    does a source of a mixture that names its epochs.
     """
-    config, epochs = spec.config, spec.epochs
+    config = spec.config
+    many: list[tuple[float, int, str, str, str]] = []
     if config.data.mix is not None:
-        yield from _epochs_of_sources(spec)
-        return
-    deliberate = config.train.max_epochs or not spec.val_tokens or config.model.dropout
-    is_ample = spec.train_tokens > _TOKENS_PER_PARAMETER * spec.size.parameters
-    if epochs <= _MANY_EPOCHS or deliberate or is_ample:
-        return
-    steps = max(1, int(spec.max_steps * _MANY_EPOCHS / epochs))
-    dropout = "-s model.dropout=0.1 or " if config.model.init_from == "scratch" else ""
-    yield Advice(
-        f"{plural(epochs, 'epoch')} over {spec.train_tokens:,} tokens without dropout",
-        "after about 4, the model memorizes the text and learns little from it (Muennighoff et al."
-        " 2023); more text is better",
-        f"{dropout}-s train.max_steps={steps}",
-    )
-
-
-def _epochs_of_sources(spec: RunSpec) -> Iterator[Advice]:
-    """Say the same of each source of a mixture, unless its epochs are named."""
-    assert spec.config.data.mix is not None
-    for source, each in zip(spec.config.data.mix, drawn(spec), strict=True):
-        if each.epochs > _MANY_EPOCHS and source.max_epochs is None:
+        helps = f"a lower weight, or max_epochs: {_MANY_EPOCHS} beside it, helps"
+        many = [(each.epochs, each.train_tokens, f" of {each.name}", helps, "")
+                for source, each in zip(config.data.mix, drawn(spec), strict=True)
+                if source.max_epochs is None]  # fmt: skip
+    elif not (config.train.max_epochs or not spec.val_tokens or config.model.dropout):
+        dropout = "-s model.dropout=0.1 or " * (config.model.init_from == "scratch")
+        if spec.train_tokens <= _TOKENS_PER_PARAMETER * spec.size.parameters:
+            many = [(spec.epochs, spec.train_tokens, " without dropout", "more text is better",
+                     dropout)]  # fmt: skip
+    for epochs, n_tokens, which, helps, other in many:
+        if epochs > _MANY_EPOCHS:
             yield Advice(
-                f"{plural(each.epochs, 'epoch')} over {each.train_tokens:,} tokens of {each.name}",
-                "after about 4, the model memorizes the text and learns little from it (Muennighoff"
-                f" et al. 2023); a lower weight, or max_epochs: {_MANY_EPOCHS} beside it, helps",
-                f"-s train.max_steps={max(1, int(spec.max_steps * _MANY_EPOCHS / each.epochs))}",
+                f"{plural(epochs, 'epoch')} over {n_tokens:,} tokens{which}",
+                f"after about {_MANY_EPOCHS}, the model memorizes the text and learns little from"
+                f" it (Muennighoff et al. 2023); {helps}",
+                f"{other}-s train.max_steps={max(1, int(spec.max_steps * _MANY_EPOCHS / epochs))}",
             )
 
 
@@ -314,24 +294,3 @@ def _vocabulary(spec: RunSpec) -> Iterator[Advice]:
             "GPUs multiply a padded head faster; the rows added are never used (as in nanoGPT)",
             f"-s model.vocab_size={-(-size // 64) * 64}",
         )
-
-
-def _documents(spec: RunSpec) -> Iterator[Advice]:
-    """Many short texts in a long window: attention crosses from one to the next."""
-    config, n_documents = spec.config, spec.manifest.documents
-    mean = (spec.train_tokens + spec.val_tokens) / max(1, n_documents)
-    if n_documents < 100 or config.seq_len <= 8 * mean or spec.manifest.is_chat:
-        return
-    length = min(config.seq_len, max(16, 2 ** math.ceil(math.log2(4 * mean))))
-    unit = config.rows * length
-    step = max(unit, config.tokens_per_step // unit * unit)
-    keys = [
-        "model.block_size",
-        *(key for key in ("data.seq_len", "data.stride") if config.get(key)),
-    ]
-    same = " ".join(f"-s {key}={length}" for key in keys)
-    yield Advice(
-        f"windows of {config.seq_len:,} tokens over documents of {mean:,.0f} on average",
-        "most of what is attended to belongs to other documents",
-        f"{same} -s train.tokens_per_step={step}",
-    )

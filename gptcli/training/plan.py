@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -240,14 +240,12 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
         spec, setup = session.spec, time.perf_counter() - began
         per_token, measured = _seconds_per_token(session)
         update = _timed(session, _update)
-        seconds, settled, compiling = spec.tokens_per_step * per_token + update, spec, 0.0
+        compiling = compile_seconds(spec.config) if spec.config.compile is True else 0.0
+        if compiling:
+            per_token = compiled_seconds(spec.config, per_token)
+        seconds, settled = spec.tokens_per_step * per_token + update, spec
         if spec.budget is not None:
-            settled = spec.lasting(steps_within(spec, 60 * spec.budget, seconds))
-        if settled.config.compile is True:
-            compiling = compile_seconds(spec.config)
-            seconds = spec.tokens_per_step * compiled_seconds(spec.config, per_token) + update
-            if spec.budget is not None:
-                settled = spec.lasting(steps_within(spec, 60 * spec.budget - compiling, seconds))
+            settled = spec.lasting(steps_within(spec, 60 * spec.budget - compiling, seconds))
         return TimedSteps(
             step=session.state.step,
             max_steps=settled.max_steps,
@@ -262,34 +260,19 @@ def _seconds_per_token(session: Session) -> tuple[float, int]:
     """Return what a token of a micro-batch takes, and the tokens of the batch that showed it."""
     batches = session.loader.micro_batches(session.state.step, session.spec.rows)
     batch = [part.to(session.compute.device) for part in next(batches)]
-    began = time.perf_counter()
-    seconds = n_tokens = 0.0
-    for rows, length in _sizes(*batch[0].shape):
-        growth = rows * length / n_tokens if n_tokens else 1.0
-        if time.perf_counter() - began + growth * seconds > SECONDS and n_tokens:
-            break
-        part = [tensor[:rows, :length].contiguous() for tensor in batch]
-        n_tokens = rows * length
+    began, n, is_over = time.perf_counter(), _FIRST_TOKENS, False
+    while not is_over:
+        part = [tensor[: n // tensor.shape[1] or 1, :n].contiguous() for tensor in batch]
         seconds = _timed(session, _pass, *part)
         while time.perf_counter() - began < SECONDS / 20:  # what is first used is slow once
             seconds = _timed(session, _pass, *part)
+        n, n_tokens = 2 * n, part[0].numel()
+        is_next_late = time.perf_counter() - began + 2 * seconds > SECONDS
+        is_over = is_next_late or n_tokens == batch[0].numel()
     again = [seconds]
     while len(again) < _REPEATS and time.perf_counter() - began + seconds < SECONDS:
         again.append(_timed(session, _pass, *part))
-    return statistics.median(again) / n_tokens, int(n_tokens)
-
-
-def _sizes(rows: int, length: int) -> Iterator[tuple[int, int]]:
-    """Yield growing parts of a micro-batch, all of it last."""
-    tokens = min(_FIRST_TOKENS, length)
-    while tokens < length:
-        yield 1, tokens
-        tokens *= 2
-    some = 1
-    while some < rows:
-        yield some, length
-        some *= 2
-    yield rows, length
+    return statistics.median(again) / n_tokens, n_tokens
 
 
 def _timed(session: Session, work: Callable[..., None], *arguments: Tensor) -> float:
