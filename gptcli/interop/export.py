@@ -31,7 +31,7 @@ class Target(Protocol):
         """Return the model's form in this format, or raise a ConfigError that says why not."""
 
     def write(self, path: Path, source: Source) -> int:
-        """Write to `path`, and to `aside_name(form.beside)`; return the number of parameters."""
+        """Write to `path`, `form.beside` next to it; return the number of parameters."""
 
     def read_back(self, path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         """Return the model that the program would compute, and its weights by our names."""
@@ -83,16 +83,17 @@ def export(
     """
     target = TARGETS[to]
     form = target.check(trained, out)
-    paths = [out] if form.beside is None else [form.beside, out]
-    for path in reversed(paths):
-        atomic.require_free(path, force, is_folder=form.is_folder)
+    for path in (out, form.beside):
+        if path is not None:
+            atomic.require_free(path, force, is_folder=form.is_folder)
     n_tokens = trained.tokenizer.vocab_size
     model = trained.model.config.model_copy(update={"vocab_size": n_tokens})
     weights = {name: p.detach().cpu() for name, p in trained.model.named_parameters()}
     source = Source(trained, form, model, unpad_vocab(weights, n_tokens), out, dtype)
     atomic.make_folder(out.parent)
-    with _removed_on_error(paths):
-        aside = atomic.aside_name(out)
+    with _aside(out) as folder:
+        # A plain name whatever `out` is called: not every library takes each.
+        aside = folder / "model.part"
         with _write_errors(out):
             n_parameters = target.write(aside, source)
         shape, weights = target.read_back(aside)
@@ -105,31 +106,26 @@ def export(
             raise CheckpointError(
                 f"{out}: what was written reads back with logits that differ by {difference:.2g}"
             )
-        size = sum(_place(path) for path in paths)
+        size = _place(folder / form.beside.name, form.beside) if form.beside is not None else 0
+        size += _place(aside, out)
     return Exported(str(out), to, form.family, n_parameters, size, difference, form.notes)
 
 
 @contextlib.contextmanager
-def _removed_on_error(paths: list[Path]) -> Iterator[None]:
-    """Remove what was written aside if the block raises."""
-
-    def remove() -> None:
-        for aside in map(atomic.aside_name, paths):
-            shutil.rmtree(aside, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-
-    remove()  # a killed process of the same number may have left something
+def _aside(out: Path) -> Iterator[Path]:
+    """Make a folder beside `out` that is gone after the block."""
+    folder = atomic.aside_name(out)
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process of the same number
+    with atomic.create_errors(out):
+        folder.mkdir()
     try:
-        yield
-    except BaseException:
-        remove()
-        raise
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place(out: Path) -> int:
+def _place(aside: Path, out: Path) -> int:
     """Flush what was written aside, give it its name, and return its bytes."""
-    aside = atomic.aside_name(out)
     files = sorted(aside.iterdir()) if aside.is_dir() else [aside]
     for file in files:
         atomic.sync_file(file)

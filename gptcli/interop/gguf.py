@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.data.archives import shown
-from gptcli.errors import CheckpointError, ConfigError
+from gptcli.errors import ConfigError
 from gptcli.interop import optional_package
 from gptcli.interop.hf_config import family_of
 from gptcli.interop.hf_tokenizer import merges_of, specials_of, vocabulary_of
@@ -25,24 +25,6 @@ from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer
 
 _PERMUTED = (".attn_q.weight", ".attn_k.weight", ".attn_q.bias", ".attn_k.bias")
 _FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
-# Their keys, after the family's name, and ours.
-_KEYS = (
-    ("block_count", "n_layer"),
-    ("context_length", "block_size"),
-    ("embedding_length", "n_embd"),
-    ("feed_forward_length", "n_inner"),
-    ("attention.head_count", "n_head"),
-)
-_GPT2_KEYS = (*_KEYS, ("attention.layer_norm_epsilon", "norm_eps"))
-_LLAMA_KEYS = (
-    *_KEYS,
-    ("attention.head_count_kv", "n_kv_head"),
-    ("attention.layer_norm_rms_epsilon", "norm_eps"),
-    ("rope.freq_base", "rope_theta"),
-    ("rope.dimension_count", "head_dim"),
-    ("attention.key_length", "head_dim"),
-    ("attention.value_length", "head_dim"),
-)
 
 
 def check(trained: TrainedModel, out: Path) -> Form:
@@ -95,13 +77,13 @@ def write(path: Path, source: Source) -> int:
         writer.add_name(shown(source.out.stem))
         writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[source.dtype]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        shape = dict(model.resolved())
-        for key, ours in _keys(family):
+        shape, table = dict(model.resolved()), _table(family)
+        for key, ours, _ in table.settings:
             add = writer.add_float32 if isinstance(shape[ours], float) else writer.add_uint32
             add(f"{family}.{key}", shape[ours])
         writer.add_vocab_size(tokenizer.vocab_size)
         _add_tokenizer(writer, tokenizer, gguf)
-        for name, tensor in to_format(weights, _table(family), model).items():
+        for name, tensor in to_format(weights, table, model).items():
             if family == "llama" and name.endswith(_PERMUTED):
                 # llama.cpp's Llama turns pairs side by side; here, as in Hugging Face's files,
                 # the halves of a head are the pairs.
@@ -112,10 +94,6 @@ def write(path: Path, source: Source) -> int:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     return sum(weight.numel() for weight in weights.values())
-
-
-def _keys(family: str) -> tuple[tuple[str, str], ...]:
-    return _GPT2_KEYS if family == "gpt2" else _LLAMA_KEYS
 
 
 def _table(family: str) -> Table:
@@ -156,12 +134,9 @@ def _swapped(rows: Tensor, parts: tuple[int, int]) -> Tensor:
 def read_back(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the shape of the model that llama.cpp would compute, and its weights by our names."""
     gguf = _package()
-    try:
-        reader = gguf.GGUFReader(path)
-        family = reader.get_field("general.architecture").contents()
-        model = _model(reader, family)
-    except (ValueError, KeyError, AttributeError, IndexError, OSError) as error:
-        raise CheckpointError(f"{path}: not a GGUF file of these models ({error})") from error
+    reader = gguf.GGUFReader(path)
+    family = reader.get_field("general.architecture").contents()
+    model = _model(reader, family)
     theirs = {
         tensor.name: torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         for tensor in reader.tensors
@@ -170,14 +145,15 @@ def read_back(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         if family == "llama" and name.endswith(_PERMUTED):
             theirs[name] = _swapped(theirs[name], (model.head_size // 2, 2))
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
-    names = require_shapes(shapes, model, _table(family), str(path))
-    return model, from_format(theirs, names, _table(family))
+    table = _table(family)
+    return model, from_format(theirs, require_shapes(shapes, model, table, str(path)), table)
 
 
 def _model(reader: Any, family: str) -> ModelConfig:
     shapes = {tensor.name: tensor.data.shape for tensor in reader.tensors}
     values: dict[str, Any] = {
-        ours: reader.get_field(f"{family}.{key}").contents() for key, ours in _keys(family)
+        ours: reader.get_field(f"{family}.{key}").contents()
+        for key, ours, _ in _table(family).settings
     }
     values["vocab_size"] = shapes["token_embd.weight"][0]
     values["tie_embeddings"] = "output.weight" not in shapes

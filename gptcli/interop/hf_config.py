@@ -28,33 +28,6 @@ OURS_ALONE: Allowed = {
     "key_offset": (False,),
 }
 
-# Their key, ours, and what a file means that leaves it out; `...`: it must be there.
-_GPT2_KEYS = (
-    ("vocab_size", "vocab_size", ...),
-    ("tie_word_embeddings", "tie_embeddings", True),
-    ("n_layer", "n_layer", ...),
-    ("n_head", "n_head", ...),
-    ("n_embd", "n_embd", ...),
-    ("n_positions", "block_size", 1024),
-    ("n_ctx", "block_size", None),  # its old name, which n_positions overrides
-    ("n_inner", "n_inner", None),
-    ("activation_function", "mlp", "gelu_new"),
-    ("layer_norm_epsilon", "norm_eps", 1e-5),
-)
-_LLAMA_KEYS = (
-    ("vocab_size", "vocab_size", ...),
-    ("tie_word_embeddings", "tie_embeddings", False),
-    ("hidden_size", "n_embd", ...),
-    ("intermediate_size", "n_inner", ...),
-    ("num_hidden_layers", "n_layer", ...),
-    ("num_attention_heads", "n_head", ...),
-    ("num_key_value_heads", "n_kv_head", None),
-    ("head_dim", "head_dim", None),
-    ("max_position_embeddings", "block_size", 2048),
-    ("hidden_act", "mlp", "silu"),
-    ("rms_norm_eps", "norm_eps", 1e-6),
-    ("rope_theta", "rope_theta", 10000.0),
-)
 # Settings of theirs that change the computation, with the only value supported.
 _GPT2_FIXED: dict[str, object] = {
     "scale_attn_weights": True,
@@ -139,8 +112,7 @@ def to_hugging_face(
         "torch_dtype": "float32",
         "use_cache": True,
     }
-    keys = _GPT2_KEYS if family == "gpt2" else _LLAMA_KEYS
-    content |= {theirs: ours[key] for theirs, key, _ in keys}
+    content |= {theirs: ours[key] for theirs, key, _ in table_of(family).settings}
     if family == "gpt2":
         dropouts = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), model.dropout)
         return content | dropouts
@@ -179,7 +151,7 @@ def from_hugging_face(content: Mapping[str, Any], place: str) -> tuple[ModelConf
 
 
 def _from_gpt2(content: Mapping[str, Any], family: Family, place: str) -> dict[str, Any]:
-    values = _values(content, _GPT2_KEYS, _GPT2_FIXED, place)
+    values = _values(content, GPT2, _GPT2_FIXED, place)
     if values["mlp"] not in _MLPS or values["mlp"] == "silu":
         raise CheckpointError(f"{place}: activation_function={values['mlp']!r} is not supported")
     return values | {"mlp": _MLPS[values["mlp"]]}
@@ -194,7 +166,7 @@ def _from_llama(content: Mapping[str, Any], family: Family, place: str) -> dict[
     if set(content.get("layer_types") or []) - {"full_attention"}:
         raise CheckpointError(f"{place}: layer_types other than full_attention are not supported")
     fixed = _LLAMA_FIXED | ({"attention_bias": False} if family == "qwen3" else {})
-    values = _values({**content, **rope}, _LLAMA_KEYS, fixed, place)
+    values = _values({**content, **rope}, LLAMA, fixed, place)
     n_head, n_embd = values["n_head"], values["n_embd"]
     # Null where it means this value.
     if values["n_kv_head"] == n_head:
@@ -215,7 +187,7 @@ def _from_llama(content: Mapping[str, Any], family: Family, place: str) -> dict[
 
 def _values(
     content: Mapping[str, Any],
-    keys: tuple[tuple[str, str, object], ...],
+    table: Table,
     fixed: Mapping[str, object],
     place: str,
 ) -> dict[str, Any]:
@@ -225,5 +197,5 @@ def _values(
             raise CheckpointError(f"{place}: {key}={content[key]!r} is not supported")
     return {
         ours: content[theirs] if default is ... else content.get(theirs, default)
-        for theirs, ours, default in reversed(keys)
+        for theirs, ours, default in table.settings
     }

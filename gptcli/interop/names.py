@@ -1,7 +1,7 @@
-"""Weights by our names and by those of other programs: pure dict -> dict, one table for all."""
+"""Weights and settings by our names and by those of other programs: one table for all formats."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ class Table(NamedTuple):
     """
 
     names: dict[str, str]
+    settings: Sequence[tuple[str, str, object]] = ()  # theirs, ours, what leaving it out means
     is_transposed: bool = False  # matrices of blocks are (in, out), as in GPT-2's Conv1D
 
 
@@ -36,11 +37,35 @@ _MODULES = (
     ("ln_f", "model.norm", "output_norm"),
     ("lm_head", "lm_head", "output"),
 )
+# Settings: ours; GPT-2's and Llama's in Hugging Face's files, with what a file means that leaves
+# one out (`...`: it must be there); those of GGUF. n_positions overrides n_ctx, its old name.
+_SETTINGS: tuple[tuple[str, dict[str, object], dict[str, object], tuple[str, ...]], ...] = (
+    ("vocab_size", {"vocab_size": ...}, {"vocab_size": ...}, ()),
+    ("tie_embeddings", {"tie_word_embeddings": True}, {"tie_word_embeddings": False}, ()),
+    ("n_layer", {"n_layer": ...}, {"num_hidden_layers": ...}, ("block_count",)),
+    ("block_size", {"n_ctx": None, "n_positions": 1024}, {"max_position_embeddings": 2048},
+     ("context_length",)),
+    ("n_embd", {"n_embd": ...}, {"hidden_size": ...}, ("embedding_length",)),
+    ("n_inner", {"n_inner": None}, {"intermediate_size": ...}, ("feed_forward_length",)),
+    ("n_head", {"n_head": ...}, {"num_attention_heads": ...}, ("attention.head_count",)),
+    ("n_kv_head", {}, {"num_key_value_heads": None}, ("attention.head_count_kv",)),
+    ("head_dim", {}, {"head_dim": None},
+     ("rope.dimension_count", "attention.key_length", "attention.value_length")),
+    ("mlp", {"activation_function": "gelu_new"}, {"hidden_act": "silu"}, ()),
+    ("norm_eps", {"layer_norm_epsilon": 1e-5}, {}, ("attention.layer_norm_epsilon",)),
+    ("norm_eps", {}, {"rms_norm_eps": 1e-6}, ("attention.layer_norm_rms_epsilon",)),
+    ("rope_theta", {}, {"rope_theta": 10000.0}, ("rope.freq_base",)),
+)  # fmt: skip
+_GPT2 = [(key, row[0], default) for row in _SETTINGS for key, default in row[1].items()]
+_LLAMA = [(key, row[0], default) for row in _SETTINGS for key, default in row[2].items()]
+_GGUF_GPT2 = [(key, row[0], ...) for row in _SETTINGS if row[1] for key in row[3]]
+_GGUF_LLAMA = [(key, row[0], ...) for row in _SETTINGS if row[2] for key in row[3]]
+
 NANOGPT = Table({ours: f"transformer.{ours}" for ours, *_ in _MODULES} | {"lm_head": "lm_head"})
-GPT2 = Table(NANOGPT.names, is_transposed=True)
-LLAMA = Table({ours: theirs for ours, theirs, _ in _MODULES if theirs is not None})
-GGUF_LLAMA = Table({ours: theirs for ours, _, theirs in _MODULES})
-GGUF_GPT2 = Table(GGUF_LLAMA.names | {"h.{}.attn.c_attn": "blk.{}.attn_qkv"})
+GPT2 = Table(NANOGPT.names, _GPT2, is_transposed=True)
+LLAMA = Table({ours: theirs for ours, theirs, _ in _MODULES if theirs is not None}, _LLAMA)
+GGUF_LLAMA = Table({ours: theirs for ours, _, theirs in _MODULES}, _GGUF_LLAMA)
+GGUF_GPT2 = Table(GGUF_LLAMA.names | {"h.{}.attn.c_attn": "blk.{}.attn_qkv"}, _GGUF_GPT2)
 
 _BLOCK = re.compile(r"h\.(\d+)\.")
 

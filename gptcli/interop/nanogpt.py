@@ -11,11 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptcli import atomic
 from gptcli.checkpoint import TrainedModel
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError
-from gptcli.interop.hf_config import OURS_ALONE, differing
+from gptcli.interop.hf_config import differing
 from gptcli.interop.hf_tokenizer import vocabulary_of
 from gptcli.interop.hf_weights import assumed_vocabulary
 from gptcli.interop.names import NANOGPT, from_format, to_format
@@ -23,6 +22,7 @@ from gptcli.interop.weights import Form, Pretrained, Source, require_shapes
 from gptcli.tokenizers import CharTokenizer
 
 _ARGS = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
+_NOT_SHAPE = {"init_from", "init_std", "zero_init", "zero_init_head", "lora", "rope_theta"}
 _COMPILED = "_orig_mod."
 
 
@@ -79,22 +79,11 @@ def _is_repeated(name: str) -> bool:
 def check(trained: TrainedModel, out: Path) -> Form:
     """Return the model's form there; a ConfigError names the keys that nanoGPT does not have."""
     model, tokenizer = trained.model.config, trained.tokenizer
-    wrong = differing(
-        model,
-        {
-            "norm": ("layernorm",),
-            "norm_eps": (1e-5,),
-            "position": ("learned",),
-            "mlp": ("gelu", "gelu_erf"),
-            "n_inner": (4 * model.n_embd,),
-            "n_kv_head": (model.n_head,),
-            "head_dim": (model.n_embd / model.n_head,),
-            "qk_norm": (False,),
-            "qkv_bias": (model.bias,),
-            "tie_embeddings": (True,),
-            **OURS_ALONE,
-        },
-    )
+    args = {key: getattr(model, key) for key in _ARGS}
+    mlp = "gelu" if model.mlp == "gelu" else "gelu_erf"
+    theirs = dict(ModelConfig.model_construct(**args, mlp=mlp).resolved())
+    theirs["head_dim"] = model.n_embd / model.n_head
+    wrong = differing(model, {key: (theirs[key],) for key in theirs if key not in _NOT_SHAPE})
     if wrong:
         raise ConfigError(
             f"nanoGPT's format does not hold this model: {', '.join(wrong.values())}",
@@ -157,7 +146,7 @@ def write(path: Path, source: Source) -> int:
         stoi = vocabulary_of(source.trained.tokenizer)
         itos = {id: char for char, id in stoi.items()}
         meta = pickle.dumps({"vocab_size": len(stoi), "stoi": stoi, "itos": itos})
-        atomic.aside_name(beside).write_bytes(meta)
+        path.with_name(beside.name).write_bytes(meta)
     return sum(weight.numel() for weight in weights.values())
 
 
