@@ -30,7 +30,6 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     compile: bool
-    deterministic: bool
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context for forward passes."""
@@ -74,13 +73,7 @@ def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
         torch.set_float32_matmul_precision("high" if trains and not deterministic else "highest")
         # Deterministic mode would fill each buffer with NaN first; ours are all written.
         cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
-    dtype: torch.dtype = getattr(torch, resolved.dtype)
-    return Runtime(device, dtype, resolved.compile is True, deterministic)
-
-
-def default_threads() -> int:
-    """Return how many threads compute if nothing says otherwise: OMP_NUM_THREADS, or the cores."""
-    return torch.get_num_threads()
+    return Runtime(device, getattr(torch, resolved.dtype), resolved.compile is True)
 
 
 @contextlib.contextmanager

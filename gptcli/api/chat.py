@@ -3,8 +3,8 @@
 from collections.abc import Generator
 
 from gptcli.api.generate import Sampler
-from gptcli.generation.dialogue import ChatPrompt
 from gptcli.generation.samples import Sample
+from gptcli.generation.text import ChatPrompt
 from gptcli.tokenizers import Message
 
 

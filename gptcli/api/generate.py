@@ -10,8 +10,8 @@ from gptcli.config import Config, load_config
 from gptcli.config.schema import GenerateConfig
 from gptcli.device import init_runtime
 from gptcli.generation import encode_prompt, extend_context
-from gptcli.generation.dialogue import ChatPrompt, chat_prompt, require_chat
 from gptcli.generation.samples import DecodeTimings, Sample, draw_samples, rows_together
+from gptcli.generation.text import ChatPrompt, chat_prompt, require_chat
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.tokenizers import Message
 

@@ -23,8 +23,8 @@ from gptcli.device import init_runtime
 from gptcli.errors import DataError
 from gptcli.evaluation import evaluate
 from gptcli.generation import encode_prompt
-from gptcli.generation.dialogue import chat_prompt
 from gptcli.generation.samples import draw_samples
+from gptcli.generation.text import chat_prompt
 from gptcli.tokenizers import Message, Tokenizer, encode_conversation
 
 

@@ -1,32 +1,35 @@
-"""Encode prompts, and decode sampled ids into complete UTF-8 text."""
+"""Encode prompts and conversations, and decode sampled ids into complete UTF-8 text."""
 
 import codecs
-from collections.abc import Sequence
+import contextlib
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
-from gptcli.tokenizers import (
-    Message,
-    Tokenizer,
-    UnknownCharacters,
-    encode_conversation,
-)
+from gptcli.tokenizers import Message, Tokenizer, UnknownCharacters, encode_conversation
 
 
-def encode_prompt(
-    tokenizer: Tokenizer, prompt: str | None, block_size: int, *, as_message: bool = False
-) -> list[int]:
+@contextlib.contextmanager
+def _spelled(what: str) -> Iterator[None]:
+    """Turn a character that the vocabulary lacks into a ConfigError."""
+    try:
+        yield
+    except UnknownCharacters as error:
+        raise ConfigError(f"{what}: {error.message}", error.hint) from error
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None, block_size: int) -> list[int]:
     """Return the ids to start from: the prompt's, or without one what a text starts with.
-
-    As a message, the prompt is a user's, and the ids end where an answer begins.
 
     Raises:
         ConfigError: The prompt is longer than the context, or the vocabulary lacks part of it.
     """
-    if as_message:
-        ids = _encode(tokenizer, [Message("user", prompt)] if prompt else [])
-    else:
-        ids = [*tokenizer.start, *(_encode(tokenizer, prompt) if prompt else ())]
+    with _spelled("the prompt"):
+        ids = [*tokenizer.start, *(tokenizer.encode(prompt).tolist() if prompt else ())]
     ids = ids or [tokenizer.eot]
     if len(ids) > block_size:
         raise ConfigError(
@@ -34,18 +37,6 @@ def encode_prompt(
             "shorten the prompt to its end, which matters most",
         )
     return ids
-
-
-def _encode(tokenizer: Tokenizer, prompt: str | list[Message]) -> list[int]:
-    try:
-        if isinstance(prompt, str):
-            ids = tokenizer.encode(prompt)
-        else:
-            ids, _ = encode_conversation(tokenizer, prompt, reply=True)
-    except UnknownCharacters as error:
-        raise ConfigError(f"the prompt: {error.message}", error.hint) from error
-    listed: list[int] = ids.tolist()
-    return listed
 
 
 def extend_context(
@@ -56,8 +47,79 @@ def extend_context(
     Raises:
         ConfigError: The vocabulary lacks part of the text.
     """
-    ids = [*(history or tokenizer.start), *_encode(tokenizer, text)] or [tokenizer.eot]
+    with _spelled("the prompt"):
+        ids = [*(history or tokenizer.start), *tokenizer.encode(text).tolist()] or [tokenizer.eot]
     return ids if len(ids) < block_size else ids[-max(1, block_size // 2) :]
+
+
+class ChatPrompt(NamedTuple):
+    """What an answer is sampled from.
+
+    Attributes:
+        ids: The messages that fit, and the beginning of an answer.
+        n_dropped: How many of the oldest messages did not fit.
+        room: The most tokens that an answer can have.
+    """
+
+    ids: list[int]
+    n_dropped: int
+    room: int
+
+
+def require_chat(tokenizer: Tokenizer, name: str) -> None:
+    """Refuse a model that has not learned where a message begins and ends.
+
+    Raises:
+        ConfigError: With how to make one that has.
+    """
+    if tokenizer.chat is None:
+        raise ConfigError(
+            f"{name} is a base model: it continues text and has no chat tokens",
+            "train it on conversations: `gpt train -s data.source=chat.jsonl"
+            f" -s model.init_from={shlex.quote(name)}`; to continue text: `gpt generate`",
+        )
+
+
+def chat_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], block_size: int, max_new_tokens: int
+) -> ChatPrompt:
+    """Return the prompt for the next answer in a conversation.
+
+    If the conversation does not fit, its oldest turns are left out, each a message of the user and
+    what follows it. The system prompt and the last turn always stay. An answer has room for
+    `max_new_tokens`, or half of the context if that is less; for a long last turn it is shorter.
+
+    Raises:
+        ConfigError: The last turn does not fit, or the vocabulary lacks part of a message.
+    """
+    with _spelled("the message"):
+        pieces = [encode_conversation(tokenizer, [message])[0] for message in messages]
+    pieces.append(encode_conversation(tokenizer, [], reply=True)[0])
+    n_head = int(bool(messages) and messages[0].role == "system")
+    turns = [i for i, message in enumerate(messages) if i >= n_head and message.role == "user"]
+    limit = block_size - min(max_new_tokens, block_size // 2)
+    for first in turns or [n_head]:
+        ids: list[int] = np.concatenate((*pieces[:n_head], *pieces[first:])).tolist()
+        if len(ids) <= limit:
+            break
+    if len(ids) >= block_size:
+        what = "the message and the system prompt take" if n_head else "the message takes"
+        raise ConfigError(
+            f"{what} {len(ids)} tokens, the model's context holds {block_size}", "shorten the text"
+        )
+    return ChatPrompt(ids, first - n_head, min(max_new_tokens, block_size - len(ids)))
+
+
+def sample_start(tokenizer: Tokenizer, config: GenerateConfig, block_size: int) -> list[int]:
+    """Return the ids that a run samples from: the prompt's, a message where there are chat tokens.
+
+    Raises:
+        ConfigError: As `encode_prompt` or `chat_prompt` does.
+    """
+    if tokenizer.chat is None:
+        return encode_prompt(tokenizer, config.prompt, block_size)
+    asked = [Message("user", config.prompt)] if config.prompt else []
+    return chat_prompt(tokenizer, asked, block_size, config.max_new_tokens).ids
 
 
 class TextStream:

@@ -57,32 +57,28 @@ class KVCache:
         seen = stored.narrow(2, 0, self._n_seen(T))
         return seen.narrow(1, 0, G), seen.narrow(1, G, G)
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether a step has the same shapes at every position."""
-        return self.position is not None and self.position.ndim == 1
-
     def _n_seen(self, n_new: int) -> int:
-        return self.size if self.is_fixed else self.length + n_new
+        is_fixed = self.position is not None and self.position.ndim == 1
+        return self.size if is_fixed else self.length + n_new
 
     def _put(self, stored: Tensor, shift: int, new: Tensor) -> None:
         """Write at the next place of (B, ., size, ...), or so many after it."""
         if self.position is None:
             stored.narrow(2, self.length + shift, new.shape[2]).copy_(new)
-        elif self.is_fixed:
-            stored.index_copy_(2, self.position + shift, new)
         else:
-            rows = torch.arange(len(new), device=new.device)
-            stored.movedim(2, 1)[rows, self.position[:, 0] + shift] = new.select(2, 0)
+            stored.movedim(2, 1)[self._places(stored, shift)] = new.select(2, 0)
 
     def _next(self, stored: Tensor) -> Tensor:
         """Return what is at the next place."""
         if self.position is None:
             return stored.narrow(2, self.length, 1)
-        if self.is_fixed:
-            return stored.index_select(2, self.position)
+        return stored.movedim(2, 1)[self._places(stored)].unsqueeze(2)
+
+    def _places(self, stored: Tensor, shift: int = 0) -> tuple[Tensor, Tensor]:
+        """Return each text, and the place in it that is next, or so many after it; (B,) each."""
+        assert self.position is not None
         rows = torch.arange(len(stored), device=stored.device)
-        return stored.movedim(2, 1)[rows, self.position[:, 0]].unsqueeze(2)
+        return rows, (self.position.flatten() + shift).expand(len(rows))
 
     @property
     def visible(self) -> Tensor | None:

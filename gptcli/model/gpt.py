@@ -42,6 +42,16 @@ class GPTOutput(NamedTuple):
     loss: Tensor | None
 
 
+class Shared(NamedTuple):
+    """What all blocks read beside their input: the first one's input, and how places relate."""
+
+    x0: Tensor
+    rotation: Tensor | None
+    cache: KVCache | None = None
+    packed: Packed | None = None
+    recompute: bool = False
+
+
 class Linear(nn.Linear):
     """torch's, without its own initialization: `init_weights` draws all weights."""
 
@@ -88,15 +98,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.key_offset = config.key_offset
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor | None,
-        cache: KVCache | None,
-        value: Tensor | None,
-        packed: Packed | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, value: Tensor | None, shared: Shared) -> Tensor:
         B, T, _ = x.shape
+        _, rotation, cache, packed, _ = shared
         heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -190,18 +194,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.x0_scale = nn.Parameter(torch.zeros(1)) if config.x0_scalars else None
 
-    def forward(
-        self,
-        x: Tensor,
-        x0: Tensor,
-        value: Tensor | None,
-        rotation: Tensor | None,
-        cache: KVCache | None = None,
-        packed: Packed | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, value: Tensor | None, shared: Shared) -> Tensor:
         if self.x0_scale is not None:
-            x = x + self.x0_scale.to(x.dtype) * x0  # what entered the first block
-        x = x + self.attn(self.ln_1(x), rotation, cache, value, packed)
+            x = x + self.x0_scale.to(x.dtype) * shared.x0  # what entered the first block
+        x = x + self.attn(self.ln_1(x), value, shared)
         x = x + self.mlp(self.ln_2(x))
         return x  # (B, T, C)
 
@@ -304,26 +300,17 @@ class GPT(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         # A copy, for a compiler makes other code for two arguments that are one tensor.
         x0 = x.clone() if self.config.x0_scalars else x
-        x = self.trunk(x, x0, values, rotation, cache, packed, recompute)
+        x = self.trunk(x, values, Shared(x0, rotation, cache, packed, recompute))
         if cache is not None:
             cache.length, cache.before = cache.length + T, tokens[:, -1:]
         return x
 
-    def trunk(self, x: Tensor, *others: Any) -> Tensor:
-        """Pass through the blocks and the final norm, (B, T, C); arguments as for `_run`."""
-        return self._run(0, len(self.h), x, *others)
+    def trunk(self, x: Tensor, values: list[Tensor], shared: Shared) -> Tensor:
+        """Pass through the blocks, the last of which take the values, and the norm, (B, T, C)."""
+        return self._run(0, len(self.h), x, values, shared)
 
     def _run(
-        self,
-        first: int,
-        last: int,
-        x: Tensor,
-        x0: Tensor,
-        values: list[Tensor],
-        rotation: Tensor | None,
-        cache: KVCache | None,
-        packed: Packed | None,
-        recompute: bool,
+        self, first: int, last: int, x: Tensor, values: list[Tensor], shared: Shared
     ) -> Tensor:
         """Pass through some blocks, after the last of them the norm too: what is compiled."""
         # Dropout is the only thing a block draws: without it there is no generator state to keep.
@@ -331,11 +318,11 @@ class GPT(nn.Module):
         first_value = len(self.h) - len(values)
         for layer, block in enumerate(self.h[first:last], first):
             value = values[layer - first_value] if layer >= first_value else None
-            args = x, x0, value, rotation, cache, packed
-            if recompute:
-                x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=keep_rng)
+            if shared.recompute:
+                x = checkpoint(block, x, value, shared,
+                               use_reentrant=False, preserve_rng_state=keep_rng)  # fmt: skip
             else:
-                x = block(*args)
+                x = block(x, value, shared)
         if last == len(self.h):
             x = self.ln_f(x)
         return x
@@ -358,9 +345,9 @@ class GPT(nn.Module):
             if last > first
         ]
 
-        def trunk(x: Tensor, *others: Any) -> Tensor:
+        def trunk(x: Tensor, values: list[Tensor], shared: Shared) -> Tensor:
             for run in runs:
-                x = run(x, *others)
+                x = run(x, values, shared)
             return x
 
         twin.trunk = trunk  # type: ignore[method-assign]

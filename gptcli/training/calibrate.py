@@ -6,6 +6,7 @@ What is settled is stored with the run, for the bits depend on it.
 import math
 import statistics
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import torch
 
 from gptcli.config.windows import changes
 from gptcli.data.loader import make_loader
-from gptcli.device import default_threads, synchronize
+from gptcli.device import synchronize
 from gptcli.formatting import plural
 from gptcli.training.events import Clock
 from gptcli.training.setup import Session
@@ -83,11 +84,8 @@ def steps_within(spec: RunSpec, seconds: float, step_seconds: float) -> int:
         costs = sum(work.cost for work in estimate_work(replace(spec, max_steps=n_steps)).values())
         return costs / step_cost(spec.config) * step_seconds * _SUSTAINED
 
-    least, most = 1, max(1, min(spec.max_steps, int(seconds / step_seconds)))
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if taken(middle) <= seconds else (least, middle - 1)
-    return least
+    most = min(spec.max_steps, int(seconds / step_seconds))
+    return max(1, bisect_right(range(1, most + 1), seconds, key=taken))
 
 
 def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -> Stepper:
@@ -152,7 +150,7 @@ def settle_threads(stepper: Stepper, seconds: float, stopped: Callable[[], bool]
     Returns:
         The seconds of a step with the threads chosen; None if a stop came.
     """
-    session, most = stepper.s, default_threads()
+    session, most = stepper.s, torch.get_num_threads()
     counts = [most >> halvings for halvings in range(most.bit_length())]  # most, ..., 2, 1
     best = dict.fromkeys(counts, math.inf) | {most: seconds}
     is_short = seconds < _SHORT_STEP
@@ -189,5 +187,5 @@ def _faster(
             return compiled, taken
         session.notes.append("not compiled: eager steps are as fast here")
     compiled.feed.close()
-    session.spec, session.compute = spec.without_compile(), compute
+    session.spec, session.compute = spec.computing(compile=False), compute
     return eager, seconds

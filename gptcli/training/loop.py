@@ -19,7 +19,7 @@ from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
 from gptcli.evaluation import evaluate
-from gptcli.generation import Decoding, TextStream, encode_prompt
+from gptcli.generation import Decoding, TextStream, sample_start
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
 from gptcli.runs.record import SourceLoss
@@ -43,12 +43,7 @@ from gptcli.training.events import (
 )
 from gptcli.training.parallel import all_local
 from gptcli.training.setup import Session, set_up
-from gptcli.training.signals import (
-    StopRequest,
-    propagate_to_peers,
-    report_to_torchrun,
-    start_watchdog,
-)
+from gptcli.training.signals import StopRequest, propagate_to_peers, start_watchdog
 from gptcli.training.step import LARGE, not_finite
 
 
@@ -72,7 +67,6 @@ def train(
     """
     stop = stop or StopRequest()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(report_to_torchrun())
         stack.enter_context(restored_threads())
         world = stack.enter_context(process_group(config.device))
         stack.enter_context(propagate_to_peers(world))
@@ -354,8 +348,7 @@ class Trainer:
         yield Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
-        is_chat = tokenizer.chat is not None
-        ids = encode_prompt(tokenizer, prompt, context, as_message=is_chat)
+        ids = sample_start(tokenizer, config, context)
         s.model.eval()
         text = TextStream(tokenizer, config)
         with self.clock.during("sampling"), s.inference():
@@ -372,7 +365,7 @@ class Trainer:
             text.finish()
         s.model.train()
         self.sampled_step = s.state.step
-        yield Sampled(s.state.step, (prompt or "") + "\n" * is_chat, text.text)
+        yield Sampled(s.state.step, (prompt or "") + "\n" * bool(tokenizer.chat), text.text)
 
     def _end(self, is_stopped: bool) -> Event:
         """Record how the run has ended."""

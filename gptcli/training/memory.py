@@ -9,12 +9,12 @@ import functools
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from gptcli import atomic
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.device import available_memory, machine_memory, memory_bytes
@@ -228,12 +228,11 @@ def estimate_disk(config: Config, size: ModelSize) -> Disk:
     checkpoint = 4 * size.saved + size.optimizer_bytes + rest
     # Those that are kept, the best, the one being written beside them, and the base of adapters.
     needed = (config.train.keep_last + 2) * checkpoint + 4 * (size.parameters - size.saved)
-    folder = (config.run_folder / "checkpoints").absolute()
+    folder = config.run_folder / "checkpoints"
     held = 0
     if folder.is_dir():
         held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), Path())
-    return Disk(checkpoint, needed, held, shutil.disk_usage(existing).free)
+    return Disk(checkpoint, needed, held, shutil.disk_usage(atomic.existing_folder(folder)).free)
 
 
 def require_disk(config: Config, size: ModelSize) -> None:

@@ -6,7 +6,7 @@ averaged, for the loss is a sum over all tokens of a step.
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,13 +16,13 @@ from torch._C._distributed_c10d import GradBucket
 
 from gptcli.data.loader import Batch
 from gptcli.device import Runtime
-from gptcli.distributed.process_group import World
+from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import is_out_of_memory
 from gptcli.model import GPT
-from gptcli.model.gpt import Block, rope_cache
+from gptcli.model.gpt import Block, Shared, rope_cache
 
 
-def apply_fsdp(model: GPT, compute: Runtime) -> str | None:
+def apply_fsdp(model: GPT, compute: Runtime, world: World = SINGLE_PROCESS) -> str | None:
     """Leave each process a shard of every parameter (FSDP2; Zhao et al. 2023).
 
     Full parameters exist only while their block computes. With a 16-bit dtype they are gathered
@@ -40,14 +40,22 @@ def apply_fsdp(model: GPT, compute: Runtime) -> str | None:
     )
 
     mesh = init_device_mesh(compute.device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if compute.dtype != torch.float32:
-        policy = MixedPrecisionPolicy(
-            param_dtype=compute.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-    failure = _compile_failure(model, compute) if compute.compile else None
-    if compute.compile and failure is None:
-        model.compile_blocks()
+    is_16_bit = compute.dtype != torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute.dtype if is_16_bit else None,
+        reduce_dtype=torch.float32 if is_16_bit else None,
+        cast_forward_inputs=False,
+    )
+    failure = None
+    if compute.compile:  # a separate block is tried: one that fails leaves shards half gathered
+        block = torch.compile(Block(model.config, 0).to(compute.device), dynamic=False)
+        x = torch.zeros(1, 16, model.config.n_embd, device=compute.device)
+        positions = torch.arange(16, device=x.device)
+        rotation = rope_cache(positions, model.config) if model.wpe is None else None
+        shared = Shared(x, rotation)
+        failure = compiler_failure(lambda: block(x, None, shared).sum(), compute, world)
+        if failure is None:
+            model.compile_blocks()
     for module in (*model.h, model):
         # Freed after the forward pass, the root too: outside of it, its parameters are shards.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
@@ -58,27 +66,6 @@ def apply_fsdp(model: GPT, compute: Runtime) -> str | None:
     return failure
 
 
-def _compile_failure(model: GPT, compute: Runtime) -> str | None:
-    """Return why a block does not compile, on any of the ranks; None if it does.
-
-    A separate block is tried, for one of FSDP's that fails leaves its shards half gathered.
-    """
-    block = Block(model.config, 0).to(compute.device)
-    x = torch.zeros(1, 16, model.config.n_embd, device=compute.device)
-    failure = None
-    try:
-        with quiet_compiler(), compute.autocast():
-            positions = torch.arange(16, device=x.device)
-            rotation = rope_cache(positions, model.config) if model.wpe is None else None
-            y = torch.compile(block, dynamic=False)(x, x, None, rotation, None)
-            torch.autograd.backward(y.sum())
-    except Exception as error:
-        failure = compile_failure(error)
-    failed = torch.tensor(failure is not None, dtype=torch.int32)
-    dist.all_reduce(failed, dist.ReduceOp.MAX)
-    return failure or ("not compiled: it failed on another rank" if failed else None)
-
-
 @contextlib.contextmanager
 def quiet_compiler() -> Iterator[None]:
     """Silence the tracer, which warns about tensors that it makes itself."""
@@ -87,16 +74,29 @@ def quiet_compiler() -> Iterator[None]:
         yield
 
 
-def compile_failure(error: Exception) -> str:
-    """Return a note about a compiler that failed.
+def compiler_failure(
+    forward: Callable[[], Tensor], compute: Runtime, world: World, *, strict: bool = False
+) -> str | None:
+    """Return why a pass forward and backward does not compile, on any rank; None if it does.
 
     Raises:
-        Exception: It lacked memory, and an uncompiled model takes more still.
+        Exception: It lacked memory, of which an uncompiled model takes more still; with `strict`,
+            whatever it was.
     """
-    if is_out_of_memory(error):
-        raise error
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return f"not compiled: {reason}"
+    failure = None
+    try:
+        with quiet_compiler(), compute.autocast():
+            loss = forward()
+        with quiet_compiler():
+            torch.autograd.backward(loss)
+    except Exception as error:
+        if strict or is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        failure = f"not compiled: {reason}"
+    if not world.all_reduce_max(failure is not None):  # all ranks must do the same
+        return None
+    return failure or "not compiled: it failed on another rank"
 
 
 def wrap_ddp(model: GPT, compute: Runtime, batch: Batch, recompute: bool) -> nn.Module:
@@ -193,16 +193,17 @@ def local_shard(full: Tensor, parameter: Tensor) -> Tensor:
     return parts[rank] if rank < len(parts) else full[:0]
 
 
-def gather_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Return full tensors on the ranks that `keep` them, on the CPU unless they were full already.
+def gather_full(tensors: Mapping[str, Tensor], keep: bool, copy: bool = False) -> dict[str, Tensor]:
+    """Return full tensors on the ranks that `keep` them: gathered ones are copies on the CPU.
 
-    A collective call, with the same names in the same order on every rank.
+    With `copy`, all are. A collective call, with the same names in the same order on every rank.
     """
     full = {}
     for name, tensor in tensors.items():
         gathered = full_tensor(tensor.detach())
         if keep:
-            full[name] = gathered.cpu() if is_dtensor(tensor) else gathered
+            is_spread = is_dtensor(tensor)
+            full[name] = gathered.to("cpu", copy=not is_spread) if copy or is_spread else gathered
     return full
 
 

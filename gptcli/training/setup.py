@@ -129,20 +129,13 @@ class Session:
         """
         keep = self.world.is_main
         self.state.machine = _machine_facts(self.config, self.world)
-        weights = gather_full(self.parameters, keep)
-        states = {name: gather_full(state, keep) for name, state in self.optimizer.state().items()}
-        average = gather_full(self.average.tensors(), keep) if states else {}
+        weights = gather_full(self.parameters, keep, copy)
+        states = {name: gather_full(state, keep, copy)
+                  for name, state in self.optimizer.state().items()}  # fmt: skip
+        average = gather_full(self.average.tensors(), keep, copy) if states else {}
         for name in average:
             states[name][RAW] = weights[name]
         weights |= average
-        if copy:
-            gathered = self.spec.parallel == "fsdp"  # a copy already, scalars aside
-
-            def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-                return {name: tensor.to("cpu", copy=not (gathered and tensor.dim()))
-                        for name, tensor in tensors.items()}  # fmt: skip
-
-            weights, states = copied(weights), {name: copied(s) for name, s in states.items()}
         return Checkpoint(
             model=weights,
             optimizer=states,
@@ -288,9 +281,9 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     # Wrapping replaces the parameters: their first values are kept by name.
     first = {name: weight.detach() for name, weight in model.named_parameters()}
     if spec.parallel == "fsdp":
-        if (failure := apply_fsdp(model, compute)) is not None:
+        if (failure := apply_fsdp(model, compute, world)) is not None:
             start.notes.append(failure)
-            spec = spec.without_compile()
+            spec = spec.computing(compile=False)
     else:
         model.to(compute.device)
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
@@ -299,15 +292,14 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     optimizer = Optimizer(model, config.optim, compute.device)
     average = WeightAverage(parameters, config.train.ema)
     if start.is_resumed:
-        checkpoint = start.checkpoint
-        frozen = checkpoint.config["train"].get("freeze", []) if checkpoint is not None else []
-        states = checkpoint.optimizer if checkpoint is not None else {}
+        # Rank 0 scatters what it has read.
+        saved = start.checkpoint or Checkpoint({}, {}, {"train": {}}, {}, {}, {})
         states = {name: {key: value for key, value in state.items() if key != RAW}
-                  for name, state in states.items()}  # fmt: skip
-        optimizer.load_state(states, frozen_names(model, frozen), world)
-        if world.broadcast_object(lambda: checkpoint is not None and bool(_raw(checkpoint))):
-            averaged = checkpoint.model if checkpoint is not None else {}
-            scatter_from_rank0(world, average.tensors(), averaged)
+                  for name, state in saved.optimizer.items()}  # fmt: skip
+        frozen = frozen_names(model, saved.config["train"].get("freeze", []))
+        optimizer.load_state(states, frozen, world)
+        if world.broadcast_object(lambda: bool(_raw(saved))):
+            scatter_from_rank0(world, average.tensors(), saved.model)
     if not isinstance(run, ReadOnlyRun):
         facts = {
             "gptcli": __version__,

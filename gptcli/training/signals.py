@@ -139,16 +139,3 @@ def propagate_to_peers(world: World) -> Iterator[None]:
     except Exception as error:
         world.post_failure(repr(error), EXIT_BUG)
         raise
-
-
-@contextlib.contextmanager
-def report_to_torchrun() -> Iterator[None]:
-    """Let torchrun know why this process fails, if torchrun started it."""
-    try:
-        yield
-    except GptError as error:
-        report(error.message, error.exit_code, error.hint)
-        raise
-    except Exception as error:
-        report(repr(error), EXIT_BUG, None)
-        raise

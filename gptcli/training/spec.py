@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gptcli.checkpoint import Checkpoint
 from gptcli.config import windows
 from gptcli.config.schema import Config
 from gptcli.data.loader import Part, combined, make_loader, open_parts, read_parts
 from gptcli.data.shards import Manifest, TokenReader, read_tokenizer
-from gptcli.device import available_devices, default_threads, resolve_auto
+from gptcli.device import available_devices, resolve_auto
 from gptcli.errors import ConfigError
-from gptcli.generation import encode_prompt
+from gptcli.generation import sample_start
 from gptcli.tokenizers import Tokenizer
 from gptcli.training.memory import (
     ModelSize,
@@ -123,12 +125,11 @@ class RunSpec:
         requested = self.config.train.async_save
         return self.config.device == "cuda" if requested == "auto" else requested
 
-    def without_compile(self) -> "RunSpec":
-        """Return the run uncompiled, to be saved as such: eager and compiled dropout differ."""
-        return self.computing(compile=False)
-
     def computing(self, **values: bool | int) -> "RunSpec":
-        """Return the run with what is settled of how it computes: `compile`, `threads`."""
+        """Return the run with what is settled of how it computes: `compile`, `threads`.
+
+        What is settled is saved: eager and compiled dropout differ.
+        """
         return replace(self, config=self.config.model_copy(update=values))
 
     def lasting(self, max_steps: int) -> "RunSpec":
@@ -174,7 +175,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     config, pretrained = apply_pretrained_shape(config, tokenizer, checkpoint)
     config = _resolve(config, parts, manifest, checkpoint, notes)
     # A prompt that cannot be sampled from should not come to light at the end of the run.
-    encode_prompt(tokenizer, config.generate.prompt, config.trained_context)
+    sample_start(tokenizer, config.generate, config.trained_context)
     train_tokens, val_tokens = open_parts(parts, config)
     if config.train.stop_after is not None and not val_tokens:
         raise ConfigError("train.stop_after: there is no validation text", "set data.val_fraction")
@@ -192,7 +193,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
         pays = compiling_pays(config, max_steps, budget)
         config = config.model_copy(update={"compile": pays})
     if config.threads == "auto" and not is_tuned:
-        threads = _recorded_threads(checkpoint, n_processes) or default_threads()
+        threads = _recorded_threads(checkpoint, n_processes) or torch.get_num_threads()
         config = config.model_copy(update={"threads": threads})
     parallel = choose_parallelism(config, size, n_processes)
     rows = rows_of(config, n_processes)

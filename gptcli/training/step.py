@@ -22,9 +22,8 @@ from gptcli.seeding import derive_seed
 from gptcli.training.optim import WeightAverage, clip_gradients, lr_at
 from gptcli.training.parallel import (
     all_local,
-    compile_failure,
+    compiler_failure,
     gradient_sync,
-    quiet_compiler,
     wrap_ddp,
 )
 from gptcli.training.setup import Session
@@ -101,8 +100,7 @@ class Stepper:
             if total is None:
                 s.optimizer.zero_grad()
                 return None
-            if self._scaler.is_enabled():
-                self._scaler.unscale_(s.optimizer)
+            self._scaler.unscale_(s.optimizer)
             clipped = clip_gradients(s.parameters.values(), config.optim.grad_clip, s.world)
             if self._is_early:  # the kernel changes nothing if the step turns out not to be finite
                 is_finite = torch.isfinite(torch.stack((total, clipped))).all()
@@ -113,22 +111,16 @@ class Stepper:
             # As many on every rank: a question that not all ask is never answered.
             per_batch = seconds / s.world.size / s.spec.grad_accum_steps
             self._asks_every = 1 if s.world.size == 1 else max(1, int(ASK_EVERY / per_batch))
-            if not self._is_finite(loss, norm):
-                s.optimizer.zero_grad()
-                if self._scaler.is_enabled():
-                    self._scaler.update()  # a smaller scale for the next step
-                    s.state.scaler = dict(self._scaler.state_dict())
-                return StepResult(loss, lr, norm, n_targets, skipped=True)
-            if not self._is_early:
-                self._scaler.step(s.optimizer, lr)
-                self._scaler.update()
+            if is_good := self._is_finite(loss, norm):
+                if not self._is_early:
+                    self._scaler.step(s.optimizer, lr)
+                s.average.update(s.state.step + 1)
+            self._scaler.update()  # after a step that is skipped, to a smaller scale
             s.optimizer.zero_grad()
-            s.average.update(s.state.step + 1)
             if self._is_large and memory_is_short():
                 trim_malloc()
-        if self._scaler.is_enabled():
-            s.state.scaler = dict(self._scaler.state_dict())
-        return StepResult(loss, lr, norm, n_targets)
+        s.state.scaler = dict(self._scaler.state_dict())  # empty but for float16
+        return StepResult(loss, lr, norm, n_targets, skipped=not is_good)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -242,25 +234,20 @@ def _compiled(session: Session) -> GPT:
     torch._dynamo.reset()  # or the ninth model that a process trains would not be compiled
     n_parts = _DDP_PARTS if session.spec.parallel == "ddp" else 1
     compiled = model if sharded else model.compiled(n_parts)
-    batch, failure = _zeros(session), None
+    batch, recompute = _zeros(session), session.config.train.activation_checkpointing
+
+    def forward() -> Tensor:
+        loss: Tensor = compiled(*batch, recompute=recompute).loss
+        return loss
+
     try:
-        with quiet_compiler(), compute.autocast():
-            recompute = session.config.train.activation_checkpointing
-            loss = compiled(*batch, recompute=recompute).loss
-        assert loss is not None
-        with quiet_compiler():
-            torch.autograd.backward(loss)
-    except Exception as error:
-        if sharded:
-            raise
-        failure = compile_failure(error)
+        failure = compiler_failure(forward, compute, session.world, strict=sharded)
     finally:
         model.zero_grad(set_to_none=True)
-    if not session.world.all_reduce_max(failure is not None):
+    if failure is None:
         return compiled
-    # One rank is enough: all must do the same.
-    session.notes.append(failure or "not compiled: it failed on another rank")
-    session.spec = session.spec.without_compile()
+    session.notes.append(failure)
+    session.spec = session.spec.computing(compile=False)
     return model
 
 

@@ -55,14 +55,9 @@ def apply_pretrained_shape(
 def _with_shape(config: Config, shape: ModelConfig, whose: str) -> Config:
     """Return `config` with an imported shape; a smaller context and more rows may be requested."""
     values = shape.model_dump() | {key: getattr(config.model, key) for key in _OWN}
-    imported = values | {
-        "n_kv_head": shape.n_kv_head or shape.n_head,
-        "n_inner": shape.mlp_width,
-        "head_dim": shape.head_size,
-        "qkv_bias": shape.bias if shape.qkv_bias is None else shape.qkv_bias,
-    }
+    imported = shape.resolved()
     for key in sorted(config.model.model_fields_set - _OWN):
-        value, given = getattr(config.model, key), imported[key]
+        value, given = getattr(config.model, key), getattr(imported, key)
         if value is None or value == given:
             continue
         change = {"block_size": "smaller", "vocab_size": "larger"}.get(key)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.errors import ConfigError
-from gptcli.generation.dialogue import chat_prompt, require_chat
+from gptcli.generation.text import chat_prompt, require_chat
 from gptcli.tokenizers import (
     ByteTokenizer,
     CharTokenizer,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from gptcli.config import GenerateConfig, TokenizerConfig
 from gptcli.errors import ConfigError
-from gptcli.generation import TextStream, encode_prompt, extend_context
+from gptcli.generation.text import TextStream, chat_prompt, encode_prompt, extend_context
 from gptcli.tokenizers import (
     Message,
     Tokenizer,
@@ -31,11 +31,11 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 def test_a_prompt_may_be_a_message_to_answer() -> None:
     chat = with_chat_tokens(byte_tokenizer())
     asked, _ = encode_conversation(chat, [Message("user", "Hi")], reply=True)
-    assert encode_prompt(chat, "Hi", 64, as_message=True) == asked.tolist()
-    assert encode_prompt(chat, None, 64, as_message=True) == [257, *b"assistant\n"]
+    assert chat_prompt(chat, [Message("user", "Hi")], 64, 8).ids == asked.tolist()
+    assert chat_prompt(chat, [], 64, 8).ids == [257, *b"assistant\n"]
     assert encode_prompt(chat, "Hi", 64) == [*b"Hi"]
-    with pytest.raises(ConfigError, match=r"the prompt has 21 tokens"):
-        encode_prompt(chat, "Hi", 16, as_message=True)
+    with pytest.raises(ConfigError, match=r"the message takes 21 tokens"):
+        chat_prompt(chat, [Message("user", "Hi")], 16, 8)
 
 
 def texts(
