@@ -26,7 +26,7 @@ from gptcli.evaluation import evaluate
 from gptcli.interop.pretrained import open_pretrained
 from gptcli.model import GPT as Network
 
-CPU = Runtime(torch.device("cpu"), torch.float32, compile=False, deterministic=False)
+CPU = Runtime(torch.device("cpu"), torch.float32, compile=False)
 RESULTS = Path(__file__).parent / "RESULTS.md"
 GPT = [sys.executable, "-m", "gptcli"]
 

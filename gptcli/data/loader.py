@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import Config, DataConfig
-from gptcli.config.windows import epochs, training_windows
+from gptcli.config.windows import training_windows
 from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import MANIFEST, Manifest, TokenReader, read_manifest
 from gptcli.errors import ConfigError, DataError
@@ -86,10 +86,6 @@ class Loader(ABC):
     @abstractmethod
     def read(self, windows: Numbers, epochs: Numbers) -> Batch:
         """Return windows of epochs, (B,) each, as tokens, targets and what else the model takes."""
-
-    def epochs(self, steps: int) -> float:
-        """Return the passes over all windows that `steps` steps make."""
-        return epochs(steps, self._windows_per_step, self.n_windows)
 
     def epoch_of(self, step: int) -> int:
         """Return how many epochs are complete after `step` steps."""

@@ -8,7 +8,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -31,13 +30,6 @@ class Hang:
 
     message: str
     stacks: str
-
-
-@dataclass(frozen=True)
-class _Beat:
-    number: int
-    position: int
-    is_busy: bool
 
 
 class Watchdog:
@@ -111,13 +103,14 @@ class Watchdog:
             self._beat()
         after = self._posted("beat")
         silent = [rank for rank in range(world.size) if before.get(rank) == after.get(rank)]
-        alive = {rank: _Beat(*json.loads(after[rank])) for rank in after if rank not in silent}
-        if any(beat.is_busy for beat in alive.values()):
+        alive = {rank: json.loads(after[rank]) for rank in after if rank not in silent}
+        positions = {rank: position for rank, (_, position, _) in alive.items()}
+        if any(is_busy for _, _, is_busy in alive.values()):
             return
-        if world.position != alive[world.rank].position:
+        if world.position != positions[world.rank]:
             return
-        furthest = max(beat.position for beat in alive.values())
-        hanging = silent or [rank for rank in alive if alive[rank].position < furthest]
+        furthest = max(positions.values())
+        hanging = silent or [rank for rank in alive if positions[rank] < furthest]
         waiting = [rank for rank in alive if rank not in hanging]
         if world.rank == min(waiting or alive):
             self._report(hanging)
@@ -144,4 +137,4 @@ class Watchdog:
             # torchrun would first ask it to end, and wait half a minute.
             if pid is not None and rank != world.rank:
                 with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else 9)
+                    os.kill(pid, 9)

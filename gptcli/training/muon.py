@@ -4,12 +4,14 @@ torch.optim.Muon updates one matrix after another. Here matrices of one shape, w
 model have, are stacked: the same products, in a quarter of the time for small models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import ceil
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gptcli.training.parallel import all_local, as_dtensor, full_tensor, local_shard, to_local
 
 # Coefficients of a quintic iteration that takes singular values from (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -32,41 +34,39 @@ def stacks(matrices: Sequence[Tensor], device: torch.device) -> list[list[int]]:
 
 @torch.no_grad()
 def muon(
-    matrices: Sequence[Tensor],
+    parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
     momenta: Sequence[Tensor],
     *,
     lr: float,
     momentum: float,
     weight_decay: float,
-    gather: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
-    shard: Callable[[int, Tensor], Tensor] = lambda index, matrix: matrix,
 ) -> None:
     """Update matrices in place.
 
     Args:
-        matrices: The parameters of one stack: (m, n), or (n, m).
-        gradients: One for each, of the same shape.
+        parameters: Those of one stack: (m, n), or (n, m); they may be sharded.
+        gradients: One for each, or this process's shard of it.
         momenta: Running averages of the gradients, updated too.
         lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
         momentum: Decay of the averages.
         weight_decay: Decoupled.
-        gather: From a shard of the matrix at a position to all of it, where matrices are sharded.
-        shard: The inverse.
     """
     torch._foreach_lerp_(list(momenta), list(gradients), 1 - momentum)
     ahead = torch._foreach_lerp(list(gradients), list(momenta), momentum)  # Nesterov's look
-    full = [gather(index, a.bfloat16()) for index, a in enumerate(ahead)]
+    full = [
+        full_tensor(as_dtensor(a.bfloat16(), p)) for a, p in zip(ahead, parameters, strict=True)
+    ]
     is_tall = [a.shape[0] > a.shape[1] for a in full]
     wide = [a.T if tall else a for a, tall in zip(full, is_tall, strict=True)]
     stack = torch.stack(wide)
     is_shared = dist.is_initialized() and len(stack) > 1 and stack.numel() >= _SHARED
     updates = (_orthogonalized_by_ranks if is_shared else orthogonalized)(stack).unbind()
     scale = 0.2 * max(full[0].shape) ** 0.5
-    torch._foreach_mul_(list(matrices), 1 - lr * weight_decay)
-    for index, (matrix, update) in enumerate(zip(matrices, updates, strict=True)):
-        upright = update.T.contiguous() if is_tall[index] else update
-        matrix.add_(shard(index, upright), alpha=-lr * scale)
+    torch._foreach_mul_(all_local(parameters), 1 - lr * weight_decay)
+    for parameter, update, tall in zip(parameters, updates, is_tall, strict=True):
+        upright = update.T.contiguous() if tall else update
+        to_local(parameter).add_(local_shard(upright, parameter), alpha=-lr * scale)
 
 
 def orthogonalized(stack: Tensor) -> Tensor:

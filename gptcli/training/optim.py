@@ -17,9 +17,7 @@ from gptcli.model import GPT
 from gptcli.training.parallel import (
     all_local,
     as_dtensor,
-    full_tensor,
     is_dtensor,
-    local_shard,
     scatter_from_rank0,
     to_local,
 )
@@ -108,16 +106,13 @@ class Optimizer:
     def _update_by_muon(self, names: list[str], lr: float) -> None:
         from gptcli.training.muon import muon
 
-        parameters = [self._parameters[name] for name in names]
         muon(
-            all_local(parameters),
+            [self._parameters[name] for name in names],
             self._gradients(names),
             [self._state[name]["momentum_buffer"] for name in names],
             lr=lr,
             momentum=self._config.momentum,
             weight_decay=self._config.weight_decay,
-            gather=lambda index, shard: full_tensor(as_dtensor(shard, parameters[index])),
-            shard=lambda index, full: local_shard(full, parameters[index]),
         )
 
     def _gradients(self, names: Collection[str]) -> list[Tensor]:

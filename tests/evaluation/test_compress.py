@@ -67,7 +67,7 @@ def test_a_file_is_as_small_as_its_score_says(stride: int | None) -> None:
     trained, text = MODELS["bytes"], TEXT[:1500].encode()
     packed = compress(text, trained, stride=stride)
     assert packed.n_streams == 1 and decompress(reread(packed), trained).decode()
-    compute = Runtime(torch.device("cpu"), torch.float32, False, False)
+    compute = Runtime(torch.device("cpu"), torch.float32, False)
     score = evaluate(
         trained.model, TokenArray(np.frombuffer(text, np.uint8).astype(np.uint32)), compute,
         context=8, stride=stride, units=TokenStats(BYTES),
