@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from torch._C._distributed_c10d import Store
 
@@ -24,14 +23,6 @@ _SILENCE = 3.5  # seconds without a heartbeat after which a process counts as st
 _GRACE = 3.0  # seconds for the others to notice too and post their stacks
 
 
-@dataclass(frozen=True)
-class Hang:
-    """Which ranks hang, as far as that is known, and the stacks of those that are alive."""
-
-    message: str
-    stacks: str
-
-
 class Watchdog:
     """Watches this process, and with those of the others the run."""
 
@@ -39,13 +30,14 @@ class Watchdog:
         self,
         world: World,
         seconds: float,
-        on_hang: Callable[[Hang], None],
+        on_hang: Callable[[str, str], None],
         on_orphaned: Callable[[], None],
     ) -> None:
         """Start to watch; a world of one has nobody to wait for.
 
         The run ends with exit code 9 after so many seconds without progress. One of the processes
-        calls `on_hang` before they end; `on_orphaned` is called when this one's parent is gone.
+        calls `on_hang` before they end, with which ranks hang as far as that is known, and the
+        stacks of those that are alive; `on_orphaned` is called when this one's parent is gone.
         """
         self._world, self._seconds = world, seconds
         self._on_hang, self._on_orphaned = on_hang, on_orphaned
@@ -131,7 +123,7 @@ class Watchdog:
         stacks = self._posted("stack")
         texts = [stacks.get(rank, "(silent)\n") for rank in range(world.size)]
         texts = [f"rank {rank}:\n{text}" for rank, text in enumerate(texts)]
-        self._on_hang(Hang(message, "\n".join(texts)))
+        self._on_hang(message, "\n".join(texts))
         for rank in hanging:
             pid = local_pid(self._store, world.name, rank)
             # torchrun would first ask it to end, and wait half a minute.

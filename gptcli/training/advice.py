@@ -235,12 +235,6 @@ def _evaluation(spec: RunSpec) -> Iterator[Advice]:
             f"validation of {n_val:,} tokens is {n_val / config.seq_len:.1f} windows",
             "the validation loss is uncertain; use more text or a larger data.val_fraction",
         )
-    if train.eval_every > spec.max_steps and config.is_set("train.eval_every"):
-        yield Advice(
-            f"train.eval_every {train.eval_every:,} in a run of {spec.max_steps:,} steps",
-            "there is one evaluation, at the end",
-            f"-s train.eval_every={max(1, spec.max_steps // 10)}",
-        )
 
 
 def _shares(spec: RunSpec, worth_saying: float) -> Iterator[Advice]:

@@ -24,7 +24,7 @@ from gptcli.training.calibrate import steps_within
 from gptcli.training.memory import Disk, Memory, estimate_disk, estimate_memory
 from gptcli.training.optim import clip_gradients, lr_at
 from gptcli.training.setup import Session, set_up
-from gptcli.training.spec import RunSpec, compile_seconds, compiled_seconds, settle, with_train
+from gptcli.training.spec import RunSpec, compile_seconds, settle, with_train
 
 SECONDS = 4.0  # that are spent on micro-batches, about, however long one is
 _FIRST_TOKENS = 64
@@ -231,8 +231,8 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
     """Set up a run in this process alone, and time some of its micro-batches and an update.
 
     Batches grow from a few tokens to a micro-batch while there is time for the next larger one, so
-    it takes seconds whatever the model. What compiling gives is computed, for it takes longer.
-    Nothing is kept or written. Raises what training does.
+    it takes seconds whatever the model. Compiling, which takes longer, is not tried: its time is
+    added, and what it gives is left out. Nothing is kept or written. Raises what training does.
     """
     began = time.perf_counter()
     run = ReadOnlyRun(config.run_folder)
@@ -241,8 +241,6 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
         per_token, measured = _seconds_per_token(session)
         update = _timed(session, _update)
         compiling = compile_seconds(spec.config) if spec.config.compile is True else 0.0
-        if compiling:
-            per_token = compiled_seconds(spec.config, per_token)
         seconds, settled = spec.tokens_per_step * per_token + update, spec
         if spec.budget is not None:
             settled = spec.lasting(steps_within(spec, 60 * spec.budget - compiling, seconds))

@@ -10,7 +10,7 @@ from gptcli import atomic
 from gptcli.config.schema import Config
 from gptcli.distributed.environment import place, report
 from gptcli.distributed.process_group import World
-from gptcli.distributed.watchdog import Hang, Watchdog
+from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import (
     EXIT_BUG,
     EXIT_DISTRIBUTED,
@@ -102,16 +102,16 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
     in stacks.txt. A process whose parent is gone saves and ends.
     """
 
-    def on_hang(hang: Hang) -> None:
+    def on_hang(message: str, stacks: str) -> None:
         run = Run(config.run_folder)
         with contextlib.suppress(GptError, OSError):
-            atomic.write_bytes(run.folder / STACKS, hang.stacks.encode())
-            run.write_failure(EXIT_DISTRIBUTED, hang.message)
-            run.log(f"{hang.message}\n{hang.stacks}")
+            atomic.write_bytes(run.folder / STACKS, stacks.encode())
+            run.write_failure(EXIT_DISTRIBUTED, message)
+            run.log(f"{message}\n{stacks}")
         hint = f"the stack of each process is in {run.folder / STACKS}; rerun with --resume"
-        report(hang.message, EXIT_DISTRIBUTED, hint)
+        report(message, EXIT_DISTRIBUTED, hint)
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {hang.message}\nhint: {hint}\n".encode())
+            os.write(2, f"error: {message}\nhint: {hint}\n".encode())
 
     return Watchdog(
         world, config.train.hang_timeout, on_hang, on_orphaned=lambda: stop.request(EXIT_PREEMPTED)

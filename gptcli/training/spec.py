@@ -347,21 +347,10 @@ def compiling_pays(config: Config, max_steps: int, minutes: float | None = None)
         return is_long and (minutes is None or minutes > _COMPILE_MINUTES)
     if config.device != "cpu" or minutes is not None:
         return False
-    saved = max_steps * config.tokens_per_step * _saved_seconds(config)
-    return saved > compile_seconds(config)
+    size = config.model.n_layer * config.model.n_embd
+    return max_steps * config.tokens_per_step * size * _SAVED_SECONDS > compile_seconds(config)
 
 
 def compile_seconds(config: Config) -> float:
     """Return what compiling takes, with a cold cache."""
     return _COMPILE_SECONDS + _COMPILE_SECONDS_PER_BLOCK * config.model.n_layer
-
-
-def compiled_seconds(config: Config, seconds: float) -> float:
-    """Return what a token takes compiled that took `seconds` uncompiled; unknown on a GPU."""
-    saved = _saved_seconds(config) if config.device == "cpu" else 0.0
-    return max(seconds / 2, seconds - saved)
-
-
-def _saved_seconds(config: Config) -> float:
-    """Return what compiling saves of a token on a CPU."""
-    return config.model.n_layer * config.model.n_embd * _SAVED_SECONDS

@@ -152,12 +152,7 @@ def _expand(name: str) -> Iterator[str]:
 def _no_such(name: str, prefix: str, model: GPT) -> str:
     if prefix.startswith("lm_head") and model.config.tie_embeddings:
         return f"{name} is wte itself (model.tie_embeddings); freeze wte"
-    top = [child for child, _ in model.named_children() if child != "h"]
-    if model.config.tie_embeddings:
-        top.remove("lm_head")
+    names = dict.fromkeys(re.sub(r"^h\.\d+", "h.N", name.rpartition(".")[0])
+                          for name, _ in model.named_parameters())  # fmt: skip
     last = model.config.n_layer - 1
-    inner = dict.fromkeys(name.rsplit(".", 1)[0] for name, _ in model.h[0].named_parameters())
-    return (
-        f"nothing is named {prefix!r}; there are {', '.join(top)}, h.0 to h.{last},"
-        f" and in each of these {', '.join(inner)}"
-    )
+    return f"nothing is named {prefix!r}; there are {', '.join(names)}, with N from 0 to {last}"

@@ -107,7 +107,7 @@ def test_a_stopped_process_is_found_too(tiny: Tiny, start: Start) -> None:
 def test_a_rank_that_is_busy_is_waited_for(start: Start) -> None:
     def work(rank: int) -> None:
         with process_group("cpu") as world:
-            with closing(Watchdog(world, 3.0, lambda hang: None, lambda: None)):
+            with closing(Watchdog(world, 3.0, lambda message, stacks: None, lambda: None)):
                 if rank == 0:
                     with world.busy():
                         time.sleep(7)

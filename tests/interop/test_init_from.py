@@ -274,10 +274,10 @@ def test_freezing_may_change_on_resume(gpt: Any, words: Any, theirs: Any, name: 
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ("[wtf]", "nothing is named 'wtf'; there are wte, wpe, ln_f, h.0 to h.1"),
+        ("[wtf]", "nothing is named 'wtf'; there are wte, wpe, h.N.ln_1, h.N.attn.c_attn"),
         ('["h.0-5"]', "nothing is named 'h.2'"),
         ('["h.1-0"]', "the range ends before it begins"),
-        ('["h.0.atn"]', "in each of these ln_1, attn.c_attn"),
+        ('["h.0.atn"]', "h.N.mlp.c_proj, ln_f, with N from 0 to 1"),
         ("[lm_head]", "lm_head is wte itself"),
         ('[wte, wpe, "h.0-1", ln_f]', "nothing is left to train"),
         ('["h.0-999999999"]', "nothing is named 'h.2'"),

@@ -83,7 +83,6 @@ SITUATIONS: list[tuple[list[str], dict[str, int], str, str]] = [
     (["train.eval_tokens=500000"], {"val_tokens": 30_000},
      "validation of 30,000 tokens for evaluations of 500,000", "-s train.eval_tokens=30000"),
     ([], {"val_tokens": 2048}, "2.0 windows", ""),
-    (["train.eval_every=5000"], {}, "one evaluation, at the end", "-s train.eval_every=100"),
     (["train.eval_every=10"], {}, "evaluating 100 times", "-s train.eval_every=814"),
     (["train.eval_every=1000", "data.seq_len=1024", "train.micro_batch_size=1"], {"rows": 1},
      "evaluating once", "-s train.eval_tokens="),
