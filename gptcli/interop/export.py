@@ -92,8 +92,8 @@ def export(
     source = Source(trained, form, model, unpad_vocab(weights, n_tokens), out, dtype)
     atomic.make_folder(out.parent)
     with _aside(out) as folder:
-        # A plain name whatever `out` is called: not every library takes each.
-        aside = folder / "model.part"
+        # A plain name whatever `out` is called, for not every library takes each; errors know it.
+        aside = folder / folder.name
         with _write_errors(out):
             n_parameters = target.write(aside, source)
         shape, weights = target.read_back(aside)

@@ -120,7 +120,7 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
 
 @contextlib.contextmanager
 def propagate_to_peers(world: World) -> Iterator[None]:
-    """Let the other processes know why this one fails; an error of all is the first one's.
+    """Let torchrun and the other processes know why this one fails; an error of all is the first's.
 
     Raises:
         GptError: As the block does; of a process that is gone, its reason.
@@ -131,11 +131,13 @@ def propagate_to_peers(world: World) -> Iterator[None]:
                 raise failure
             yield
     except GptError as error:
+        report(error.message, error.exit_code, error.hint)
         if not isinstance(error, DistributedError):  # of another process: it may be tried again
             prefix = "" if world.is_main else f"rank {world.rank}: "
             if not world.post_failure(prefix + error.message, error.exit_code, error.hint):
                 raise (world.peer_failure() or error) from error
         raise
     except Exception as error:
+        report(repr(error), EXIT_BUG, None)
         world.post_failure(repr(error), EXIT_BUG)
         raise
