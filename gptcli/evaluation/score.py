@@ -90,20 +90,22 @@ def windows(n_tokens: int, context: int, stride: int) -> Callable[[int], Window]
 
 
 class _Text:
-    """The windows of a text as rows."""
+    """The windows of a text as rows, and what is summed by the place of each target in it."""
 
-    def __init__(self, tokens: TokenSequence, context: int, stride: int) -> None:
+    def __init__(
+        self, tokens: TokenSequence, context: int, stride: int, span_of: SpanOf | None
+    ) -> None:
         assert len(tokens) >= 2 and 1 <= stride <= context
         self._tokens, self.context, self.stride = tokens, context, stride
-        self._window, self._span = windows(len(tokens), context, stride), span_length(len(tokens))
+        self._window, length = windows(len(tokens), context, stride), span_length(len(tokens))
         self.n_rows = scoring_windows(len(tokens), context, stride)[1]
-        self.n_spans = (len(tokens) - 2) // self._span + 1
+        spans: list[SpanOf] = [lambda places: (places - 1) // length]
+        spans += [] if span_of is None else [span_of]
+        last = np.array([len(tokens) - 1])
+        self.sums = [(each, SpanSums(int(each(last)[0]) + 1)) for each in spans]
 
     def length(self, row: int) -> int:
         return self._window(row).length
-
-    def span_of(self, places: Counts) -> Counts:
-        return (places - 1) // self._span
 
     def read(self, rows: Sequence[int]) -> tuple[Batch, Counts]:
         """Return rows of one length as a batch, and where in the text each target (B, T) is."""
@@ -116,18 +118,17 @@ class _Text:
 
 
 class _Conversations:
-    """The rows of conversations, each of which is a place that its targets are in."""
+    """The rows of conversations, and what is summed by the conversation of each target."""
 
     def __init__(self, rows: "PackedRows", n_spans: int) -> None:
         self.context = self.stride = rows.seq_len
-        self.n_rows, self.read, self._n = rows.n_rows, rows.read, len(rows.lengths)
-        self.n_spans = min(n_spans, self._n)
+        self.n_rows, self.read, n = rows.n_rows, rows.read, len(rows.lengths)
+        n_spans = min(n_spans, n)
+        spans: SpanOf = lambda numbers: numbers * n_spans // n  # noqa: E731
+        self.sums = [(spans, SpanSums(n_spans))]
 
     def length(self, row: int) -> int:
         return self.context
-
-    def span_of(self, numbers: Counts) -> Counts:
-        return numbers * self.n_spans // self._n
 
 
 def evaluate(
@@ -166,18 +167,14 @@ def evaluate(
         on_progress: Called with (windows done, windows in all).
     """
     source: _Text | _Conversations
-    paired: SpanSums | None = None
     if isinstance(tokens, TokenReader | TokenArray):
-        source = _Text(tokens, context, stride or context)
-        if span_of is not None:
-            paired = SpanSums(int(span_of(np.array([len(tokens) - 1]))[0]) + 1)
+        source = _Text(tokens, context, stride or context, span_of)
     else:
         source = _Conversations(tokens, n_spans)
     total = source.n_rows
     chosen = min(total, max(1, max_tokens // source.stride)) if max_tokens else total
     evenly_spaced = (i * total // chosen for i in range(chosen))
-    n_rows = rows or _rows_together(model, compute, source.context)
-    sums, done = SpanSums(source.n_spans), 0
+    n_rows, done = rows or _rows_together(model, compute, source.context), 0
     with _in_eval_mode(model):
         for batch, counts in _batches(evenly_spaced, source.length, n_rows, turn):
             if stopped():
@@ -188,14 +185,12 @@ def evaluate(
                 continue
             learn(*parts[:2])
             scored = (parts[1] != IGNORED).numpy()
-            before, targets = (part.numpy()[scored] for part in parts[:2])
-            found = losses[scored], *(units.count(before, targets) if units else ())
-            sums.add(source.span_of(places[scored]), *found)
-            if paired is not None and span_of is not None:
-                paired.add(span_of(places[scored]), *found)
+            counted = units.count(*(part.numpy()[scored] for part in parts[:2])) if units else ()
+            for span_at, sums in source.sums:
+                sums.add(span_at(places[scored]), losses[scored], *counted)
             done += len(batch)
             on_progress(done, chosen)
-    return Evaluation(source.context, source.stride, sums, paired)
+    return Evaluation(source.context, source.stride, *(sums for _, sums in source.sums))
 
 
 def _rows_together(model: GPT, compute: Runtime, context: int) -> int:
