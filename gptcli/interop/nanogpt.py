@@ -79,9 +79,9 @@ def _is_repeated(name: str) -> bool:
 def check(trained: TrainedModel, out: Path) -> Form:
     """Return the model's form there; a ConfigError names the keys that nanoGPT does not have."""
     model, tokenizer = trained.model.config, trained.tokenizer
-    args = {key: getattr(model, key) for key in _ARGS}
-    mlp = "gelu" if model.mlp == "gelu" else "gelu_erf"
-    theirs = dict(ModelConfig.model_construct(**args, mlp=mlp).resolved())
+    args: dict[str, Any] = {key: getattr(model, key) for key in _ARGS}
+    args["mlp"] = "gelu" if model.mlp == "gelu" else "gelu_erf"
+    theirs = dict(ModelConfig.model_construct(**args).resolved())
     theirs["head_dim"] = model.n_embd / model.n_head
     wrong = differing(model, {key: (theirs[key],) for key in theirs if key not in _NOT_SHAPE})
     if wrong:
