@@ -205,20 +205,15 @@ class Engine:
         Raises:
             Exception: What made decoding fail.
         """
-        try:
-            while True:
-                await job.changed.wait()
-                job.changed.clear()
-                is_done = job.is_done
-                found = [job.pieces.popleft() for _ in range(len(job.pieces))]
-                if found:
-                    yield found
-                if job.error is not None:
-                    raise job.error
-                if is_done:
-                    return
-        finally:
-            self.cancel(job)
+        is_done = False
+        while not is_done:
+            await job.changed.wait()
+            job.changed.clear()
+            is_done = job.is_done
+            if found := [job.pieces.popleft() for _ in range(len(job.pieces))]:
+                yield found
+            if job.error is not None:
+                raise job.error
 
     def cancel(self, job: Job) -> None:
         """Free the places of a request, also of one that is done."""
@@ -362,7 +357,7 @@ class Engine:
 
     def _wake(self, jobs: set[Job]) -> None:
         """Hand over what is new; a stream that had some a moment ago waits for more."""
-        now, awake = time.monotonic(), dict[asyncio.AbstractEventLoop, list[Job]]()
+        now, awake = time.monotonic(), list[Job]()
         for job in jobs:
             is_done = job.error is not None or all(text.finish_reason for text in job.texts)
             if not is_done and (not job.is_streamed or now < job.flush_at):
@@ -371,10 +366,9 @@ class Engine:
             job.pieces.extend(piece for text in job.texts if (piece := text.take()))
             job.is_done = is_done
             if job.pieces or is_done:
-                awake.setdefault(job.loop, []).append(job)
-        for loop, some in awake.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_set_all, some)
+                awake.append(job)
+        if awake and not (loop := awake[0].loop).is_closed():  # the one that serves all
+            loop.call_soon_threadsafe(_set_all, awake)
 
 
 def _set_all(jobs: list[Job]) -> None:

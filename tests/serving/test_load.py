@@ -14,6 +14,7 @@ import pytest
 
 from gptcli.config import Config, load_config
 from gptcli.generation.decode import Rows
+from gptcli.serving.engine import Job, make_texts
 from gptcli.serving.models import Models
 from support.runs import Trained
 from support.serving import Served, serving
@@ -73,6 +74,27 @@ def test_each_of_hundreds_of_requests_gets_the_text_it_gets_alone(run: Path) -> 
         with ThreadPoolExecutor(12) as pool:
             assert list(pool.map(ask, [*bodies, *bodies])) == alone + alone
         assert server.engine.n_running == server.engine.n_waiting == 0
+
+
+def test_texts_that_wait_join_together(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptcli.serving.engine._JOIN_SECONDS", 60)
+    with serving("tiny") as server:
+        model, loop, n_running = server.models.served["tiny"], asyncio.new_event_loop(), list[int]()
+        step = model.rows.step
+        monkeypatch.setattr(
+            model.rows, "step", lambda: (n_running.append(len(model.rows.rows)), step())[1]
+        )
+        config = model.defaults.model_copy(update={"max_new_tokens": 3, "temperature": 0})
+        jobs = [
+            Job(model, make_texts(model, [ids], config, n=1, seed=0, n_top=None), 1e9, True, loop)
+            for ids in ([1], [1, 2], [3])
+        ]
+        with server.engine._lock:
+            for job in jobs:
+                server.engine.submit(job)
+        wait_until(lambda: all(job.is_done for job in jobs))
+        loop.close()
+        assert n_running == [3, 3]  # the first token is that of joining
 
 
 def test_a_client_that_hangs_up_frees_its_place(run: Path) -> None:
