@@ -10,6 +10,8 @@ from gptcli.data.archives import REPLACE, File, readable
 from gptcli.data.messages import format_of
 from gptcli.errors import DataError
 
+Row = tuple[str, dict[str, Any]]  # its place in the file, and its values by field
+
 SUFFIXES = (".parquet", ".arrow")
 _AT_ONCE = 1024  # rows
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of record batches
@@ -24,71 +26,43 @@ def no_such_field(path: File, field: str, fields: list[str]) -> DataError:
     return DataError(f"{path}: no field '{field}'; the fields are: {names}", hint)
 
 
-@contextlib.contextmanager
-def _table(path: File) -> Iterator[Any]:
-    """Open a file of columns."""
-    assert isinstance(path, Path)
-    with readable(path):
-        path.open("rb").close()  # fails in plainer words than pyarrow's
-        with _open_table(path) as table:
-            yield table
+def read_records(path: File, fields: Sequence[str], errors: str) -> Iterator[Row]:
+    """Yield each row, with those of some fields that there are."""
+    with _table(path) as (schema, batches):
+        chosen = [name for name in schema.names if name in fields]
+        for name in chosen:
+            if chosen.count(name) > 1:
+                raise DataError(f"{path}: {chosen.count(name)} fields are named '{name}'")
+        first = 0
+        for batch in batches(chosen):
+            values = [_values(column, path, first, errors) for column in batch.columns]
+            for row in range(len(batch)):
+                found = (column[row] for column in values)
+                yield f"row {first + row}", dict(zip(chosen, found, strict=True))
+            first += len(batch)
 
 
-def read_texts(path: File, field: str, errors: str) -> Iterator[str]:
-    """Yield the text of each row; a null is an empty text."""
+def _values(column: Any, path: File, first_row: int, errors: str) -> list[Any]:
+    """Return the values of a column, whose texts need not be UTF-8 whatever its type says."""
     import pyarrow as pa
 
-    with _table(path) as (schema, batches):
-        names = schema.names
-        if field not in names:
-            raise no_such_field(path, field, names)
-        if names.count(field) > 1:
-            raise DataError(f"{path}: {names.count(field)} fields are named '{field}'")
-        kind = schema.field(field).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"{path}: field '{field}' is {kind}, not text")
-        first = 0
-        for batch in batches([field]):
-            yield from _texts_of(batch[0], path, first, errors)
-            first += len(batch)
-
-
-def _texts_of(column: Any, path: File, first_row: int, errors: str) -> Iterator[str]:
-    """Yield the texts of an Arrow column, whose bytes need not be UTF-8 whatever its type says."""
     try:
-        texts = column.to_pylist()
+        values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:
-        texts = column.cast("large_binary").to_pylist()
-    for row, text in enumerate(texts, first_row):
         try:
-            yield (text.decode("utf-8", errors) if isinstance(text, bytes) else text) or ""
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: row {row}: not UTF-8 at byte {error.start} of its text",
-                f"fix the row, or {REPLACE}",
-            ) from None
-
-
-def read_records(
-    path: File, fields: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place in the file, values by field) of each row."""
-    with _table(path) as (schema, batches):
-        names = schema.names
-        for field in fields:
-            if field not in names:
-                raise no_such_field(path, field, names)
-        first = 0
-        for batch in batches([name for name in names if name in {*fields, *optional}]):
+            values = column.cast("large_binary").to_pylist()
+        except pa.ArrowException:
+            last = first_row + len(column) - 1
+            raise DataError(f"{path}: rows {first_row} to {last} are not all UTF-8") from None
+        for row, text in enumerate(values):
             try:
-                rows = batch.to_pylist()
-            except UnicodeDecodeError:
-                last = first + len(batch) - 1
-                raise DataError(f"{path}: rows {first} to {last} are not all UTF-8") from None
-            yield from ((f"row {number}", row) for number, row in enumerate(rows, first))
-            first += len(batch)
+                values[row] = text and text.decode("utf-8", errors)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: row {first_row + row}: not UTF-8 at byte {error.start} of its text",
+                    f"fix the row, or {REPLACE}",
+                ) from None
+    return values
 
 
 def fields_of(path: File) -> list[str]:
@@ -98,32 +72,31 @@ def fields_of(path: File) -> list[str]:
 
 
 @contextlib.contextmanager
-def _open_table(path: Path) -> Iterator[tuple[Any, Callable[[list[str]], Iterator[Any]]]]:
+def _table(path: File) -> Iterator[tuple[Any, Callable[[list[str]], Iterator[Any]]]]:
     """Open a file of columns: its schema, and a function that reads batches of some columns.
 
     Raises:
         DataError: The file is damaged, whenever that is noticed.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    assert isinstance(path, Path)
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    try:
-        with contextlib.ExitStack() as stack:
-            if kind == "Parquet":
-                import pyarrow.parquet as pq
-
-                file = stack.enter_context(pq.ParquetFile(path, page_checksum_verification=True))
-                yield (
-                    file.schema_arrow,
-                    lambda columns: file.iter_batches(_AT_ONCE, columns=columns),
-                )
-            else:
-                yield _open_arrow(stack.enter_context(path.open("rb")))
-    except (pa.ArrowException, _CutShortError, OSError, MemoryError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        reason = (str(error) or "a part larger than the memory").splitlines()[0][:120]
-        raise DataError(f"{path}: damaged {kind} file ({reason})") from error
+    with readable(path), path.open("rb") as raw:  # fails in plainer words than pyarrow's
+        try:
+            if kind == "Arrow":
+                yield _open_arrow(raw)
+                return
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                yield file.schema_arrow, lambda names: file.iter_batches(_AT_ONCE, columns=names)
+        except (
+            pa.ArrowException, _CutShortError, OSError, MemoryError, UnicodeDecodeError
+        ) as error:  # fmt: skip
+            if getattr(error, "errno", None) is not None:
+                raise
+            reason = (str(error) or "a part larger than the memory").splitlines()[0][:120]
+            raise DataError(f"{path}: damaged {kind} file ({reason})") from error
 
 
 class _CutShortError(Exception):

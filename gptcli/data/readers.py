@@ -10,9 +10,8 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from gptcli.data import columns
 from gptcli.data.archives import (
@@ -24,7 +23,7 @@ from gptcli.data.archives import (
     suffix_of,
     tar_members,
 )
-from gptcli.data.columns import no_such_field
+from gptcli.data.columns import Row, no_such_field
 from gptcli.errors import DataError
 from gptcli.formatting import size
 
@@ -154,7 +153,33 @@ def read_rows(path: File, field: str, errors: str) -> Iterator[str]:
     Raises:
         DataError: The file is damaged or has no such field, with the fields there are.
     """
-    return _ROW_READERS[suffix_of(path)](path, field, errors)
+    for place, row in read_records(path, [field], (), errors):
+        text = "" if row[field] is None else row[field]
+        if not isinstance(text, str):
+            raise DataError(f"{path}: {place}: '{field}' is a {type(text).__name__}, not text")
+        yield sound(text, f"{path}: {place}", errors)
+
+
+def read_records(
+    path: File, fields: Sequence[str], optional: Sequence[str], errors: str
+) -> Iterator[Row]:
+    """Yield each row of a file of rows.
+
+    Args:
+        path: The file.
+        fields: Those that every row must have.
+        optional: Those that are read where there are such.
+        errors: "strict" or "replace", for bytes that are not UTF-8.
+
+    Raises:
+        DataError: The file is damaged or has no such field, with the fields there are.
+    """
+    for place, row in _ROW_READERS[suffix_of(path)](path, [*fields, *optional], errors):
+        for field in fields:
+            if field not in row:
+                is_table = suffix_of(path) in columns.SUFFIXES
+                raise no_such_field(path, field, columns.fields_of(path) if is_table else [*row])
+        yield place, row
 
 
 def _not_utf8(path: File, offset: int) -> DataError:
@@ -176,8 +201,7 @@ def _lines(path: File, errors: str) -> Iterator[tuple[int, str]]:
             offset += len(raw)
 
 
-def _json_rows(path: File, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of each line that is not empty."""
+def _read_jsonl(path: File, fields: Sequence[str], errors: str) -> Iterator[Row]:
     for number, line in _lines(path, errors):
         if not line.strip():
             continue
@@ -188,18 +212,7 @@ def _json_rows(path: File, errors: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path}: line {number} is not JSON ({reason})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} is not a JSON object with fields")
-        yield number, row
-
-
-def _read_jsonl(path: File, field: str, errors: str) -> Iterator[str]:
-    for number, row in _json_rows(path, errors):
-        if field not in row:
-            raise no_such_field(path, field, list(row))
-        text = "" if row[field] is None else row[field]
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            raise DataError(f"{path}: line {number}: '{field}' is a {kind}, not text")
-        yield sound(text, f"{path}: line {number}", errors)
+        yield f"line {number}", row
 
 
 def sound(text: str, where: str, errors: str) -> str:
@@ -221,72 +234,22 @@ def sound(text: str, where: str, errors: str) -> str:
     return text
 
 
-def _csv_rows(path: File, errors: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, fields) of each row that is not empty, the header first."""
+def _read_csv(path: File, fields: Sequence[str], errors: str) -> Iterator[Row]:
     csv.field_size_limit(_MAX_FIELD_CHARS)
     rows = csv.reader((line for _, line in _lines(path, errors)), strict=True)
+    header: list[str] = []
     try:
-        for row in rows:
-            if row:
-                yield rows.line_num, row
+        for row in filter(None, rows):
+            if not {*fields}.isdisjoint(header[len(row) :]):
+                where = f"{path}: line {rows.line_num}"
+                raise DataError(f"{where} has {len(row)} fields, the header {len(header)}")
+            if header:
+                values = itertools.zip_longest(header, row[: len(header)])
+                yield f"line {rows.line_num}", dict(values)
+            header = header or row
     except csv.Error as error:
         hint = "look for a quotation mark that is never closed" if "limit" in str(error) else None
         raise DataError(f"{path}: line {rows.line_num} is not CSV ({error})", hint) from error
-
-
-def _read_csv(path: File, field: str, errors: str) -> Iterator[str]:
-    header: list[str] = []
-    for number, row in _csv_rows(path, errors):
-        if not header:
-            header = row
-            if field not in header:
-                raise no_such_field(path, field, header)
-            column = header.index(field)
-        elif len(row) <= column:
-            raise DataError(
-                f"{path}: line {number} has {len(row)} fields, the header {len(header)}"
-            )
-        else:
-            yield row[column]
-
-
-def read_records(
-    path: File, fields: Sequence[str], optional: Sequence[str], errors: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place in the file, values by field) of each row of a file of rows.
-
-    Args:
-        path: The file.
-        fields: Those that every row must have.
-        optional: Those that are read where there are such.
-        errors: "strict" or "replace", for bytes that are not UTF-8.
-
-    Raises:
-        DataError: The file is damaged or has no such field, with the fields there are.
-    """
-    if suffix_of(path) in columns.SUFFIXES:
-        rows = columns.read_records(path, fields, optional)
-    elif suffix_of(path) == ".csv":
-        rows = _csv_records(path, errors)
-    else:
-        rows = ((f"line {number}", row) for number, row in _json_rows(path, errors))
-    for place, row in rows:
-        for field in fields:
-            if field not in row:
-                raise no_such_field(path, field, list(row))
-        yield place, row
-
-
-def _csv_records(path: File, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    header: list[str] = []
-    for number, row in _csv_rows(path, errors):
-        if len(row) < len(header):
-            raise DataError(
-                f"{path}: line {number} has {len(row)} fields, the header {len(header)}"
-            )
-        if header:
-            yield f"line {number}", dict(zip(header, row, strict=False))
-        header = header or row
 
 
 def fields_of(path: Path) -> list[str]:
@@ -294,18 +257,15 @@ def fields_of(path: Path) -> list[str]:
     if suffix_of(path) in columns.SUFFIXES:
         return columns.fields_of(path)
     for file in files_in(path):
-        if suffix_of(file) not in ROW_SUFFIXES:
-            return []
-        rows = _csv_rows if suffix_of(file) == ".csv" else _json_rows
-        return next((list(row) for _, row in rows(file, "replace")), [])
+        read = _ROW_READERS.get(suffix_of(file))
+        return next((list(row) for _, row in read(file, (), "replace")), []) if read else []
     return []
 
 
-_ROW_READERS = {
+_ROW_READERS: dict[str, Callable[[File, Sequence[str], str], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
-    ".parquet": columns.read_texts,
-    ".arrow": columns.read_texts,
+    **dict.fromkeys(columns.SUFFIXES, columns.read_records),
 }
 ROW_SUFFIXES = tuple(_ROW_READERS)
 ARCHIVES = (".tar",)

@@ -48,7 +48,7 @@ def test_arrow_rows(tmp_path: Path, footer: bool, kind: Any) -> None:
     assert rows_of(path) == [row or "" for row in rows]
     error = refusal(rows_of, path, "body")
     assert error.message == f"{path}: no field 'body'; the fields are: id, text"
-    assert refusal(rows_of, path, "id").message == f"{path}: field 'id' is int64, not text"
+    assert refusal(rows_of, path, "id").message == f"{path}: row 0: 'id' is a int, not text"
 
 
 def test_bytes_that_are_not_utf8_name_the_row(tmp_path: Path) -> None:

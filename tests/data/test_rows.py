@@ -98,7 +98,7 @@ def test_a_missing_column_lists_the_columns(write: Write) -> None:
     path = write("a.parquet", parquet(["a"]))
     error = refusal(rows_of, path, "body")
     assert error.message == f"{path}: no field 'body'; the fields are: id, text"
-    assert refusal(rows_of, path, "id").message == f"{path}: field 'id' is int64, not text"
+    assert refusal(rows_of, path, "id").message == f"{path}: row 0: 'id' is a int, not text"
 
 
 def test_a_field_missing_from_a_later_row_is_an_error(write: Write) -> None:
