@@ -5,10 +5,7 @@ is kept in the Hub's cache beside them, so that what was found once is found off
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
-import os
 import re
 import socket
 import time
@@ -19,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
+
+from pydantic import TypeAdapter
 
 from gptcli import atomic
 from gptcli.data.presets import unknown_part
@@ -32,7 +31,8 @@ _UNREACHABLE = {
 }  # fmt: skip
 _DROPPED = {"ReadError", "RemoteProtocolError", "TimeoutException", "ChunkedEncodingError",
             "IncompleteRead", "TimeoutError", "ConnectionResetError"}  # fmt: skip
-_DENIED = {"PermissionError", "NoCredentialsError", "NoAuth", "HttpError"}
+_MISSING = {"RemoteEntryNotFoundError", "EntryNotFoundError", "FileNotFoundError",
+            "EmptyDatasetError"}  # fmt: skip
 # Seconds before the second, third, ... try: huggingface_hub gives up at the first 5xx on a file,
 # and a long preparation meets some.
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -72,7 +72,7 @@ class Cached:
             blob.unlink(missing_ok=True)
 
 
-# A unit's hash in a manifest covers the repr of these two classes: fields and names are a format.
+# A unit's hash in a manifest covers the repr of this class: fields and names are a format.
 @dataclass(frozen=True)
 class HubFile(Cached):
     """A file of a repository at a commit."""
@@ -136,42 +136,6 @@ def _counter(on_bytes: OnBytes) -> Any:
 
 
 @dataclass(frozen=True)
-class WebFile(Cached):
-    """A file at a web address, kept in the Hub's cache beside the others."""
-
-    url: str
-    n_bytes: int
-    """Its size, which the download must have."""
-
-    def fetch(self, on_bytes: OnBytes = ignore) -> Path:
-        """Return the local path, downloading the file if it is not in the cache."""
-        if not self.is_cached():
-            content = retry(self.url, self._download)
-            if len(content) != self.n_bytes:
-                raise DataError(f"{self.url}: {len(content)} bytes, expected {self.n_bytes}")
-            atomic.write_bytes(self._path, content)
-            on_bytes(len(content))
-        return self._path
-
-    def _cached(self) -> Path | None:
-        path = self._path
-        return path if path.is_file() and path.stat().st_size == self.n_bytes else None
-
-    @property
-    def _path(self) -> Path:
-        from huggingface_hub import cached_assets_path
-
-        return cached_assets_path("gptcli", namespace="web") / quote(self.url, safe="")
-
-    def _download(self) -> bytes:
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-            raise ConnectionError("offline by HF_HUB_OFFLINE")
-        with urllib.request.urlopen(self.url, timeout=30) as answer:
-            content: bytes = answer.read(self.n_bytes + 1)
-        return content
-
-
-@dataclass(frozen=True)
 class HubFiles:
     """The files of a dataset's splits at one commit."""
 
@@ -189,7 +153,13 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
         config: The subset; None for the only or default one.
         revision: Branch, tag or commit; None for the newest.
     """
-    known = _remembered(repository, config, revision)
+    from huggingface_hub import cached_assets_path
+
+    folder = cached_assets_path("gptcli", namespace=repository, subfolder="files")
+    memory = folder / quote(f"{config or ''}@{revision or ''}.json", safe="@")
+    known, form = None, TypeAdapter(HubFiles)
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged: ask the Hub
+        known = form.validate_json(memory.read_bytes())
     if known is not None and re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return known  # a commit never changes
     try:
@@ -199,27 +169,8 @@ def find_files(repository: str, config: str | None, revision: str | None) -> Hub
             return known
         raise
     with contextlib.suppress(OSError, GptError):  # a cache that may not be written
-        content = json.dumps(dataclasses.asdict(files)).encode()
-        atomic.write_bytes(_memory(repository, config, revision), content)
+        atomic.write_bytes(memory, form.dump_json(files))
     return files
-
-
-def _memory(repository: str, config: str | None, revision: str | None) -> Path:
-    from huggingface_hub import cached_assets_path
-
-    folder = cached_assets_path("gptcli", namespace=repository, subfolder="files")
-    return folder / quote(f"{config or ''}@{revision or ''}.json", safe="@")
-
-
-def _remembered(repository: str, config: str | None, revision: str | None) -> HubFiles | None:
-    try:
-        content = json.loads(_memory(repository, config, revision).read_bytes())
-        train, validation = (
-            tuple(HubFile(**file) for file in content[split]) for split in ("train", "validation")
-        )
-        return HubFiles(train, validation, content["revision"], tuple(content.get("fields", ())))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # missing or damaged: ask the Hub
 
 
 def _resolve(repository: str, config: str | None, revision: str | None) -> HubFiles:
@@ -278,8 +229,7 @@ def retry(name: str, ask: Callable[[], T]) -> T:
 
 def _is_temporary(error: Exception) -> bool:
     """Tell whether the same request may succeed later; with no server at all it will not."""
-    status = _status(error)
-    if status is not None:
+    if (status := _status(error)) is not None:
         return status == 429 or status >= 500
     return bool(_class_names(error) & _DROPPED)
 
@@ -288,23 +238,23 @@ def _class_names(error: Exception) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _status(error: BaseException) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     """Return the HTTP status of an error or of its cause."""
+    if error is None:
+        return None
     if isinstance(error, urllib.error.HTTPError):
         return error.code
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and error.__cause__ is not None:
-        return _status(error.__cause__)
-    return status
+    return _status(error.__cause__) if status is None else status
 
 
-def require_reachable() -> None:
-    """Raise a ConnectionError at once if no server answers: huggingface_hub would ask for long."""
+def require_reachable(endpoint: str | None = None) -> None:
+    """Raise a ConnectionError at once if no server answers: libraries would ask for long."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+    if urllib.request.getproxies() or (endpoint is None and constants.HF_HUB_OFFLINE):
         return
-    address = urlsplit(constants.ENDPOINT)
+    address = urlsplit(endpoint or constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((address.hostname or "", port), timeout=10).close()
@@ -314,33 +264,30 @@ def require_reachable() -> None:
 
 def _explained(name: str, error: Exception) -> GptError:
     """Return our error for one of the Hub's libraries, which have many kinds."""
-    kinds, text = _class_names(error), str(error)
-    server = "its server" if "://" in name else "the Hub"
+    kinds, text, status = _class_names(error), str(error), _status(error)
+    is_address = "://" in name
+    server = "its server" if is_address else "the Hub"
     reason = (text.strip() or type(error).__name__).splitlines()[0][:200]
     if "ValueError" in kinds and ("BuilderConfig" in text or "Config name" in text):
         return unknown_part(name, text)
-    if "://" in name and (_status(error) == 404 or "FileNotFoundError" in kinds):
-        return MissingFileError(f"{name}: no such file")
-    if "://" in name and (_status(error) in (401, 403) or kinds & _DENIED):
+    if is_address and (status in (401, 403) or "PermissionError" in kinds):
         hint = "set your credentials as for the tools of that store, or download it yourself"
         return DataError(f"{name}: its server refuses to send it ({reason})", hint)
-    if kinds & _UNREACHABLE and not ("://" in name and _is_temporary(error)):
-        return NetworkError(
-            f"{name}: not in the cache, and {server} cannot be reached",
-            "connect to the network; downloads are cached for offline use",
-        )
-    if _is_temporary(error):
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        message = f"{name}: no such repository on the Hub, or it is private"
+        return DataError(message, "set HF_TOKEN if it is private")
+    if (is_address and status == 404) or (kinds & _MISSING and not kinds & _UNREACHABLE):
+        return MissingFileError(f"{name}: no such file" + f" ({reason})" * (not is_address))
+    if _is_temporary(error) and (is_address or not kinds & _UNREACHABLE):
         return NetworkError(
             f"{name}: {server} is overloaded or the connection dropped ({reason})",
             "run the same command again: it resumes",
         )
-    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        message = f"{name}: no such repository on the Hub, or it is private"
-        return DataError(message, "set HF_TOKEN if it is private")
-    if kinds & {"RemoteEntryNotFoundError", "EntryNotFoundError"}:
-        return MissingFileError(f"{name}: missing file ({reason})")
-    if kinds & {"DataFilesNotFoundError", "EmptyDatasetError"}:
-        return DataError(f"{name}: missing file ({reason})")
+    if kinds & _UNREACHABLE:
+        return NetworkError(
+            f"{name}: not in the cache, and {server} cannot be reached",
+            "connect to the network; downloads are cached for offline use",
+        )
     if "RuntimeError" in kinds and "scripts are no longer supported" in text:
         message = f"{name}: this dataset is a Python script, which is not run"
         return DataError(message, "use a copy of it in Parquet")

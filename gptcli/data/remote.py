@@ -21,12 +21,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig
-from gptcli.data.hub import Cached, HubFile, NetworkError, OnBytes, WebFile, ignore, retry
+from gptcli.data.hub import Cached, HubFile, NetworkError, OnBytes, ignore, require_reachable, retry
 from gptcli.data.presets import is_address
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import size
 
-_STORES = ("s3", "gs", "file")
+_STORES = ("s3", "gs")
 _SECRET = re.compile(r"(?i)sig(nature)?$|token|secret|credential|passw|auth|(^|[-_.])(api)?key$")
 _READ_BYTES = 1 << 20
 _MOST_SMALL_BYTES = 1 << 30  # of a manifest or a tokenizer
@@ -43,7 +43,9 @@ def require_address(name: str, key: str) -> str:
     """
     scheme = name.partition("://")[0].lower()
     if scheme not in ("http", "https", *_STORES):
-        raise ConfigError(f"{key}: {scheme}:// is not supported", "use https://, s3:// or gs://")
+        raise ConfigError(
+            f"{key}: {scheme}:// is not supported", "use a path, https://, s3:// or gs://"
+        )
     try:
         parts = urlsplit(name)
         queries = [query for query, _ in parse_qsl(parts.query, keep_blank_values=True)]
@@ -68,14 +70,15 @@ def _client(scheme: str, bucket: str) -> Any:
 
     is_public = os.environ.get(f"{'AWS' if scheme == 's3' else 'GS'}_NO_SIGN_REQUEST", "") != ""
     try:
-        if scheme == "file":
-            return fs.LocalFileSystem()
         if scheme == "gs":
+            require_reachable("https://storage.googleapis.com")  # the client would ask for ever
             return fs.GcsFileSystem(anonymous=is_public)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if endpoint or not region:
+            require_reachable(endpoint or "https://s3.us-east-1.amazonaws.com")
         region = region or ("us-east-1" if endpoint else fs.resolve_s3_region(bucket))
-        how: dict[str, Any] = {"anonymous": is_public, "region": region}
+        how: dict[str, Any] = {"anonymous": is_public, "region": region, "connect_timeout": 10}
         if endpoint:
             how["scheme"], _, how["endpoint_override"] = endpoint.rstrip("/").partition("://")
         return fs.S3FileSystem(**how)
@@ -90,11 +93,14 @@ def _store(url: str) -> Iterator[tuple[Any, str]]:
     try:
         yield _client(scheme.lower(), path.partition("/")[0]), path.rstrip("/")
     except OSError as error:
-        text = str(error)
-        if any(word in text for word in ("ACCESS_DENIED", "403", "PERMISSION_DENIED", "401")):
-            raise PermissionError(text[:200]) from error
-        if any(word in text for word in ("NETWORK_CONNECTION", "curlCode", "UNAVAILABLE")):
-            raise ConnectionResetError(text[:200]) from error
+        kinds = {
+            r"ACCESS_DENIED|403|PERMISSION_DENIED|401": PermissionError,
+            r"curlCode: [67]\b": ConnectionError,  # no such host, or no server there
+            r"NETWORK_CONNECTION|curlCode|UNAVAILABLE": ConnectionResetError,
+        }
+        for pattern, kind in kinds.items():
+            if re.search(pattern, str(error)):
+                raise kind(str(error)[:200]) from error
         raise
 
 
@@ -203,14 +209,21 @@ def _cache(name: str) -> Path:
     return Path(constants.HF_ASSETS_CACHE) / "gptcli" / name
 
 
-# A unit's hash in a manifest covers the repr of this class: fields and names are a format.
+# A unit's hash in a manifest covers the text of this class: fields and names are a format.
 @dataclass(frozen=True)
 class StoredFile(Cached):
-    """A file of text behind an address, as it was when it was found."""
+    """A file of text behind an address, as it was when it was found.
+
+    Without a version it is one of a known size, whatever the server says.
+    """
 
     url: str
     n_bytes: int
-    version: str
+    version: str | None
+
+    def __str__(self) -> str:
+        known = f"WebFile(url={self.url!r}, n_bytes={self.n_bytes})"
+        return known if self.version is None else repr(self)
 
     @property
     def path(self) -> str:
@@ -219,10 +232,14 @@ class StoredFile(Cached):
 
     def fetch(self, on_bytes: OnBytes = ignore) -> Path:
         """Return the local path, after downloading what is missing."""
-        path = self._place
+        from huggingface_hub import constants
+
+        path, seen = self._place, (self.n_bytes, self.version)
         if not path.is_file():
+            if self.version is None and constants.HF_HUB_OFFLINE:
+                raise NetworkError(f"{self.url}: not in the cache, and HF_HUB_OFFLINE is set")
             download(self.url, path, self.n_bytes, on_bytes=on_bytes)
-            if retry(self.url, lambda: _stat(self.url)) != (self.n_bytes, self.version):
+            if self.version is not None and retry(self.url, lambda: _stat(self.url)) != seen:
                 path.unlink(missing_ok=True)
                 raise DataError(f"{self.url}: changed meanwhile", "run the command again")
         return path
@@ -232,11 +249,13 @@ class StoredFile(Cached):
 
     @property
     def _place(self) -> Path:
+        if self.version is None:
+            return _cache("web") / quote(self.url, safe="")
         mark = hashlib.sha256(f"{self.url}\0{self.version}".encode()).hexdigest()[:16]
         return _cache("text") / f"{mark}-{quote(PurePosixPath(self.path).name[-60:])}"
 
 
-RemoteFile = HubFile | WebFile | StoredFile
+RemoteFile = HubFile | StoredFile
 
 
 def files_at(url: str) -> list[StoredFile]:

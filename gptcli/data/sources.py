@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig, DataFormat, Split, SplitSource, TokenizerConfig
@@ -149,13 +149,24 @@ def _remote(source: str, config: DataConfig) -> Source:
         else "tail"
         for file in files
     ]
-    units = [
-        Unit(index, file.url, (file,), rule)
-        for index, (file, rule) in enumerate(zip(files, rules, strict=True))
-    ]
-    local = [file.fetch() for file in files[:1] if file.is_cached()]
-    n_bytes = sum(file.n_bytes for file in files)
-    return Source(source, tuple(units), n_bytes, format=_format(config, lambda: _fields_of(local)))
+    named = [(file.url, file, rule) for file, rule in zip(files, rules, strict=True)]
+    return _elsewhere(source, named, config)
+
+
+def _elsewhere(
+    name: str,
+    files: Sequence[tuple[str, remote.RemoteFile, SplitRule]],
+    config: DataConfig,
+    found: hub.HubFiles | None = None,
+    joined: bool = False,
+) -> Source:
+    """Make each file that is not on this machine a unit, with the name and the rule it has."""
+    units = [Unit(i, name, (file,), rule, joined) for i, (name, file, rule) in enumerate(files)]
+    fields, revision = (found.fields, found.revision) if found else ((), None)
+    local = [file.fetch() for _, file, _ in files[:1] if not fields and file.is_cached()]
+    form = _format(config, lambda: fields or _fields_of(local))
+    n_bytes = sum(file.n_bytes for _, file, _ in files)
+    return Source(name, tuple(units), n_bytes, revision, format=form)
 
 
 def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:
@@ -166,7 +177,7 @@ def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> 
     if preset.kind == "file":
         if config.config is not None:
             raise ConfigError(f"{preset.name} has no parts, such as '{config.config}'")
-        file = hub.WebFile(preset.where, preset.download_bytes)
+        file = remote.StoredFile(preset.where, preset.download_bytes, None)
         return Source(preset.name, (Unit(0, preset.name, (file,), "tail"),), file.n_bytes)
     files = hub.find_files(preset.where, config.config or preset.config, preset.revision)
     is_whole = config.config in (None, preset.config)
@@ -345,21 +356,14 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     An explicit `data.val_fraction` draws the validation from the training rows instead.
     """
     own_split = bool(found.validation) and config.val_fraction is None
-    files: list[tuple[hub.HubFile, Literal["documents", "train", "val"]]]
-    files = [(file, "train" if own_split else "documents") for file in found.train]
-    if own_split:
-        files += [(file, "val") for file in found.validation]
-    for file, _ in files:
+    files: list[tuple[str, remote.RemoteFile, SplitRule]] = []
+    for number, file in enumerate(found.train + found.validation * own_split):
+        is_val = number >= len(found.train)
+        rule: SplitRule = "val" if is_val else "train" if own_split else "documents"
+        files.append((f"{name}/{file.path}", file, rule))
         if archives.suffix_of(Path(file.path)) not in readers.SUFFIXES:
             raise DataError(
                 f"hf:{file.repository}: {file.path} is an unsupported file type",
                 f"files that are: {' '.join(readers.SUFFIXES)}",
             )
-    units = tuple(
-        Unit(index, f"{name}/{file.path}", (file,), held_out, joined)
-        for index, (file, held_out) in enumerate(files)
-    )
-    local = [file.fetch() for file, _ in files[:1] if not found.fields and file.is_cached()]
-    form = _format(config, lambda: found.fields or _fields_of(local))
-    n_bytes = sum(file.n_bytes for file, _ in files)
-    return Source(name, units, n_bytes, found.revision, format=form)
+    return _elsewhere(name, files, config, found, joined)

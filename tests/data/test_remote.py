@@ -157,6 +157,7 @@ def test_secrets_in_addresses_are_refused_and_not_repeated(gpt: Any, address: st
 
 def test_addresses_that_cannot_be_used_say_why(gpt: Any) -> None:
     assert gpt("prepare", "ftp://host/a.txt").code == 2
+    assert "file:// is not supported" in gpt("prepare", "file:///a.txt").err
     assert gpt("data", "info", "https://host/a?b=1").code == 2
     Path("a.txt").write_text("text")
     done = gpt("prepare", "a.txt", "--out", "s3://bucket/data")
@@ -183,12 +184,11 @@ def fill(write: Write, folder: str) -> None:
         write(f"{folder}/{name}", data)
 
 
-@pytest.mark.parametrize("scheme", ["s3", "file"])
 def test_a_folder_of_a_store_is_its_files_in_order(
-    write: Write, prepared: Prepared, refusal: Refusal, bucket: Bucket, scheme: str, tmp_path: Path
+    write: Write, prepared: Prepared, refusal: Refusal, bucket: Bucket
 ) -> None:
     fill(write, "store/texts")
-    base = "s3://texts" if scheme == "s3" else f"file://{tmp_path}/store/texts"
+    base = "s3://texts"
     manifest = prepared(base)
     assert [unit.name for unit in manifest.units] == [f"{base}/b.txt", f"{base}/in/a.jsonl"]
     assert manifest.documents == 151
@@ -218,6 +218,18 @@ def test_a_store_that_refuses_says_so(write: Write, refusal: Refusal, bucket: Bu
     error = refusal("s3://texts/b.txt")
     assert error.message.startswith("s3://texts/b.txt: its server refuses to send it")
     assert "SECRET" not in error.message
+
+
+def test_a_store_that_cannot_be_reached_is_given_up_at_once(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would ask for a minute."""
+    began = time.monotonic()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "_WAITS", (1.0, 30.0))
+    message = "s3://texts/a: not in the cache, and its server cannot be reached"
+    assert refusal("s3://texts/a").message == message
+    assert time.monotonic() - began < 15
 
 
 @pytest.fixture
