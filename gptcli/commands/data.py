@@ -34,13 +34,11 @@ def info(
 ) -> None:
     """Describe a data folder."""
     from gptcli.api.prepare import Prepared
-    from gptcli.data.presets import folder_at
-    from gptcli.data.shards import read_manifest
 
-    manifest = read_manifest(folder_at(folder))
+    place, manifest = _opened(folder)
     facts: dict[str, Any] = {
         **manifest.recipe.model_dump(exclude={"tokenizer", "max_vocab_size"}),
-        **Prepared(folder_at(folder), manifest).facts(),
+        **Prepared(place, manifest).facts(),
         "dtype": manifest.dtype,
         "fingerprint": manifest.fingerprint,
         "val_share": round(manifest.val_share, 6),
@@ -48,7 +46,7 @@ def info(
     facts = {"dir": folder} | facts | {"dir": folder}
     if manifest.has_own_val:
         facts["val_fraction"] = None
-    contents = _contents(folder, manifest) if full else None
+    contents = _contents(place, manifest) if full else None
     if json_:
         console.result_json(facts | ({"contents": asdict(contents)} if contents else {}))
         return
@@ -69,12 +67,19 @@ def info(
         console.result(f"{key:<{width}} {text}")
 
 
-def _contents(folder: str, manifest: "Manifest", most: int | None = None) -> "Contents":
-    from gptcli.data.contents import MOST_TOKENS, measure
+def _opened(folder: str) -> tuple[Path, "Manifest"]:
+    """Return the place of a data folder on this machine, and its manifest."""
     from gptcli.data.presets import folder_at
+    from gptcli.data.shards import read_manifest
+
+    return folder_at(folder), read_manifest(folder_at(folder))
+
+
+def _contents(folder: Path, manifest: "Manifest", most: int | None = None) -> "Contents":
+    from gptcli.data.contents import MOST_TOKENS, measure
 
     with console.bar(f"reading {folder}", manifest.tokens.total) as bar:
-        return measure(folder_at(folder), manifest, most or MOST_TOKENS, bar.advance)
+        return measure(folder, manifest, most or MOST_TOKENS, bar.advance)
 
 
 def _described(found: "Contents") -> dict[str, str]:
@@ -113,15 +118,13 @@ def report(
     json_: options.JsonOption = False,
 ) -> None:
     """Write a self-contained HTML report of a data folder."""
-    from gptcli.data.presets import folder_at
-    from gptcli.data.shards import read_manifest
     from gptcli.plotting import page, require_ending
     from gptcli.plotting.data_report import render
 
-    place = folder_at(folder)
-    file, manifest = out or place / "report.html", read_manifest(place)
+    place, manifest = _opened(folder)
+    file = out or place / "report.html"
     require_ending(file, *page.FORMATS)
-    contents = _contents(folder, manifest, max_tokens)
+    contents = _contents(place, manifest, max_tokens)
     n_bytes = page.write(file, render(place, manifest, contents, moment()))
     if json_:
         facts = {"file": str(file), "bytes": n_bytes, "contents": asdict(contents)}
@@ -148,11 +151,8 @@ def peek(
 ) -> None:
     """Show decoded training windows, or conversations with what is trained on marked."""
     from gptcli.data.inspection import END_OF_TEXT_MARK, conversations_as_text, windows_as_text
-    from gptcli.data.presets import folder_at
-    from gptcli.data.shards import read_manifest
 
-    path = folder_at(folder)
-    manifest = read_manifest(path)
+    path, manifest = _opened(folder)
     if manifest.is_chat:
         talks = conversations_as_text(
             path, manifest, split, count=count, max_tokens=seq_len or 1024, seed=seed
@@ -184,14 +184,12 @@ def peek(
 def verify(folder: Folder, json_: options.JsonOption = False) -> None:
     """Verify the size, header, hash and ids of every shard."""
     from gptcli.data.inspection import damaged_shards
-    from gptcli.data.presets import folder_at
-    from gptcli.data.shards import SPLITS, read_manifest, read_tokenizer
+    from gptcli.data.shards import SPLITS, read_tokenizer
 
-    path = folder_at(folder)
-    manifest = read_manifest(path)
+    path, manifest = _opened(folder)
     read_tokenizer(path, manifest)
     n_shards = sum(len(manifest.shards(split)) for split in SPLITS)
-    with console.bar(f"verifying {folder}", manifest.tokens.train + manifest.tokens.val) as bar:
+    with console.bar(f"verifying {folder}", manifest.tokens.total) as bar:
         problems = damaged_shards(path, manifest, bar.advance)
     if problems:
         more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -228,12 +226,11 @@ def overlap(
     from gptcli.data.messages import format_of
     from gptcli.data.presets import folder_at, is_address
     from gptcli.data.readers import fields_of
-    from gptcli.data.shards import read_manifest
 
     data, asked, place = options.load(None, set_).data, list[str](), folder_at(b)
     for name, path in ((a, folder_at(a)), (b, place)):
         if is_address(name):
-            read_manifest(path)  # which is downloaded here
+            _opened(name)  # which is downloaded here
         fields = {*fields_of(path)} if suffix_of(path) == ".jsonl" else set[str]()
         if path is place and "answer" in fields and fields & {"prompt", "messages"}:
             continue

@@ -7,8 +7,8 @@ conversation begins. No conversation is in two shards.
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,7 @@ def require_mask(folder: Path, manifest: Manifest) -> None:
             )
 
 
-class ConversationReader:
+class ConversationReader(AbstractContextManager["ConversationReader"]):
     """Reads the conversations of a split by number, in the order of the shards.
 
     The masks are kept in memory, a sixteenth of the tokens' size. Threads may share one reader.
@@ -145,9 +145,6 @@ class ConversationReader:
         byte, bit = divmod(start - first_token, 8)
         bits = np.unpackbits(packed[byte : byte + (bit + length + 7) // 8], bitorder="little")
         return self._tokens.read(start, length), bits[bit : bit + length].view(np.bool_)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -61,8 +61,9 @@ def damaged_shards(
             if digest.hexdigest() != shard.sha256:
                 problems.append(f"{path}: content does not have the hash of the manifest")
         on_progress(shard.tokens)
-    unknown = (_unknown_id(folder, split, highest[split], manifest) for split in SPLITS)
-    problems = problems or [problem for problem in unknown if problem]
+    n_ids, known = manifest.tokenizer.vocab_size, highest.items()
+    unknown = [_unknown_id(folder, split, token, n_ids) for split, token in known if token >= n_ids]
+    problems = problems or unknown
     if manifest.is_chat and not problems:
         require_mask(folder, manifest)
     return problems
@@ -80,11 +81,11 @@ def conversations_as_text(
         for draw in range(count):
             index = derive_seed("peek", seed, draw) % len(reader)
             ids, trained = (each[:max_tokens] for each in reader.read(index))
-            if problem := _unknown_id(folder, split, int(ids.max()), manifest):
-                raise DataError(problem)
             cuts = np.flatnonzero(np.diff(trained)) + 1
             pairs = zip(np.split(ids, cuts), np.split(trained, cuts), strict=True)
-            parts = [(_decode(tokenizer, part), bool(mask[0])) for part, mask in pairs]
+            parts = [
+                (_decode(folder, split, tokenizer, part), bool(mask[0])) for part, mask in pairs
+            ]
             if (left := int(reader.lengths[index]) - len(ids)) > 0:
                 parts.append((f"... ({left:,} more tokens)\n", False))
             found.append((index, parts))
@@ -102,9 +103,6 @@ def windows_as_text(
             raise DataError(f"{folder}: the {split} split has only {len(tokens)} tokens")
         starts = [derive_seed("peek", seed, index) % n_starts for index in range(count)]
         windows = [(start, tokens.read(start, seq_len)) for start in starts]
-    highest = max((int(ids.max(initial=0)) for _, ids in windows), default=0)
-    if problem := _unknown_id(folder, split, highest, manifest):
-        raise DataError(problem)
     unit_of = {shard.file: unit.name for unit in manifest.units for shard in unit.shards}
     shards = manifest.shards(split)
     ends = np.cumsum([shard.tokens for shard in shards])
@@ -113,21 +111,20 @@ def windows_as_text(
         first, last = np.searchsorted(ends, (start, start + seq_len - 1), side="right")
         units = dict.fromkeys(unit_of[shard.file] for shard in shards[first : last + 1])
         borders = np.flatnonzero(ids == tokenizer.eot).tolist()
-        found.append(Window(start, _decode(tokenizer, ids), borders, list(units)))
+        found.append(Window(start, _decode(folder, split, tokenizer, ids), borders, list(units)))
     return found
 
 
-def _unknown_id(folder: Path, split: Split, token: int, manifest: Manifest) -> str | None:
-    size = manifest.tokenizer.vocab_size
-    if token < size:
-        return None
-    return f"{folder}: the {split} split holds id {token}, the vocabulary has {size}"
-
-
-def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+def _decode(folder: Path, split: Split, tokenizer: Tokenizer, ids: np.ndarray) -> str:
     """Decode ids with end-of-text and the tokens of turns made visible."""
+    if (highest := int(ids.max(initial=0))) >= tokenizer.vocab_size:
+        raise DataError(_unknown_id(folder, split, highest, tokenizer.vocab_size))
     marks = {tokenizer.eot: END_OF_TEXT_MARK.encode()}
     if tokenizer.chat is not None:
         marks |= zip(tokenizer.chat, (START_OF_TURN.encode(), END_OF_TURN.encode()), strict=True)
     parts = (marks.get(i) or tokenizer.token_bytes(i) for i in ids.tolist())
     return b"".join(parts).decode("utf-8", "replace")
+
+
+def _unknown_id(folder: Path, split: Split, token: int, n_ids: int) -> str:
+    return f"{folder}: the {split} split holds id {token}, the vocabulary has {n_ids}"

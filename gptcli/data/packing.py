@@ -9,8 +9,9 @@ but a number for each conversation is kept, and resuming is an addition.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +119,7 @@ class Packing:
         return self._turn[1]
 
 
-class PackedRows:
+class PackedRows(AbstractContextManager["PackedRows"]):
     """The rows of a split: conversations in places of seq_len + 1 tokens.
 
     Attributes:
@@ -177,9 +178,6 @@ class PackedRows:
         parts = tokens[:, :-1], targets[:, 1:], starts[:, :-1]
         batch = tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
         return batch, numbers[:, 1:]
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Self
 
@@ -289,7 +290,7 @@ def read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-class TokenReader:
+class TokenReader(AbstractContextManager["TokenReader"]):
     """Reads the tokens of a split as one sequence, across its shards.
 
     Files are read, not mapped: a shard that someone cuts short is an error here, where a mapped
@@ -365,9 +366,6 @@ class TokenReader:
         check_shard(path, shard, self._kind)
         for other in [each for each in self._opened if not self._paths[each].exists()]:
             self._opened.pop(other).close()  # which made room
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
