@@ -1,7 +1,6 @@
 """Text to token shards: what `gpt prepare` calls, and `gptcli.prepare` is."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,13 @@ from gptcli.data.conversations import skipped_rows
 from gptcli.data.estimate import Estimate, estimate, require_room
 from gptcli.data.loader import combined, part_configs, read_parts
 from gptcli.data.presets import data_dir
-from gptcli.data.shards import SPLITS, Manifest, UnitRecord, read_manifest
+from gptcli.data.shards import SPLITS, Manifest, read_manifest
 from gptcli.data.sources import PreparePlan
 from gptcli.errors import ConfigError
 
 OnBytes = Callable[[str, int, int | None], None]
 """Called with a kind of work, the bytes newly done, and the bytes in all where that is known."""
 
-_SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 _log = logging.getLogger("gptcli")
 
 
@@ -109,11 +107,10 @@ def prepare(
     if finalize:
         manifest = preparing.finalize(plan)
     else:
-        text, download = (cost.text_bytes, cost.download_bytes) if cost else (None, None)
+        sizes = {"tokenizing": cost.text_bytes, "downloading": cost.download_bytes} if cost else {}
         manifest = preparing.prepare(
-            plan, workers=_workers(plan, workers), force=force,
-            on_progress=lambda n: on_bytes("tokenizing", n, text),
-            on_download=lambda n: on_bytes("downloading", n, download),
+            plan, workers=workers, force=force,
+            on_bytes=lambda kind, n_bytes: on_bytes(kind, n_bytes, sizes.get(kind)),
         )  # fmt: skip
     if is_finished and not force and not finalize:
         _log.info(f"{plan.folder} is prepared already; --force prepares it again")
@@ -144,33 +141,6 @@ def _prepare_all(
                 prepare(each, workers=workers, force=force, on_plan=on_plan, on_bytes=on_bytes)
             )
     return Prepared(done[0].folder, combined(read_parts(config)), tuple(done))
-
-
-def prepare_share(
-    config: Config,
-    rank: int,
-    world_size: int,
-    *,
-    workers: int | None = 1,
-    on_bytes: OnBytes = lambda kind, n_bytes, total: None,
-) -> tuple[PreparePlan, list[UnitRecord]]:
-    """Prepare every world_size-th unit from unit `rank` on; `prepare(finalize=True)` ends it.
-
-    Returns:
-        The plan of the whole, and the records of this rank's units.
-    """
-    plan = preparing.make_plan(config)
-    return plan, preparing.prepare_share(
-        plan, rank, world_size, workers=_workers(plan, workers),
-        on_progress=lambda n: on_bytes("tokenizing", n, None),
-        on_download=lambda n: on_bytes("downloading", n, None),
-    )  # fmt: skip
-
-
-def _workers(plan: PreparePlan, workers: int | None) -> int:
-    if workers is not None:
-        return workers
-    return os.cpu_count() or 1 if plan.source.n_bytes > _SMALL_BYTES else 1
 
 
 def _unexpected(plan: PreparePlan, manifest: Manifest) -> Iterator[str]:

@@ -67,7 +67,7 @@ def look_at(config: Config) -> Text:
         hint = "name a text, or train on it with a configuration of yours: gpt train -c FILE"
         raise ConfigError(f"{config.data.source}: holds conversations, not text", hint)
     texts = [text[:_SAMPLE_CHARS] for unit in found.units[:_PIECES]
-             for _, text in itertools.islice(documents(unit, config.data), _PIECES)]  # fmt: skip
+             for _, text, _ in itertools.islice(documents(unit, config.data), _PIECES)]  # fmt: skip
     text = "".join(part[: _SAMPLE_CHARS // max(1, len(texts))] for part in texts)
     sample = text.encode()
     if not sample:

@@ -163,14 +163,16 @@ def _prepare_share(
     config: "Config", rank: int, world_size: int, workers: int | None, json_: bool
 ) -> None:
     """Prepare a rank's share with progress bars, and say what comes next."""
-    from gptcli.api.prepare import prepare_share
+    from gptcli.data.prepare import make_plan, prepare_share
 
-    began = time.perf_counter()
+    began, plan = time.perf_counter(), make_plan(config)
     with console.byte_bars() as advance:
-        plan, records = prepare_share(config, rank, world_size, workers=workers, on_bytes=advance)
+        records = prepare_share(
+            plan, rank, world_size, workers=workers, on_bytes=lambda kind, n: advance(kind, n, None)
+        )
     seconds = time.perf_counter() - began
-    tokens = sum(record.tokens.train + record.tokens.val for record in records)
-    n_bytes = sum(record.bytes.train + record.bytes.val for record in records)
+    tokens = sum(record.tokens.total for record in records)
+    n_bytes = sum(record.bytes.total for record in records)
     if json_:
         console.result_json(
             {"dir": str(plan.folder), "rank": rank, "world_size": world_size,
@@ -197,8 +199,8 @@ def _report(folder: Path, manifest: "Manifest", seconds: float, seed: int) -> No
             f" ({manifest.trained('train') / max(1, manifest.tokens.train):.1%} of them answers)"
         )
     tokenizer, tokens = manifest.tokenizer, manifest.tokens
-    total = manifest.bytes.train + manifest.bytes.val
-    each = total / max(1, tokens.train + tokens.val)
+    total = manifest.bytes.total
+    each = total / max(1, tokens.total)
     console.result(
         f"{folder}: {plural(manifest.documents, what)}, {size(total)} of text,"
         f" {tokenizer.name} ({tokenizer.vocab_size:,} ids, {each:.2f} bytes each)"

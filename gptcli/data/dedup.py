@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,12 @@ from gptcli.data.encode import Encoded, TextBatch
 from gptcli.data.units import Unit
 from gptcli.errors import ConfigError
 from gptcli.tokenizers import Dtype
-from gptcli.tokenizers.chat import ROLES
 
 OnKey = Callable[[int, bytes], None]  # is called with a document's index in its unit, and 16 bytes
 
 REPEATED = {"exact": "repeats an earlier document", "near": "is much like an earlier document"}
 _RUN_KEYS = 1 << 20  # are sorted at a time, when they are written and when they are compared
-_KEY_BYTES = 20  # on disk: two halves of the key and the document's index
+_KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("document", "<u4")])  # on disk
 _AS_SPACES = bytes.maketrans(b"\t\n\r\x0b\x0c", b"     ")
 # A pair of documents that share the part s of their shingles has a band in common with the
 # probability 1 - (1 - s**8)**16: 0.06 at 0.5, 0.61 at 0.7, 0.95 at 0.8, 1.00 at 0.9.
@@ -46,23 +45,22 @@ class ExactKeys:
 
     def add(self, batch: TextBatch) -> None:
         """Add a batch; a document may continue in the next one."""
-        roles = batch.roles or itertools.repeat(len(ROLES))
+        roles = batch.roles or itertools.repeat(-1)
         for document, text, role in zip(batch.documents, batch.texts, roles, strict=False):
             if "\r" in text:
                 text = text.replace("\r\n", "\n")
             content = text.encode().translate(_AS_SPACES)
-            if batch.roles:
+            if role >= 0:
                 content = bytes([role]) + content
             if document != self._document:
                 self.finish()
+                self._document, self._hash, self._spaces = document, hashlib.sha256(), b""
                 content = content.lstrip()
-                visible = content.rstrip()
-                self._document, self._hash = document, hashlib.sha256(visible)
-            elif visible := content.rstrip():
+            if visible := content.rstrip():
                 self._hash.update(self._spaces + visible)
+                self._spaces = content[len(visible) :]
             else:  # still at the end, as far as is known
-                content = self._spaces + content
-            self._spaces = content[len(visible) :]
+                self._spaces += content
 
     def finish(self) -> None:
         """Report the last document's key."""
@@ -137,28 +135,22 @@ def keys_of(kind: Literal["exact", "near"], on_key: OnKey) -> ExactKeys | NearKe
 
 
 class KeyFile:
-    """Writes the keys of a unit, sorted in runs, each as three columns."""
+    """Writes the keys of a unit, sorted in runs."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._keys: list[bytes] = []
-        self._documents: list[int] = []
+        self._file, self._keys = file, bytearray()
 
     def append(self, document: int, key: bytes) -> None:
-        """Add a key; documents come in their order."""
-        self._documents.append(document)
-        self._keys.append(key)
-        if len(self._keys) == _RUN_KEYS:
+        """Add a key."""
+        self._keys += key + document.to_bytes(4, "little")
+        if len(self._keys) == _KEY.itemsize * _RUN_KEYS:
             self.flush()
 
     def flush(self) -> None:
         """Write the keys that are not written yet."""
-        halves = np.frombuffer(b"".join(self._keys), "<u8").reshape(-1, 2)
-        order = np.argsort(halves[:, 0], kind="stable")
-        for column in (halves[:, 0], halves[:, 1], np.array(self._documents, "<u4")):
-            self._file.write(column[order].tobytes())
-        self._keys.clear()
-        self._documents.clear()
+        keys = np.frombuffer(self._keys, _KEY)
+        self._file.write(keys[np.argsort(keys["high"])].tobytes())
+        self._keys = bytearray()
 
 
 def repeated(files: Sequence[Path], n_documents: Sequence[int]) -> list[npt.NDArray[np.bool_]]:
@@ -175,74 +167,59 @@ def repeated(files: Sequence[Path], n_documents: Sequence[int]) -> list[npt.NDAr
     """
     starts = np.cumsum([0, *n_documents])
     found = np.zeros(starts[-1], np.bool_)
-    n_parts = 1 + sum(path.stat().st_size for path in files) // (_KEY_BYTES * _RUN_KEYS)
+    n_parts = 1 + sum(path.stat().st_size for path in files) // (_KEY.itemsize * _RUN_KEYS)
     bounds = np.array([part * (1 << 64) // n_parts for part in range(1, n_parts)], np.uint64)
-    runs = [(path, int(start), *run) for path, start in zip(files, starts, strict=False)
-            for run in _runs(path, bounds)]  # fmt: skip
+    runs = [(path, int(start), cuts) for path, start in zip(files, starts, strict=False)
+            for cuts in _runs(path, bounds)]  # fmt: skip
     for part in range(n_parts):
-        columns: list[list[npt.NDArray[Any]]] = [[], [], []]
-        for path, start, offset, length, cuts in runs:
-            if (first := cuts[part]) == (end := cuts[part + 1]):
-                continue
-            for column, (kind, before) in enumerate((("<u8", 0), ("<u8", 8), ("<u4", 16))):
-                at = offset + before * length + np.dtype(kind).itemsize * first
-                values = np.fromfile(path, kind, end - first, offset=at)
-                columns[column].append(values + np.int64(start) if column == 2 else values)
-        if not columns[0]:
-            continue
-        high, low, documents = map(np.concatenate, columns)
-        order = np.lexsort((low, high))  # stable: of equal keys, the first document stays first
-        high, low = high[order], low[order]
-        same = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
-        found[documents[order[1:][same]]] = True
+        keys, documents = [np.empty(0, _KEY)], [np.empty(0, np.int64)]
+        for path, start, cuts in runs:
+            if n := cuts[part + 1] - cuts[part]:
+                keys.append(np.fromfile(path, _KEY, n, offset=_KEY.itemsize * cuts[part]))
+                documents.append(keys[-1]["document"] + np.int64(start))
+        high, low = (np.concatenate([each[half] for each in keys]) for half in ("high", "low"))
+        of = np.concatenate(documents)
+        order = np.lexsort((of, low, high))  # of equal keys, the first document is the first
+        same = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
+        found[of[order[1:][same]]] = True
     return np.split(found, starts[1:-1])
 
 
-def _runs(path: Path, bounds: npt.NDArray[np.uint64]) -> Iterator[tuple[int, int, list[int]]]:
-    """Yield the offset and the length of each run, and where the parts of the keys begin in it."""
-    n_left, offset = path.stat().st_size // _KEY_BYTES, 0
-    while n_left:
-        length = min(n_left, _RUN_KEYS)
-        high = np.fromfile(path, "<u8", length, offset=offset)
-        yield offset, length, [0, *np.searchsorted(high, bounds).tolist(), length]
-        offset, n_left = offset + _KEY_BYTES * length, n_left - length
+def _runs(path: Path, bounds: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Yield where the parts of the keys begin in each run of a file, and the run's end."""
+    n_keys = path.stat().st_size // _KEY.itemsize
+    for start in range(0, n_keys, _RUN_KEYS):
+        high = np.fromfile(path, _KEY, _RUN_KEYS, offset=_KEY.itemsize * start)["high"]
+        yield [start, *(start + np.searchsorted(high, bounds)).tolist(), start + len(high)]
 
 
 def store(file: BinaryIO, batch: TextBatch, encoded: Encoded) -> None:
     """Write what a batch became, to be read by `stored`."""
-    n_texts = len(batch.documents)
-    roles = batch.roles or [-1] * n_texts
-    numbers = [batch.documents, encoded.counts, encoded.n_bytes, roles]
-    for array in ([n_texts, len(encoded.ids)], numbers):
+    numbers = [batch.documents, encoded.counts, encoded.n_bytes, batch.roles]
+    for array in ([len(batch.documents), len(encoded.ids)], numbers):
         file.write(np.array(array, "<i8").tobytes())
     file.write(encoded.ids.data.cast("B"))
 
 
 def stored(
-    path: Path, unit: Unit, dtype: Dtype, is_repeated: npt.NDArray[np.bool_], reason: str
+    file: BinaryIO,
+    unit: Unit,
+    dtype: Dtype,
+    is_repeated: npt.NDArray[np.bool_] | None = None,
+    reason: str = "",
 ) -> Iterator[tuple[TextBatch, Encoded]]:
     """Yield the batches of a unit without the documents that repeat another, which are noted."""
     last = -1
-    with path.open("rb") as file:
-        while len(sizes := np.fromfile(file, "<i8", 2)):
-            documents, counts, n_bytes, roles = np.fromfile(file, "<i8", 4 * sizes[0]).reshape(
-                4, -1
-            )
-            ids = np.fromfile(file, dtype, sizes[1])
-            kept = ~is_repeated[documents]
-            left_out = [each for each in np.unique(documents[~kept]).tolist() if each != last]
-            last = documents[-1] if len(documents) else last
-            if not kept.all():
-                ends = np.cumsum(counts)
-                parts = [ids[end - count : end] for end, count in
-                         zip(ends[kept].tolist(), counts[kept].tolist(), strict=True)]  # fmt: skip
-                ids = np.concatenate([ids[:0], *parts])
-            has_roles = len(roles) and roles[0] >= 0
-            batch = TextBatch(
-                unit,
-                [""] * int(kept.sum()),
-                documents[kept].tolist(),
-                roles=roles[kept].tolist() if has_roles else [],
-                skipped=[(reason, f"{unit.name}: document {each + 1}") for each in left_out],
-            )
-            yield batch, Encoded(ids, counts[kept].tolist(), n_bytes[kept].tolist())
+    while head := file.read(16):
+        n_texts, n_ids = np.frombuffer(head, "<i8")
+        numbers = np.frombuffer(file.read(32 * n_texts), "<i8").reshape(4, -1)
+        ids = np.frombuffer(file.read(n_ids * np.dtype(dtype).itemsize), dtype)
+        left_out: list[int] = []
+        if is_repeated is not None and (drop := is_repeated[numbers[0]]).any():
+            left_out = [each for each in np.unique(numbers[0, drop]).tolist() if each != last]
+            ids = ids[~np.repeat(drop, numbers[1])]
+            last, numbers = numbers[0, -1], numbers[:, ~drop]
+        documents, counts, n_bytes, roles = numbers.tolist()
+        skipped = [(reason, f"{unit.name}: document {each + 1}") for each in left_out]
+        batch = TextBatch(unit, [""] * len(documents), documents, roles=roles, skipped=skipped)
+        yield batch, Encoded(ids, counts, n_bytes)

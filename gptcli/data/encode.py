@@ -21,7 +21,7 @@ import numpy as np
 
 from gptcli.errors import DataError, GptError, MemoryLimitError
 from gptcli.tokenizers import Ids, Tokenizer, Tokens, UnknownCharacters, dtype_for, tokenizer_from
-from gptcli.tokenizers.gigatoken import FastBpe, fast_bpe
+from gptcli.tokenizers.gigatoken import fast_bpe
 
 if TYPE_CHECKING:
     from gptcli.data.units import Unit
@@ -37,7 +37,7 @@ class TextBatch:
     texts: list[str]
     documents: list[int]  # the index of each text's document in the unit, never falling
     ends_unit: bool = False  # the unit's last batch, which may be empty
-    # Of conversations, whose contents the texts are: an index into ROLES for each.
+    # Of conversations, whose contents the texts are: an index into ROLES for each; of text -1.
     roles: list[int] = field(default_factory=list)
     # The reason and place of each row or document before the batch's end that is left out.
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Encoded:
 
 
 class Encoder(AbstractContextManager["Encoder"]):
-    """Encodes batches, in worker processes or by gigatoken; a context manager, which ends them.
+    """Encodes batches, in worker processes or a thread; a context manager, which ends them.
 
     gigatoken is used where it is installed, and as long as it gives tiktoken's ids on the first
     texts; it is so fast that one thread of it is enough.
@@ -91,8 +91,8 @@ class Encoder(AbstractContextManager["Encoder"]):
                     failure = batch
                 elif batch is not None:
                     waiting.append((batch, self._submit(batch.texts)))
-                busy = self._pool is not None and batch is not None
-                while len(waiting) > (2 * self._workers if busy else 0):  # no worker is idle
+                n_ahead = 2 * self._workers if batch is not None else 0  # no worker is idle
+                while len(waiting) > n_ahead:
                     yield _result(*waiting.popleft())
             while waiting:
                 yield _result(*waiting.popleft())
@@ -105,11 +105,8 @@ class Encoder(AbstractContextManager["Encoder"]):
             raise failure
 
     def _submit(self, texts: list[str]) -> Future[Encoded]:
-        if self._to_compare > 0 or (self._fast is None and self._workers == 1):
-            return self._encode_here(texts)
-        if self._fast is not None:
+        if self._fast is not None or self._workers == 1:
             self._pool = self._pool or ThreadPoolExecutor(1)
-            return self._pool.submit(_encode_fast, self._fast, self._tokenizer, texts)
         self._pool = self._pool or ProcessPoolExecutor(
             self._workers,
             # Spawned, not forked: the same on every system, and safe beside threads.
@@ -117,22 +114,19 @@ class Encoder(AbstractContextManager["Encoder"]):
             initializer=_init_worker,
             initargs=(self._tokenizer.definition(),),
         )
-        return self._pool.submit(_encode_in_worker, texts)
+        is_here = isinstance(self._pool, ThreadPoolExecutor)
+        return self._pool.submit(self._encode if is_here else _encode_in_worker, texts)
 
-    def _encode_here(self, texts: list[str]) -> Future[Encoded]:
-        future: Future[Encoded] = Future()
-        try:
-            encoded = _encode(self._tokenizer, texts)
-        except UnknownCharacters as error:
-            future.set_exception(error)
-            return future
-        future.set_result(encoded)
+    def _encode(self, texts: list[str]) -> Encoded:
+        if self._fast is not None and self._to_compare <= 0:
+            return _pack(self._fast.encode(texts), self._tokenizer, texts)
+        encoded = _encode(self._tokenizer, texts)
         if self._fast is not None:
             self._to_compare -= sum(map(len, texts))
-            fast = _encode_fast(self._fast, self._tokenizer, texts)
+            fast = _pack(self._fast.encode(texts), self._tokenizer, texts)
             if fast.counts != encoded.counts or not np.array_equal(fast.ids, encoded.ids):
-                self._fast, self._to_compare = None, 0
-        return future
+                self._fast = None
+        return encoded
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
@@ -157,10 +151,6 @@ def _result(batch: TextBatch, future: Future[Encoded]) -> tuple[TextBatch, Encod
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
     """Encode texts one by one; none affects another's ids."""
     return _pack([tokenizer.encode(text) for text in texts], tokenizer, texts)
-
-
-def _encode_fast(fast: FastBpe, tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    return _pack(fast.encode(texts), tokenizer, texts)
 
 
 def _pack(ids: list[Ids], tokenizer: Tokenizer, texts: list[str]) -> Encoded:

@@ -103,7 +103,7 @@ def _measure(plan: PreparePlan, tokenizer: Tokenizer) -> tuple[float, float | No
         return unknown
     texts: list[str] = []
     n_chars = 0
-    for _, text in documents(unit, plan.data, tokenizer.safe_cut):
+    for _, text, _ in documents(unit, plan.data, tokenizer.safe_cut):
         texts.append(text[: _SAMPLE_CHARS - n_chars])
         n_chars += len(texts[-1])
         if n_chars >= _SAMPLE_CHARS:
@@ -143,13 +143,13 @@ def left_out(plan: PreparePlan) -> LeftOut:
         if not all(isinstance(path, Path) for path in unit.paths):
             continue
         for index, pieces in itertools.groupby(documents(unit, unfiltered), itemgetter(0)):
-            texts = [text for _, text in itertools.islice(pieces, 16)]
+            numbers, texts, roles = zip(*itertools.islice(pieces, 16), strict=True)
             head, place = "\n".join(texts), f"{unit.name}: document {index + 1}"
             found.documents += 1
             reason = rules(iter([head]), place) if rules else None
             if reason is None and dedup and find_keys:
                 keys.clear()
-                find_keys.add(TextBatch(unit, texts, [index] * len(texts)))
+                find_keys.add(TextBatch(unit, [*texts], [*numbers], roles=[*roles]))
                 find_keys.finish()
                 reason = REPEATED[dedup] if keys & seen else None
                 seen |= keys

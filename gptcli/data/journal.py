@@ -17,6 +17,7 @@ from gptcli.tokenizers import dtype_for
 
 _FOLDER = ".progress"
 _RECIPE = "recipe.json"
+STORED = "-stored.2.json"  # of a unit whose tokens and keys are on the disk
 
 
 class Journal:
@@ -60,14 +61,14 @@ class Journal:
             return None
         return record
 
-    def commit(self, index: int, record: UnitRecord) -> None:
-        """Note that a unit is finished."""
+    def commit(self, index: int, record: UnitRecord, suffix: str = ".json") -> None:
+        """Note that a unit is finished or, with the suffix `STORED`, that it waits for others."""
         content = record.model_dump_json(indent=1) + "\n"
-        atomic.write_bytes(self.file(index), content.encode())
+        atomic.write_bytes(self.file(index, suffix), content.encode())
 
     def stored(self, index: int) -> UnitRecord | None:
         """Return the record of a unit that waits for the others to be compared with, or None."""
-        record = self._read(self.file(index, "-stored.json"))
+        record = self._read(self.file(index, STORED))
         if record is None:
             return None
         for file in record.shards:
@@ -76,11 +77,6 @@ class Journal:
             if not is_whole and (path.suffix != ".tokens" or self.record(index) is None):
                 return None
         return record
-
-    def commit_stored(self, index: int, record: UnitRecord) -> None:
-        """Note that a unit's tokens and keys are on the disk."""
-        content = record.model_dump_json(indent=1) + "\n"
-        atomic.write_bytes(self.file(index, "-stored.json"), content.encode())
 
     def n_bytes(self) -> int:
         """Return the bytes of text of the finished units."""
@@ -98,9 +94,7 @@ class Journal:
     def discard(self) -> None:
         """Remove the records and the shards they name."""
         for record in filter(None, map(self._read, self._files())):
-            for shard in record.shards:
-                for name in (shard.file, *shard.sizes):
-                    _remove(self._data_folder / name)
+            _remove(self._data_folder, _names([record]))
         self.end()
 
     def file(self, index: int, suffix: str = ".json") -> Path:
@@ -119,12 +113,15 @@ class Journal:
 
 def remove_prepared(folder: Path, manifest: Manifest) -> None:
     """Remove the files a manifest lists, itself first: what is left is an unfinished folder."""
-    shards_ = [shard for unit in manifest.units for shard in unit.shards]
-    listed = [name for shard in shards_ for name in (shard.file, *shard.sizes)]
-    for name in [shards.MANIFEST, *listed, shards.TOKENIZER]:
-        _remove(folder / name)
+    _remove(folder, [shards.MANIFEST, *_names(manifest.units), shards.TOKENIZER])
 
 
-def _remove(path: Path) -> None:
-    with atomic.create_errors(path):
-        path.unlink(missing_ok=True)
+def _names(records: list[UnitRecord]) -> list[str]:
+    shards_ = (shard for record in records for shard in record.shards)
+    return [name for shard in shards_ for name in (shard.file, *shard.sizes)]
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    for path in (folder / name for name in names):
+        with atomic.create_errors(path):
+            path.unlink(missing_ok=True)

@@ -6,8 +6,10 @@ The bytes depend only on the source and the recipe, not on the number of workers
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gptcli import atomic, locking
@@ -17,17 +19,21 @@ from gptcli.data.conversations import skipped_rows
 from gptcli.data.dedup import keys_of
 from gptcli.data.encode import Encoder
 from gptcli.data.filters import Rules
-from gptcli.data.hub import NetworkError, OnBytes
-from gptcli.data.journal import Journal, remove_prepared
+from gptcli.data.hub import NetworkError
+from gptcli.data.journal import STORED, Journal, remove_prepared
 from gptcli.data.presets import data_dir, is_address
 from gptcli.data.shards import Manifest, Recipe, TokenizerRecord, UnitRecord
 from gptcli.data.sources import LARGE_SOURCE, PreparePlan, Source, find_source
 from gptcli.data.units import Fetcher, Unit, content_hash
 from gptcli.data.vocabulary import tokenizer_of
-from gptcli.data.writer import OnProgress, write_units, write_without_repeats
+from gptcli.data.writer import write_units, write_without_repeats
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import plural
 from gptcli.tokenizers import Tokenizer, dump_tokenizer, load_tokenizer
+
+OnWork = Callable[[str, int], None]  # is called with a kind of work and the bytes newly done
+
+_SMALL_BYTES = 32 << 20  # below this, starting workers costs more than it saves
 
 
 def make_plan(config: Config) -> PreparePlan:
@@ -70,10 +76,9 @@ def is_finished(plan: PreparePlan) -> bool:
 def prepare(
     plan: PreparePlan,
     *,
-    workers: int = 1,
+    workers: int | None = 1,
     force: bool = False,
-    on_progress: OnProgress = lambda n_bytes: None,
-    on_download: OnBytes = lambda n_bytes: None,
+    on_bytes: OnWork = lambda kind, n_bytes: None,
 ) -> Manifest:
     """Tokenize the source and write the data folder.
 
@@ -93,7 +98,7 @@ def prepare(
     with _held(plan.folder):
         if not force and (existing := _complete(plan)) is not None:
             return existing
-        return _write(plan, workers, force, on_progress, on_download)
+        return _write(plan, workers, force, on_bytes)
 
 
 def _complete(plan: PreparePlan) -> Manifest | None:
@@ -122,9 +127,7 @@ def _held(folder: Path, shared: bool = False) -> Iterator[None]:
                 path.rmdir()
 
 
-def _write(
-    plan: PreparePlan, workers: int, force: bool, on_progress: OnProgress, on_download: OnBytes
-) -> Manifest:
+def _write(plan: PreparePlan, workers: int | None, force: bool, on_bytes: OnWork) -> Manifest:
     existing = find_existing(plan, force=True)
     journal = Journal(plan.folder)
     if force:
@@ -134,16 +137,28 @@ def _write(
     if existing is not None:
         remove_prepared(plan.folder, existing)
     try:
-        units = _run(
-            plan, plan.source.units, tokenizer, recipe, journal, workers, on_progress, on_download
-        )
-        if plan.data.dedup:
-            units = write_without_repeats(plan, tokenizer, journal, units)
-        manifest = _write_manifest(plan, recipe, units)
+        units = _run(plan, plan.source.units, tokenizer, recipe, journal, workers, on_bytes)
+        return _end(plan, tokenizer, recipe, journal, units)
     except BaseException as error:
         _clean_up(plan, journal, error)
         raise
+
+
+def _end(
+    plan: PreparePlan,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    journal: Journal,
+    units: list[UnitRecord],
+) -> Manifest:
+    """Leave out what repeats, and write the manifest over all units."""
+    if plan.data.dedup:
+        units = write_without_repeats(plan, tokenizer, journal, units)
+    manifest = Manifest.of(recipe, units)
+    _require_text(plan, manifest)
+    shards.write_manifest(plan.folder, manifest)
     journal.end()
+    atomic.remove_leftovers(plan.folder)
     return manifest
 
 
@@ -152,9 +167,8 @@ def prepare_share(
     rank: int,
     world_size: int,
     *,
-    workers: int = 1,
-    on_progress: OnProgress = lambda n_bytes: None,
-    on_download: OnBytes = lambda n_bytes: None,
+    workers: int | None = 1,
+    on_bytes: OnWork = lambda kind, n_bytes: None,
 ) -> list[UnitRecord]:
     """Tokenize every world_size-th unit from unit `rank` on; `finalize` writes the manifest.
 
@@ -171,7 +185,7 @@ def prepare_share(
             return existing.units[rank::world_size]
         journal = Journal(plan.folder)
         tokenizer, recipe = _settle(plan, journal)
-        return _run(plan, share, tokenizer, recipe, journal, workers, on_progress, on_download)
+        return _run(plan, share, tokenizer, recipe, journal, workers, on_bytes)
 
 
 def finalize(plan: PreparePlan) -> Manifest:
@@ -200,12 +214,7 @@ def finalize(plan: PreparePlan) -> Manifest:
                 "run their ranks again: unit U is rank U modulo --world-size",
             )
         units = [done[unit.index] for unit in plan.source.units]
-        if plan.data.dedup:
-            units = write_without_repeats(plan, tokenizer, journal, units)
-        manifest = _write_manifest(plan, recipe, units)
-        journal.end()
-        atomic.remove_leftovers(plan.folder)
-        return manifest
+        return _end(plan, tokenizer, recipe, journal, units)
 
 
 def _settle(plan: PreparePlan, journal: Journal) -> tuple[Tokenizer, Recipe]:
@@ -310,15 +319,11 @@ def _require_same(existing: Manifest, plan: PreparePlan) -> None:
     shards.check_shards(plan.folder, existing)
 
 
-def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) -> Manifest:
-    """Write the manifest over all units; refuse a split without text."""
-    manifest = Manifest.of(recipe, units)
+def _require_text(plan: PreparePlan, manifest: Manifest) -> None:
+    """Refuse a preparation without text, or with a split without text."""
     name, documents = plan.source.name, plural(manifest.documents, "document")
-    if (
-        (recipe.filters or recipe.dedup)
-        and not manifest.documents
-        and (skipped := skipped_rows(units))
-    ):
+    is_chosen = manifest.recipe.filters or manifest.recipe.dedup
+    if is_chosen and not manifest.documents and (skipped := skipped_rows(manifest.units)):
         reasons = ", ".join(f"{each.rows:,} {reason}" for reason, each in skipped.items())
         raise DataError(
             f"{name}: everything is left out ({reasons})",
@@ -338,8 +343,6 @@ def _write_manifest(plan: PreparePlan, recipe: Recipe, units: list[UnitRecord]) 
             f" (val_fraction {plan.val_fraction:g})",
             "choose a larger -s data.val_fraction, or 0 for no validation",
         )
-    shards.write_manifest(plan.folder, manifest)
-    return manifest
 
 
 def _finished(plan: PreparePlan, units: Sequence[Unit], journal: Journal) -> dict[int, UnitRecord]:
@@ -363,27 +366,28 @@ def _run(
     tokenizer: Tokenizer,
     recipe: Recipe,
     journal: Journal,
-    workers: int,
-    on_progress: OnProgress,
-    on_download: OnBytes,
+    workers: int | None,
+    on_bytes: OnWork,
 ) -> list[UnitRecord]:
     """Prepare those of some units that are not done, downloading the next one meanwhile."""
     journal.begin(recipe)
     atomic.write_bytes(plan.folder / shards.TOKENIZER, dump_tokenizer(tokenizer))
     done = _finished(plan, units, journal)
-    commit = journal.commit_stored if plan.data.dedup else journal.commit
     for record in done.values():
-        on_progress(record.bytes.total)
+        on_bytes("tokenizing", record.bytes.total)
     todo = [unit for unit in units if unit.index not in done]
+    if workers is None:
+        workers = os.cpu_count() or 1 if plan.source.n_bytes > _SMALL_BYTES else 1
     with (
         Encoder(tokenizer, workers if todo else 1) as encoder,
-        Fetcher(todo, plan.data, on_download) as fetcher,
+        Fetcher(todo, plan.data, partial(on_bytes, "downloading")) as fetcher,
     ):
-        for local, record in write_units(fetcher, plan, tokenizer, encoder, on_progress):
+        on_text = partial(on_bytes, "tokenizing")
+        for local, record in write_units(fetcher, plan, tokenizer, encoder, on_text):
             unit = plan.source.units[local.index]
             if unit != local:  # the address of a remote file, not its content
                 record = record.model_copy(update={"sha256": content_hash(unit)})
-            commit(unit.index, record)
+            journal.commit(unit.index, record, STORED if plan.data.dedup else ".json")
             fetcher.release(unit)
             done[unit.index] = record
     return [done[unit.index] for unit in units]

@@ -125,7 +125,7 @@ class ConversationShardWriter(ShardWriter):
         while first < len(lengths):
             room = self._shard_tokens - self._n_tokens
             last = int(np.searchsorted(ends, start + room, side="right"))
-            if last == first and self._n_tokens:
+            if last <= first and self._n_tokens:
                 self._finish()
                 continue
             last = max(last, first + 1)

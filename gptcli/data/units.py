@@ -82,7 +82,7 @@ def _are_few(units: list[Unit], config: DataConfig) -> bool:
     n_rows = 0
     for unit in units:
         try:
-            rows = itertools.groupby(index for index, _ in documents(unit, config))
+            rows = itertools.groupby(index for index, *_ in documents(unit, config))
             n_rows += sum(1 for _ in itertools.islice(rows, ROWS_DRAWN))
         except DataError:
             return False  # reported when the text is tokenized
@@ -129,63 +129,51 @@ def documents(
     config: DataConfig,
     cut: re.Pattern[str] | None = None,
     skipped: list[tuple[str, str]] | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Yield (index of the document in the unit, next piece of its text), in a fixed order.
+) -> Iterator[tuple[int, str, int]]:
+    """Yield (index of the document, next piece of its text, role) of a unit, in a fixed order.
 
-    A document that a filter leaves out is counted by the index, and its reason and place are
-    added to `skipped`.
-    """
-    from gptcli.tokenizers import SAFE_CUT  # which imports numpy; to name a source needs none
-
-    index = 0
-    if config.format:
-        for _, found in conversations(unit, config):
-            if not isinstance(found, BadRow):
-                yield from ((index, content) for _, content in found)
-                index += 1
-        return
-    rules = Rules(config.filters) if config.filters else None
-    for path in _fetched(unit):
-        name = unit.name if len(unit.paths) == 1 else archives.shown(path)
-        for number, pieces in enumerate(_texts(path, config, cut or SAFE_CUT), 1):
-            place = f"{name}: document {number}"
-            if rules and (reason := rules(pieces(), place)) is not None:
-                if skipped is not None:
-                    skipped.append((reason, f"{place}: {excerpt(next(pieces()))}"))
-            else:
-                for piece in pieces():
-                    yield (0 if unit.joined else index), piece
-            index += 1
-
-
-def _fetched(unit: Unit) -> Iterator[Path]:
-    return (entry if isinstance(entry, Path) else entry.fetch() for entry in unit.paths)
-
-
-def conversations(unit: Unit, config: DataConfig) -> Iterator[tuple[str, Turns | BadRow]]:
-    """Yield (file and line, conversation or why it is skipped) of each row, in a fixed order.
+    A conversation is a document whose pieces are what is said, each with the index of its role in
+    `ROLES`; of text it is -1. The reason and place of what is left out are added to `skipped`; a
+    document that a filter leaves out is counted by the index, and a conversation is not.
 
     Raises:
         DataError: A row is not a conversation, and `data.bad_rows` is "refuse".
     """
+    from gptcli.tokenizers import SAFE_CUT  # which imports numpy; to name a source needs none
+    from gptcli.tokenizers.chat import ROLES
+
     rules = Rules(config.filters) if config.filters else None
-    for path in _fetched(unit):
+    left_out, index = [] if skipped is None else skipped, 0
+    for path in (each if isinstance(each, Path) else each.fetch() for each in unit.paths):
         name = unit.name if len(unit.paths) == 1 else archives.shown(path)
-        for place, found in _conversations(path, config):
+        for place, found in _conversations(path, config) if config.format else ():
             where = f"{name}: {place}"
-            if not isinstance(found, BadRow):
-                errors = config.encoding_errors
-                found = [(role, readers.sound(text, where, errors)) for role, text in found]
-            elif config.bad_rows == "refuse":
-                raise DataError(
-                    f"{where}: {found.reason} ({found.detail})",
-                    "fix the row, or skip and count such rows with -s data.bad_rows=skip",
-                )
-            if rules and not isinstance(found, BadRow):
-                text = "\n".join(content for _, content in found)
-                if (reason := rules(iter([text]), where)) is not None:
-                    found, where = BadRow(reason), f"{where}: {excerpt(text)}"
-            yield where, found
+            if isinstance(found, BadRow):
+                if config.bad_rows == "refuse":
+                    raise DataError(
+                        f"{where}: {found.reason} ({found.detail})",
+                        "fix the row, or skip and count such rows with -s data.bad_rows=skip",
+                    )
+                left_out.append((found.reason, where))
+                continue
+            texts = [readers.sound(text, where, config.encoding_errors) for _, text in found]
+            whole = "\n".join(texts)
+            if rules and (reason := rules(iter([whole]), where)) is not None:
+                left_out.append((reason, f"{where}: {excerpt(whole)}"))
+                continue
+            for (role, _), text in zip(found, texts, strict=True):
+                yield index, text, ROLES.index(role)
+            index += 1
+        for number, pieces in enumerate(
+            () if config.format else _texts(path, config, cut or SAFE_CUT), 1
+        ):
+            place = f"{name}: document {number}"
+            if rules and (reason := rules(pieces(), place)) is not None:
+                left_out.append((reason, f"{place}: {excerpt(next(pieces()))}"))
+            else:
+                for piece in pieces():
+                    yield (0 if unit.joined else index), piece, -1
+            index += 1
 
 
 def _conversations(path: Path, config: DataConfig) -> Iterator[tuple[str, Turns | BadRow]]:
@@ -237,9 +225,9 @@ class Fetcher(AbstractContextManager["Fetcher"]):
     """
 
     def __init__(self, units: Sequence[Unit], config: DataConfig, on_bytes: OnBytes) -> None:
-        self._units, self._keep, self._on_bytes = units, config.keep_downloads, on_bytes
-        self._pool = ThreadPoolExecutor(1)
-        self._downloaded: dict[int, list[RemoteFile]] = {}
+        self._units, self._on_bytes, self._pool = units, on_bytes, ThreadPoolExecutor(1)
+        files = (file for unit in units for file in unit.paths if not isinstance(file, Path))
+        self._removed = set() if config.keep_downloads else {f for f in files if not f.is_cached()}
 
     def __iter__(self) -> Iterator[Unit | None]:
         """Yield the units with local files; a None comes before a unit that must be waited for."""
@@ -253,21 +241,13 @@ class Fetcher(AbstractContextManager["Fetcher"]):
             yield local
 
     def _fetch(self, unit: Unit) -> Unit:
-        paths: list[Path] = []
-        for entry in unit.paths:
-            if isinstance(entry, Path):
-                paths.append(entry)
-                continue
-            if not entry.is_cached():
-                self._downloaded.setdefault(unit.index, []).append(entry)
-            paths.append(entry.fetch(self._on_bytes))
-        return replace(unit, paths=tuple(paths))
+        fetched = (p if isinstance(p, Path) else p.fetch(self._on_bytes) for p in unit.paths)
+        return replace(unit, paths=tuple(fetched))
 
     def release(self, unit: Unit) -> None:
         """Note that a unit's shards are on the disk."""
-        for file in self._downloaded.pop(unit.index, []):
-            if not self._keep:
-                file.forget()
+        for file in self._removed.intersection(unit.paths):
+            file.forget()
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=error[0] is None, cancel_futures=True)

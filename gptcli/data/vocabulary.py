@@ -30,7 +30,7 @@ def _sample(plan: PreparePlan) -> Iterator[str]:
     for unit in plan.source.units:
         key = itemgetter(0) if unit.held_out != "end" else lambda piece: 0
         for index, pieces in itertools.groupby(documents(unit, plan.data), key=key):
-            document: Iterable[str] = (piece for _, piece in pieces)
+            document: Iterable[str] = (piece for _, piece, _ in pieces)
             if not is_alphabet:
                 if unit.split_of(index, plan.seed, plan.val_fraction) == "val":
                     continue

@@ -7,31 +7,32 @@ disk until its length is known.
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property, partial
+from typing import BinaryIO
 
 import numpy as np
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig, Split
+from gptcli.config.schema import DataConfig
 from gptcli.data.conversations import Lengths
 from gptcli.data.dedup import REPEATED, KeyFile, keys_of, repeated, store, stored
 from gptcli.data.encode import Encoded, Encoder, TextBatch
+from gptcli.data.hub import OnBytes
 from gptcli.data.journal import Journal
-from gptcli.data.messages import BadRow
 from gptcli.data.shard_writer import ConversationShardWriter, ShardWriter
 from gptcli.data.shards import SPLITS, Counts, Shard, Skipped, UnitRecord
 from gptcli.data.sources import PreparePlan
-from gptcli.data.units import Unit, content_hash, conversations, documents, file_stats
+from gptcli.data.units import Unit, content_hash, documents, file_stats
 from gptcli.errors import DataError
 from gptcli.tokenizers import Tokenizer, Tokens, dtype_for
-from gptcli.tokenizers.chat import ROLES, Layout, Mask
-
-OnProgress = Callable[[int], None]  # is called with the bytes of text done since the last call
+from gptcli.tokenizers.chat import Layout
 
 _BATCH_CHARS = 1 << 19
 _BATCH_TEXTS = 4096
 _SPOOL_BYTES = 1 << 26
+_ENDLESS = 1 << 62
 
 
 def write_units(
@@ -39,7 +40,7 @@ def write_units(
     plan: PreparePlan,
     tokenizer: Tokenizer,
     encoder: Encoder,
-    on_progress: OnProgress,
+    on_bytes: OnBytes,
 ) -> Iterator[tuple[Unit, UnitRecord]]:
     """Tokenize units and write their shards into the plan's folder; yield each that is finished.
 
@@ -55,7 +56,7 @@ def write_units(
         with make(batch.unit, plan, tokenizer) as writer:
             while True:
                 writer.add(batch, encoded)
-                on_progress(sum(encoded.n_bytes))
+                on_bytes(sum(encoded.n_bytes))
                 if batch.ends_unit:
                     break
                 batch, encoded = next(batches)
@@ -85,10 +86,10 @@ def write_without_repeats(
         record, file = journal.record(unit.index), journal.file(unit.index, ".tokens")
         if record is None:
             before, reason = records[unit.index], REPEATED[plan.data.dedup]
-            with _writer_of(plan)(unit, plan, tokenizer) as writer:
+            with _writer_of(plan)(unit, plan, tokenizer) as writer, file.open("rb") as tokens:
                 writer.skipped.update(before.skipped or {})
                 dtype = dtype_for(tokenizer.vocab_size)
-                for batch, encoded in stored(file, unit, dtype, is_repeated, reason):
+                for batch, encoded in stored(tokens, unit, dtype, is_repeated, reason):
                     writer.add(batch, encoded)
                 record = writer.finish(before.sha256)
             journal.commit(unit.index, record)
@@ -98,52 +99,33 @@ def write_without_repeats(
 
 
 def _writer_of(plan: PreparePlan) -> "type[_UnitWriter]":
-    return _ConversationUnitWriter if plan.data.format else _UnitWriter
+    return _ConversationUnitWriter if plan.data.format else _TextUnitWriter
 
 
 def _batches(
     units: Iterable[Unit | None], data: DataConfig, cut: re.Pattern[str]
 ) -> Iterator[TextBatch | None]:
-    """Read units and group their texts into batches, at least one for each unit."""
+    """Read units and group their texts into batches, at least one for each unit.
+
+    A conversation is in one batch.
+    """
     for unit in units:
         if unit is None:
             yield None
             continue
-        if data.format:
-            yield from _conversation_batches(unit, data)
-            continue
-        texts: list[str] = []
-        indices: list[int] = []
         skipped: list[tuple[str, str]] = []
-        n_chars = 0
-        for index, text in documents(unit, data, cut, skipped):
-            texts.append(text)
-            indices.append(index)
-            n_chars += len(text)
-            if n_chars >= _BATCH_CHARS or len(texts) == _BATCH_TEXTS:
-                yield TextBatch(unit, texts, indices, skipped=skipped.copy())
-                texts, indices, n_chars = [], [], 0
+        batch, n_chars = TextBatch(unit, [], []), 0
+        for index, text, role in documents(unit, data, cut, skipped):
+            is_full = n_chars >= _BATCH_CHARS or len(batch.texts) >= _BATCH_TEXTS
+            if is_full and (role < 0 or index != batch.documents[-1]):
+                yield replace(batch, skipped=skipped.copy())
                 skipped.clear()
-        yield TextBatch(unit, texts, indices, ends_unit=True, skipped=skipped)
-
-
-def _conversation_batches(unit: Unit, data: DataConfig) -> Iterator[TextBatch]:
-    """Group a unit's conversations into batches, whole ones only, at least one batch."""
-    batch, n_chars, index = TextBatch(unit, [], []), 0, 0
-    for place, found in conversations(unit, data):
-        if isinstance(found, BadRow):
-            batch.skipped.append((found.reason, place))
-            continue
-        texts = [content for _, content in found]
-        batch.texts.extend(texts)
-        batch.roles.extend([ROLES.index(role) for role, _ in found])
-        batch.documents.extend([index] * len(found))
-        n_chars += sum(map(len, texts))
-        index += 1
-        if n_chars >= _BATCH_CHARS or len(batch.texts) >= _BATCH_TEXTS:
-            yield batch
-            batch, n_chars = TextBatch(unit, [], []), 0
-    yield replace(batch, ends_unit=True)
+                batch, n_chars = TextBatch(unit, [], []), 0
+            batch.texts.append(text)
+            batch.documents.append(index)
+            batch.roles.append(role)
+            n_chars += len(text)
+        yield replace(batch, ends_unit=True, skipped=skipped)
 
 
 class _UnitWriter(contextlib.ExitStack):
@@ -164,25 +146,39 @@ class _UnitWriter(contextlib.ExitStack):
             split: self.enter_context(make(plan.folder, split, *shape)) for split in SPLITS
         }
         self._bytes = dict.fromkeys(SPLITS, 0)
-        self._document, self._n_documents = -1, 0
+        self._n_documents = 0
         self.skipped: dict[str, Skipped] = {}
-        self._split: Split = "train"
-        self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._eot = np.array([tokenizer.eot], dtype=self._dtype)
+        # Where a tail begins is known only at the end: until then, what is added is stored. The
+        # folder's disk must have room for the tokens anyway; that of /tmp may not.
+        self._store: BinaryIO | None = None
+        self._counts: dict[int, int] = {}  # tokens of each document that is stored
+        if unit.held_out in ("tail", "end") and plan.val_fraction > 0:
+            make_file = tempfile.SpooledTemporaryFile[bytes]
+            self._store = self.enter_context(make_file(_SPOOL_BYTES, dir=str(plan.folder)))  # type: ignore[assignment]
 
     def add(self, batch: TextBatch, encoded: Encoded) -> None:
         """Add a batch of the unit's texts."""
-        self._count_skipped(batch)
-        for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
-            if index != self._document:
-                self._start_document(index)
-            self._append(ids)
-            self._bytes[self._split] += n_bytes
-
-    def _count_skipped(self, batch: TextBatch) -> None:
         for reason, place in batch.skipped:
             before = self.skipped.get(reason, Skipped(rows=0, first=place))
             self.skipped[reason] = before.model_copy(update={"rows": before.rows + 1})
+        if self._store is None:
+            self._write(batch, encoded)
+            return
+        with atomic.storage_errors(self._plan.folder):
+            store(self._store, batch, encoded)
+        for document, n_tokens in zip(batch.documents, encoded.counts, strict=True):
+            self._counts[document] = self._counts.get(document, 0) + n_tokens
+
+    def _write(self, batch: TextBatch, encoded: Encoded) -> None:
+        """Write a batch to the shards; what is stored for later never gets here."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Write what was stored until its end was known."""
+        if self._store is not None:
+            self._store.seek(0)
+            for batch, encoded in stored(self._store, self._unit, self._dtype):
+                self._write(batch, encoded)
 
     def finish(self, content: str | None = None) -> UnitRecord:
         """Complete the shards and return what the unit became; refuse files that have changed.
@@ -190,7 +186,7 @@ class _UnitWriter(contextlib.ExitStack):
         Args:
             content: The hash of the unit's files, if they were read before.
         """
-        self._divide()
+        self._end()
         self.close()
         if content is None:
             content = content_hash(self._unit)
@@ -210,100 +206,70 @@ class _UnitWriter(contextlib.ExitStack):
             skipped=self.skipped if data.format or data.filters or data.dedup else None,
         )
 
+
+class _TextUnitWriter(_UnitWriter):
+    """Sends documents to the shards of their split; a tail, after its place in the tokens."""
+
+    _document = -1
+    _n_train = 0  # tokens to come before those for validation
+
+    def _write(self, batch: TextBatch, encoded: Encoded) -> None:
+        for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
+            if index != self._document:
+                self._start_document(index)
+            self._append(ids, n_bytes)
+
     def _start_document(self, index: int) -> None:
         unit, plan = self._unit, self._plan
-        if unit.held_out != "end":
-            self._divide()
+        if self._store is None:
+            is_val = unit.split_of(index, plan.seed, plan.val_fraction) == "val"
+            self._n_train = 0 if is_val else _ENDLESS
+        elif unit.held_out == "tail" or not self._n_documents:
+            counts = self._counts.values() if unit.held_out == "end" else [self._counts[index]]
+            self._n_train = int(sum(n + 1 for n in counts) * (1 - plan.val_fraction))
         self._document = index
         self._n_documents += 1
-        self._split = unit.split_of(index, plan.seed, plan.val_fraction)
-        if unit.held_out in ("tail", "end") and plan.val_fraction > 0 and self._spool is None:
-            # Where the tail begins is known only at the end. The folder's disk must have room for
-            # the tokens anyway; that of /tmp may not.
-            self._spool = self.enter_context(
-                tempfile.SpooledTemporaryFile(_SPOOL_BYTES, dir=str(plan.folder))
-            )
-        self._append(self._eot)
+        self._append(np.array([self._tokenizer.eot], dtype=self._dtype), 0)
 
-    def _append(self, ids: Tokens) -> None:
-        if self._spool is None:
-            self._writers[self._split].append(ids)
-        else:
-            with atomic.storage_errors(self._plan.folder):
-                self._spool.write(ids.tobytes())
+    def _append(self, ids: Tokens, n_bytes: int) -> None:
+        if n := min(self._n_train, len(ids)):
+            self._writers["train"].append(ids[:n])
+            self._n_train -= n
+        n_val = 0
+        if n < len(ids):
+            self._writers["val"].append(ids[n:])
+            n_val = int(self._lengths[ids[n:]].sum()) if n else n_bytes
+        self._bytes["val"] += n_val
+        self._bytes["train"] += n_bytes - n_val
 
-    def _divide(self) -> None:
-        """Divide what is spooled, whose tail is held out."""
-        if self._spool is None:
-            return
-        itemsize = self._eot.itemsize
-        n_tokens = self._spool.tell() // itemsize
-        n_train = int(n_tokens * (1 - self._plan.val_fraction))
-        lengths = self._tokenizer.token_lengths()
-        self._spool.seek(0)
-        done = 0
-        while done < n_tokens:
-            split: Split = "train" if done < n_train else "val"
-            end = n_train if done < n_train else n_tokens
-            raw = self._spool.read(itemsize * min(1 << 20, end - done))
-            ids = np.frombuffer(raw, dtype=self._dtype)
-            self._writers[split].append(ids)
-            if split == "val":
-                n_bytes = int(lengths[ids].sum())
-                self._bytes["val"] += n_bytes
-                self._bytes["train"] -= n_bytes
-            done += len(ids)
-        self._spool.close()
-        self._spool = None
+    @cached_property
+    def _lengths(self) -> Lengths:
+        return self._tokenizer.token_lengths()
 
 
 class _ConversationUnitWriter(_UnitWriter):
     """Sends the conversations of a unit to the shards of their split, whole."""
 
-    def __init__(self, unit: Unit, plan: PreparePlan, tokenizer: Tokenizer) -> None:
-        super().__init__(unit, plan, tokenizer)
-        self._layout = Layout(tokenizer)
-        self._held: list[tuple[Tokens, Mask, int]] = []  # of few conversations, all
-
-    def add(self, batch: TextBatch, encoded: Encoded) -> None:
-        """Add a batch of the unit's conversations."""
-        self._count_skipped(batch)
+    def _write(self, batch: TextBatch, encoded: Encoded) -> None:
         if not batch.texts:
             return
-        tokens, trained, places = self._layout.join(encoded.ids, encoded.counts, batch.roles)
+        layout, fraction = Layout(self._tokenizer), self._plan.val_fraction
+        tokens, trained, places = layout.join(encoded.ids, encoded.counts, batch.roles)
         firsts = np.flatnonzero(np.diff(batch.documents, prepend=-1))
-        indices = [batch.documents[first] for first in firsts]
-        self._n_documents += len(indices)
+        first, n = self._n_documents, len(self._counts)
+        self._n_documents += len(firsts)
         lengths = np.diff(places[firsts], append=len(tokens))
         n_bytes = np.add.reduceat(np.asarray(encoded.n_bytes, np.int64), firsts)
-        if self._unit.held_out == "end":
-            cuts = places[firsts][1:]
-            parts = zip(np.split(tokens, cuts), np.split(trained, cuts), strict=True)
-            self._held += [(*part, int(n)) for part, n in zip(parts, n_bytes, strict=True)]
-            return
-        seed, fraction = self._plan.seed, self._plan.val_fraction
-        splits = np.array([self._unit.split_of(index, seed, fraction) for index in indices])
-        for split in SPLITS:
-            chosen = splits == split
-            of_split = np.repeat(chosen, lengths)
-            self._add(split, tokens[of_split], trained[of_split], lengths[chosen], n_bytes[chosen])
-
-    def _add(
-        self, split: Split, tokens: Tokens, trained: Mask, lengths: Lengths, n_bytes: Lengths
-    ) -> None:
-        writer = self._writers[split]
-        assert isinstance(writer, ConversationShardWriter)
-        writer.append_conversations(tokens, trained, lengths)
-        self._bytes[split] += int(n_bytes.sum())
-
-    def _divide(self) -> None:
-        """Hold out the last of few conversations, at least one where there are two."""
-        n, fraction = len(self._held), self._plan.val_fraction
-        n_val = max(1, round(n * fraction)) if fraction and n > 1 else 0
-        for index, (tokens, trained, n_bytes) in enumerate(self._held):
-            split: Split = "train" if index < n - n_val else "val"
-            self._add(split, tokens, trained, np.array([len(tokens)]), np.array([n_bytes]))
-        self._held.clear()
+        if self._store is not None:  # of few, the last, at least one where there are two
+            is_val = np.arange(first, self._n_documents) >= n - max(n > 1, round(n * fraction))
+        else:
+            draw = partial(self._unit.split_of, seed=self._plan.seed, val_fraction=fraction)
+            is_val = np.array([draw(batch.documents[at]) == "val" for at in firsts])
+        for split, chosen in zip(SPLITS, (~is_val, is_val), strict=True):
+            of_split, writer = np.repeat(chosen, lengths), self._writers[split]
+            assert isinstance(writer, ConversationShardWriter)
+            writer.append_conversations(tokens[of_split], trained[of_split], lengths[chosen])
+            self._bytes[split] += int(n_bytes[chosen].sum())
 
 
 class _StoredUnitWriter(_UnitWriter):
@@ -314,22 +280,21 @@ class _StoredUnitWriter(_UnitWriter):
         assert plan.data.dedup is not None
         journal = Journal(plan.folder)
         self._paths = [journal.file(unit.index, suffix) for suffix in (".tokens", ".keys")]
-        self._file, keys = (self.enter_context(atomic.atomic_write(path)) for path in self._paths)
+        self._store, keys = (self.enter_context(atomic.atomic_write(path)) for path in self._paths)
         self._key_file = KeyFile(keys)
         self._keys = keys_of(plan.data.dedup, self._key_file.append)
         self._n_tokens = 0
 
     def add(self, batch: TextBatch, encoded: Encoded) -> None:
         """Add a batch of the unit's texts."""
-        self._count_skipped(batch)
+        super().add(batch, encoded)
         with atomic.storage_errors(self._plan.folder):
             self._keys.add(batch)
-            store(self._file, batch, encoded)
         self._n_documents = max(self._n_documents, 1 + max(batch.documents, default=-1))
         self._n_tokens += len(encoded.ids)
         self._bytes["train"] += sum(encoded.n_bytes)
 
-    def _divide(self) -> None:
+    def _end(self) -> None:
         with atomic.storage_errors(self._plan.folder):
             self._keys.finish()
             self._key_file.flush()

@@ -339,7 +339,7 @@ def test_a_sample_shows_what_would_go(write: Write) -> None:
     assert found.examples[REPEATS][0] == "a.jsonl: document 21: 'text number 0'"
 
 
-@pytest.mark.parametrize("suffix", [".tokens", ".keys", "-stored.json"])
+@pytest.mark.parametrize("suffix", [".tokens", ".keys", "-stored.2.json"])
 def test_a_unit_whose_stored_files_are_damaged_is_done_again(
     write: Write, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:

@@ -8,8 +8,9 @@ from gptcli.config.schema import DataConfig
 from gptcli.data.docstrings import conversations_of, module_name
 from gptcli.data.messages import BadRow, Turns
 from gptcli.data.sources import find_source
-from gptcli.data.units import conversations
+from gptcli.data.units import documents
 from gptcli.tokenizers.bpe import gpt2
+from gptcli.tokenizers.chat import ROLES
 from support.folders import Prepared, Refusal, Write
 
 SOURCE = '''"""Tools for tests of
@@ -113,10 +114,12 @@ def library() -> dict[str, list[Turns]]:
     """The conversations about this Python's library, by split."""
     source = find_source(DataConfig(source="stdlib-chat"), 1337)
     config = DataConfig(format="docstrings")
-    return {
-        unit.held_out: [turns for _, turns in conversations(unit, config)]  # type: ignore[misc]
-        for unit in source.units
-    }
+    found: dict[str, dict[int, Turns]] = {}
+    for unit in source.units:
+        for index, text, role in documents(unit, config):
+            turns = found.setdefault(unit.held_out, {}).setdefault(index, [])
+            turns.append((ROLES[role], text))
+    return {split: [*talks.values()] for split, talks in found.items()}
 
 
 def test_the_library_gives_thousands_of_short_answers(library: dict[str, list[Turns]]) -> None:

@@ -132,7 +132,7 @@ def test_one_package_of_the_library_is_a_few_files(library: Path) -> None:
 
 def test_the_prose_of_the_language_reference_is_one_document_a_topic() -> None:
     unit = Unit(0, "x", (TOPICS,), "train")
-    texts = [text for _, text in documents(unit, DataConfig())]
+    texts = [text for _, text, _ in documents(unit, DataConfig())]
     assert len(texts) > 50
     assert sum(text.startswith("Boolean operations\n") for text in texts) == 1
     assert not any("topics = {" in text for text in texts)

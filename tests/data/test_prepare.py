@@ -220,7 +220,7 @@ def test_progress_adds_up_to_the_bytes_of_text(write: Write, prepared: Prepared)
     write("folder/a.txt", TEXT)
     write("folder/b.jsonl", as_jsonl([TEXT] * 500))
     done: list[int] = []
-    manifest = prepared("folder", on_progress=done.append)
+    manifest = prepared("folder", on_bytes=lambda kind, n_bytes: done.append(n_bytes))
     assert sum(done) == manifest.bytes.train + manifest.bytes.val
     assert len(done) > 3
 

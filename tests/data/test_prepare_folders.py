@@ -159,12 +159,12 @@ def test_an_interruption_leaves_nothing(write: Write, prepared: Prepared) -> Non
     write("folder/a.txt", TEXT)
     write("folder/b.jsonl", as_jsonl([TEXT] * 20))
 
-    def interrupt(n_bytes: int) -> None:
+    def interrupt(kind: str, n_bytes: int) -> None:
         assert list(OUT.iterdir())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepared("folder", on_progress=interrupt)
+        prepared("folder", on_bytes=interrupt)
     assert not Path("data").exists()
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(write: Write, prepared:
     path = write("a.txt", TEXT)
     error = None
     try:
-        prepared("a.txt", on_progress=lambda n_bytes: path.write_text("other"))
+        prepared("a.txt", on_bytes=lambda *_: path.write_text("other"))
     except DataError as caught:
         error = caught
     assert error is not None and error.message == "a.txt: changed while it was read"

@@ -31,7 +31,7 @@ def files_of(source: Source) -> list[str]:
 def texts_of(unit: Unit, **data: Any) -> dict[int, str]:
     """Return the documents of a unit by their index."""
     found: dict[int, str] = {}
-    for index, piece in documents(unit, DataConfig(**data)):
+    for index, piece, _ in documents(unit, DataConfig(**data)):
         found[index] = found.get(index, "") + piece
     return found
 
@@ -255,7 +255,9 @@ def test_documents_are_counted_across_the_files_of_a_unit(write: Write) -> None:
     write("folder/b.txt", "")
     write("folder/c.py", "third")
     [unit] = source_of("folder").units
-    assert list(documents(unit, DataConfig())) == [(0, "first"), (1, ""), (2, "third")]
+    assert list(documents(unit, DataConfig())) == [
+        (0, "first", -1), (1, "", -1), (2, "third", -1)
+    ]  # fmt: skip
 
 
 def test_a_fingerprint_follows_the_content(write: Write) -> None:

@@ -59,7 +59,7 @@ def test_one_of_two_is_refused_or_finds_the_others_work(
 
 
 def test_the_refusal_names_the_process_and_a_way_out(source: str, prepared: Prepared) -> None:
-    def second(n_bytes: int) -> None:
+    def second(kind: str, n_bytes: int) -> None:
         with pytest.raises(RunLockedError) as caught:
             prepare_as(source, "bytes")
         assert caught.value.message.startswith(f"{OUT}: process {os.getpid()} on ")
@@ -68,7 +68,7 @@ def test_the_refusal_names_the_process_and_a_way_out(source: str, prepared: Prep
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepared(source, on_progress=second)
+        prepared(source, on_bytes=second)
     assert not Path("data").exists()
 
 
@@ -80,7 +80,7 @@ def test_ranks_share_a_folder_with_each_other_and_with_nobody_else(
     )
     seen = []
 
-    def others(n_bytes: int) -> None:
+    def others(kind: str, n_bytes: int) -> None:
         if seen:
             return
         seen.append(n_bytes)
@@ -93,7 +93,7 @@ def test_ranks_share_a_folder_with_each_other_and_with_nobody_else(
             with pytest.raises(RunLockedError, match="is preparing this folder"):
                 alone()
 
-    prepare_share(plan, 0, 2, on_progress=others)
+    prepare_share(plan, 0, 2, on_bytes=others)
     manifest = finalize(plan)
     assert manifest == prepared(source, out=Path("data/plain"))
     assert not (OUT / ".lock").exists()
@@ -108,7 +108,7 @@ def test_a_finished_folder_is_looked_at_by_any_number_at_once(
 
 
 def test_a_killed_preparation_holds_nothing(source: str, prepared: Prepared) -> None:
-    child = forked(lambda: prepared(source, on_progress=lambda n_bytes: time.sleep(60)))
+    child = forked(lambda: prepared(source, on_bytes=lambda *_: time.sleep(60)))
     until((OUT / ".progress/recipe.json").exists)
     with pytest.raises(RunLockedError, match=f"process {child} on "):
         prepare_as(source, "bytes")
