@@ -136,20 +136,16 @@ def _remote(source: str, config: DataConfig) -> Source:
     """Find the files behind an address; each is a unit."""
     remote.require_address(source, "data.source")
     found = remote.files_at(source)
-    kinds = [archives.suffix_of(Path(file.path)) for file in found]
-    files = [file for file, kind in zip(found, kinds, strict=True) if kind in readers.SUFFIXES]
+    files = [f for f in found if archives.suffix_of(Path(f.path)) in readers.SUFFIXES]
     files = files or found[: len(found) == 1]  # one that is named is text, whatever its suffix
     if not files:
         raise DataError(
             f"{source}: no text at this address", f"looked for {' '.join(readers.SUFFIXES)}"
         )
-    rules: list[SplitRule] = [
-        "documents"
-        if readers.holds_documents(Path(file.path)) or len(files) >= FILES_SPLIT_WHOLE
-        else "tail"
-        for file in files
-    ]
-    named = [(file.url, file, rule) for file, rule in zip(files, rules, strict=True)]
+    named: list[tuple[str, remote.RemoteFile, SplitRule]] = []
+    for file in files:
+        is_drawn = len(files) >= FILES_SPLIT_WHOLE or readers.holds_documents(Path(file.path))
+        named.append((file.url, file, "documents" if is_drawn else "tail"))
     return _elsewhere(source, named, config)
 
 
@@ -161,7 +157,7 @@ def _elsewhere(
     joined: bool = False,
 ) -> Source:
     """Make each file that is not on this machine a unit, with the name and the rule it has."""
-    units = [Unit(i, name, (file,), rule, joined) for i, (name, file, rule) in enumerate(files)]
+    units = [Unit(i, label, (file,), rule, joined) for i, (label, file, rule) in enumerate(files)]
     fields, revision = (found.fields, found.revision) if found else ((), None)
     local = [file.fetch() for _, file, _ in files[:1] if not fields and file.is_cached()]
     form = _format(config, lambda: fields or _fields_of(local))
