@@ -130,9 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--example", choices=CHANGES, default="quickstart")
     parser.add_argument("--text", type=Path, help="another text than the standard library")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, help="wall clock of each run; default: its steps")
-    length.add_argument("--steps", type=int, help="steps of the example, which others' time equals")
+    time = parser.add_mutually_exclusive_group()
+    time.add_argument("--minutes", type=float, help="wall clock of each run; default: its steps")
+    time.add_argument("--steps", type=int, help="steps of the example, which others' time equals")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", action="append", default=[], help="words of the changes to run")
     parser.add_argument("--out", type=Path, help="keep what is finished here")
@@ -163,7 +163,7 @@ def main() -> None:
                     or any(word in label for word in options.only)}  # fmt: skip
         if options.steps:
             _settle_steps(folder, options.example, variants, options.steps)
-        found = {label: [] for label in variants}
+        found: dict[str, list[tuple[float, int]]] = {label: [] for label in variants}
         for seed in range(1, options.seeds + 1):  # so that a table cut short has pairs
             for label, sets in variants.items():
                 run_dir = folder / f"{label}-{seed}".replace(" ", "-")
@@ -199,7 +199,7 @@ def _seconds_a_step(run_dir: Path, example: str, sets: list[str]) -> float:
     words = [word for one in short for word in ("-s", one)]
     run([*GPT, "train", "-c", example, *words, "--overwrite"], run_dir.parent)
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    seconds = [line["seconds"] for line in lines if "loss" in line]
+    seconds: list[float] = [line["seconds"] for line in lines if "loss" in line]
     shutil.rmtree(run_dir)
     return statistics.median(late - early for early, late in pairwise(seconds[4:]))
 
