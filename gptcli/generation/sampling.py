@@ -6,6 +6,7 @@ Letters as in gpt.py; K candidates.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.config.schema import GenerateConfig
@@ -34,14 +35,19 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     likeliest = probs.amax(-1, keepdim=True)
     if config.top_p is not None:
         if ids is None:
-            values, ids = torch.topk(probs, min(_LIKELIEST, V))
-            if bool((values.sum(-1, dtype=_sums_dtype(values)) < config.top_p).any()):
-                values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+            values, ids = torch.topk(probs, n := min(_LIKELIEST, V))
+            is_flat = values.sum(-1, dtype=_sums_dtype(values)) < config.top_p
+            if bool(is_flat.any()):  # only these are sorted: ties are in the order they have alone
+                values, ids = F.pad(values, (0, V - n)), F.pad(ids, (0, V - n))
+                sort = torch.sort(probs[is_flat], dim=-1, descending=True, stable=True)
+                values[is_flat], ids[is_flat] = sort
             probs = values
         probs = probs * (probs.cumsum(-1) - probs < config.top_p)
     if config.min_p is not None:
         probs = probs * (probs >= config.min_p * likeliest)
-    return ids, probs / probs.sum(-1, keepdim=True)
+    # Summed in order: neither zeros behind a row nor the number of threads change its bits.
+    total = probs.cumsum(-1, dtype=_sums_dtype(probs))[:, -1:]
+    return ids, (probs / total).to(probs.dtype)
 
 
 def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> list[int]:

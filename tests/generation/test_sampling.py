@@ -99,6 +99,17 @@ def test_rows_are_drawn_as_if_alone() -> None:
         assert together == alone
 
 
+def test_equally_likely_tokens_are_drawn_as_if_alone_beside_a_row_that_is_sorted() -> None:
+    sharp = torch.full((1, 4000), -20.0)
+    sharp[0, ::100] = 5.0  # 40 tokens of the same probability
+    flat = torch.zeros(1, 4000)
+    config = GenerateConfig(top_p=0.9)
+    for uniform in (0.1, 0.37, 0.5, 0.81):
+        [alone] = sample_tokens(sharp, config, [uniform])
+        beside, _ = sample_tokens(torch.cat((sharp, flat)), config, [uniform, 0.5])
+        assert beside == alone
+
+
 def test_a_penalty_makes_seen_tokens_less_likely_on_both_sides_of_zero() -> None:
     seen = torch.tensor([[True, False, False, True, False]])
     found = apply_repetition_penalty(LOGITS, seen, 2.0)
