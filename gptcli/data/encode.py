@@ -91,7 +91,9 @@ class Encoder(AbstractContextManager["Encoder"]):
                     failure = batch
                 elif batch is not None:
                     waiting.append((batch, self._submit(batch.texts)))
-                n_ahead = 2 * self._workers if batch is not None else 0  # no worker is idle
+                is_alone = self._to_compare > 0 or (self._fast is None and self._workers == 1)
+                # No worker is idle; without any, nothing that was read is lost at an interrupt.
+                n_ahead = 0 if batch is None or is_alone else 2 * self._workers
                 while len(waiting) > n_ahead:
                     yield _result(*waiting.popleft())
             while waiting:

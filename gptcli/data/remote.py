@@ -250,7 +250,7 @@ class StoredFile(Cached):
     @property
     def _place(self) -> Path:
         if self.version is None:
-            return _cache("web") / quote(self.url, safe="")
+            return _cache("web") / "default" / quote(self.url, safe="")
         mark = hashlib.sha256(f"{self.url}\0{self.version}".encode()).hexdigest()[:16]
         return _cache("text") / f"{mark}-{quote(PurePosixPath(self.path).name[-60:])}"
 

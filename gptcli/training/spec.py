@@ -175,7 +175,8 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     config, pretrained = apply_pretrained_shape(config, tokenizer, checkpoint)
     config = _resolve(config, parts, manifest, checkpoint, notes)
     # A prompt that cannot be sampled from should not come to light at the end of the run.
-    sample_start(tokenizer, config.generate, config.trained_context)
+    if config.generate.prompt:
+        sample_start(tokenizer, config.generate, config.trained_context)
     train_tokens, val_tokens = open_parts(parts, config)
     if config.train.stop_after is not None and not val_tokens:
         raise ConfigError("train.stop_after: there is no validation text", "set data.val_fraction")

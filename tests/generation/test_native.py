@@ -62,8 +62,8 @@ def test_logits_have_the_same_bits_alone_and_among_others(extras: dict[str, obje
     rows = Rows(model)
     alone = []
     for text in texts:
-        cache = KVCache(200)
-        model.next_logits(torch.tensor([text]), cache)
+        tokens, cache = torch.tensor([text]), KVCache(200)
+        rows._fastest(tokens)(tokens, cache)
         alone.append(step(torch.tensor([[9]]), cache)[0])
     for at, text in enumerate(texts):
         _, read = rows._read([text])
