@@ -18,10 +18,10 @@ _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
 def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None, Tensor]:
-    """Return the tokens that may be drawn, (B, K), and their probabilities, (B, K).
+    """Return the tokens that may be drawn, (B, K), and weights in proportion to their chances.
 
     Top-p is Holtzman et al. 2020, min-p Nguyen et al. 2024; both judge what top-k leaves. What may
-    not be drawn has probability 0. Tokens are None if they are all of the vocabulary, in order.
+    not be drawn has weight 0. Tokens are None if they are all of the vocabulary, in order.
 
     Logits are (B, V), float32; the temperature is above 0.
     """
@@ -45,9 +45,7 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
         probs = probs * (probs.cumsum(-1) - probs < config.top_p)
     if config.min_p is not None:
         probs = probs * (probs >= config.min_p * likeliest)
-    # Summed in order: neither zeros behind a row nor the number of threads change its bits.
-    total = probs.cumsum(-1, dtype=_sums_dtype(probs))[:, -1:]
-    return ids, (probs / total).to(probs.dtype)
+    return ids, probs
 
 
 def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[float]) -> list[int]:
@@ -60,11 +58,11 @@ def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[flo
         return greedy
     if torch.are_deterministic_algorithms_enabled():
         logits = logits.cpu()  # where sums have one order: CUDA's cumsum is refused then
-    ids, probs = filter_logits(logits, config)
-    ends = probs.cumsum(-1, dtype=_sums_dtype(probs))  # (B, K)
+    ids, weights = filter_logits(logits, config)
+    ends = weights.cumsum(-1, dtype=_sums_dtype(weights))  # (B, K)
     points = torch.tensor(uniforms, dtype=ends.dtype, device=ends.device)[:, None] * ends[:, -1:]
     at = torch.searchsorted(ends, points, right=True)  # (B, 1)
-    # Rounding may lead beyond the last candidate, to one of probability 0.
+    # Rounding may lead beyond the last candidate, to one of weight 0.
     at = torch.minimum(at, (ends < ends[:, -1:]).sum(-1, keepdim=True))
     tokens: list[int] = (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
     return tokens

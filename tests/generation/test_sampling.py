@@ -17,7 +17,8 @@ LOGITS = torch.tensor([[2.0, 0.5, 3.0, -1.0, 1.0]])
 
 def kept(config: GenerateConfig, logits: torch.Tensor = LOGITS) -> dict[int, float]:
     """Return the tokens of the first row that may be drawn, with their probabilities."""
-    ids, probs = filter_logits(logits, config)
+    ids, weights = filter_logits(logits, config)
+    probs = weights / weights.sum(-1, keepdim=True)
     row = torch.arange(logits.shape[1]) if ids is None else ids[0]
     found = zip(row.tolist(), probs[0].tolist(), strict=True)
     return {token: p for token, p in found if p > 0}
