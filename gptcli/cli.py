@@ -1,5 +1,6 @@
 """The program `gpt`: names the commands, and turns errors into a line, a hint and an exit code."""
 
+import atexit
 import contextlib
 import difflib
 import errno
@@ -98,13 +99,16 @@ def main() -> None:
     arguments = sys.argv[1:]
     code = run(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done
-    if _place(arguments).size > 1:
-        # torch's threads for several processes outlive the interpreter now and then, which torchrun
-        # takes for a crash.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    # To free torch module by module takes the interpreter half a second, and torch's threads for
+    # several processes outlive it now and then, which torchrun takes for a crash.
+    if _place(arguments).size == 1:
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it, as `run` has said
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

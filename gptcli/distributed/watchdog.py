@@ -33,7 +33,7 @@ class Watchdog:
         on_hang: Callable[[str, str], None],
         on_orphaned: Callable[[], None],
     ) -> None:
-        """Start to watch; a world of one has nobody to wait for.
+        """Start to watch.
 
         The run ends with exit code 9 after so many seconds without progress. One of the processes
         calls `on_hang` before they end, with which ranks hang as far as that is known, and the
@@ -44,8 +44,7 @@ class Watchdog:
         self._n_beats = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        if world.size > 1:
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Watch no longer."""

@@ -14,8 +14,8 @@ from gptcli.config.model import ModelConfig
 from gptcli.generation import native
 from gptcli.generation.product import Product
 from gptcli.model import GPT, KVCache
-from gptcli.model.extras import bigram_rows
-from gptcli.model.gpt import Block, Linear, rope_cache
+from gptcli.model.extras import bigram_rows, rope_cache
+from gptcli.model.gpt import Block, Linear
 
 _MLPS = ("gelu", "gelu_erf", "relu2", "swiglu")  # step.c's numbers for them
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long

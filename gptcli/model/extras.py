@@ -1,8 +1,7 @@
-"""What few models or batches have: cheap capacity beside the blocks, several texts in a row.
+"""What GPT-2 has not: rotary positions, cheap capacity beside the blocks, several texts in a row.
 
 Embeddings of pairs and keys of the token before are off unless the configuration names them; both
-come from the speed runs of KellerJordan/modded-nanogpt. `gpt.py` reads the same without them.
-Letters as in gpt.py.
+come from the speed runs of KellerJordan/modded-nanogpt. Letters as in gpt.py.
 """
 
 from typing import NamedTuple
@@ -10,7 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptcli.config.model import ModelConfig
+
 _HASH = 36313, 27191  # odd, so that neighboring ids land far apart
+
+
+def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
+    """Return cosines and sines (Su et al. 2021) of positions (T,) or (B, T): (2, [B, 1,] T, D)."""
+    D = config.head_size
+    exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
+    angles = positions.float()[..., None] * config.rope_theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    if positions.ndim == 2:
+        angles = angles[:, None]
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn queries or keys (B, H, T, D) by their positions, halves as pairs (as Llama does)."""
+    cos, sin = rotation.to(x.dtype).unbind(0)  # (T, D) each
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Packed(NamedTuple):

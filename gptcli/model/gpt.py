@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
 from gptcli.model.cache import KVCache, cached_attention
-from gptcli.model.extras import Packed, bigram_rows, offset_keys, pack
+from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
+from gptcli.model.kernels import can_split, split_heads, squared_relu
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses
 
@@ -40,6 +41,9 @@ class GPTOutput(NamedTuple):
 
     logits: Tensor | None
     loss: Tensor | None
+
+
+Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 
 class Shared(NamedTuple):
@@ -96,13 +100,31 @@ class Attention(nn.Module):
         self.c_proj = Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.q_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_size, config.norm_eps) if config.qk_norm else None
-        self.key_offset = config.key_offset
+        self.key_offset, self.eps = config.key_offset, config.norm_eps
 
     def forward(self, x: Tensor, value: Tensor | None, shared: Shared) -> Tensor:
         B, T, _ = x.shape
         _, rotation, cache, packed, _ = shared
-        heads = self.c_attn(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
+        dropout = self.dropout if self.training else 0.0
+        rows = self.c_attn(x)  # (B, T, (H + 2G) D)
+        offset = self.key_offset
+        if cache is not None:
+            q, k, v = self._heads(rows, value, rotation)
+            y = cached_attention(q, *cache.extend(self.layer, k, v, offset), cache.visible)
+        elif packed is None and can_split(rows, self.head_size, offset):
+            q, k, v = self._heads_at_once(rows, value, rotation)
+            y = attention(q, k, v, dropout, packed)
+        else:
+            q, k, v = self._heads(rows, value, rotation)
+            y = attention(q, offset_keys(k, None, packed) if offset else k, v, dropout, packed)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        return F.dropout(y, self.dropout) if self.training else y
+
+    def _heads(self, rows: Tensor, value: Tensor | None, rotation: Tensor | None) -> Heads:
+        """Return queries (B, H, T, D), keys and values (B, G, T, D), normed and in their places."""
+        B, T, _ = rows.shape
+        heads = rows.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
+        qk, v = torch.split(heads, [self.n_head + self.n_kv_head, self.n_kv_head], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             # One pass over queries and keys together, scaled by the weights of each.
             q_weight = self.q_norm.weight.expand(self.n_head, 1, -1)
@@ -111,18 +133,20 @@ class Attention(nn.Module):
             qk = F.rms_norm(qk, (self.head_size,), None, self.q_norm.eps) * weight.to(qk.dtype)
         if rotation is not None:
             qk = apply_rope(qk, rotation)
-        q, k = qk.split((self.n_head, self.n_kv_head), dim=1)
+        q, k = torch.split(qk, [self.n_head, self.n_kv_head], dim=1)
         if value is not None:
             v = v + value.view(B, T, self.n_kv_head, -1).transpose(1, 2).to(v.dtype)
-        if cache is not None:
-            seen = cache.extend(self.layer, k, v, self.key_offset)
-            y = cached_attention(q, *seen, cache.visible)
-        else:
-            if self.key_offset:
-                k = offset_keys(k, None, packed)
-            y = attention(q, k, v, self.dropout if self.training else 0.0, packed)  # (B, H, T, D)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
-        return F.dropout(y, self.dropout) if self.training else y
+        return q, k, v
+
+    def _heads_at_once(self, rows: Tensor, value: Tensor | None, rotation: Tensor | None) -> Heads:
+        """Do what `_heads` does in one pass, in the dtype of attention; keys are offset too."""
+        weights: tuple[Tensor, Tensor] | tuple[None, None] = None, None
+        if self.q_norm is not None and self.k_norm is not None:
+            weights = self.q_norm.weight.float(), self.k_norm.weight.float()
+        shape = self.n_head, self.n_kv_head, self.head_size
+        value = None if value is None else value.float()
+        dtype = torch.float32 if rows.shape[1] <= SHORT_CONTEXT else rows.dtype
+        return split_heads(rows, value, weights, rotation, shape, self.eps, self.key_offset, dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
@@ -142,24 +166,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | 
     return y
 
 
-def rope_cache(positions: Tensor, config: ModelConfig) -> Tensor:
-    """Return cosines and sines (Su et al. 2021) of positions (T,) or (B, T): (2, [B, 1,] T, D)."""
-    D = config.head_size
-    exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D
-    angles = positions.float()[..., None] * config.rope_theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    if positions.ndim == 2:
-        angles = angles[:, None]
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn queries or keys (B, H, T, D) by their positions, halves as pairs (as Llama does)."""
-    cos, sin = rotation.to(x.dtype).unbind(0)  # (T, D) each
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 class MLP(nn.Module):
     """The feed-forward branch: GELU (GPT-2), squared ReLU (So et al. 2021) or SwiGLU."""
 
@@ -175,7 +181,7 @@ class MLP(nn.Module):
         if self.c_gate is not None:
             x = F.silu(self.c_gate(x)) * self.c_fc(x)
         elif self.kind == "relu2":
-            x = F.relu(self.c_fc(x)).square()
+            x = squared_relu(self.c_fc(x))
         else:
             # GPT-2 approximates by tanh; nanoGPT does not.
             x = F.gelu(self.c_fc(x), approximate="tanh" if self.kind == "gelu" else "none")

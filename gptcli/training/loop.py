@@ -43,7 +43,7 @@ from gptcli.training.events import (
 )
 from gptcli.training.parallel import all_local
 from gptcli.training.setup import Session, set_up
-from gptcli.training.signals import StopRequest, propagate_to_peers, start_watchdog
+from gptcli.training.signals import StopRequest, propagate_to_peers, watched
 from gptcli.training.step import LARGE, not_finite
 
 
@@ -75,7 +75,7 @@ def train(
         run: Run = ReadOnlyRun(config.run_folder)
         if world.is_main:
             run = stack.enter_context(open_run(config, resume=resume, overwrite=overwrite))
-        stack.enter_context(contextlib.closing(start_watchdog(world, config, stop)))
+        stack.enter_context(watched(world, config, stop))
         session = stack.enter_context(contextlib.closing(set_up(run, config, world, resume=resume)))
         yield from _events(session, resume, stop)
         if stop.exit_code is not None:

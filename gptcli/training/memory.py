@@ -9,6 +9,7 @@ import functools
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from gptcli.distributed.environment import place
 from gptcli.errors import ConfigError, MemoryLimitError, StorageError
 from gptcli.formatting import size as bytes_text
 from gptcli.model import GPT
+from gptcli.model.kernels import torch_only
 from gptcli.model.loss import buffer_bytes
 from gptcli.training.optim import Optimizer
 from gptcli.training.weights import freeze
@@ -259,10 +261,8 @@ def _activations(config: Config, rows: int) -> int:
     update = {"block_size": config.seq_len, "vocab_size": 64, "dropout": dropout}
     shapes = [config.model.model_copy(update={**update, "n_layer": n}) for n in (1, 2)]
     dtype = _DTYPES[config.dtype]
-    one, two = (
-        _extend(_saved_bytes(shape, 1, dtype), _saved_bytes(shape, 2, dtype), rows)
-        for shape in shapes
-    )
+    saved = partial(_saved_bytes, dtype=dtype, on_cpu=config.device == "cpu")
+    one, two = (_extend(saved(shape, 1), saved(shape, 2), rows) for shape in shapes)
     # While a block goes backward, the gradients of what it saved take about as much again.
     if config.train.activation_checkpointing:
         entering = 4 * rows * config.seq_len * config.model.n_embd
@@ -276,8 +276,11 @@ def _extend(one: int, two: int, n: int) -> int:
 
 
 @functools.cache  # a run asks before it allocates and again for its plan
-def _saved_bytes(shape: ModelConfig, rows: int, dtype: torch.dtype) -> int:
-    """Return the bytes that a forward pass saves for the backward pass, weights aside."""
+def _saved_bytes(shape: ModelConfig, rows: int, dtype: torch.dtype, on_cpu: bool) -> int:
+    """Return the bytes that a forward pass saves for the backward pass, weights aside.
+
+    What our kernels for a CPU do not save, another device's operations do.
+    """
     saved: dict[int, Tensor] = {}
 
     def save(tensor: Tensor) -> Tensor:
@@ -291,6 +294,7 @@ def _saved_bytes(shape: ModelConfig, rows: int, dtype: torch.dtype) -> int:
         with (
             torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+            contextlib.nullcontext() if on_cpu else torch_only(),
         ):
             out = model.hidden(tokens)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -14,6 +14,7 @@ from gptcli.config.schema import Config, OptimConfig
 from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
+from gptcli.model.kernels import sum_of_squares
 from gptcli.training.parallel import (
     all_local,
     as_dtensor,
@@ -247,9 +248,7 @@ def clip_gradients(
     # Squares are summed in float64 and the norm is rounded to float32: so it has the same bits
     # whether one process has a full gradient or several have shards of it. Muon's bfloat16 would
     # amplify a difference in the last bit.
-    dtype = torch.float32 if local[0].device.type == "mps" else torch.float64  # it has no other
-    norms = torch.stack(torch._foreach_norm(local, 2, dtype=dtype))
-    squared = (norms * norms).sum()
+    squared = sum_of_squares(local)
     if is_dtensor(gradients[0]):
         squared = squared.new_tensor(world.all_reduce_sum(float(squared))[0])
     norm = squared.sqrt().float()

@@ -19,7 +19,8 @@ from gptcli.device import Runtime
 from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import is_out_of_memory
 from gptcli.model import GPT
-from gptcli.model.gpt import Block, Shared, rope_cache
+from gptcli.model.extras import rope_cache
+from gptcli.model.gpt import Block, Shared
 
 
 def apply_fsdp(model: GPT, compute: Runtime, world: World = SINGLE_PROCESS) -> str | None:

@@ -10,7 +10,6 @@ from gptcli import atomic
 from gptcli.config.schema import Config
 from gptcli.distributed.environment import place, report
 from gptcli.distributed.process_group import World
-from gptcli.distributed.watchdog import Watchdog
 from gptcli.errors import (
     EXIT_BUG,
     EXIT_DISTRIBUTED,
@@ -95,12 +94,17 @@ def ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
-    """Watch over a run of several processes until the watchdog is closed.
+def watched(
+    world: World, config: Config, stop: StopRequest
+) -> contextlib.AbstractContextManager[object]:
+    """Watch over a run of several processes during the block; one alone has nobody to wait for.
 
     A hang ends it with exit code 9, in status.json and log.txt too, with the stack of each process
     in stacks.txt. A process whose parent is gone saves and ends.
     """
+    if world.size == 1:
+        return contextlib.nullcontext()
+    from gptcli.distributed.watchdog import Watchdog
 
     def on_hang(message: str, stacks: str) -> None:
         run = Run(config.run_folder)
@@ -113,9 +117,9 @@ def start_watchdog(world: World, config: Config, stop: StopRequest) -> Watchdog:
         with contextlib.suppress(OSError):
             os.write(2, f"error: {message}\nhint: {hint}\n".encode())
 
-    return Watchdog(
-        world, config.train.hang_timeout, on_hang, on_orphaned=lambda: stop.request(EXIT_PREEMPTED)
-    )
+    seconds = config.train.hang_timeout
+    dog = Watchdog(world, seconds, on_hang, on_orphaned=lambda: stop.request(EXIT_PREEMPTED))
+    return contextlib.closing(dog)
 
 
 @contextlib.contextmanager

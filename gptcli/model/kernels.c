@@ -1,0 +1,274 @@
+// What lies between the products of a training step on a CPU, each in one pass over memory.
+//
+// `heads`: from a row of c_attn to the queries, keys and values of its heads, and back to its
+// gradient: the norm, the rotation, the offset of keys and the change of layout, where torch takes
+// fifteen passes. `squared_relu`: its value or its gradient, where torch takes two and four.
+// `sum_of_squares`: in float64, whose conversions torch does one number at a time.
+//
+// Sums are of chunks, whose order is one, however many threads there are.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX512F__)
+#define L 16  // floats of a vector
+#elif defined(__AVX2__)
+#define L 8
+#else
+#define L 4
+#endif
+enum { LONGEST = 256, ROWS = 32, CHUNK = 8192 };  // numbers of a head; of a chunk, rows or numbers
+#define VECTOR(name, type)                                                                        \
+  typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(sizeof(type)), may_alias))
+VECTOR(floats, float);
+VECTOR(words, uint32_t);
+VECTOR(halves, uint16_t);
+typedef double doubles __attribute__((vector_size(8 * sizeof(double))));
+
+typedef struct {
+  const void *inputs;  // (B, T, H + 2G, D), what c_attn gave
+  void *rows;          // its gradient
+  const float *q_weight, *k_weight;  // (D), or null
+  const float *rotation;           // (2, T, D): cosines, then sines; or null
+  const float *value;              // (B, T, G, D) to be added to the values, or null
+  void *q, *k, *v;                 // (B, H, T, D), (B, G, T, D) twice; or their gradients
+  float *value_grad;               // like value
+  float *weight_grads;             // (chunks, 2, D)
+  long B, T, H, G, D, is_offset, rows_half, heads_half;  // half: bfloat16, else float32
+  float eps;
+  int next;
+} Heads;
+
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
+
+INLINE floats load(const void *from, long at, int half) {
+  if (!half) return *(const floats *)((const float *)from + at);
+  return (floats)(__builtin_convertvector(*(const halves *)((const uint16_t *)from + at), words) << 16);
+}
+
+INLINE void store(void *to, long at, int half, floats x) {
+  if (!half) {
+    *(floats *)((float *)to + at) = x;
+    return;
+  }
+  // To the nearest, even ones where two are; what is not a number stays none.
+  const words bits = (words)x, near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const words none = (words)(x != x);
+  *(halves *)((uint16_t *)to + at) = __builtin_convertvector((none & 0x7fc0) | (~none & near), halves);
+}
+
+INLINE float total(floats x) {
+  float sum = 0;
+  for (int i = 0; i < L; i++) sum += x[i];
+  return sum;
+}
+
+// The last vector of n numbers overlaps the one before it: where it begins, and which of its lanes
+// are new.
+INLINE long place(long i, long n) { return i + L <= n ? i : n - L; }
+
+INLINE floats fresh(long i, long n) {
+  static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const words seen = *(const words *)lanes + (uint32_t)(i + L <= n ? L : n - i);
+  return (floats)((words)(seen >= L) & (words)((floats){0} + 1));
+}
+
+INLINE float norm_scale(const Heads *j, long at) {
+  floats sums = {0};
+  for (long i = 0; i < j->D; i += L) {
+    const floats x = load(j->inputs, at + place(i, j->D), j->rows_half);
+    sums += x * x * fresh(i, j->D);
+  }
+  return 1 / sqrtf(total(sums) / j->D + j->eps);
+}
+
+// The late half of a key (D) goes to the place after its own: write or read its parts.
+INLINE void move(const Heads *j, float *x, long head, long t, int back) {
+  const long D = j->D, quarter = D / 4, size = j->heads_half ? 2 : 4;
+  for (long part = 0; part < 4; part++) {
+    const int late = part & 1;
+    char *at = (char *)j->k + ((head + t + late) * D + part * quarter) * size;
+    uint16_t *half = (uint16_t *)at;
+    const int beyond = late && t + 1 == j->T;
+    for (long i = 0; i < quarter; i++, x++) {
+      uint32_t bits = 0;
+      if (back) {
+        if (!beyond) bits = j->heads_half ? (uint32_t)half[i] << 16 : ((uint32_t *)at)[i];
+        memcpy(x, &bits, 4);
+      } else if (!beyond) {
+        memcpy(&bits, x, 4);
+        if (j->heads_half) half[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        else ((uint32_t *)at)[i] = bits;
+      }
+    }
+    if (late && t == 0 && !back) memset(at - D * size, 0, quarter * size);
+  }
+}
+
+INLINE void forward_head(const Heads *j, long at, long t, const float *weight, void *to, long head,
+                         int moved) {
+  const long D = j->D, half = D / 2;
+  const float *cosine = j->rotation + t * D, *sine = cosine + j->T * D;
+  const float scale = weight ? norm_scale(j, at) : 1;
+  float y[LONGEST];
+  for (long i = 0; i < half; i += L) {
+    const long k = place(i, half), m = k + half;
+    floats a = load(j->inputs, at + k, j->rows_half), b = load(j->inputs, at + m, j->rows_half);
+    if (weight) {
+      a *= scale * *(const floats *)(weight + k);
+      b *= scale * *(const floats *)(weight + m);
+    }
+    if (j->rotation) {
+      const floats turned = a * *(const floats *)(cosine + k) - b * *(const floats *)(sine + k);
+      b = b * *(const floats *)(cosine + m) + a * *(const floats *)(sine + m);
+      a = turned;
+    }
+    store(moved ? (void *)y : to, moved ? k : (head + t) * D + k, !moved && j->heads_half, a);
+    store(moved ? (void *)y : to, moved ? m : (head + t) * D + m, !moved && j->heads_half, b);
+  }
+  if (moved) move(j, y, head, t, 0);
+}
+
+INLINE void backward_head(const Heads *j, long at, long t, const float *weight, const void *from,
+                          long head, int moved, float *of_weight) {
+  const long D = j->D, half = D / 2;
+  const float *cosine = j->rotation + t * D, *sine = cosine + j->T * D;
+  const float scale = weight ? norm_scale(j, at) : 1;
+  float y[LONGEST];
+  floats g[LONGEST / L], along = {0};
+  if (moved) move(j, y, head, t, 1);
+  for (long i = 0, n = 0; i < half; i += L, n += 2) {
+    const long k = place(i, half), m = k + half, z = moved ? 0 : (head + t) * D;
+    const int is_half = !moved && j->heads_half;
+    floats a = load(moved ? y : from, z + k, is_half), b = load(moved ? y : from, z + m, is_half);
+    if (j->rotation) {
+      const floats turned = a * *(const floats *)(cosine + k) + b * *(const floats *)(sine + m);
+      b = b * *(const floats *)(cosine + m) - a * *(const floats *)(sine + k);
+      a = turned;
+    }
+    if (weight) {
+      const floats x = load(j->inputs, at + k, j->rows_half), w = *(const floats *)(weight + k);
+      const floats u = load(j->inputs, at + m, j->rows_half), v = *(const floats *)(weight + m);
+      const floats once = fresh(i, half);
+      *(floats *)(of_weight + k) += a * x * (scale * once);
+      *(floats *)(of_weight + m) += b * u * (scale * once);
+      a *= w, b *= v;
+      along += (a * x + b * u) * once;
+    }
+    g[n] = a, g[n + 1] = b;
+  }
+  const float back = weight ? total(along) * scale * scale / D : 0;
+  for (long i = 0, n = 0; i < half; i += L, n += 2) {
+    const long k = place(i, half), m = k + half;
+    if (weight) {
+      g[n] = scale * (g[n] - back * load(j->inputs, at + k, j->rows_half));
+      g[n + 1] = scale * (g[n + 1] - back * load(j->inputs, at + m, j->rows_half));
+    }
+    store(j->rows, at + k, j->rows_half, g[n]);
+    store(j->rows, at + m, j->rows_half, g[n + 1]);
+  }
+}
+
+INLINE void value_head(const Heads *j, long at, long row, long head, int back) {
+  for (long i = 0; i < j->D; i += L) {
+    const long k = place(i, j->D);
+    floats x = load(back ? j->v : j->inputs, (back ? head : at) + k, back ? j->heads_half : j->rows_half);
+    if (!back && j->value) x += *(const floats *)(j->value + row + k);
+    if (back && j->value_grad) *(floats *)(j->value_grad + row + k) = x;
+    store(back ? j->rows : j->v, (back ? at : head) + k, back ? j->rows_half : j->heads_half, x);
+  }
+}
+
+static void heads_of(const Heads *j, long b, long t, float *weight_grads) {
+  const long T = j->T, H = j->H, G = j->G, D = j->D;
+  long at = (b * T + t) * (H + 2 * G) * D;
+  for (long h = 0; h < H + G; h++, at += D) {
+    const int is_key = h >= H, moved = is_key && j->is_offset;
+    const float *weight = is_key ? j->k_weight : j->q_weight;
+    const long head = is_key ? (b * G + h - H) * T : (b * H + h) * T;
+    void *heads = is_key ? j->k : j->q;
+    if (weight_grads) backward_head(j, at, t, weight, heads, head, moved, weight_grads + is_key * D);
+    else forward_head(j, at, t, weight, heads, head, moved);
+  }
+  for (long g = 0; g < G; g++, at += D)
+    value_head(j, at, ((b * T + t) * G + g) * D, ((b * G + g) * T + t) * D, weight_grads != 0);
+}
+
+static void work(void *argument, int back) {
+  Heads *j = argument;
+  const long n = j->B * j->T;
+  for (;;) {
+    const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED), first = chunk * ROWS;
+    if (first >= n) return;
+    for (long i = first; i < first + ROWS && i < n; i++) {
+      heads_of(j, i / j->T, i % j->T, back ? j->weight_grads + chunk * 2 * j->D : 0);
+    }
+  }
+}
+
+static void work_forward(void *job) { work(job, 0); }
+static void work_backward(void *job) { work(job, 1); }
+
+void heads(Heads *job, int back, int threads) {
+  GOMP_parallel(back ? work_backward : work_forward, job, threads, 0);
+}
+
+typedef struct {
+  const void *x, *grad;  // grad is null for the value
+  void *y;
+  double *sums;
+  long n;
+  int half, next;
+} Pass;
+
+static void squares(void *argument) {
+  Pass *j = argument;
+  const floats zero = {0};
+  for (;;) {
+    const long first = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * (long)CHUNK;
+    if (first >= j->n) return;
+    for (long i = first; i < first + CHUNK && i < j->n; i += L) {
+      const long k = place(i, j->n);
+      floats x = load(j->x, k, j->half);
+      x = (floats)(~(words)(x < zero) & (words)x);  // not a number stays none
+      floats slope = x;
+      if (j->grad) slope = load(j->grad, k, j->half) * 2;
+      store(j->y, k, j->half, x * slope);
+    }
+  }
+}
+
+void squared_relu(const void *x, const void *grad, void *y, long n, int half, int threads) {
+  Pass job = {x, grad, y, 0, n, half, 0};
+  GOMP_parallel(squares, &job, threads, 0);
+}
+
+static void sums(void *argument) {
+  Pass *j = argument;
+  for (;;) {
+    const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED), first = chunk * CHUNK;
+    if (first >= j->n) return;
+    const long end = first + CHUNK < j->n ? first + CHUNK : j->n;
+    const float *x = j->x;
+    typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+    doubles lanes[4] = {{0}};
+    double sum = 0;
+    long i = first;
+    for (; i + 32 <= end; i += 32)
+      for (int k = 0; k < 4; k++) {
+        const doubles some = __builtin_convertvector(*(const eight *)(x + i + 8 * k), doubles);
+        lanes[k] += some * some;
+      }
+    for (; i < end; i++) sum += (double)x[i] * x[i];
+    lanes[0] += lanes[1] + (lanes[2] + lanes[3]);
+    for (int k = 0; k < 8; k++) sum += lanes[0][k];
+    j->sums[chunk] = sum;
+  }
+}
+
+// Leaves one sum for each chunk of 8,192 numbers.
+void sum_of_squares(const void *x, double *of_chunks, long n, int threads) {
+  Pass job = {x, 0, 0, of_chunks, n, 0, 0};
+  GOMP_parallel(sums, &job, threads, 0);
+}

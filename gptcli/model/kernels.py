@@ -1,0 +1,204 @@
+"""kernels.c: what lies between the products of a training step on a CPU, each in one pass.
+
+A small network spends as long on it as on its products. Letters as in gpt.py.
+"""
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator, Sequence
+from ctypes import c_float, c_int, c_long, c_void_p
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_SHORTEST, _LONGEST, _ROWS, _CHUNK = 32, 256, 32, 8192  # as there
+_HALF = torch.bfloat16
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("inputs", "rows", "q_weight", "k_weight", "rotation",
+                                        "value", "q", "k", "v", "value_grad", "weight_grads")),
+        *((name, c_long) for name in ("B", "T", "H", "G", "D", "is_offset", "rows_half",
+                                      "heads_half")),
+        ("eps", c_float),
+        ("next", c_int),
+    ]  # fmt: skip
+
+
+_in_use = True
+
+
+@contextlib.contextmanager
+def torch_only() -> Iterator[None]:
+    """Use torch's operations during the block, as other devices do."""
+    global _in_use
+    before, _in_use = _in_use, False
+    try:
+        yield
+    finally:
+        _in_use = before
+
+
+def _can_run(x: Tensor) -> bool:
+    """Tell whether the kernels take x: on a CPU, for gradients, where torch compiles no others."""
+    is_one = x.device.type == "cpu" and x.requires_grad and x.dtype in (torch.float32, _HALF)
+    return is_one and _in_use and not torch.compiler.is_compiling() and _library() is not None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    from gptcli.native import build  # which only training on a CPU needs
+
+    found = build(_SOURCE)
+    if found is not None:
+        for function in (found.heads, found.squared_relu, found.sum_of_squares):
+            function.restype = None
+        found.heads.argtypes = [c_void_p, c_int, c_int]
+        found.squared_relu.argtypes = [*[c_void_p] * 3, c_long, c_int, c_int]
+        found.sum_of_squares.argtypes = [*[c_void_p] * 2, c_long, c_int]
+    return found
+
+
+def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
+    """Tell whether `split_heads` takes what c_attn gave: only for gradients."""
+    is_whole = _SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
+    return is_whole and _can_run(rows)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Return max(x, 0)^2 (So et al. 2021)."""
+    if x.numel() >= _SHORTEST and _can_run(x):
+        apply: Any = _SquaredReLU.apply
+        return apply(x)  # type: ignore[no-any-return]
+    return F.relu(x).square()
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the squares of all numbers, a float64 scalar, on the tensors' device."""
+    library = _library()
+    if library is None or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+        # A Mac's GPU has no float64.
+        dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+        norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
+        return (norms * norms).sum()
+    counts = [ceil(t.numel() / _CHUNK) for t in tensors]
+    sums = torch.empty(sum(counts), dtype=torch.float64)
+    for tensor, part in zip(tensors, torch.split(sums, counts), strict=True):
+        whole = tensor.contiguous()
+        threads = torch.get_num_threads()
+        library.sum_of_squares(whole.data_ptr(), part.data_ptr(), whole.numel(), threads)
+    return sums.sum()
+
+
+def split_heads(
+    rows: Tensor,
+    value: Tensor | None,
+    weights: tuple[Tensor, Tensor] | tuple[None, None],
+    rotation: Tensor | None,
+    shape: tuple[int, int, int],
+    eps: float,
+    is_offset: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries (B, H, T, D), keys and values (B, G, T, D).
+
+    Args:
+        rows: What c_attn gave, (B, T, (H + 2 G) D), float32 or bfloat16.
+        value: What is added to the values, (B, T, G D) float32.
+        weights: Of the norms of queries and of keys, (D) float32; None without norms.
+        rotation: Cosines and sines, (2, T, D) float32.
+        shape: H, G and D.
+        eps: Of the norms.
+        is_offset: Whether the late half of each key moves one token on.
+        dtype: Of what is returned: float32 or bfloat16.
+    """
+    apply: Any = _SplitHeads.apply
+    found: tuple[Tensor, Tensor, Tensor] = apply(
+        rows, value, *weights, rotation, shape, eps, is_offset, dtype
+    )
+    return found
+
+
+class _SplitHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        value: Tensor | None,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        rotation: Tensor | None,
+        shape: tuple[int, int, int],
+        eps: float,
+        is_offset: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, ...]:
+        (B, T, _), (H, G, D), rows = rows.shape, shape, rows.contiguous()
+        value = None if value is None else value.contiguous()
+        heads = tuple(rows.new_empty(B, n, T, D, dtype=dtype) for n in (H, G, G))
+        ctx.save_for_backward(None if q_weight is None else rows, q_weight, k_weight, rotation)
+        ctx.job = {"B": B, "T": T, "H": H, "G": G, "D": D, "is_offset": is_offset, "eps": eps,
+                   "rows_half": rows.dtype == _HALF, "heads_half": dtype == _HALF}  # fmt: skip
+        ctx.of_rows, ctx.has_value = (rows.shape, rows.dtype), value is not None
+        _run(ctx.job, False, inputs=rows, q_weight=q_weight, k_weight=k_weight, rotation=rotation,
+             value=value, q=heads[0], k=heads[1], v=heads[2])  # fmt: skip
+        return heads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        rows, q_weight, k_weight, rotation = ctx.saved_tensors
+        (B, T, width), dtype = ctx.of_rows
+        q, k, v = (grad.contiguous() for grad in grads)
+        grad, G, D = q.new_empty(B, T, width, dtype=dtype), ctx.job["G"], ctx.job["D"]
+        value_grad = q.new_empty(B, T, G * D, dtype=torch.float32) if ctx.has_value else None
+        parts = q.new_zeros(ceil(B * T / _ROWS), 2, D, dtype=torch.float32)
+        _run(ctx.job, True, rows=grad, inputs=rows, q_weight=q_weight, k_weight=k_weight,
+             rotation=rotation, q=q, k=k, v=v, value_grad=value_grad,
+             weight_grads=parts)  # fmt: skip
+        weight_grads = (None, None) if q_weight is None else parts.sum(0).unbind()
+        return grad, value_grad, *weight_grads, None, None, None, None, None
+
+
+def _is_fake(x: Tensor) -> bool:
+    """Tell whether x has a shape only: nothing is computed for an estimate of memory."""
+    return type(x).__name__ == "FakeTensor"
+
+
+def _run(job: dict[str, Any], back: bool, **tensors: Tensor | None) -> None:
+    if any(_is_fake(t) for t in tensors.values() if t is not None):
+        return
+    pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
+    library = _library()
+    assert library is not None
+    library.heads(ctypes.byref(_Heads(**job, **pointers)), back, torch.get_num_threads())
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        return _squared_relu(x, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        [x] = ctx.saved_tensors
+        return _squared_relu(x, grads[0].contiguous())
+
+
+def _squared_relu(x: Tensor, grad: Tensor | None) -> Tensor:
+    library, y = _library(), torch.empty_like(x)
+    if _is_fake(x):
+        return y
+    assert library is not None
+    of_grad = None if grad is None else grad.data_ptr()
+    is_half, threads = x.dtype == _HALF, torch.get_num_threads()
+    library.squared_relu(x.data_ptr(), of_grad, y.data_ptr(), x.numel(), is_half, threads)
+    return y
