@@ -13,6 +13,8 @@ from gptcli import atomic
 from gptcli.errors import StorageError
 from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 
+_VECTORS = Path(__file__).with_name("vectors.h")  # which all of them include
+
 
 @functools.cache
 def build(source: Path, *included: Path) -> ctypes.CDLL | None:
@@ -40,4 +42,4 @@ def build(source: Path, *included: Path) -> ctypes.CDLL | None:
 
 def source_mark(*files: Path) -> str:
     """Return a mark of what C files hold."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in (*files, _VECTORS))).hexdigest()[:8]

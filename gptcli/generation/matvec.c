@@ -6,35 +6,14 @@
 //
 // `attend_group` is the attention of one new token of a text, in an order of sums that depends on the
 // text's length alone. D is a multiple of 16, at most 256.
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "../vectors.h"
 
-#if defined(__AVX512F__)
-#define L 16  // floats of a vector
-#elif defined(__AVX2__) && defined(__F16C__)
-#define L 8
-#else
-#define L 4
-#endif
-#if L > 4
-#include <immintrin.h>
-#endif
 // Bytes by which reading runs ahead: rows are too short for the processor to find the pattern.
 #define AHEAD 12288
-#define INLINE static inline __attribute__((always_inline))
-#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
-#define VECTOR(name, type)                                                                        \
-  typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(1), may_alias))
-VECTOR(floats, float);
-typedef float quad __attribute__((vector_size(16)));
-VECTOR(words, uint32_t);
-VECTOR(halves, uint16_t);
 #if L == 4
 VECTOR(float16s, _Float16);
 VECTOR(bytes, int8_t);
 #endif
-
 enum { F32, F16, BF16, I8 };
 static const int SIZE[] = {4, 2, 2, 1};
 
@@ -62,14 +41,6 @@ INLINE floats load(int kind, const void *w, floats scale) {
   default: return __builtin_convertvector(*(const bytes *)w, floats) * scale;
 #endif
   }
-}
-
-INLINE float total(floats sums) {
-  quad q[L / 4];  // added half to half; lane by lane would take longer than a row's products
-  memcpy(q, &sums, sizeof q);
-  for (int half = L / 8; half; half /= 2)
-    EACH(i, half) q[i] += q[i + half];
-  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
 }
 
 // R rows of x (the last one repeated where there are fewer) by B rows of W, from n on.
@@ -130,8 +101,6 @@ static void work(void *data) {
   }
 }
 
-void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
-
 void matvec(int kind, const float *x, const void *w, const void *scales, const float *bias,
             float *y, long N, long K, long R, int threads) {
   long step = N / (8 * threads) / 8 * 8;  // small, so that a thread that is held up has less to do
@@ -153,22 +122,6 @@ typedef struct {
 } Step;
 
 enum { BLOCK = 64 };  // places whose scores are computed before their values are read
-
-// e^x for x from -80 to 0: a power of 2 times a polynomial of what is left.
-INLINE floats power(floats x) {
-  const floats magic = (floats){0} + 12582912.f;  // adding it rounds to an integer
-  const floats n = x * 1.44269504f + magic, whole = n - magic;
-  const floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  floats p = (floats){0} + 1.f / 5040;
-  p = p * r + 1.f / 720;
-  p = p * r + 1.f / 120;
-  p = p * r + 1.f / 24;
-  p = p * r + 1.f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
-  p = p * r + 1.f;
-  return p * (floats)(((words)n + 127u) << 23);
-}
 
 // One query against n keys and values: a softmax whose largest score is found on the way.
 INLINE void attend_head(const float *q, const float *keys, const float *values, float *y, long n,

@@ -51,20 +51,6 @@ void GOMP_barrier(void);
 // The phase's product: rows x (R, K) by a matrix, followed by what `after` says.
 enum { PLAIN, ADD, ACTIVATE };
 
-// a where the mask is set, else b.
-INLINE floats pick(words mask, floats a, floats b) {
-  return (floats)((mask & (words)a) | (~mask & (words)b));
-}
-
-INLINE floats logistic(floats z) {
-  const floats zero = {0}, least = zero - 80.f;
-  const words negative = (words)(z < zero);
-  floats down = pick(negative, z, -z);
-  down = pick((words)(down < least), least, down);
-  const floats e = power(down);
-  return pick(negative, e, zero + 1.f) / (e + 1.f);
-}
-
 static void activate(int mlp, float *x, const float *gate, long n) {
   if (mlp == GELU_ERF) {
     for (long i = 0; i < n; i++) x[i] = 0.5f * x[i] * (1.f + erff(x[i] * 0.70710678f));

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gptcli.config.model import ModelConfig
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
-from gptcli.model.kernels import can_split, split_heads, squared_relu
+from gptcli.model.kernels import can_split, split_heads, squared_relu, swiglu
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses
 
@@ -179,7 +179,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.c_gate is not None:
-            x = F.silu(self.c_gate(x)) * self.c_fc(x)
+            x = swiglu(self.c_gate(x), self.c_fc(x))
         elif self.kind == "relu2":
             x = squared_relu(self.c_fc(x))
         else:

@@ -2,28 +2,13 @@
 //
 // `heads`: from a row of c_attn to the queries, keys and values of its heads, and back to its
 // gradient: the norm, the rotation, the offset of keys and the change of layout, where torch takes
-// fifteen passes. `squared_relu`: its value or its gradient, where torch takes two and four.
+// fifteen passes. `activate`: a squared ReLU or a SwiGLU, or its gradient, where torch takes four.
 // `sum_of_squares`: in float64, whose conversions torch does one number at a time.
 //
 // Sums are of chunks, whose order is one, however many threads there are.
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "../vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__AVX512F__)
-#define L 16  // floats of a vector
-#elif defined(__AVX2__)
-#define L 8
-#else
-#define L 4
-#endif
 enum { LONGEST = 256, ROWS = 32, CHUNK = 8192 };  // numbers of a head; of a chunk, rows or numbers
-#define VECTOR(name, type)                                                                        \
-  typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(sizeof(type)), may_alias))
-VECTOR(floats, float);
-VECTOR(words, uint32_t);
-VECTOR(halves, uint16_t);
 typedef double doubles __attribute__((vector_size(8 * sizeof(double))));
 
 typedef struct {
@@ -40,8 +25,6 @@ typedef struct {
   int next;
 } Heads;
 
-void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
-
 INLINE floats load(const void *from, long at, int half) {
   if (!half) return *(const floats *)((const float *)from + at);
   return (floats)(__builtin_convertvector(*(const halves *)((const uint16_t *)from + at), words) << 16);
@@ -56,12 +39,6 @@ INLINE void store(void *to, long at, int half, floats x) {
   const words bits = (words)x, near = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const words none = (words)(x != x);
   *(halves *)((uint16_t *)to + at) = __builtin_convertvector((none & 0x7fc0) | (~none & near), halves);
-}
-
-INLINE float total(floats x) {
-  float sum = 0;
-  for (int i = 0; i < L; i++) sum += x[i];
-  return sum;
 }
 
 // The last vector of n numbers overlaps the one before it: where it begins, and which of its lanes
@@ -215,34 +192,39 @@ void heads(Heads *job, int back, int threads) {
 }
 
 typedef struct {
-  const void *x, *grad;  // grad is null for the value
-  void *y;
+  const void *x, *up, *grad;  // up is null for a squared ReLU, grad for the value
+  void *y, *up_grad;
   double *sums;
   long n;
   int half, next;
 } Pass;
 
-static void squares(void *argument) {
+static void activations(void *argument) {
   Pass *j = argument;
   const floats zero = {0};
+  const int half = j->half;
   for (;;) {
     const long first = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * (long)CHUNK;
     if (first >= j->n) return;
     for (long i = first; i < first + CHUNK && i < j->n; i += L) {
       const long k = place(i, j->n);
-      floats x = load(j->x, k, j->half);
-      x = (floats)(~(words)(x < zero) & (words)x);  // not a number stays none
-      floats slope = x;
-      if (j->grad) slope = load(j->grad, k, j->half) * 2;
-      store(j->y, k, j->half, x * slope);
+      floats x = load(j->x, k, half), of_x = x, grad = zero + 1;
+      if (j->grad) grad = load(j->grad, k, half);
+      if (j->up) {
+        const floats up = load(j->up, k, half), gate = logistic(x), gated = x * gate;
+        if (j->grad) store(j->up_grad, k, half, grad * gated);
+        of_x = j->grad ? up * (gate + gated * (1 - gate)) : up * gated;
+      } else {
+        x = pick((words)(x < zero), zero, x);  // not a number stays none
+        of_x = j->grad ? x * 2 : x * x;
+      }
+      store(j->y, k, half, of_x * grad);
     }
   }
 }
 
-void squared_relu(const void *x, const void *grad, void *y, long n, int half, int threads) {
-  Pass job = {x, grad, y, 0, n, half, 0};
-  GOMP_parallel(squares, &job, threads, 0);
-}
+// The value, or the gradients: of x into y, and of up.
+void activate(Pass *job, int threads) { GOMP_parallel(activations, job, threads, 0); }
 
 static void sums(void *argument) {
   Pass *j = argument;
@@ -269,6 +251,6 @@ static void sums(void *argument) {
 
 // Leaves one sum for each chunk of 8,192 numbers.
 void sum_of_squares(const void *x, double *of_chunks, long n, int threads) {
-  Pass job = {x, 0, 0, of_chunks, n, 0, 0};
+  Pass job = {.x = x, .sums = of_chunks, .n = n};
   GOMP_parallel(sums, &job, threads, 0);
 }

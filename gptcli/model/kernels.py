@@ -6,7 +6,7 @@ A small network spends as long on it as on its products. Letters as in gpt.py.
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
 from math import ceil
 from pathlib import Path
@@ -58,10 +58,9 @@ def _library() -> ctypes.CDLL | None:
 
     found = build(_SOURCE)
     if found is not None:
-        for function in (found.heads, found.squared_relu, found.sum_of_squares):
+        for function in (found.heads, found.activate, found.sum_of_squares):
             function.restype = None
-        found.heads.argtypes = [c_void_p, c_int, c_int]
-        found.squared_relu.argtypes = [*[c_void_p] * 3, c_long, c_int, c_int]
+        found.heads.argtypes, found.activate.argtypes = [c_void_p, c_int, c_int], [c_void_p, c_int]
         found.sum_of_squares.argtypes = [*[c_void_p] * 2, c_long, c_int]
     return found
 
@@ -74,10 +73,16 @@ def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
 
 def squared_relu(x: Tensor) -> Tensor:
     """Return max(x, 0)^2 (So et al. 2021)."""
-    if x.numel() >= _SHORTEST and _can_run(x):
-        apply: Any = _SquaredReLU.apply
-        return apply(x)  # type: ignore[no-any-return]
-    return F.relu(x).square()
+    apply: Any = _Activation.apply
+    fits = x.numel() >= _SHORTEST and _can_run(x)
+    return apply(x, None) if fits else F.relu(x).square()
+
+
+def swiglu(gate: Tensor, x: Tensor) -> Tensor:
+    """Return x, gated (Shazeer 2020)."""
+    apply: Any = _Activation.apply
+    fits = x.numel() >= _SHORTEST and _can_run(x) and _can_run(gate) and gate.dtype == x.dtype
+    return apply(gate, x) if fits else F.silu(gate) * x
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -172,33 +177,44 @@ def _is_fake(x: Tensor) -> bool:
 
 
 def _run(job: dict[str, Any], back: bool, **tensors: Tensor | None) -> None:
-    if any(_is_fake(t) for t in tensors.values() if t is not None):
-        return
-    pointers = {name: None if t is None else t.data_ptr() for name, t in tensors.items()}
     library = _library()
-    assert library is not None
-    library.heads(ctypes.byref(_Heads(**job, **pointers)), back, torch.get_num_threads())
+    if library is not None and not any(_is_fake(t) for t in tensors.values() if t is not None):
+        found = _Heads(**job, **_pointers(tensors))
+        library.heads(ctypes.byref(found), back, torch.get_num_threads())
 
 
-class _SquaredReLU(torch.autograd.Function):
+class _Pass(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "up", "grad", "y", "up_grad", "sums")),
+        ("n", c_long),
+        ("half", c_int),
+        ("next", c_int),
+    ]
+
+
+class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        ctx.save_for_backward(x)
-        return _squared_relu(x, None)
+    def forward(ctx: Any, x: Tensor, up: Tensor | None) -> Tensor:
+        saved = x.contiguous(), None if up is None else up.contiguous()
+        ctx.save_for_backward(*saved)
+        return _activate(*saved, None)[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        [x] = ctx.saved_tensors
-        return _squared_relu(x, grads[0].contiguous())
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, up = ctx.saved_tensors
+        return _activate(x, up, grads[0].contiguous())
 
 
-def _squared_relu(x: Tensor, grad: Tensor | None) -> Tensor:
+def _activate(x: Tensor, up: Tensor | None, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the value, or the gradients of what is there."""
     library, y = _library(), torch.empty_like(x)
-    if _is_fake(x):
-        return y
-    assert library is not None
-    of_grad = None if grad is None else grad.data_ptr()
-    is_half, threads = x.dtype == _HALF, torch.get_num_threads()
-    library.squared_relu(x.data_ptr(), of_grad, y.data_ptr(), x.numel(), is_half, threads)
-    return y
+    up_grad = None if up is None or grad is None else torch.empty_like(up)
+    if library is not None and not _is_fake(x):
+        tensors = {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad}
+        job = _Pass(n=x.numel(), half=x.dtype == _HALF, **_pointers(tensors))
+        library.activate(ctypes.byref(job), torch.get_num_threads())
+    return y, up_grad
+
+
+def _pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}

@@ -16,6 +16,8 @@ VARIANTS = {
     "offset": {"qk_norm": True, "key_offset": True},
     "values": {"qk_norm": True, "key_offset": True, "n_value_embd": 2},
     "grouped": {"qk_norm": True, "key_offset": True, "n_value_embd": 1, "n_kv_head": 2},
+    "squared ReLU": {"qk_norm": True, "mlp": "relu2"},
+    "SwiGLU": {"qk_norm": True, "mlp": "swiglu"},
     "odd sizes": {"qk_norm": True, "key_offset": True, "n_embd": 4 * 44},
 }
 

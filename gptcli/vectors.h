@@ -1,0 +1,63 @@
+// Vectors of this machine's width, for all of our C: L floats and what is computed with them.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define L 16  // floats of a vector
+#elif defined(__AVX2__) && defined(__F16C__)
+#define L 8
+#else
+#define L 4
+#endif
+#if L > 4
+#include <immintrin.h>
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+#define VECTOR(name, type)                                                                        \
+  typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(1), may_alias))
+VECTOR(floats, float);
+typedef float quad __attribute__((vector_size(16)));
+VECTOR(words, uint32_t);
+VECTOR(halves, uint16_t);
+
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
+
+INLINE float total(floats sums) {
+  quad q[L / 4];  // added half to half; lane by lane would take longer than a row's products
+  memcpy(q, &sums, sizeof q);
+  for (int half = L / 8; half; half /= 2)
+    EACH(i, half) q[i] += q[i + half];
+  return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+}
+
+// e^x for x from -80 to 0: a power of 2 times a polynomial of what is left.
+INLINE floats power(floats x) {
+  const floats magic = (floats){0} + 12582912.f;  // adding it rounds to an integer
+  const floats n = x * 1.44269504f + magic, whole = n - magic;
+  const floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  floats p = (floats){0} + 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  return p * (floats)(((words)n + 127u) << 23);
+}
+
+// a where the mask is set, else b.
+INLINE floats pick(words mask, floats a, floats b) {
+  return (floats)((mask & (words)a) | (~mask & (words)b));
+}
+
+INLINE floats logistic(floats z) {
+  const floats zero = {0}, least = zero - 80.f;
+  const words negative = (words)(z < zero);
+  floats down = pick(negative, z, -z);
+  down = pick((words)(down < least), least, down);
+  const floats e = power(down);
+  return pick(negative, e, zero + 1.f) / (e + 1.f);
+}
