@@ -1,4 +1,4 @@
-"""The model: torch and the configuration's schema, nothing else."""
+"""The model: torch, the configuration's schema and kernels of our own, nothing else."""
 
 from gptcli.model.cache import KVCache
 from gptcli.model.gpt import GPT

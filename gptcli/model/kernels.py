@@ -47,8 +47,8 @@ def torch_only() -> Iterator[None]:
 
 
 def _can_run(x: Tensor) -> bool:
-    """Tell whether the kernels take x: on a CPU, for gradients, where torch compiles no others."""
-    is_one = x.device.type == "cpu" and x.requires_grad and x.dtype in (torch.float32, _HALF)
+    """Tell whether the kernels take x: on a CPU, where torch compiles no others."""
+    is_one = x.device.type == "cpu" and x.dtype in (torch.float32, _HALF)
     return is_one and _in_use and not torch.compiler.is_compiling() and _library() is not None
 
 
@@ -66,7 +66,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
-    """Tell whether `split_heads` takes what c_attn gave: only for gradients."""
+    """Tell whether `split_heads` takes what c_attn gave."""
     is_whole = _SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
     return is_whole and _can_run(rows)
 
@@ -74,15 +74,19 @@ def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
 def squared_relu(x: Tensor) -> Tensor:
     """Return max(x, 0)^2 (So et al. 2021)."""
     apply: Any = _Activation.apply
-    fits = x.numel() >= _SHORTEST and _can_run(x)
-    return apply(x, None) if fits else F.relu(x).square()
+    return apply(x, None) if _can_learn(x) else F.relu(x).square()
 
 
 def swiglu(gate: Tensor, x: Tensor) -> Tensor:
     """Return x, gated (Shazeer 2020)."""
     apply: Any = _Activation.apply
-    fits = x.numel() >= _SHORTEST and _can_run(x) and _can_run(gate) and gate.dtype == x.dtype
+    fits = gate.dtype == x.dtype and _can_learn(x)
     return apply(gate, x) if fits else F.silu(gate) * x
+
+
+def _can_learn(x: Tensor) -> bool:
+    """Tell whether the gradient of an activation is ours; without one, torch is as fast."""
+    return x.requires_grad and x.numel() >= _SHORTEST and _can_run(x)
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
