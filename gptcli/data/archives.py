@@ -137,8 +137,7 @@ class _Stream(io.RawIOBase):
 def uncompressed(file: File, raw: BinaryIO) -> BinaryIO:
     """Return the content of a file that is open, uncompressed if its name says that it is not.
 
-    Raises:
-        DataError: While it is read: it is damaged, or expands to far more than text does.
+    A DataError comes while it is read: it is damaged, or expands to far more than text does.
     """
     suffix = Path(file.name.lower()).suffix.replace(".tgz", ".gz")
     if suffix not in _OPENERS:

@@ -75,8 +75,7 @@ def fields_of(path: File) -> list[str]:
 def _table(path: File) -> Iterator[tuple[Any, Callable[[list[str]], Iterator[Any]]]]:
     """Open a file of columns: its schema, and a function that reads batches of some columns.
 
-    Raises:
-        DataError: The file is damaged, whenever that is noticed.
+    A damaged file is a DataError, whenever that is noticed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,17 +89,11 @@ def _table(path: File) -> Iterator[tuple[Any, Callable[[list[str]], Iterator[Any
                 return
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 yield file.schema_arrow, lambda names: file.iter_batches(_AT_ONCE, columns=names)
-        except (
-            pa.ArrowException, _CutShortError, OSError, MemoryError, UnicodeDecodeError
-        ) as error:  # fmt: skip
+        except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             reason = (str(error) or "a part larger than the memory").splitlines()[0][:120]
             raise DataError(f"{path}: damaged {kind} file ({reason})") from error
-
-
-class _CutShortError(Exception):
-    """A stream of record batches has no end."""
 
 
 def _open_arrow(raw: Any) -> tuple[Any, Callable[[list[str]], Iterator[Any]]]:
@@ -120,7 +113,7 @@ def _open_arrow(raw: Any) -> tuple[Any, Callable[[list[str]], Iterator[Any]]]:
         if not is_file:
             raw.seek(-len(_END), 2)
             if raw.read() != _END:  # a reader takes a stream that is cut between batches for whole
-                raise _CutShortError("it has no end")
+                raise pa.ArrowInvalid("it has no end")
 
     return reader.schema, batches
 

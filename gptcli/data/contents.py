@@ -37,39 +37,24 @@ class Document:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was counted in the tokens that were read, of both splits.
+    """What was counted in the tokens that were read, of both splits."""
 
-    Attributes:
-        tokens_read: The beginning of each split, or all.
-        documents: Those that have tokens; a conversation is one too.
-        empty_documents: Those that have none, which count nowhere else.
-        tokens_per_byte: Of text.
-        unused_ids: Ids of the vocabulary that do not occur.
-        lengths: (fewest tokens, documents that have these to less than twice as many).
-        frequent: (id, text, count) of the most frequent tokens.
-        characters: Counts of letters by script, and of others by kind.
-        copies: Documents whose tokens equal those of an earlier one, by a hash of 64 bits.
-        copies_in_val: Documents for validation that the training split has, too.
-        most_copied: The document that occurs most often, `most_copies` times.
-        samples: Documents drawn by the folder's seed.
-    """
-
-    tokens_read: int
-    documents: int
-    empty_documents: int
-    tokens_per_byte: float
-    unused_ids: int
+    tokens_read: int  # the beginning of each split, or all
+    documents: int  # that have tokens; a conversation is one too
+    empty_documents: int  # that have none, and count nowhere else
+    tokens_per_byte: float  # of text
+    unused_ids: int  # of the vocabulary, which do not occur
     mean_length: float
     median_length: float
     longest: int
-    lengths: list[tuple[int, int]]
-    frequent: list[tuple[int, str, int]]
-    characters: dict[str, int]
-    copies: int
-    copies_in_val: int
+    lengths: list[tuple[int, int]]  # fewest tokens, documents of these to less than twice as many
+    frequent: list[tuple[int, str, int]]  # (id, text, count) of the most frequent tokens
+    characters: dict[str, int]  # counts of letters by script, and of others by kind
+    copies: int  # documents whose tokens equal those of an earlier one, by a hash of 64 bits
+    copies_in_val: int  # documents for validation that the training split has, too
     most_copies: int
-    most_copied: Document | None
-    samples: list[Document]
+    most_copied: Document | None  # the one that occurs most often, `most_copies` times
+    samples: list[Document]  # drawn by the folder's seed
 
 
 class _SplitReader:
@@ -107,6 +92,8 @@ class _SplitReader:
                     is_open, place = is_open or len(part) > 0, place + len(part)
                 on_progress(len(units))
             self._end(start, place, is_open and place == len(tokens))
+        self.lengths = np.array(self._lengths, np.int64)  # tokens of each document, (n,)
+        self.hashes = np.array(self._hashes, np.uint64)  # of each document, (n,)
 
     def _end(self, start: int, end: int, is_whole: bool) -> None:
         if is_whole:
@@ -114,16 +101,6 @@ class _SplitReader:
             self._lengths.append(end - start)
             self._hashes.append(int.from_bytes(self._digest.digest(), "little"))
         self._digest = hashlib.blake2b(digest_size=8)
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of each document, (n,)."""
-        return np.array(self._lengths, np.int64)
-
-    @property
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """A hash of each document, (n,)."""
-        return np.array(self._hashes, np.uint64)
 
     def document(self, index: int) -> Document:
         """Return a document and the beginning of its text."""
@@ -140,10 +117,9 @@ def measure(
     most_tokens: int = MOST_TOKENS,
     on_progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> Contents:
-    """Read the first `most_tokens` of each split; `on_progress` gets the number newly read.
+    """Read the first `most_tokens` of each split; a DataError if the folder is damaged.
 
-    Raises:
-        DataError: The folder is damaged.
+    `on_progress` gets the number newly read.
     """
     tokenizer = read_tokenizer(folder, manifest)
     splits = [_SplitReader(folder, manifest, split, tokenizer) for split in SPLITS]

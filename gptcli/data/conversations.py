@@ -34,11 +34,6 @@ Bits = npt.NDArray[np.uint8]
 Lengths = npt.NDArray[np.int64]
 
 
-def pack(trained: Mask) -> Bits:
-    """Return bits in the form of a mask file, the last byte filled with zeros."""
-    return np.packbits(trained, bitorder="little")
-
-
 def fetch_sides(folder: Path, shard: Shard) -> None:
     """Copy what is beside a shard from the folder's address, if it stands for one."""
     from gptcli.data import remote
@@ -103,10 +98,7 @@ class ConversationReader(AbstractContextManager["ConversationReader"]):
     """Reads the conversations of a split by number, in the order of the shards.
 
     The masks are kept in memory, a sixteenth of the tokens' size. Threads may share one reader.
-
-    Attributes:
-        lengths: The tokens of each conversation, (n,).
-        trained: How many of them are trained on, (n,).
+    `lengths` has the tokens of each conversation (n,), `trained` how many are trained on (n,).
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:

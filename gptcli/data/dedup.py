@@ -120,11 +120,7 @@ def _shingles(text: str) -> npt.NDArray[np.uint64]:
 
 
 def keys_of(kind: Literal["exact", "near"], on_key: OnKey) -> ExactKeys | NearKeys:
-    """Return what makes the keys of documents; `on_key` is called with each.
-
-    Raises:
-        ConfigError: The package that it needs is missing.
-    """
+    """Return what calls `on_key` with the keys of documents; a ConfigError without its package."""
     if kind == "exact":
         return ExactKeys(on_key)
     try:

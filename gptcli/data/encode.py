@@ -122,7 +122,7 @@ class Encoder(AbstractContextManager["Encoder"]):
     def _encode(self, texts: list[str]) -> Encoded:
         if self._fast is not None and self._to_compare <= 0:
             return _pack(self._fast.encode(texts), self._tokenizer, texts)
-        encoded = _encode(self._tokenizer, texts)
+        encoded = _pack(list(map(self._tokenizer.encode, texts)), self._tokenizer, texts)
         if self._fast is not None:
             self._to_compare -= sum(map(len, texts))
             fast = _pack(self._fast.encode(texts), self._tokenizer, texts)
@@ -148,11 +148,6 @@ def _result(batch: TextBatch, future: Future[Encoded]) -> tuple[TextBatch, Encod
         return batch, future.result()
     except UnknownCharacters as error:
         raise DataError(f"{batch.unit.name}: {error.message}", error.hint) from error
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    """Encode texts one by one; none affects another's ids."""
-    return _pack([tokenizer.encode(text) for text in texts], tokenizer, texts)
 
 
 def _pack(ids: list[Ids], tokenizer: Tokenizer, texts: list[str]) -> Encoded:
@@ -184,4 +179,4 @@ def _end_with_parent() -> None:
 
 
 def _encode_in_worker(texts: list[str]) -> Encoded:
-    return _encode(_tokenizer, texts)
+    return _pack(list(map(_tokenizer.encode, texts)), _tokenizer, texts)

@@ -42,10 +42,6 @@ T = TypeVar("T")
 OnBytes = Callable[[int], None]  # is called with the bytes that have arrived since the last call
 
 
-def ignore(n_bytes: int) -> None:
-    """Do nothing with the bytes that arrived."""
-
-
 class NetworkError(DataError):
     """The Hub does not answer, or not now."""
 
@@ -83,7 +79,7 @@ class HubFile(Cached):
     n_bytes: int = 0
     repo_type: str = "dataset"
 
-    def fetch(self, on_bytes: OnBytes = ignore) -> Path:
+    def fetch(self, on_bytes: OnBytes = lambda n_bytes: None) -> Path:
         """Return the local path, after downloading what is missing; a DataError if that fails."""
         import huggingface_hub
 

@@ -5,6 +5,7 @@ after its shards are on the disk, so a record means shards that are complete.
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -80,7 +81,7 @@ class Journal:
 
     def n_bytes(self) -> int:
         """Return the bytes of text of the finished units."""
-        return sum(record.bytes.total for record in map(self._read, self._files()) if record)
+        return sum(record.bytes.total for record in self._finished())
 
     def end(self) -> None:
         """Remove the records; the shards they name stay."""
@@ -93,7 +94,7 @@ class Journal:
 
     def discard(self) -> None:
         """Remove the records and the shards they name."""
-        for record in filter(None, map(self._read, self._files())):
+        for record in self._finished():
             _remove(self._data_folder, _names([record]))
         self.end()
 
@@ -101,8 +102,8 @@ class Journal:
         """Return the path of a file about a unit; those of stored units have other suffixes."""
         return self._folder / f"unit-{index:06d}{suffix}"
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("unit-*.json"), reverse=True)
+    def _finished(self) -> Iterator[UnitRecord]:
+        return filter(None, map(self._read, sorted(self._folder.glob("unit-*.json"), reverse=True)))
 
     def _read(self, path: Path) -> UnitRecord | None:
         try:

@@ -143,11 +143,8 @@ class TokenLoader(Loader):
         self._tokens, self._seq_len, self._stride = tokens, seq_len, stride
         self._n_offsets = min(stride, len(tokens) - seq_len)  # a tiny split has no room for all
 
-    def starts(self, step: int) -> Numbers:
-        """Return the first token of each window of a step, (windows_per_step,)."""
-        return self._starts(*self.windows(step))
-
-    def _starts(self, windows: Numbers, in_epochs: Numbers) -> Numbers:
+    def starts(self, windows: Numbers, in_epochs: Numbers) -> Numbers:
+        """Return the first token of each window of an epoch, (B,) each."""
         offsets = {
             epoch: derive_seed("offset", self._seed, epoch) % self._n_offsets
             for epoch in set(in_epochs.tolist())
@@ -157,7 +154,7 @@ class TokenLoader(Loader):
 
     def read(self, windows: Numbers, epochs: Numbers) -> Batch:
         """Return windows of epochs as tokens (B, T) and targets (B, T), int64."""
-        return read_windows(self._tokens, self._starts(windows, epochs), self._seq_len)
+        return read_windows(self._tokens, self.starts(windows, epochs), self._seq_len)
 
 
 def require_window(tokens: TokenReader, seq_len: int, split: str) -> None:
@@ -183,17 +180,12 @@ def read_windows(tokens: TokenReader, starts: Numbers, seq_len: int) -> Batch:
 
 @dataclass(frozen=True)
 class Part:
-    """The prepared data of a run, or of one source of its mixture.
+    """The prepared data of a run, or of one source of its mixture."""
 
-    Attributes:
-        name: Of the source; empty if it is the only one.
-        config: The run's, with this source alone.
-    """
-
-    name: str
+    name: str  # of the source; empty if it is the only one
     folder: Path
     manifest: Manifest
-    config: Config
+    config: Config  # the run's, with this source alone
 
     @property
     def place(self) -> str:
@@ -337,12 +329,7 @@ def _make_loader(tokens: Split, config: Config, rows: int) -> Loader:
 
 
 class Prefetcher:
-    """The loader's micro-batches in order; a step's are read while the one before is computed.
-
-    Attributes:
-        waited: Seconds spent waiting for a batch.
-        n_targets: Targets that count in the step that was read last.
-    """
+    """The loader's micro-batches in order; a step's are read while the one before is computed."""
 
     def __init__(
         self, loader: Loader, size: int, device: torch.device, turn: tuple[int, int] = (0, 1)
@@ -350,7 +337,8 @@ class Prefetcher:
         self._loader, self._size, self._device, self._turn = loader, size, device, turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[tuple[list[Batch], int]]] | None = None
-        self.waited, self.n_targets = 0.0, 0
+        self.waited = 0.0  # seconds, for batches
+        self.n_targets = 0  # that count, in the step that was read last
 
     def read_from(self, loader: Loader) -> None:
         """Read another loader's steps from here on; what was read ahead is dropped."""

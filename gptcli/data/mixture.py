@@ -29,19 +29,13 @@ _STAIRS = 1024  # of a run whose weights change from its start to its end
 
 
 class _Stair(NamedTuple):
-    """A part of the run in which weights are constant.
-
-    Attributes:
-        wholes: The weights of each source and those after it together.
-        counts: Windows of each source before it.
-        left: What is left of the division of each source but the last.
-    """
+    """A part of the run in which weights are constant."""
 
     start: int
     weights: list[int]
-    wholes: list[int]
-    counts: list[int]
-    left: list[int]
+    wholes: list[int]  # the weights of each source and those after it together
+    counts: list[int]  # windows of each source before it
+    left: list[int]  # what is left of the division of each source but the last
 
     def divided(self, position: int) -> list[tuple[int, int]]:
         """Return the windows of each source from the start to a position, and what is left."""

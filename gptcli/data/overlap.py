@@ -76,41 +76,25 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        unit: What a span is made of.
-        units: Those of B that were compared.
-        is_part: Whether B has more than these.
-        lines: B's lines that A has; empty lines are left out.
-        spans: By length, in units; those across the border of two documents are left out.
-        longest: The longest common span.
-        stretches: The longest parts of B in which every span of 13 units occurs in A.
-        questions: Those with a span of 13 units in A; of a shorter question, all of it.
-        questions_found: Their numbers, from 0 on.
-    """
-
-    unit: str
-    units: int
-    is_part: bool
-    lines: Share
-    spans: dict[int, Share]
-    longest: Stretch
-    stretches: list[Stretch]
-    questions: Share | None = None
-    questions_found: tuple[int, ...] = ()
+    unit: str  # what a span is made of
+    units: int  # those of B that were compared
+    is_part: bool  # whether B has more than these
+    lines: Share  # B's lines that A has; empty lines are left out
+    spans: dict[int, Share]  # by length, in units; without those across a border of documents
+    longest: Stretch  # the longest common span
+    stretches: list[Stretch]  # the longest parts of B in which every span of 13 units occurs in A
+    questions: Share | None = None  # with a span of 13 units in A; of a shorter one, all of it
+    questions_found: tuple[int, ...] = ()  # their numbers, from 0 on
 
 
 class Spans:
-    """The spans of text B, and which of them occur in A.
-
-    Attributes:
-        longest: The start in B, and the length, of the longest common span so far.
-    """
+    """The spans of text B, and which of them occur in A."""
 
     def __init__(self, units: Ints, lengths: Iterable[int] = SPANS) -> None:
         """Number the spans of these lengths of units (n,); -1 is a border."""
-        self.longest = (0, 0)
+        self.longest = (0, 0)  # the start in B, and the length, of the longest common span so far
         self._known = [_distinct(units)]
         self._ids = [_places(units, self._known[0])]  # of spans of 1, 2, 4, ... units
         self._tail: Ints = np.empty(0, np.int64)

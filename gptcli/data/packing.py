@@ -78,11 +78,7 @@ def _patterns(counts: Sequence[int]) -> Iterator[_Pattern]:
 
 
 class Packing:
-    """Which conversations are in each row of an epoch.
-
-    Attributes:
-        n_rows: Rows of an epoch.
-    """
+    """Which conversations are in each row of an epoch, of `n_rows` rows."""
 
     def __init__(self, lengths: npt.NDArray[Any], most: int, seed: int) -> None:
         """Fill rows of `most` tokens with conversations of these lengths (n,); 0 is left out."""
@@ -120,20 +116,15 @@ class Packing:
 
 
 class PackedRows(AbstractContextManager["PackedRows"]):
-    """The rows of a split: conversations in places of seq_len + 1 tokens.
-
-    Attributes:
-        seq_len: Inputs of a row.
-        n_rows: Rows of an epoch.
-        lengths: The tokens of each conversation as far as rows hold them; 0 if it is left out.
-        n_cut: Conversations that end early, after the last answer that a row holds.
-        n_left_out: Those whose first answer is not over at the end of a row.
-    """
+    """The rows of a split: conversations in places of seq_len + 1 tokens."""
 
     def __init__(self, reader: Conversations, seq_len: int, seed: int) -> None:
-        self._reader, self.seq_len = reader, seq_len
+        self._reader = reader
+        self.seq_len = seq_len  # inputs of a row
+        # The tokens of each conversation as far as rows hold them; 0 if it is left out.
         self.lengths = np.array(reader.lengths, dtype=np.int64)
-        self.n_cut = self.n_left_out = 0
+        self.n_cut = 0  # conversations that end early, after the last answer that a row holds
+        self.n_left_out = 0  # those whose first answer is not over at the end of a row
         for number in np.flatnonzero(self.lengths > seq_len + 1).tolist():
             _, trained = reader.read(number)
             ends = np.flatnonzero(trained[: seq_len + 1] & ~trained[1 : seq_len + 2]) + 1
@@ -142,7 +133,7 @@ class PackedRows(AbstractContextManager["PackedRows"]):
             self.n_cut += bool(kept and trained[kept:].any())
         self.close()  # until it is read
         self._packing = Packing(self.lengths, seq_len + 1, seed)
-        self.n_rows = self._packing.n_rows
+        self.n_rows = self._packing.n_rows  # of an epoch
 
     @property
     def description(self) -> str:

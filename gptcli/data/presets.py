@@ -22,12 +22,6 @@ class Expected:
     gpt2_tokens: int | None = None  # one end-of-text for each document included
     own_val_documents: int = 0  # of the documents, those of the dataset's own validation split
 
-    def without_own_val(self) -> "Expected":
-        """Return the counts where validation is drawn from the training split instead."""
-        if not self.own_val_documents or self.documents is None:
-            return self
-        return Expected(self.documents - self.own_val_documents)
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -171,15 +165,6 @@ def _names(source: str | SplitSource | None) -> list[str]:
     if isinstance(source, SplitSource):
         return [source.train, source.val]
     return [] if source is None else [source]
-
-
-def unknown_preset(name: str) -> ConfigError:
-    """Make the error for a name that is neither a preset nor a path."""
-    near = difflib.get_close_matches(name, PRESETS, 1)
-    return ConfigError(
-        f"no preset, file or folder is named '{name}'",
-        f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(PRESETS)}",
-    )
 
 
 def unknown_part(source: str, message: str) -> ConfigError:

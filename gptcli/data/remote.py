@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from gptcli import atomic
 from gptcli.config.schema import DataConfig
-from gptcli.data.hub import Cached, HubFile, NetworkError, OnBytes, ignore, require_reachable, retry
+from gptcli.data.hub import Cached, HubFile, NetworkError, OnBytes, require_reachable, retry
 from gptcli.data.presets import is_address
 from gptcli.errors import ConfigError, DataError
 from gptcli.formatting import size
@@ -147,7 +147,7 @@ def download(
     target: Path,
     n_bytes: int = 0,
     sha256: str | None = None,
-    on_bytes: OnBytes = ignore,
+    on_bytes: OnBytes = lambda n_bytes: None,
 ) -> None:
     """Download a file, or what is missing of it; `target` appears when it is complete.
 
@@ -230,7 +230,7 @@ class StoredFile(Cached):
         """Its path, whose suffix tells its kind."""
         return urlsplit(self.url).path
 
-    def fetch(self, on_bytes: OnBytes = ignore) -> Path:
+    def fetch(self, on_bytes: OnBytes = lambda n_bytes: None) -> Path:
         """Return the local path, after downloading what is missing."""
         from huggingface_hub import constants
 
@@ -356,10 +356,9 @@ def fetch(path: Path, n_bytes: int, sha256: str, cache_gb: float = _CACHE_GB) ->
 
 
 def require_room(what: str, n_bytes: int, cache_gb: float) -> None:
-    """Refuse data that a cache cannot hold: in random order it would be downloaded at every step.
+    """Refuse, with a ConfigError that says which size is enough, what a cache cannot hold.
 
-    Raises:
-        ConfigError: With the size that is enough.
+    In random order it would be downloaded at every step.
     """
     if n_bytes > cache_gb * _GB:
         enough = -(-n_bytes // _GB)

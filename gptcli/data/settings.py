@@ -55,11 +55,7 @@ def _require_same_tokenizer(part: Part, first: Part) -> None:
 
 
 def _require_same_data_settings(config: Config, recipe: Recipe) -> None:
-    """Refuse shards that were prepared with other settings than the configuration has.
-
-    Raises:
-        DataError: With both values.
-    """
+    """Refuse, with both values, shards of other settings than the configuration has."""
     folder, again = data_dir(config.data), _prepare_command(config, recipe)
     recorded = _settings_of(recipe)
     if config.tokenizer.path is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptcli import atomic
 from gptcli.config.schema import Split
-from gptcli.data.conversations import Lengths, pack
+from gptcli.data.conversations import Lengths
 from gptcli.data.shards import HEADER_BYTES, MAGIC, MASK, STARTS, Shard
 from gptcli.errors import DataError
 from gptcli.tokenizers import Dtype, Tokens
@@ -110,13 +110,11 @@ class ConversationShardWriter(ShardWriter):
     None is cut: one that is longer than a file may be gets a file by itself.
     """
 
-    def __init__(
-        self, folder: Path, split: Split, unit: int, dtype: Dtype, shard_tokens: int
-    ) -> None:
-        super().__init__(folder, split, unit, dtype, shard_tokens)
+    def _start(self) -> BinaryIO:
         self._mask, self._starts = bytearray(), array("Q")
         self._bits = np.empty(0, np.bool_)  # of the mask, not yet a byte
         self._n_trained = 0
+        return super()._start()
 
     def append_conversations(self, tokens: Tokens, trained: Mask, lengths: Lengths) -> None:
         """Write conversations after those already written; `lengths` are the tokens of each."""
@@ -131,18 +129,19 @@ class ConversationShardWriter(ShardWriter):
             last = max(last, first + 1)
             end = int(ends[last - 1])
             begins = self._n_tokens + ends[first:last] - lengths[first:last] - start
+            self._write(tokens[start:end])
             self._starts.extend(begins.tolist())
             bits = np.concatenate([self._bits, trained[start:end]])
             whole = len(bits) // 8 * 8
-            self._mask += pack(bits[:whole]).tobytes()
+            self._mask += np.packbits(bits[:whole], bitorder="little").tobytes()
             self._bits = bits[whole:]
             self._n_trained += int(np.count_nonzero(trained[start:end]))
-            self._write(tokens[start:end])
             start, first = end, last
 
     def _finish(self) -> None:
         starts = np.array(self._starts, dtype="<u8")
-        mask = bytes(self._mask) + pack(self._bits).tobytes()
+        # The last byte is filled with zeros.
+        mask = bytes(self._mask) + np.packbits(self._bits, bitorder="little").tobytes()
         sides = {MASK: mask, STARTS: starts.tobytes()}
         for suffix, content in sides.items():
             atomic.write_bytes(self._path.with_suffix(suffix), content)
@@ -154,5 +153,3 @@ class ConversationShardWriter(ShardWriter):
             "starts_sha256": hashlib.sha256(sides[STARTS]).hexdigest(),
         }
         self.shards[-1] = self.shards[-1].model_copy(update=about)
-        self._mask, self._starts = bytearray(), array("Q")
-        self._bits, self._n_trained = np.empty(0, np.bool_), 0

@@ -29,7 +29,6 @@ from gptcli.data.presets import (
     Preset,
     is_address,
     is_named,
-    unknown_preset,
 )
 from gptcli.data.units import (
     FILES_SPLIT_WHOLE,
@@ -142,27 +141,14 @@ def _remote(source: str, config: DataConfig) -> Source:
         raise DataError(
             f"{source}: no text at this address", f"looked for {' '.join(readers.SUFFIXES)}"
         )
-    named: list[tuple[str, remote.RemoteFile, SplitRule]] = []
+    units = []
     for file in files:
         is_drawn = len(files) >= FILES_SPLIT_WHOLE or readers.holds_documents(Path(file.path))
-        named.append((file.url, file, "documents" if is_drawn else "tail"))
-    return _elsewhere(source, named, config)
-
-
-def _elsewhere(
-    name: str,
-    files: Sequence[tuple[str, remote.RemoteFile, SplitRule]],
-    config: DataConfig,
-    found: hub.HubFiles | None = None,
-    joined: bool = False,
-) -> Source:
-    """Make each file that is not on this machine a unit, with the name and the rule it has."""
-    units = [Unit(i, label, (file,), rule, joined) for i, (label, file, rule) in enumerate(files)]
-    fields, revision = (found.fields, found.revision) if found else ((), None)
-    local = [file.fetch() for _, file, _ in files[:1] if not fields and file.is_cached()]
-    form = _format(config, lambda: fields or _fields_of(local))
-    n_bytes = sum(file.n_bytes for _, file, _ in files)
-    return Source(name, tuple(units), n_bytes, revision, format=form)
+        units.append(Unit(0, file.url, (file,), "documents" if is_drawn else "tail"))
+    local = [file.fetch() for file in files[:1] if file.is_cached()]
+    form = _format(config, lambda: _fields_of(local))
+    n_bytes = sum(file.n_bytes for file in files)
+    return Source(source, tuple(numbered(units)), n_bytes, format=form)
 
 
 def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> Source:
@@ -176,9 +162,9 @@ def _from_preset(source: str, preset: Preset, config: DataConfig, seed: int) -> 
         file = remote.StoredFile(preset.where, preset.download_bytes, None)
         return Source(preset.name, (Unit(0, preset.name, (file,), "tail"),), file.n_bytes)
     files = hub.find_files(preset.where, config.config or preset.config, preset.revision)
-    is_whole = config.config in (None, preset.config)
-    is_drawn = config.val_fraction is not None
-    expected = preset.expected.without_own_val() if is_drawn else preset.expected
+    is_whole, expected = config.config in (None, preset.config), preset.expected
+    if expected.documents and expected.own_val_documents and config.val_fraction is not None:
+        expected = Expected(expected.documents - expected.own_val_documents)
     return replace(
         _from_hub(source, files, config, joined=preset.kind == "lines"),
         text_field=preset.text_field,
@@ -221,7 +207,11 @@ def _local(source: str, config: DataConfig) -> Source:
     elif path.is_symlink():
         raise DataError(f"{source}: a link that leads to no file or folder")
     elif re.fullmatch(r"[\w-]+", source):
-        raise unknown_preset(source)
+        near = difflib.get_close_matches(source, PRESETS, 1)
+        raise ConfigError(
+            f"no preset, file or folder is named '{source}'",
+            f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(PRESETS)}",
+        )
     else:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # says so when it is there and may not be seen
@@ -352,14 +342,17 @@ def _from_hub(name: str, found: hub.HubFiles, config: DataConfig, joined: bool =
     An explicit `data.val_fraction` draws the validation from the training rows instead.
     """
     own_split = bool(found.validation) and config.val_fraction is None
-    files: list[tuple[str, remote.RemoteFile, SplitRule]] = []
-    for number, file in enumerate(found.train + found.validation * own_split):
+    files, units = found.train + found.validation * own_split, []
+    for number, file in enumerate(files):
         is_val = number >= len(found.train)
         rule: SplitRule = "val" if is_val else "train" if own_split else "documents"
-        files.append((f"{name}/{file.path}", file, rule))
+        units.append(Unit(number, f"{name}/{file.path}", (file,), rule, joined))
         if archives.suffix_of(Path(file.path)) not in readers.SUFFIXES:
             raise DataError(
                 f"hf:{file.repository}: {file.path} is an unsupported file type",
                 f"files that are: {' '.join(readers.SUFFIXES)}",
             )
-    return _elsewhere(name, files, config, found, joined)
+    local = [file.fetch() for file in files[:1] if not found.fields and file.is_cached()]
+    form = _format(config, lambda: found.fields or _fields_of(local))
+    n_bytes = sum(file.n_bytes for file in files)
+    return Source(name, tuple(units), n_bytes, found.revision, format=form)

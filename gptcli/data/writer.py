@@ -70,12 +70,7 @@ def write_without_repeats(
     """Write the shards of units whose tokens are stored, without documents that repeat another.
 
     The earliest document stays, where the source's own validation text comes before all else.
-
-    Args:
-        plan: What is prepared.
-        tokenizer: Its tokenizer.
-        journal: Where the tokens are stored, and the records of finished units go.
-        records: Those of the stored units.
+    The journal has the tokens, and gets the records of the finished units for those of the stored.
     """
     assert plan.data.dedup is not None
     order = sorted(plan.source.units, key=lambda unit: unit.held_out != "val")

@@ -40,6 +40,7 @@ __all__ = ["CHAT_TEMPLATE", "END_OF_TURN", "SAFE_CUT", "START_OF_TURN", "ByteTok
 
 _VERSION = 1
 _MIN_BPE_SIZE = 257  # the bytes and end-of-text
+_FIXED: dict[str, Callable[[], Tokenizer]] = {"gpt2": bpe.gpt2, "bytes": ByteTokenizer}
 
 
 def is_learned(config: "TokenizerConfig") -> bool:
@@ -51,11 +52,9 @@ def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]
     """Make the tokenizer that `config` names, from `texts()` where a vocabulary is learned."""
     if config.path is not None:
         return _from_path(config, Path(config.path))
+    if config.name in _FIXED:
+        return _FIXED[config.name]()
     match config.name:
-        case "gpt2":
-            return bpe.gpt2()
-        case "bytes":
-            return ByteTokenizer()
         case "char":
             return CharTokenizer.of(texts())
         case "bpe":
@@ -97,7 +96,13 @@ def _from_path(config: "TokenizerConfig", path: Path) -> Tokenizer:
 def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
     """Make a tokenizer from its `definition()`; a DataError if that is not one of ours."""
     try:
-        tokenizer = _without_chat_tokens(definition)
+        name = definition["name"]
+        if name in _FIXED:
+            tokenizer = _FIXED[name]()
+        elif name == "char":
+            tokenizer = CharTokenizer(definition["alphabet"])
+        else:
+            tokenizer = bpe.from_definition(definition)
         if "chat" in definition:
             tokenizer = with_chat_tokens(tokenizer)
             if definition["chat"] != list(tokenizer.chat or ()):
@@ -105,18 +110,6 @@ def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
         return tokenizer
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a tokenizer definition ({type(error).__name__}: {error})") from error
-
-
-def _without_chat_tokens(definition: dict[str, Any]) -> Tokenizer:
-    match definition["name"]:
-        case "gpt2":
-            return bpe.gpt2()
-        case "bytes":
-            return ByteTokenizer()
-        case "char":
-            return CharTokenizer(definition["alphabet"])
-        case _:
-            return bpe.from_definition(definition)
 
 
 def dump_tokenizer(tokenizer: Tokenizer) -> bytes:

@@ -9,7 +9,8 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -39,13 +40,10 @@ class UnknownCharacters(DataError):
 
 @contextlib.contextmanager
 def rust_panics(name: str, *, quiet: bool = False) -> Iterator[None]:
-    """Turn a panic of a Rust library, in the tokenizer `name`, into an error of ours.
+    """Turn a panic of a Rust library into a DataError: the vocabulary of `name` is not sound.
 
     `quiet` also drops what is written to stderr meanwhile, which is the library's backtrace. It is
     the whole process's stderr: only for a time in which no thread draws there.
-
-    Raises:
-        DataError: The library panicked: the vocabulary is not sound.
     """
     try:
         with _without_stderr() if quiet else contextlib.nullcontext():
@@ -90,6 +88,7 @@ class Tokenizer(ABC):
     start: tuple[int, ...] = ()  # the ids before a prompt, such as Llama's begin-of-text
     chat: ChatTokens | None = None  # the last two ids but in a foreign one; None: it knows no turns
     is_foreign: bool = False  # of another program: may change a text, and its library may panic
+    _bytes: Mapping[int, bytes]  # of the tokens that stand for text
 
     def encode(self, text: str) -> Ids:
         """Return the ids of `text` (n,); text that spells a special token is ordinary text.
@@ -116,9 +115,9 @@ class Tokenizer(ABC):
     def _encode(self, text: str) -> Ids:
         """Return the ids of `text` (n,); may leave a lone surrogate's UnicodeEncodeError."""
 
-    @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes a token stands for; end-of-text stands for none."""
+        """Return the bytes a token stands for; special and unused ids stand for none."""
+        return self._bytes.get(token, b"")
 
     @abstractmethod
     def _definition(self) -> dict[str, Any]:
@@ -166,7 +165,7 @@ class CharTokenizer(Tokenizer):
         self._alphabet = alphabet
         self.eot = len(alphabet)
         self.vocab_size = len(alphabet) + 1
-        self._bytes = [char.encode("utf-8") for char in alphabet]
+        self._bytes = {token: char.encode("utf-8") for token, char in enumerate(alphabet)}
         points = np.array([ord(char) for char in alphabet], dtype=np.int64)
         self._ids = np.full(int(points.max(initial=0)) + 1, self.eot, dtype=np.uint32)
         self._ids[points] = np.arange(len(points))
@@ -194,12 +193,7 @@ class CharTokenizer(Tokenizer):
             )
         return ids
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the character's UTF-8 bytes."""
-        return self._bytes[token] if token < self.eot else b""
-
     def _definition(self) -> dict[str, Any]:
-        """Return the alphabet."""
         return {"name": self.name, "alphabet": self._alphabet}
 
 
@@ -210,14 +204,10 @@ class ByteTokenizer(Tokenizer):
     bytes_per_token = 1.0
     eot = 256
     vocab_size = 257
+    _bytes = MappingProxyType({byte: bytes([byte]) for byte in range(256)})
 
     def _encode(self, text: str) -> Ids:
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the byte itself."""
-        return bytes([token]) if token < self.eot else b""
-
     def _definition(self) -> dict[str, Any]:
-        """Return the name, which says it all."""
         return {"name": self.name}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import tokenizers as hf
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_FILE = Path(__file__).with_name("gpt2.tiktoken")  # in tiktoken's format
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words (Radford et al. 2019), in an equivalent form. All that needs no
 # look-ahead is in one group, which tiktoken's regex engine then runs as one automaton: twice
@@ -77,10 +78,6 @@ class BpeTokenizer(Tokenizer):
         ids: Ids = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return ids
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of a token; special and unused ids stand for none."""
-        return self._bytes.get(token, b"")
-
     def _definition(self) -> dict[str, Any]:
         """Return the name and, for all but the bundled vocabulary, pattern, ranks and specials."""
         if self.name == "gpt2":
@@ -102,18 +99,12 @@ def _tame(text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
 
 
-def gpt2_file() -> Path:
-    """Return GPT-2's vocabulary in this package, in tiktoken's file format."""
-    return Path(__file__).with_name("gpt2.tiktoken")
-
-
 @cache
 def gpt2() -> BpeTokenizer:
     """Return GPT-2's vocabulary from the file in this package; needs no network."""
-    path = gpt2_file()
-    raw = path.read_bytes()
+    raw = GPT2_FILE.read_bytes()
     if hashlib.sha256(raw).hexdigest() != GPT2_SHA256:
-        raise DataError(f"{path}: damaged GPT-2 vocabulary", "install gptcli again")
+        raise DataError(f"{GPT2_FILE}: damaged GPT-2 vocabulary", "install gptcli again")
     return BpeTokenizer("gpt2", GPT2_PATTERN, _read_ranks(raw), {END_OF_TEXT: 50256})
 
 

@@ -57,11 +57,7 @@ class Layout:
     """Puts encoded contents between the tokens of their turns, many at a time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encode what is around a content.
-
-        Raises:
-            UnknownCharacters: The vocabulary cannot spell the roles.
-        """
+        """Encode what is around a content; UnknownCharacters if no tokens spell the roles."""
         chat = tokenizer.chat
         assert chat is not None
         self.headers = [np.append(np.uint32(chat.start), tokenizer.encode(f"{r}\n")) for r in ROLES]

@@ -70,10 +70,6 @@ class ForeignTokenizer(Tokenizer):
             raise UnknownCharacters(f"the vocabulary lacks part of it ({error})") from error
         return np.array(ids, dtype=np.uint32)
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of a token; special and unused ids stand for none."""
-        return self._bytes.get(token, b"")
-
     def _definition(self) -> dict[str, Any]:
         """Return a sum of the file: such a tokenizer stays with the model it came with."""
         return {"name": self.name, "sha256": hashlib.sha256(self.content.encode()).hexdigest()}

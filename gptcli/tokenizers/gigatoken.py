@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import os
 import tempfile
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tiktoken
 
 from gptcli.tokenizers.base import Ids, Tokenizer
-from gptcli.tokenizers.bpe import GPT2_PATTERN, BpeTokenizer, Ranks, dump_ranks, gpt2, gpt2_file
+from gptcli.tokenizers.bpe import GPT2_FILE, GPT2_PATTERN, BpeTokenizer, Ranks, dump_ranks, gpt2
 
 _BETWEEN = "\uffff\ufdd0"  # two code points that are no characters
 _UNSEEN, _SAME, _DOUBTFUL = range(3)
@@ -29,17 +29,12 @@ class FastBpe:
     def __init__(self, tokenizer: BpeTokenizer) -> None:
         self._tokenizer = tokenizer
         self._between = tokenizer.vocab_size
-        ranks = gpt2_file() if tokenizer.ranks is gpt2().ranks else tokenizer.ranks
+        ranks = GPT2_FILE if tokenizer.ranks is gpt2().ranks else tokenizer.ranks
         self._backend = _backend(ranks, {_BETWEEN: self._between})
-
-    @cached_property
-    def kinds(self) -> "Kinds":
-        """Where the two agree, found out when first needed."""
-        return Kinds()
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Return the ids (n,) of each text, as `Tokenizer.encode` does."""
-        trusted = [text.isascii() or self.kinds.agree_on(text) for text in texts]
+        trusted = [text.isascii() or _kinds().agree_on(text) for text in texts]
         encoded = iter(self._encode(list(itertools.compress(texts, trusted))))
         return [
             next(encoded) if is_trusted else self._tokenizer.encode(text)
@@ -105,6 +100,9 @@ class Kinds:
             text = f"x{chr(point)} 1{chr(point)} .{chr(point)} "
             same = self._gigatoken.encode(text).tolist() == self._tiktoken.encode_ordinary(text)
             self._state[point] = _SAME if same else _DOUBTFUL
+
+
+_kinds = cache(Kinds)  # found out when first needed
 
 
 def _backend(ranks: Ranks | Path, specials: dict[str, int]) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -63,11 +64,16 @@ def loader_over(tokens: TokenReader, **options: int) -> TokenLoader:
     return TokenLoader(tokens, **sizes)
 
 
+def starts(loader: TokenLoader, step: int) -> npt.NDArray[np.int64]:
+    """Return the first token of each window of a step."""
+    return loader.starts(*loader.windows(step))
+
+
 def epoch_starts(loader: TokenLoader, epoch: int) -> list[int]:
     """Return the windows of an epoch in the order they are drawn; one window is one step."""
     assert loader._windows_per_step == 1
     first = epoch * loader.n_windows
-    return [int(loader.starts(first + i)[0]) for i in range(loader.n_windows)]
+    return [int(starts(loader, first + i)[0]) for i in range(loader.n_windows)]
 
 
 @pytest.mark.parametrize(
@@ -183,11 +189,11 @@ def test_targets_are_the_next_tokens(split: Split) -> None:
     with split(103) as tokens:
         loader = loader_over(tokens, seq_len=7, windows_per_step=5)
         inputs, targets = batch(loader, 3)
-        starts = loader.starts(3)
+        of_step = starts(loader, 3)
     assert inputs.shape == targets.shape == (5, 7)
     assert inputs.dtype == targets.dtype == torch.int64
-    assert inputs.tolist() == [list(range(s, s + 7)) for s in starts]
-    assert targets.tolist() == [list(range(s + 1, s + 8)) for s in starts]
+    assert inputs.tolist() == [list(range(s, s + 7)) for s in of_step]
+    assert targets.tolist() == [list(range(s + 1, s + 8)) for s in of_step]
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(split: Split) -> None:
@@ -206,8 +212,8 @@ def test_the_order_does_not_depend_on_the_size_of_steps(split: Split) -> None:
     with split(203) as tokens:
         ones = loader_over(tokens, windows_per_step=1)
         sevens = loader_over(tokens, windows_per_step=7)
-        one_by_one = [int(ones.starts(i)[0]) for i in range(210)]
-        assert [s for step in range(30) for s in sevens.starts(step).tolist()] == one_by_one
+        one_by_one = [int(starts(ones, i)[0]) for i in range(210)]
+        assert [s for step in range(30) for s in starts(sevens, step).tolist()] == one_by_one
 
 
 def test_a_step_may_straddle_epochs(split: Split) -> None:
@@ -217,8 +223,8 @@ def test_a_step_may_straddle_epochs(split: Split) -> None:
         assert ones.n_windows == 10
         for size in (3, 7, 25):
             loader = loader_over(tokens, windows_per_step=size)
-            expected = [int(ones.starts(i)[0]) for i in range(50)][: 50 // size * size]
-            assert [s for i in range(50 // size) for s in loader.starts(i).tolist()] == expected
+            expected = [int(starts(ones, i)[0]) for i in range(50)][: 50 // size * size]
+            assert [s for i in range(50 // size) for s in starts(loader, i).tolist()] == expected
         assert sorted(s // 4 for s in loader_over(tokens, windows_per_step=25).starts(0)[:10]) == (
             list(range(10))
         )
@@ -245,8 +251,8 @@ def test_batches_are_fixed_forever(split: Split) -> None:
     with split(10_000) as tokens:
         loader = loader_over(tokens, seq_len=64, stride=64, windows_per_step=4)
         assert loader.n_windows == 155
-        assert loader.starts(0).tolist() == [3846, 5574, 5958, 9478]
-        assert loader.starts(1000).tolist() == [4609, 7489, 1089, 7169]
+        assert starts(loader, 0).tolist() == [3846, 5574, 5958, 9478]
+        assert starts(loader, 1000).tolist() == [4609, 7489, 1089, 7169]
 
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 4])
