@@ -161,7 +161,6 @@ def is_local(config: DataConfig) -> bool:
 
 
 def _names(source: str | SplitSource | None) -> list[str]:
-    """Return the names in a source."""
     if isinstance(source, SplitSource):
         return [source.train, source.val]
     return [] if source is None else [source]

@@ -16,7 +16,6 @@ from gptcli.errors import DataError
 from gptcli.tokenizers import Dtype, Tokens
 from gptcli.tokenizers.chat import Mask
 
-_WRITE_TOKENS = 1 << 20  # are collected before they are written
 _MAX_PARTS = 1000  # of a unit: three digits keep the order of the names that of the tokens
 
 
@@ -33,24 +32,12 @@ class ShardWriter(contextlib.AbstractContextManager["ShardWriter"]):
         self.shards: list[Shard] = []
         self._folder, self._split, self._unit = folder, split, unit
         self._dtype, self._shard_tokens = dtype, shard_tokens
-        self._pending: list[Tokens] = []
-        self._n_pending = self._n_tokens = 0
+        self._n_tokens = 0
         self._open = contextlib.ExitStack()
         self._file: BinaryIO | None = None
 
     def append(self, tokens: Tokens) -> None:
         """Write ids (n,) after those already written."""
-        self._pending.append(tokens)
-        self._n_pending += len(tokens)
-        if self._n_pending >= min(_WRITE_TOKENS, self._shard_tokens):
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._n_pending:
-            return
-        tokens = np.concatenate(self._pending)
-        self._pending.clear()
-        self._n_pending = 0
         while len(tokens):
             part = tokens[: self._shard_tokens - self._n_tokens]
             self._write(part)
@@ -69,7 +56,6 @@ class ShardWriter(contextlib.AbstractContextManager["ShardWriter"]):
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
             with self._open:  # drops the file if it cannot be finished
-                self._flush()
                 if self._file is not None:
                     self._finish()
         self._open.__exit__(*error)

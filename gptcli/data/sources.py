@@ -22,14 +22,7 @@ from gptcli.config.schema import DataConfig, DataFormat, Split, SplitSource, Tok
 from gptcli.data import archives, hub, readers, remote
 from gptcli.data.columns import saved_files, saved_splits
 from gptcli.data.messages import FIELDS, format_of
-from gptcli.data.presets import (
-    PRESETS,
-    STDIN,
-    Expected,
-    Preset,
-    is_address,
-    is_named,
-)
+from gptcli.data.presets import PRESETS, STDIN, Expected, Preset, is_address, is_named
 from gptcli.data.units import (
     FILES_SPLIT_WHOLE,
     SplitRule,

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from gptcli import atomic
-from gptcli.config.schema import DataConfig
+from gptcli.config.schema import DataConfig, Split
 from gptcli.data.conversations import Lengths
 from gptcli.data.dedup import REPEATED, KeyFile, keys_of, repeated, store, stored
 from gptcli.data.encode import Encoded, Encoder, TextBatch
@@ -209,10 +209,13 @@ class _TextUnitWriter(_UnitWriter):
     _n_train = 0  # tokens to come before those for validation
 
     def _write(self, batch: TextBatch, encoded: Encoded) -> None:
+        self._parts: dict[Split, list[Tokens]] = {split: [] for split in SPLITS}
         for index, (ids, n_bytes) in zip(batch.documents, encoded, strict=True):
             if index != self._document:
                 self._start_document(index)
             self._append(ids, n_bytes)
+        for split, parts in self._parts.items():
+            self._writers[split].append(np.concatenate(parts or [encoded.ids[:0]]))
 
     def _start_document(self, index: int) -> None:
         unit, plan = self._unit, self._plan
@@ -228,11 +231,11 @@ class _TextUnitWriter(_UnitWriter):
 
     def _append(self, ids: Tokens, n_bytes: int) -> None:
         if n := min(self._n_train, len(ids)):
-            self._writers["train"].append(ids[:n])
+            self._parts["train"].append(ids[:n])
             self._n_train -= n
         n_val = 0
         if n < len(ids):
-            self._writers["val"].append(ids[n:])
+            self._parts["val"].append(ids[n:])
             n_val = int(self._lengths[ids[n:]].sum()) if n else n_bytes
         self._bytes["val"] += n_val
         self._bytes["train"] += n_bytes - n_val
