@@ -148,11 +148,7 @@ def in_pieces(text: str, cut: re.Pattern[str]) -> Iterator[str]:
 
 
 def read_rows(path: File, field: str, errors: str) -> Iterator[str]:
-    """Yield the text of each row of a file of rows; a null is an empty text.
-
-    Raises:
-        DataError: The file is damaged or has no such field, with the fields there are.
-    """
+    """Yield the text of each row, read by `read_records`; a null is an empty text."""
     for place, row in read_records(path, [field], (), errors):
         text = "" if row[field] is None else row[field]
         if not isinstance(text, str):

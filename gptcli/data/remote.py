@@ -281,14 +281,11 @@ def files_at(url: str) -> list[StoredFile]:
 
     found = retry(url, find)
     if "*" in url or "?" in url:
-        pattern = re.compile("".join(map(_as_regex, re.findall(r"\*\*/?|[*?]|[^*?]+", url))))
+        kinds = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        parts = re.findall(r"\*\*/?|[*?]|[^*?]+", url)
+        pattern = re.compile("".join(kinds.get(part) or re.escape(part) for part in parts))
         found = [file for file in found if pattern.fullmatch(file.url)]
     return [file for file in found if not re.search(r"/\.[^/]+", file.path)]
-
-
-def _as_regex(part: str) -> str:
-    known = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return known.get(part) or re.escape(part)
 
 
 def folder_of(url: str) -> Path:

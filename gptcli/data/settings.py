@@ -17,11 +17,7 @@ _TOKENIZER_KEYS = ("tokenizer.name", "tokenizer.vocab_size")
 
 
 def require_same_settings(parts: Sequence[Part]) -> list[str]:
-    """Refuse data of other settings than those of the run; return notes about other sources.
-
-    Raises:
-        DataError: With both values.
-    """
+    """Refuse, with both values, data of other settings; return notes about other sources."""
     for part in parts:
         _require_same_data_settings(part.config, part.manifest.recipe)
         _require_same_tokenizer(part, parts[0])

@@ -70,7 +70,7 @@ class BpeTokenizer(Tokenizer):
         )
 
     @cached_property
-    def _bytes(self) -> dict[int, bytes]:
+    def _bytes(self) -> dict[int, bytes]:  # type: ignore[override] # made when first needed
         return {rank: token for token, rank in self.ranks.items()}
 
     def _encode(self, text: str) -> Ids:
