@@ -75,13 +75,9 @@ class Loader(ABC):
 
     def __init__(self, n_windows: int, *, windows_per_step: int, seed: int) -> None:
         self.n_windows = n_windows
+        self.part_windows: tuple[int, ...] = (n_windows,)  # of an epoch of each source
         self._windows_per_step, self._seed = windows_per_step, seed
         self._block = -1, np.empty((2, 0), dtype=np.int64)
-
-    @property
-    def part_windows(self) -> tuple[int, ...]:
-        """The windows of an epoch of each source."""
-        return (self.n_windows,)
 
     @abstractmethod
     def read(self, windows: Numbers, epochs: Numbers) -> Batch:

@@ -122,12 +122,8 @@ class MixtureLoader(Loader):
     ) -> None:
         self._ends = np.cumsum([part.n_windows for part in parts], dtype=np.int64)
         super().__init__(int(self._ends[-1]), windows_per_step=windows_per_step, seed=seed)
+        self.part_windows = tuple(part.n_windows for part in parts)
         self._parts, self._shares = parts, shares
-
-    @property
-    def part_windows(self) -> tuple[int, ...]:
-        """The windows of an epoch of each source."""
-        return tuple(part.n_windows for part in self._parts)
 
     def draw(self, first: int, n_positions: int) -> Numbers:
         """Return the windows of positions from `first` on and the epoch of each, (2, n)."""
