@@ -69,9 +69,8 @@ def test_gpt2_needs_no_network_and_no_home(tmp_path: Path) -> None:
 def test_a_damaged_gpt2_vocabulary_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Path(bpe.__file__).with_name("gpt2.tiktoken").read_bytes()
-    (tmp_path / "gpt2.tiktoken").write_bytes(original[:-1])
-    monkeypatch.setattr(bpe, "__file__", str(tmp_path / "bpe.py"))
+    (tmp_path / "gpt2.tiktoken").write_bytes(bpe.GPT2_FILE.read_bytes()[:-1])
+    monkeypatch.setattr(bpe, "GPT2_FILE", tmp_path / "gpt2.tiktoken")
     bpe.gpt2.cache_clear()
     with pytest.raises(DataError, match="damaged GPT-2 vocabulary"):
         bpe.gpt2()
