@@ -9,20 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
 from gptcli.config.schema import Split
-from gptcli.data.packing import PackedRows
+from gptcli.data.packing import PackedRows, open_rows
 from gptcli.data.presets import folder_at, is_address
-from gptcli.data.shards import Manifest, read_manifest
+from gptcli.data.readers import read_text
+from gptcli.data.shards import Manifest, TokenReader, read_manifest
 from gptcli.device import init_runtime
-from gptcli.errors import CheckpointError, ConfigError, is_out_of_memory
-from gptcli.evaluation import Evaluation, SpanOf, TokenSequence, TokenStats
+from gptcli.errors import CheckpointError, ConfigError, DataError, is_out_of_memory
+from gptcli.evaluation import Evaluation, SpanOf, TokenArray, TokenSequence, TokenStats
 from gptcli.evaluation import evaluate as score_tokens
 from gptcli.evaluation.adapt import Learner
-from gptcli.evaluation.texts import split_tokens, text_tokens
+from gptcli.evaluation.compare import spans_of_bytes
+from gptcli.formatting import plural
 from gptcli.interop.pretrained import open_model, with_tokenizer
-from gptcli.tokenizers import with_chat_tokens
+from gptcli.tokenizers import UnknownCharacters, with_chat_tokens
 
 Checkpoint = str | os.PathLike[str] | TrainedModel | None
 Place = str | os.PathLike[str] | None
@@ -163,9 +167,9 @@ def compare(
     texts: list[tuple[TokenSequence | PackedRows, SpanOf | None]] = []
     for model, context in zip(models, contexts, strict=True):  # refusals come before any score
         if text is None:
-            texts.append((split_tokens(path, split, model, context), None))
+            texts.append((_split_tokens(path, split, model, context), None))
             continue
-        of_file, parts = _text(path, model, config)
+        of_file, parts = _text_tokens(path, model, config.data.encoding_errors)
         texts.append((of_file, parts if is_mixed else None))
     scores = []
     for model, context, (tokens, span_of) in zip(models, contexts, texts, strict=True):
@@ -185,11 +189,48 @@ def compare(
     return scores
 
 
-def _text(path: Path, model: TrainedModel, config: Config) -> tuple[TokenSequence, SpanOf]:
-    tokens, parts, warning = text_tokens(path, model, config.data.encoding_errors)
-    if warning:
-        _log.warning(warning)
-    return tokens, parts
+def _text_tokens(path: Path, trained: TrainedModel, errors: str) -> tuple[TokenSequence, SpanOf]:
+    """Return the tokens of a text file, with nothing before it, and the span that each is in."""
+    tokenizer = trained.tokenizer
+    pieces, is_changed = [], False
+    try:
+        for text in read_text(path, errors, tokenizer.safe_cut):
+            pieces.append(tokenizer.encode(text))
+            if tokenizer.is_foreign and not is_changed:
+                is_changed = tokenizer.decode(pieces[-1].tolist()) != text
+    except UnknownCharacters as error:
+        hint = "its tokenizer knows the characters of its training text only"
+        raise DataError(f"{path}: {error.message}", hint) from error
+    tokens = np.concatenate(pieces)
+    if len(tokens) < 2:
+        raise DataError(f"{path}: {plural(len(tokens), 'token')}; scoring takes at least 2")
+    if is_changed:
+        _log.warning(
+            f"the tokenizer of {trained.path} changes this text; its figures, bits per byte"
+            " too, are those of the changed text"
+        )
+    return TokenArray(tokens), spans_of_bytes(tokenizer.token_lengths()[tokens]).__getitem__
+
+
+def _split_tokens(
+    folder: Path, split: Split, trained: TrainedModel, context: int
+) -> TokenReader | PackedRows:
+    """Open a split that the model's tokenizer wrote; conversations in rows of `context` tokens."""
+    manifest = read_manifest(folder)
+    if manifest.tokenizer.sha256 != trained.tokenizer.fingerprint:
+        raise DataError(
+            f"{folder} was written by another tokenizer ({manifest.tokenizer.name},"
+            f" {manifest.tokenizer.vocab_size:,} ids) than the checkpoint's"
+            f" ({trained.tokenizer.name}, {trained.tokenizer.vocab_size:,} ids)",
+            "name the data it was trained on with --data, or score a file with --text",
+        )
+    if not manifest.is_chat:
+        tokens = TokenReader(folder, manifest, split)
+    elif (rows := open_rows(folder, manifest, split, context, seed=0)) is not None:
+        return rows
+    if manifest.is_chat or len(tokens) < 2:
+        raise DataError(f"{folder}: no {split} tokens", "try --split train, or --text FILE")
+    return tokens
 
 
 def _require_rows(

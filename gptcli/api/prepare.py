@@ -89,7 +89,11 @@ def prepare(
     if not isinstance(config, Config):
         config = load_config(None, flags={"data.source": config})
     if config.data.mix is not None:
-        return _prepare_all(config, finalize, workers, force, on_plan, on_bytes)
+        if finalize:
+            raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
+        how: dict[str, Any] = {"workers": workers, "force": force, "on_plan": on_plan}
+        done = tuple(_one_source(each, on_bytes=on_bytes, **how) for each in part_configs(config))
+        return Prepared(done[0].folder, combined(read_parts(config)), done)
     if (ready := token_files(config.data)) is not None:
         if config.data.filters or config.data.dedup:
             raise ConfigError("data.dedup and data.filters: token files are used as they are")
@@ -120,27 +124,12 @@ def prepare(
     return Prepared(plan.folder, manifest)
 
 
-def _prepare_all(
-    config: Config,
-    finalize: bool,
-    workers: int | None,
-    force: bool,
-    on_plan: Callable[[PreparePlan, Estimate], None],
-    on_bytes: OnBytes,
-) -> Prepared:
-    """Prepare each source of a mixture; what is in a folder that it names is left as it is."""
-    if finalize:
-        raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
-    done = []
-    for each in part_configs(config):
-        if each.data.source is None:
-            folder = data_dir(each.data)
-            done.append(Prepared(folder, read_manifest(folder)))
-        else:
-            done.append(
-                prepare(each, workers=workers, force=force, on_plan=on_plan, on_bytes=on_bytes)
-            )
-    return Prepared(done[0].folder, combined(read_parts(config)), tuple(done))
+def _one_source(config: Config, **how: Any) -> Prepared:
+    """Prepare a source of a mixture; what is in a folder that it names is left as it is."""
+    if config.data.source is not None:
+        return prepare(config, **how)
+    folder = data_dir(config.data)
+    return Prepared(folder, read_manifest(folder))
 
 
 def _unexpected(plan: PreparePlan, manifest: Manifest) -> Iterator[str]:

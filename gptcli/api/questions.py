@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptcli import atomic
+from gptcli.api.evaluate import device_of
 from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config
 from gptcli.data.messages import BadRow, conversation_of
@@ -164,9 +165,7 @@ def _choose(
     candidates = _Candidates(said)
     if (longest := int(candidates.lengths.max())) > context:
         raise DataError(f"a question takes {longest} tokens, the model's context is {context}")
-    runtime = init_runtime(
-        config.model_copy(update={"device": trained.model.wte.weight.device.type})
-    )
+    runtime = init_runtime(config.model_copy(update={"device": device_of(trained)}))
     rows = PackedRows(candidates, context, seed=0)
     found = evaluate(trained.model, rows, runtime, context=context, n_spans=len(said))
     assert found is not None

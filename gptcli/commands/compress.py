@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,40 +14,30 @@ from gptcli.errors import CheckpointError, ConfigError, DataError
 from gptcli.formatting import fixed, size
 from gptcli.terminal import console
 
-if TYPE_CHECKING:
-    from gptcli.checkpoint import TrainedModel
-
 _SUFFIX = ".gptz"
 File = Annotated[Path, typer.Argument(metavar="FILE")]
-Out = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="OUT", help="Output file; default: FILE.gptz.")
-]
-Restored = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="OUT", help="Output file; default: FILE without .gptz."),
-]
 Stride = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Window stride, as in gpt eval; default: the context."),
+    int | None, options.number("Window stride, as in gpt eval; default: the context.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Rename an existing OUT to OUT~1.")]
 
 
 def compress(
     file: File,
-    out: Out = None,
+    out: Annotated[Path | None, options.output("FILE.gptz", "OUT")] = None,
     checkpoint: options.CheckpointOption = None,
     stride: Stride = None,
-    force: Force = False,
+    force: options.ForceRename = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Compress a file with a checkpoint's predictions."""
     content, began = _read(file), time.perf_counter()
     out = out or file.with_name(file.name + _SUFFIX)
-    _require_place(out, force)
+    atomic.require_free(out, force)
+    atomic.make_folder(out.parent)
+    from gptcli.api.evaluate import load
     from gptcli.evaluation.compress import compress as pack
 
-    trained = _open(checkpoint)
+    trained = load(checkpoint, device="cpu")
     with console.bar(f"compressing {file}") as bar:
         packed = pack(content, trained, stride=stride, on_progress=bar.update)
     data = packed.to_bytes()
@@ -69,9 +59,9 @@ def compress(
 
 def decompress(
     file: File,
-    out: Restored = None,
+    out: Annotated[Path | None, options.output("FILE without .gptz", "OUT")] = None,
     checkpoint: options.CheckpointOption = None,
-    force: Force = False,
+    force: options.ForceRename = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Restore a file that gpt compress wrote, with the same checkpoint."""
@@ -79,18 +69,20 @@ def decompress(
         raise ConfigError(f"{file} does not end in {_SUFFIX}", "name the file to write with -o OUT")
     out = out or file.with_suffix("")
     data, began = _read(file), time.perf_counter()
-    _require_place(out, force)
+    atomic.require_free(out, force)
+    atomic.make_folder(out.parent)
+    from gptcli.api.evaluate import load
     from gptcli.evaluation.compress import Packed, decompress, machine
 
     with _about(file):
         packed = Packed.from_bytes(data)
-    trained = _open(checkpoint)
+    trained = load(checkpoint, device="cpu")
     if packed.machine != (here := machine()):
         console.message(f"note: it was compressed with {packed.machine}; this is {here}")
     with console.bar(f"decompressing {file}") as bar, _about(file):
         content = decompress(packed, trained, bar.update)
     _write(out, content)
-    facts: dict[str, Any] = {
+    facts = {
         "checkpoint": str(trained.path), "file": str(out), "bytes": len(content),
         "compressed_bytes": len(data), "sha256": packed.content,
         "seconds": round(time.perf_counter() - began, 3),
@@ -117,20 +109,7 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def _require_place(out: Path, force: bool) -> None:
-    atomic.require_free(out, force)
-    atomic.make_folder(out.parent)
-
-
 def _write(out: Path, data: bytes) -> None:
     if out.exists():
         atomic.set_aside(out)
     atomic.write_bytes(out, data)
-
-
-def _open(checkpoint: str | None) -> "TrainedModel":
-    import torch
-
-    from gptcli.interop.pretrained import open_model
-
-    return open_model(checkpoint, options.load(None, None), torch.device("cpu"))

@@ -49,10 +49,8 @@ def init(
         float | None,
         typer.Option(metavar="M", help="Fit the run to a text, this machine and M minutes."),
     ] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="FILE", help="Output file.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    out: Annotated[str | None, options.output()] = None,
+    force: Annotated[bool, options.flag("--force", "Overwrite FILE.")] = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Write a commented configuration, which --minutes fits to a text."""
@@ -105,7 +103,7 @@ def show(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Show only values that differ from the defaults.")
+        bool, options.flag("--changed", "Show only values that differ from the defaults.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
@@ -136,10 +134,7 @@ def show(
 
 @app.command()
 def schema(
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: stdout."),
-    ] = None,
+    out: Annotated[str | None, options.output("stdout")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", hidden=True)] = False,
     json_: options.JsonOption = False,
 ) -> None:

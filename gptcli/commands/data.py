@@ -28,7 +28,7 @@ Folder = Annotated[str, typer.Argument(metavar="DIR", help="A prepared data fold
 def info(
     folder: Folder,
     full: Annotated[
-        bool, typer.Option("--full", help="Also read the tokens: lengths, characters, copies.")
+        bool, options.flag("--full", "Also read the tokens: lengths, characters, copies.")
     ] = False,
     json_: options.JsonOption = False,
 ) -> None:
@@ -105,15 +105,9 @@ def _described(found: "Contents") -> dict[str, str]:
 @app.command()
 def report(
     folder: Folder,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: DIR/report.html."),
-    ] = None,
+    out: Annotated[Path | None, options.output("DIR/report.html")] = None,
     max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Most tokens to read of a split; default: 100 million."
-        ),
+        int | None, options.number("Most tokens to read of a split; default: 100 million.")
     ] = None,
     json_: options.JsonOption = False,
 ) -> None:
@@ -126,25 +120,17 @@ def report(
     require_ending(file, *page.FORMATS)
     contents = _contents(place, manifest, max_tokens)
     n_bytes = page.write(file, render(place, manifest, contents, moment()))
-    if json_:
-        facts = {"file": str(file), "bytes": n_bytes, "contents": asdict(contents)}
-        console.result_json(facts)
-    else:
-        console.result(f"{file}: {size(n_bytes)}")
+    facts = {"file": str(file), "bytes": n_bytes, "contents": asdict(contents)}
+    console.result_json(facts) if json_ else console.result(f"{file}: {size(n_bytes)}")
 
 
 @app.command()
 def peek(
     folder: Folder,
     split: options.SplitOption = "train",
-    count: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of windows or conversations.")
-    ] = 3,
+    count: Annotated[int, options.number("Number of windows or conversations.")] = 3,
     seq_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Tokens per window (64), or the most of a conversation (1024)."
-        ),
+        int | None, options.number("Tokens per window (64), or the most of a conversation (1024).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed for choosing windows.")] = 1337,
     json_: options.JsonOption = False,
@@ -203,15 +189,11 @@ def verify(folder: Folder, json_: options.JsonOption = False) -> None:
 
 @app.command()
 def overlap(
-    a: Annotated[
-        str,
-        typer.Argument(metavar="A", help="Prepared data, or a file of text."),
-    ],
+    a: Annotated[str, typer.Argument(metavar="A", help="Prepared data, or a file of text.")],
     b: Annotated[
         str,
         typer.Argument(
-            metavar="B",
-            help="Prepared data, a file of text, or questions as for gpt eval.",
+            metavar="B", help="Prepared data, a file of text, or questions as for gpt eval."
         ),
     ],
     split: Annotated[

@@ -46,23 +46,16 @@ Source = Annotated[
     str | None, typer.Option(metavar="NAME", help="One source of the run's data.mix.")
 ]
 TextFile = Annotated[str | None, typer.Option(metavar="FILE", help="Score a text file instead.")]
-Stride = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Window stride; default: the context."),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Score a subset of about this many tokens.")
-]
+Stride = Annotated[int | None, options.number("Window stride; default: the context.")]
+MaxTokens = Annotated[int | None, options.number("Score a subset of about this many tokens.")]
 Baselines = Annotated[
-    bool,
-    typer.Option("--baselines", help="Compare with gzip, xz, PPMd and n-grams on the same text."),
+    bool, options.flag("--baselines", "Compare with gzip, xz, PPMd and n-grams on the same text.")
 ]
 Adapt = Annotated[
-    bool, typer.Option("--adapt", help="Also score a copy that learns from what it has scored.")
+    bool, options.flag("--adapt", "Also score a copy that learns from what it has scored.")
 ]
 AdaptLr = Annotated[
-    float | None,
-    typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.001."),
+    float | None, typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.001.")
 ]
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
@@ -71,9 +64,7 @@ Questions = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Questions with answers (JSON lines) to ask instead."),
 ]
-Limit = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="With --tasks: examples per task.")
-]
+Limit = Annotated[int | None, options.number("With --tasks: examples per task.")]
 
 
 def evaluate(
@@ -132,7 +123,6 @@ def evaluate(
 
 
 def _refuse(given: dict[str, Any], n_models: int) -> None:
-    """Refuse options that do not go together."""
     reads = ("data", "text", "source", "stride", "max_tokens", "baselines", "adapt")
     has_text = any(given[name] for name in reads) or given["split"] != "val"
     tasks, adapt = given["tasks"] is not None, given["adapt"]

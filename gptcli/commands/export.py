@@ -21,15 +21,13 @@ def export(
         FileDtype | None, typer.Option(help="Weight dtype of the GGUF file; default: float32.")
     ] = None,
     gguf: Annotated[
-        bool, typer.Option("--gguf", help="With --to hf: a GGUF file in the folder too.")
+        bool, options.flag("--gguf", "With --to hf: a GGUF file in the folder too.")
     ] = False,
     push: Annotated[
         str | None,
         typer.Option(metavar="ORG/NAME", help="With --to hf: upload the folder to the Hub."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Rename an existing OUT to OUT~1.")
-    ] = False,
+    force: options.ForceRename = False,
     json_: options.JsonOption = False,
 ) -> None:
     """Export a checkpoint to other programs' formats."""

@@ -20,7 +20,6 @@ _BETWEEN = "\n---------------\n"
 Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="Text to continue; default: stdin, or none.")
 ]
-PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")]
 Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Sample from the k most likely tokens.")]
 TopP = Annotated[float | None, typer.Option(help="Nucleus sampling threshold.")]
@@ -40,9 +39,9 @@ Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Continue the text with each line you type.")
 ]
 Logprobs = Annotated[
-    bool, typer.Option("--logprobs", help="With --json: log-probability of every token.")
+    bool, options.flag("--logprobs", "With --json: log-probability of every token.")
 ]
-Raw = Annotated[bool, typer.Option("--raw", help="Keep control characters.")]
+Raw = Annotated[bool, options.flag("--raw", "Keep control characters.")]
 
 
 def generate(
@@ -51,7 +50,7 @@ def generate(
     checkpoint: options.CheckpointOption = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
-    prompt: PromptOption = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Text to continue.")] = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,

@@ -55,6 +55,25 @@ RunArgument = Annotated[
 SplitOption = Annotated[Literal["train", "val"], typer.Option("--split", help="Data split.")]
 
 
+def flag(name: str, help_: str) -> Any:
+    """Return an option without a value: on where it is given."""
+    return typer.Option(name, help=help_)
+
+
+def number(help_: str, least: int = 1) -> Any:
+    """Return an option that takes a whole number."""
+    return typer.Option(metavar="N", min=least, help=help_)
+
+
+def output(default: str = "", metavar: str = "FILE") -> Any:
+    """Return the option that names the file to write; `default` says which it is without one."""
+    help_ = f"Output file; default: {default}." if default else "Output file."
+    return typer.Option("--out", "-o", metavar=metavar, help=help_)
+
+
+ForceRename = Annotated[bool, flag("--force", "Rename an existing OUT to OUT~1.")]
+
+
 def load(
     config: str | None,
     overrides: list[str] | None,

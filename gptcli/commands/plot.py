@@ -60,10 +60,8 @@ def plot(
     found = [_read(name, is_logged=True) for name in dict.fromkeys(names)]
     file = out or found[0].folder / "loss.png"
     draw_figure(found, file, x, shown)
-    if json_:
-        console.result_json({"file": str(file), "runs": [figures(run) for run in found]})
-    else:
-        console.result(str(file))
+    facts = {"file": str(file), "runs": [figures(run) for run in found]}
+    console.result_json(facts) if json_ else console.result(str(file))
 
 
 def _read(name: str | None, *, is_logged: bool = False) -> "RunHistory":
@@ -93,24 +91,18 @@ def _panels(text: str) -> tuple[Panel, ...]:
 
 def report(
     run: options.RunArgument = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="Output file; default: RUN/report.html."),
-    ] = None,
+    out: Annotated[Path | None, options.output("RUN/report.html")] = None,
     json_: options.JsonOption = False,
 ) -> None:
     """Write a self-contained HTML report of a run."""
-    from gptcli.plotting import require_ending
-    from gptcli.plotting.page import FORMATS
-    from gptcli.plotting.report import write_report
+    from gptcli.plotting import page, require_ending
+    from gptcli.plotting.report import render
     from gptcli.runs.compare import figures
 
     if out is not None:
-        require_ending(out, *FORMATS)
+        require_ending(out, *page.FORMATS)
     found = _read(run)
     file = out or found.folder / "report.html"
-    n_bytes = write_report(found, file, moment())
-    if json_:
-        console.result_json({"file": str(file), "bytes": n_bytes, "run": figures(found)})
-    else:
-        console.result(f"{file}: {size(n_bytes)}")
+    n_bytes = page.write(file, render(found, moment()))
+    facts = {"file": str(file), "bytes": n_bytes, "run": figures(found)}
+    console.result_json(facts) if json_ else console.result(f"{file}: {size(n_bytes)}")

@@ -28,22 +28,10 @@ Dataset = Annotated[
         autocompletion=complete.datasets,
     ),
 ]
-Out = Annotated[str | None, typer.Option(metavar="DIR", help="Output folder.")]
-Workers = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Number of processes; default: one per core.")
-]
-Presets = Annotated[bool, typer.Option("--list", help="List the presets and exit.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit.")]
-Force = Annotated[bool, typer.Option("--force", help="Re-prepare, replacing existing data.")]
-Dedup = Annotated[
-    bool, typer.Option("--dedup", help="Leave out repeated documents (data.dedup=exact).")
-]
-Rank = Annotated[
-    int | None, typer.Option(metavar="N", min=0, help="Prepare this rank's share only.")
-]
-WorldSize = Annotated[int | None, typer.Option(metavar="N", min=1, help="Total number of ranks.")]
+Workers = Annotated[int | None, options.number("Number of processes; default: one per core.")]
+Dedup = Annotated[bool, options.flag("--dedup", "Leave out repeated documents (data.dedup=exact).")]
 Finalize = Annotated[
-    bool, typer.Option("--finalize", help="Write the manifest once all ranks are done.")
+    bool, options.flag("--finalize", "Write the manifest once all ranks are done.")
 ]
 
 
@@ -51,14 +39,14 @@ def prepare(
     dataset: Dataset = None,
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
-    out: Out = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Output folder.")] = None,
     workers: Workers = None,
-    list_: Presets = False,
-    dry_run: DryRun = False,
-    force: Force = False,
+    list_: Annotated[bool, options.flag("--list", "List the presets and exit.")] = False,
+    dry_run: Annotated[bool, options.flag("--dry-run", "Print the plan and exit.")] = False,
+    force: Annotated[bool, options.flag("--force", "Re-prepare, replacing existing data.")] = False,
     dedup: Dedup = False,
-    rank: Rank = None,
-    world_size: WorldSize = None,
+    rank: Annotated[int | None, options.number("Prepare this rank's share only.", 0)] = None,
+    world_size: Annotated[int | None, options.number("Total number of ranks.")] = None,
     finalize: Finalize = False,
     json_: options.JsonOption = False,
 ) -> None:

@@ -102,29 +102,22 @@ def compare(
     if len(runs) < 2:
         raise ConfigError("compare takes at least two runs", "`gpt runs list` lists them")
     from gptcli.config.render import to_yaml
+    from gptcli.runs import compare as compared
     from gptcli.runs import read_run
-    from gptcli.runs.compare import (
-        at_a_glance,
-        at_equal_tokens,
-        differing_settings,
-        figures,
-    )
     from gptcli.runs.find import find_run
 
     read = [read_run(find_run(name)) for name in runs]
-    settings, (tokens, losses) = differing_settings(read), at_equal_tokens(read)
+    settings, (tokens, losses) = compared.differing_settings(read), compared.at_equal_tokens(read)
     if json_:
         equal = {"tokens": tokens, "val_loss": losses}
-        facts = [figures(run) for run in read]
+        facts = [compared.figures(run) for run in read]
         console.result_json({"runs": facts, "settings": settings, "equal": equal})
         return
-    names = [run.name for run in read]
-    if len(set(names)) < len(names):
-        names = [run.folder.as_posix() for run in read]
+    names = compared.names_of(read)
     rows = [(key, *(to_yaml(value) for value in values)) for key, values in settings.items()]
     rows += [("", *[""] * len(read))] * bool(rows)
     rows.append(("state", *map(_state, read)))
-    shown = [{name: f"{value} {more}".rstrip() for name, value, more in at_a_glance(run)}
+    shown = [{name: f"{value} {more}".rstrip() for name, value, more in compared.at_a_glance(run)}
              for run in read]  # fmt: skip
     for name in dict.fromkeys(name for one in shown for name in one):
         rows.append((name.lower(), *(one.get(name, NONE) for one in shown)))

@@ -22,15 +22,12 @@ Checkpoints = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; others need --api-key-file.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")]
-Open = Annotated[bool, typer.Option("--open", help="Open the page in a browser.")]
 KeyFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line.")
 ]
 MaxTexts = Annotated[
     int, typer.Option(min=1, max=1024, help="Texts that are generated at the same time.")
 ]
-MaxWaiting = Annotated[int, typer.Option(min=0, help="Further texts that may wait.")]
 Deadline = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.1, help="Time limit of a request.")
 ]
@@ -44,11 +41,11 @@ def serve(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     host: Host = "127.0.0.1",
-    port: Port = 8000,
-    open_: Open = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
+    open_: Annotated[bool, options.flag("--open", "Open the page in a browser.")] = False,
     api_key_file: KeyFile = None,
     max_texts: MaxTexts = 32,
-    max_waiting: MaxWaiting = 128,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Further texts that may wait.")] = 128,
     deadline: Deadline = 600.0,
     drain: Drain = 30.0,
     quantize: generate.Quantize = None,

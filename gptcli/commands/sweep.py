@@ -28,10 +28,9 @@ def sweep(
         float | None, typer.Option(metavar="M", help="Time budget of each run.")
     ] = None,
     trials: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Settings to try; default: 20, or a whole grid."),
+        int | None, options.number("Settings to try; default: 20, or a whole grid.")
     ] = None,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each setting.")] = 3,
+    seeds: Annotated[int, options.number("Runs of each setting.")] = 3,
     json_: options.JsonOption = False,
 ) -> None:
     """Train with several settings and rank them; the same command continues."""

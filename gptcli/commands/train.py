@@ -24,26 +24,20 @@ def train(
     config: options.ConfigOption = None,
     set_: options.SetOption = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Resume from the newest checkpoint (bit-exact on a CPU)."),
+        bool, options.flag("--resume", "Resume from the newest checkpoint (bit-exact on a CPU).")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Rename an existing run and start over.")
+        bool, options.flag("--overwrite", "Rename an existing run and start over.")
     ] = False,
     gpus: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Number of processes: one per GPU, or on the CPU if there is none.",
-        ),
+        options.number("Number of processes: one per GPU, or on the CPU if there is none."),
     ] = None,
     minutes: Annotated[
-        float | None,
-        typer.Option(metavar="M", help="Time of the whole run (train.max_minutes)."),
+        float | None, typer.Option(metavar="M", help="Time of the whole run (train.max_minutes).")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and estimates, and exit.")
+        bool, options.flag("--dry-run", "Print the plan and estimates, and exit.")
     ] = False,
     verify_resume: Annotated[
         int | None, typer.Option(metavar="N", help="Check exact resume over N steps, and exit.")

@@ -15,15 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gptcli.config.model import clipped
-from gptcli.config.reference import (
-    bound,
-    choices,
-    item_of,
-    keys,
-    section_of,
-    sections,
-    suggestion,
-)
+from gptcli.config.reference import bound, choices, item_of, keys, section_of, sections, suggestion
 from gptcli.config.schema import Config, DataConfig
 from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import CombinationError, ConfigError

@@ -31,7 +31,7 @@ def render(folder: Path, manifest: Manifest, contents: Contents, now: str) -> st
     facts = manifest.recipe.model_dump(exclude={"tokenizer"}, exclude_none=True)
     facts |= {"tokenizer": manifest.tokenizer.name, "fingerprint": manifest.fingerprint}
     return page.fill(
-        "data.html", name=folder.resolve().name, tiles=tiles, now=now, folder=folder,
+        "data.html", numbers=None, name=folder.resolve().name, tiles=tiles, now=now, folder=folder,
         manifest=manifest, contents=contents, what=what, about=_about,
         lengths=_bars(lengths, contents.documents),
         characters=_bars([*contents.characters.items()], sum(contents.characters.values())),

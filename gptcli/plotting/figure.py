@@ -17,6 +17,7 @@ from gptcli.formatting import count, loss, size
 from gptcli.plotting import require_ending
 from gptcli.plotting.curves import PANELS, Axis, Curve, Panel, loss_curves, panel_curve
 from gptcli.runs import RunHistory, read_run
+from gptcli.runs.compare import names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ def _figure(runs: Sequence[RunHistory], axis: Axis, panels: Sequence[Panel]) -> 
     grid = figure.subplots(
         len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
-    names = _names(runs)
+    names = [_plain(name) for name in names_of(runs)]
     time_unit, seconds = _time_unit(runs) if axis is Axis.HOURS else ("", 1.0)
     for axes, panel in zip(grid[:, 0], panels, strict=True):
         label, unit = PANELS[panel]
@@ -165,19 +166,7 @@ def _add_legend(axes: "Axes", place: Literal["best", "upper right"] = "upper rig
 
 def _formatter(unit: str) -> Callable[[float, object], str]:
     write: Callable[[float], str] = {"count": count, "bytes": size}.get(unit, "{:g}".format)
-
-    def text(value: float, _place: object = None) -> str:
-        return write(value)
-
-    return text
-
-
-def _names(runs: Sequence[RunHistory]) -> list[str]:
-    """Return the runs' names, or their folders if two have the same name."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.folder) for run in runs]
-    return [_plain(name) for name in names]
+    return lambda value, _place: write(value)
 
 
 def _plain(text: str) -> str:

@@ -14,15 +14,7 @@ from markupsafe import Markup
 
 from gptcli import __version__, atomic
 from gptcli.config.render import to_yaml
-from gptcli.formatting import (
-    count,
-    decimal,
-    duration,
-    loss,
-    perplexity,
-    plural,
-    printable,
-)
+from gptcli.formatting import count, decimal, duration, loss, perplexity, plural, printable
 from gptcli.plotting import require_ending
 
 FORMATS = (".html", ".htm"), "a page"
@@ -43,28 +35,15 @@ def write(file: Path, page: str) -> int:
     return len(content)
 
 
-def fill(
-    template: str,
-    *,
-    name: str,
-    tiles: Iterable[tuple[str, str, str]],
-    now: str,
-    folder: Path,
-    script: str = "",
-    numbers: object = None,
-    **facts: Any,
-) -> str:
+def fill(template: str, script: str = "", **facts: Any) -> str:
     """Return a page.
 
     Args:
         template: Its file here.
-        name: Its title.
-        tiles: (name, value, remark) of figures at a glance; one without a value is left out.
-        now: When the page was written.
-        folder: What it is about.
         script: The file here of what it runs.
-        numbers: What the script reads.
-        facts: What else the template names.
+        facts: What the template names. Every page has `name`, its title; `tiles`, (name, value,
+            remark) of figures at a glance, where one without a value is left out; `now`, when it
+            was written; `folder`, what it is about; `numbers`, what the script reads.
     """
     style, code = (_read(file) if file else "" for file in ("page.css", script))
     environment = Environment(
@@ -77,10 +56,8 @@ def fill(
         "duration": duration, "known": _known, "loss": loss, "perplexity": perplexity,
         "plural": plural, "yaml": to_yaml,
     }  # fmt: skip
-    return environment.get_template(template).render(
-        style=style, script=code, numbers=numbers, name=name, tiles=tiles, version=__version__,
-        now=now, folder=folder, **facts,
-    )  # fmt: skip
+    page = environment.get_template(template)
+    return page.render(style=style, script=code, version=__version__, **facts)
 
 
 def _harmless(value: object) -> object:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.config.render import explicit_settings
@@ -19,20 +18,15 @@ _STATES = ("finished", "running", "stopped", "failed", "died")
 Item = TypeVar("Item")
 
 
-def write_report(run: RunHistory, file: Path, now: str) -> int:
-    """Write the page of a run as `page.write` does, and return its bytes; `now` is named on it."""
-    return page.write(file, render(run, now))
-
-
 def render(run: RunHistory, now: str) -> str:
-    """Return the page of a run."""
+    """Return the page of a run; `now` is named on it."""
     numbers = {"charts": _charts(run), "tokens": _scale(run, run.tokens_at),
                "seconds": _scale(run, run.seconds_at)}  # fmt: skip
     spent = run.status.seconds_by_work
     sources = tuple(dict.fromkeys(name for one in run.evaluations for name in one.sources))
     return page.fill(
-        "report.html", name=run.name, tiles=at_a_glance(run), now=now, folder=run.folder,
-        script="page.js", numbers=numbers, run=run,
+        "report.html", "page.js", name=run.name, tiles=at_a_glance(run), now=now,
+        folder=run.folder, numbers=numbers, run=run,
         kind=run.state if run.state in _STATES else "unknown",
         command=shlex.join(["gpt", *run.facts.command]) if run.facts.command else "",
         best=run.best, sources=sources,

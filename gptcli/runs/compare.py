@@ -13,6 +13,12 @@ from gptcli.runs.record import RunHistory
 _NAMES = {"name", "run_dir"}  # which always differ
 
 
+def names_of(runs: Sequence[RunHistory]) -> list[str]:
+    """Return the runs' names, or their folders if two have the same name."""
+    names = [run.name for run in runs]
+    return names if len({*names}) == len(names) else [run.folder.as_posix() for run in runs]
+
+
 def figures(run: RunHistory) -> dict[str, Any]:
     """Return the figures of a run, by their names in JSON.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.plotting.report import write_report
+from gptcli.plotting import page as pages
+from gptcli.plotting.report import render
 from gptcli.runs import read_run
 from support.browser import PROGRAM, WHY_NOT
 from support.runs import Logged, MakeRun
@@ -44,7 +45,7 @@ def page(make_run: MakeRun, logged: Logged, tmp_path: Path) -> Path:
     texts = ["</pre></script><script>window.alarm = 1</script>", "\u202e\x07<b>", "wide" * 500]
     samples = [{"step": i, "prompt": "<i>", "text": text} for i, text in enumerate(texts)]
     file = tmp_path / "report.html"
-    write_report(read_run(make_run("a", lines, samples)), file, "now")
+    pages.write(file, render(read_run(make_run("a", lines, samples)), "now"))
     return file
 
 
