@@ -18,7 +18,7 @@ from gptcli.formatting import plural, printable
 from gptcli.terminal import console
 
 if TYPE_CHECKING:
-    from gptcli.api.chat import Chat
+    from gptcli.api.generate import Chat
 
 _HELP = """\
 /reset      start over
@@ -65,8 +65,7 @@ def chat(
     if json_ and not is_once:
         raise ConfigError("--json answers one message", "for example `gpt chat --json 'Hello'`")
     settings = options.over_run(config, set_, flags)
-    from gptcli.api.chat import Chat
-    from gptcli.api.generate import Sampler
+    from gptcli.api.generate import Chat, Sampler
 
     sampler = Sampler(checkpoint, settings, int8=quantize is not None, chat=True)
     chat_, clean = Chat(sampler, system), str if raw else printable

@@ -63,7 +63,6 @@ def _mean(found: dict[str, dict[str, Any]], weights: dict[str, float]) -> dict[s
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    """Return the lines about the sources, and that of their mean."""
     from gptcli.commands.eval import describe
 
     by = ", ".join(f"{name} {share:.1%}" for name, share in facts["weights"].items())

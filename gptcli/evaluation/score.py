@@ -194,7 +194,6 @@ def evaluate(
 
 
 def _rows_together(model: GPT, compute: Runtime, context: int) -> int:
-    """Return how many rows suit the device."""
     n_tokens = min(_TOKENS_PER_BATCH[compute.device.type], _WIDEST // model.config.mlp_width)
     return max(1, n_tokens // context)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.api.chat import Chat
-from gptcli.api.generate import Sampler
+from gptcli.api.generate import Chat, Sampler
 from gptcli.config import load_config
 from gptcli.errors import ConfigError
 from gptcli.tokenizers import Message, encode_conversation

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.api.chat import Chat
-from gptcli.api.generate import Sampler
+from gptcli.api.generate import Chat, Sampler
 from gptcli.commands.chat import converse
 from gptcli.config import load_config
 from support.chat import parrot

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.evaluation.ngram import KneserNey
+from gptcli.evaluation.baselines import KneserNey
 
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

@@ -16,9 +16,8 @@ import pytest
 from gptcli.config import load_config
 from gptcli.data.shards import Counts, Manifest, Recipe, TokenizerRecord
 from gptcli.terminal.console import Terminal
-from gptcli.terminal.live import TrainScreen, frame
+from gptcli.terminal.live import TrainScreen, draw_curve, frame
 from gptcli.terminal.run_state import RunState
-from gptcli.terminal.sparkline import draw_curve
 from gptcli.terminal.text import summary_text
 from gptcli.tokenizers.base import ByteTokenizer
 from gptcli.training.advice import Advice

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.api.chat import Chat
-from gptcli.api.generate import Sampler
+from gptcli.api.generate import Chat, Sampler
 from gptcli.checkpoint import load_checkpoint, load_model
 from gptcli.config import Config, load_config
 from gptcli.data.conversations import ConversationReader
