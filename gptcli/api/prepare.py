@@ -89,11 +89,8 @@ def prepare(
     if not isinstance(config, Config):
         config = load_config(None, flags={"data.source": config})
     if config.data.mix is not None:
-        if finalize:
-            raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
         how: dict[str, Any] = {"workers": workers, "force": force, "on_plan": on_plan}
-        done = tuple(_one_source(each, on_bytes=on_bytes, **how) for each in part_configs(config))
-        return Prepared(done[0].folder, combined(read_parts(config)), done)
+        return _prepare_all(config, finalize, on_bytes=on_bytes, **how)
     if (ready := token_files(config.data)) is not None:
         if config.data.filters or config.data.dedup:
             raise ConfigError("data.dedup and data.filters: token files are used as they are")
@@ -124,12 +121,15 @@ def prepare(
     return Prepared(plan.folder, manifest)
 
 
-def _one_source(config: Config, **how: Any) -> Prepared:
-    """Prepare a source of a mixture; what is in a folder that it names is left as it is."""
-    if config.data.source is not None:
-        return prepare(config, **how)
-    folder = data_dir(config.data)
-    return Prepared(folder, read_manifest(folder))
+def _prepare_all(config: Config, finalize: bool, **how: Any) -> Prepared:
+    """Prepare each source of a mixture; what is in a folder that it names is left as it is."""
+    if finalize:
+        raise ConfigError("data.mix: prepare the sources one by one: gpt prepare SOURCE")
+    done = []
+    for each in part_configs(config):
+        folder, is_ready = data_dir(each.data), each.data.source is None
+        done.append(Prepared(folder, read_manifest(folder)) if is_ready else prepare(each, **how))
+    return Prepared(done[0].folder, combined(read_parts(config)), tuple(done))
 
 
 def _unexpected(plan: PreparePlan, manifest: Manifest) -> Iterator[str]:

@@ -31,7 +31,7 @@ from gptcli.errors import (
 )
 from gptcli.evaluation.compare import mean_and_margin
 from gptcli.formatting import loss
-from gptcli.plotting.sweep import draw_sweep
+from gptcli.plotting.figure import draw_sweep
 from gptcli.runs.folder import Run
 from gptcli.runs.read import flatten
 from gptcli.training.events import Event, summary_of

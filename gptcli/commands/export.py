@@ -37,9 +37,9 @@ def export(
         if given and to is not Format.HF:
             raise ConfigError(f"{name}: only for --to hf, which writes a folder")
     if push is not None:
-        from gptcli.interop.push import require_repository
+        from gptcli.interop import push as hub
 
-        require_repository(push)
+        hub.require_repository(push)
     import torch
 
     from gptcli.interop.export import TARGETS
@@ -53,7 +53,10 @@ def export(
     with console.bar(f"writing {out}"):
         done = write(trained, to, out, dtype=FileDtype.FLOAT32 if gguf else of_file, force=force)
         also = write(trained, Format.GGUF, beside, dtype=of_file) if gguf else None
-    address = _push(out, push) if push is not None else None
+    address = None
+    if push is not None:
+        with console.bar(f"pushing {out}"):
+            address = hub.push(out, push)
     notes = [*done.notes, *(also.notes if also else ())]
     if json_:
         more = {"notes": notes, "gguf": also.path if also else None, "address": address}
@@ -67,10 +70,3 @@ def export(
         + (f"\n{also.path}: {of_file.value}, {size(also.bytes)}" if also else "")
         + (f"\npushed: {address}" if address else "")
     )
-
-
-def _push(folder: Path, name: str) -> str:
-    from gptcli.interop.push import push
-
-    with console.bar(f"pushing {folder}"):
-        return push(folder, name)

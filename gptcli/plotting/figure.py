@@ -1,4 +1,4 @@
-"""Figures of runs, drawn by matplotlib into a PNG, SVG or PDF file.
+"""Figures of runs and sweeps, drawn by matplotlib into a PNG, SVG or PDF file.
 
 Works without a screen and leaves matplotlib's own state as it was.
 """
@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,8 @@ from gptcli.runs.compare import names_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Trials = Sequence[tuple[Mapping[str, Any], Sequence[float]]]
 
 FORMATS = (".png", ".svg", ".pdf"), "a picture format"
 _MAX_POINTS, _MAX_DOTS = 3000, 40
@@ -50,11 +52,22 @@ def draw_figure(
         StorageError: The file cannot be written.
         ModuleNotFoundError: There is no matplotlib.
     """
-    write_figure(lambda: _figure(runs, axis, panels), file)
+    _write(lambda: _figure(runs, axis, panels), file)
 
 
-def write_figure(draw: "Callable[[], Figure]", file: Path) -> None:
-    """Write what `draw` returns, in our style; raises what `draw_figure` does."""
+def draw_sweep(keys: Mapping[str, bool], trials: Trials, file: Path) -> None:
+    """Write a picture with a panel for each key.
+
+    Args:
+        keys: The keys that were swept, and whether their axis is logarithmic.
+        trials: Settings and the losses of their seeds, the best first.
+        file: What to write; errors are those of `draw_figure`.
+    """
+    _write(lambda: _sweep(keys, trials), file)
+
+
+def _write(draw: "Callable[[], Figure]", file: Path) -> None:
+    """Write what `draw` returns, in our style."""
     kind = require_ending(file, *FORMATS).removeprefix(".")
     import matplotlib
 
@@ -186,3 +199,26 @@ def _time_unit(runs: Sequence[RunHistory]) -> tuple[str, float]:
 
 def _scaled(curve: Curve, seconds: float) -> tuple[list[float], tuple[float, ...]]:
     return [x / seconds for x in curve.x], curve.y
+
+
+def _sweep(keys: Mapping[str, bool], trials: Trials) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(keys) + 0.8, 3.4), layout="constrained")
+    row = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    means = [sum(losses) / len(losses) for _, losses in trials]
+    for axes, (key, is_log) in zip(row, keys.items(), strict=True):
+        places = [settings[key] for settings, _ in trials]
+        if not all(type(place) in (int, float) for place in places):
+            names = sorted(map(str, set(places)))
+            axes.set_xticks(range(len(names)), names)
+            places = [names.index(str(place)) for place in places]
+        for place, (_, losses) in zip(places, trials, strict=True):
+            axes.plot([place] * len(losses), losses, ".-", color="C0", alpha=0.4)
+        axes.plot(places, means, "o", color="C0", label="mean of the seeds")
+        axes.plot(places[0], means[0], "*", color="C1", markersize=13, label="best")
+        axes.set_xlabel(key)
+        axes.set_xscale("log" if is_log else "linear")
+    row[0].set_ylabel("validation loss (nats per token)")
+    row[0].legend(loc="upper right")
+    return figure

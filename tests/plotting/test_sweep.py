@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptcli.plotting.sweep import draw_sweep
+from gptcli.plotting.figure import draw_sweep
 
 
 def test_each_key_has_a_panel_whatever_its_values() -> None:
