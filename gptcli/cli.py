@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -104,9 +105,12 @@ def main() -> None:
     # To free torch module by module takes the interpreter half a second, and torch's threads for
     # several processes outlive it now and then, which torchrun takes for a crash.
     if _place(arguments).size == 1:
+        # As the interpreter does: pools end first, what is registered waits for their processes.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # nobody reads it, as `run` has said
+        # Nobody reads it, as `run` has said.
+        with contextlib.suppress(OSError, ValueError, console.OutputLostError):
             stream.flush()
     os._exit(code)
 

@@ -23,7 +23,8 @@ def build(source: Path, *included: Path) -> ctypes.CDLL | None:
     if sys.platform != "linux" or compiler is None:
         return None
     command = [compiler, "-O2", f"-march={CLASSES.get(isa_limit(), 'native')}", "-fPIC", "-shared"]
-    parts = [source_mark(source, *included), *command, processor()]
+    text = b"".join(file.read_bytes() for file in (source, *included, _VECTORS))
+    parts = [hashlib.sha256(text).hexdigest(), *command, processor()]
     path = cached_file(source.stem, parts, "so")
     try:
         if not path.exists():
@@ -33,13 +34,11 @@ def build(source: Path, *included: Path) -> ctypes.CDLL | None:
                 # the symbols it needs are found in the OpenMP that torch has loaded.
                 building = [*command, str(source), "-o", str(built)]
                 subprocess.run(building, check=True, capture_output=True, timeout=120)
-                atomic.make_folder(path.parent)
-                atomic.write_bytes(path, built.read_bytes())
+                try:
+                    atomic.make_folder(path.parent)
+                    atomic.write_bytes(path, built.read_bytes())
+                except StorageError:  # for this process alone, in which it stays when it is removed
+                    return ctypes.CDLL(str(built))
         return ctypes.CDLL(str(path))
-    except (OSError, StorageError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):
         return None
-
-
-def source_mark(*files: Path) -> str:
-    """Return a mark of what C files hold."""
-    return hashlib.sha256(b"".join(f.read_bytes() for f in (*files, _VECTORS))).hexdigest()[:8]

@@ -57,7 +57,7 @@ INLINE floats logistic(floats z) {
   const floats zero = {0}, least = zero - 80.f;
   const words negative = (words)(z < zero);
   floats down = pick(negative, z, -z);
-  down = pick((words)(down < least), least, down);
-  const floats e = power(down);
+  const words far = (words)(down < least);
+  const floats e = pick(far, zero, power(pick(far, least, down)));
   return pick(negative, e, zero + 1.f) / (e + 1.f);
 }

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,42 @@ def test_ctrl_c_after_the_last_word_changes_nothing() -> None:
 def test_ctrl_c_that_was_ignored_stays_so() -> None:
     shell = f"trap '' INT; {sys.executable} -m gptcli --help & sleep 0.2; kill -INT $!; wait $!"
     assert subprocess.run(["bash", "-c", shell], capture_output=True, timeout=60).returncode == 0
+
+
+# A command that leaves something open, in a process that has imported torch, which ends at once.
+LEFT_OPEN = """
+import sys, time, types
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from gptcli import cli
+sys.modules["torch"] = types.ModuleType("torch")
+def run(arguments):
+    global pool
+    if arguments == ["thread"]:
+        pool = ThreadPoolExecutor(1)
+        pool.submit(lambda: (time.sleep(0.3), Path("late.txt").write_text("whole")))
+    elif arguments == ["processes"]:
+        pool = ProcessPoolExecutor(1, mp_context=get_context("fork"))
+        pool.submit(abs, 1).result()
+    elif arguments == ["closed"]:
+        sys.stdout.close()
+    else:
+        sys.stdout.write("unread")
+    return 3
+cli.run = run
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("left", ["thread", "processes", "text", "closed"])
+def test_a_process_with_torch_ends_at_once_but_not_before_its_work(
+    left: str, tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", LEFT_OPEN, left],
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (3, "")
+    assert left != "thread" or (tmp_path / "late.txt").read_text() == "whole"

@@ -54,8 +54,8 @@ INLINE floats fresh(long i, long n) {
 INLINE float norm_scale(const Heads *j, long at) {
   floats sums = {0};
   for (long i = 0; i < j->D; i += L) {
-    const floats x = load(j->inputs, at + place(i, j->D), j->rows_half);
-    sums += x * x * fresh(i, j->D);
+    const floats x = load(j->inputs, at + place(i, j->D), j->rows_half) * fresh(i, j->D);
+    sums += x * x;
   }
   return 1 / sqrtf(total(sums) / j->D + j->eps);
 }
@@ -75,7 +75,7 @@ INLINE void move(const Heads *j, float *x, long head, long t, int back) {
         memcpy(x, &bits, 4);
       } else if (!beyond) {
         memcpy(&bits, x, 4);
-        if (j->heads_half) half[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        if (j->heads_half) half[i] = *x != *x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         else ((uint32_t *)at)[i] = bits;
       }
     }

@@ -1,6 +1,7 @@
 """kernels.c: what lies between the products of a training step on a CPU, each in one pass.
 
-A small network spends as long on it as on its products. Letters as in gpt.py.
+A small network spends as long on it as on its products. A gradient cannot be differentiated again.
+Letters as in gpt.py.
 """
 
 import contextlib
@@ -91,8 +92,9 @@ def _can_learn(x: Tensor) -> bool:
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Return the sum of the squares of all numbers, a float64 scalar, on the tensors' device."""
-    library = _library()
-    if library is None or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+    is_ours = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    library = _library() if is_ours else None
+    if library is None:
         # A Mac's GPU has no float64.
         dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
         norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
@@ -100,8 +102,7 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     counts = [ceil(t.numel() / _CHUNK) for t in tensors]
     sums = torch.empty(sum(counts), dtype=torch.float64)
     for tensor, part in zip(tensors, torch.split(sums, counts), strict=True):
-        whole = tensor.contiguous()
-        threads = torch.get_num_threads()
+        whole, threads = tensor.contiguous(), min(len(part), torch.get_num_threads())
         library.sum_of_squares(whole.data_ptr(), part.data_ptr(), whole.numel(), threads)
     return sums.sum()
 

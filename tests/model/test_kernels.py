@@ -1,11 +1,13 @@
 """Queries, keys and values in one pass of kernels.c are those of torch's operations."""
 
+import math
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from gptcli import native
 from gptcli.config.model import ModelConfig
 from gptcli.model import GPT, gpt, kernels
 
@@ -101,3 +103,35 @@ def test_what_is_not_split_at_once() -> None:
     assert not kernels.can_split(rows, 16, False)
     assert not kernels.can_split(rows, 512, False)
     assert not kernels.can_split(rows, 34, True)
+
+
+def heads_of(rows: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    weights = torch.ones(head_size), torch.ones(head_size)
+    shape = 1, 1, head_size
+    return kernels.split_heads(rows, None, weights, None, shape, 1e-5, True, torch.bfloat16)
+
+
+@pytest.mark.skipif(kernels._library() is None, reason="no compiler on this machine")
+def test_what_is_not_finite_stays_so_and_what_is_huge_does_not_become_it() -> None:
+    rows = torch.ones(1, 3, 3 * 44)
+    rows[0, 1, 50] = math.nan  # of the second key
+    _, key, _ = heads_of(rows, 44)
+    assert key[0, 0, 1].isnan().any() and key[0, 0, 2].isnan().any()  # its late half moved on
+    q, key, _ = heads_of(torch.full((1, 3, 3 * 44), 1e20), 44)  # whose squares are infinite
+    assert q.eq(0).all() and key.eq(0).all()
+    x = torch.tensor([math.nan, -1e38, -math.inf, 1.0] * 8, requires_grad=True)
+    assert kernels.squared_relu(x)[:4].isnan().tolist() == [True, False, False, False]
+    assert kernels.swiglu(x, torch.ones(32))[1] == 0
+
+
+def test_a_cache_that_cannot_be_written_costs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels._library() is None:
+        pytest.skip("no compiler on this machine")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")
+    assert native.build.__wrapped__(kernels._SOURCE) is not None
+
+
+def test_sums_of_squares_are_those_of_float64() -> None:
+    tensors = [torch.randn(n) for n in (0, 1, 31, 8192, 8193, 40_000)] + [torch.randn(50, 60).T]
+    expected = sum(float(t.double().square().sum()) for t in tensors)
+    assert float(kernels.sum_of_squares(tensors)) == pytest.approx(expected, rel=1e-14)
