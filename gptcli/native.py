@@ -1,7 +1,6 @@
 """C files of ours, built by this machine's compiler on first use and kept in the cache folder."""
 
 import ctypes
-import functools
 import hashlib
 import shutil
 import subprocess
@@ -16,9 +15,8 @@ from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 _VECTORS = Path(__file__).with_name("vectors.h")  # which all of them include
 
 
-@functools.cache
 def build(source: Path, *included: Path) -> ctypes.CDLL | None:
-    """Return the library of a C file and those it includes; None where that is not possible."""
+    """Load the library of a C file and those it includes; None where that is not possible."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         return None
