@@ -22,11 +22,7 @@ _MAX_NORM = 1.0  # of the gradient of a part's mean loss
 
 
 class Learner:
-    """A copy of a model that takes a step of Adam (Kingma and Ba 2015) on each part of a text.
-
-    Attributes:
-        model: The copy.
-    """
+    """A copy of a model that takes a step of Adam (Kingma and Ba 2015) on each part of a text."""
 
     def __init__(self, model: GPT, compute: Runtime, lr: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(True)

@@ -35,26 +35,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Baselines:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        bits_per_byte: By name: gzip, xz and ppmd, the latter two also `_after_training_text`, and
-            ngram; no ppmd without the library pyppmd.
-        bytes: Of the validation text.
-        sha256: Of the validation text.
-        training_bytes: Of the training text that was used.
-        lines_in_training_text: The share of the validation text's lines that occur there; empty
-            lines are left out.
-        spans_in_training_text: By length in tokens, the share of the validation text's spans that
-            occur there.
-    """
-
+    # by name: gzip, xz and ppmd, the latter two also `_after_training_text`, and ngram; no ppmd
+    # without the library pyppmd
     bits_per_byte: dict[str, float]
-    bytes: int
-    sha256: str
-    training_bytes: int
-    lines_in_training_text: float
-    spans_in_training_text: dict[int, float]
+    bytes: int  # of the validation text
+    sha256: str  # of the validation text
+    training_bytes: int  # of the training text that was used
+    lines_in_training_text: float  # the share of the validation text's, empty lines left out
+    spans_in_training_text: dict[int, float]  # by length in tokens, the share of its spans
 
 
 def measure(

@@ -49,31 +49,21 @@ Grid = npt.NDArray[np.int64]
 
 @dataclass
 class Packed:
-    """A compressed file.
+    """A compressed file."""
 
-    Attributes:
-        model: A sha256 of what predicts.
-        content: A sha256 of the content.
-        n_bytes: Of the content.
-        checkpoint: Where the model was, for messages; so is `machine`.
-        sums: A checksum of the frequencies used, for each window.
-        aside: What the tokens cannot give back, with its places, deflated.
-        payload: What the coder wrote.
-    """
-
-    model: str
-    content: str
-    n_bytes: int
+    model: str  # a sha256 of what predicts
+    content: str  # a sha256 of the content
+    n_bytes: int  # of the content
     n_tokens: int
     n_streams: int
     context: int
     stride: int
     n_threads: int
-    checkpoint: str
+    checkpoint: str  # where the model was, for messages; so is `machine`
     machine: str
-    sums: list[int]
-    aside: bytes
-    payload: bytes
+    sums: list[int]  # a checksum of the frequencies used, for each window
+    aside: bytes  # what the tokens cannot give back, with its places, deflated
+    payload: bytes  # what the coder wrote
 
     def to_bytes(self) -> bytes:
         """Return the file: what it is, two parts with their lengths, the payload, a checksum."""

@@ -47,23 +47,17 @@ _TOLERANCE = 1e-3  # of the largest logit; float32 reads back with a thousandth 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        family: The architecture there: gpt2, llama, qwen2 (GGUF only) or qwen3.
-        parameters: As transformers counts them: without padding of the vocabulary, with the zeros
-            of biases that only the family has.
-        logit_difference: The largest, between the checkpoint's model and what was read back.
-        notes: What is not quite the same there.
-    """
+    """What was written."""
 
     path: str
     format: Format
-    family: str
+    family: str  # the architecture there: gpt2, llama, qwen2 (GGUF only) or qwen3
+    # as transformers counts them: without padding of the vocabulary, with the zeros of biases that
+    # only the family has
     parameters: int
     bytes: int
-    logit_difference: float
-    notes: tuple[str, ...]
+    logit_difference: float  # the largest, between the checkpoint's model and what was read back
+    notes: tuple[str, ...]  # what is not quite the same there
 
 
 def export(

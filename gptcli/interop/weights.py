@@ -29,27 +29,16 @@ _EMBEDDINGS = ("wte.", "lm_head.", "value_embeds.")  # what has a row for each t
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model of another program, or of an earlier run.
+    """A model of another program, or of an earlier run."""
 
-    Attributes:
-        name: What `model.init_from` calls it.
-        place: Where its files are, for errors.
-        revision: Commit on the Hub, or the step of one of our runs; None for other files.
-        model: Its shape.
-        vocabulary: Its tokens and their ids; None where its files do not say.
-        tokenizer: Makes its tokenizer; None where its files do not say which it is.
-        weights: Reads the tensors, by our names.
-        data: Folder of the data it was trained on, which holds its tokenizer; None if unknown.
-    """
-
-    name: str
-    place: str
-    revision: str | None
-    model: ModelConfig
-    vocabulary: Vocabulary | None
-    tokenizer: Callable[[], Tokenizer] | None
-    weights: Callable[[], dict[str, Tensor]]
-    data: str | None = None
+    name: str  # what `model.init_from` calls it
+    place: str  # where its files are, for errors
+    revision: str | None  # commit on the Hub, or the step of one of our runs; None for other files
+    model: ModelConfig  # its shape
+    vocabulary: Vocabulary | None  # its tokens and their ids; None where its files do not say
+    tokenizer: Callable[[], Tokenizer] | None  # makes its tokenizer; None where it is not known
+    weights: Callable[[], dict[str, Tensor]]  # reads the tensors, by our names
+    data: str | None = None  # folder of the data it was trained on, which holds its tokenizer
 
     def facts(self) -> dict[str, Any]:
         """Return what a run records about where it started."""

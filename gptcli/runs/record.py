@@ -30,16 +30,13 @@ class Step(_Row):
     """A logged optimizer step; numbers that were not finite are None."""
 
     step: Int
-    tokens: Int
-    """Tokens trained on since the run began."""
-    loss: Float | None
-    """Mean over the step's tokens, nats."""
+    tokens: Int  # tokens trained on since the run began
+    loss: Float | None  # mean over the step's tokens, nats
     lr: Float
     grad_norm: Float | None = None
     tokens_per_second: Float | None = None
     memory_bytes: Int | None = None
-    seconds: Float
-    """Wall time of the run, resumed parts added up."""
+    seconds: Float  # wall time of the run, resumed parts added up
     skipped: bool = False
 
 
@@ -104,8 +101,7 @@ class DataFacts(_Row):
     tokenizer: str | None = None
     tokens: Counts = Counts()
     bytes: Counts = Counts()
-    parts: dict[str, "DataFacts"] = {}
-    """The sources of a mixture, by name."""
+    parts: dict[str, "DataFacts"] = {}  # the sources of a mixture, by name
 
 
 class RunFacts(_Row):
@@ -120,8 +116,8 @@ class RunFacts(_Row):
     threads: Int | None = None
     parameters: Int | None = None
     origin: dict[str, Any] = {}
+    # keys that were set by a file or the command line; None before that was recorded
     given: tuple[str, ...] | None = None
-    """Keys that were set by a file or the command line; None before that was recorded."""
     data: DataFacts = DataFacts()
 
 
@@ -140,26 +136,19 @@ class Status(_Row):
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run as its folder holds it at one moment.
-
-    Attributes:
-        settings: Every value of config.yaml by its dotted key.
-        steps: The logged steps, in order; so are evaluations, epochs and samples.
-        checkpoints: Names in the run folder and bytes.
-        problems: Files and lines that could not be read, one line each.
-    """
+    """A run as its folder holds it at one moment."""
 
     folder: Path
     name: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, object]  # every value of config.yaml by its dotted key
     facts: RunFacts
     status: Status
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...]  # those logged, in order; so are evaluations, epochs and samples
     evaluations: tuple[Evaluation, ...]
     epochs: tuple[Epoch, ...]
     samples: tuple[TextSample, ...]
-    checkpoints: Mapping[str, int]
-    problems: tuple[str, ...]
+    checkpoints: Mapping[str, int]  # names in the run folder and bytes
+    problems: tuple[str, ...]  # files and lines that could not be read, one line each
 
     @property
     def state(self) -> str:

@@ -13,33 +13,22 @@ _MAX_POINTS = 1024  # kept of the loss, whose extremes stay
 
 @dataclass
 class RunState:
-    """The state of the display.
+    """The state of the display."""
 
-    Attributes:
-        began: When it was made, by a monotonic clock, seconds; so are the other times.
-        work: What is being done.
-        smoothed: A running mean of the loss; None before the first.
-        best: Step and loss of the best so far.
-        marks: Step and validation loss of each evaluation.
-        saved: Step and time of the last save.
-        skipped: Steps that changed nothing.
-        losses: Steps and training losses, thinned.
-    """
-
-    began: float
+    began: float  # when it was made, by a monotonic clock, seconds; so are the other times
     started: events.Started | None = None
     started_at: float = 0.0
     now: events.StepDone | None = None
     now_at: float = 0.0
-    work: str = "setting up"
-    smoothed: float | None = None
+    work: str = "setting up"  # what is being done
+    smoothed: float | None = None  # a running mean of the loss
     evaluated: events.Evaluated | None = None
-    best: tuple[int, float] | None = None
-    marks: list[tuple[int, float]] = field(default_factory=list)
+    best: tuple[int, float] | None = None  # step and loss of the best so far
+    marks: list[tuple[int, float]] = field(default_factory=list)  # step and validation loss
     sample: events.Sampled | None = None
-    saved: tuple[int, float] | None = None
-    skipped: int = 0
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    saved: tuple[int, float] | None = None  # step and time of the last save
+    skipped: int = 0  # steps that changed nothing
+    losses: list[tuple[int, float]] = field(default_factory=list)  # steps and losses, thinned
     _weight: float = 0.0
     _sum: float = 0.0
 
