@@ -67,14 +67,6 @@ def apply_fsdp(model: GPT, compute: Runtime, world: World = SINGLE_PROCESS) -> s
     return failure
 
 
-@contextlib.contextmanager
-def quiet_compiler() -> Iterator[None]:
-    """Silence the tracer, which warns about tensors that it makes itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def compiler_failure(
     forward: Callable[[], Tensor], compute: Runtime, world: World, *, strict: bool = False
 ) -> str | None:
@@ -86,9 +78,9 @@ def compiler_failure(
     """
     failure = None
     try:
-        with quiet_compiler(), compute.autocast():
-            loss = forward()
-        with quiet_compiler():
+        with warnings.catch_warnings(action="ignore"):  # about tensors that the tracer itself makes
+            with compute.autocast():
+                loss = forward()
             torch.autograd.backward(loss)
     except Exception as error:
         if strict or is_out_of_memory(error):
