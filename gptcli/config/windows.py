@@ -101,26 +101,16 @@ def scoring_windows(
     return min(total, max(1, most // stride)) if most else total, total
 
 
-def eval_tokens(n_train: int, n_val: int, seq_len: int, most: int | None) -> tuple[int, int]:
-    """Return the training and validation tokens that an evaluation during a run scores.
-
-    `most` is `train.eval_tokens`.
-    """
-    most = most or MOST_EVAL_TOKENS
-    n_scored_val = _scored(n_val, seq_len, most) if n_val else 0
-    return _scored(n_train, seq_len, min(most, n_val or most)), n_scored_val
-
-
-def eval_tokens_of(
+def eval_tokens(
     sizes: Sequence[tuple[int, int]], seq_len: int, most: int | None
 ) -> tuple[int, int]:
-    """Return what `eval_tokens` does for sources of so many training and validation tokens.
+    """Return the training and validation tokens that an evaluation during a run scores.
 
-    Each is scored on an equal part.
+    `sizes` are the tokens of both splits of each source, and `most` is `train.eval_tokens`.
     """
     most = share_of_eval(most, len(sizes))
-    found = [eval_tokens(n_train, n_val, seq_len, most) for n_train, n_val in sizes]
-    return sum(train for train, _ in found), sum(val for _, val in found)
+    scored_train = sum(_scored(train, seq_len, min(most, val or most)) for train, val in sizes)
+    return scored_train, sum(_scored(val, seq_len, most) for _, val in sizes if val)
 
 
 def share_of_eval(most: int | None, n_sources: int) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gptcli.config.windows import epochs, eval_tokens_of, training_windows
+from gptcli.config.windows import epochs, eval_tokens, training_windows
 
 # A folder that holds RUN holds a run.
 RUNS = Path("runs")
@@ -197,7 +197,7 @@ class RunHistory:
             return None
         counts = [part.tokens for part in self.facts.data.parts.values()] or [n]
         sizes = [(each.train, each.val) for each in counts]
-        return eval_tokens_of(sizes, seq_len, self._count("train.eval_tokens"))[1]
+        return eval_tokens(sizes, seq_len, self._count("train.eval_tokens"))[1]
 
     def epochs_at(self, step: int) -> float | None:
         """Return the passes over the training windows that `step` steps make."""

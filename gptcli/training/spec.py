@@ -99,7 +99,7 @@ class RunSpec:
         """Training and validation tokens that an evaluation scores."""
         counts = [part.manifest.tokens for part in self.parts] or [self.manifest.tokens]
         sizes = [(each.train, each.val) for each in counts]
-        return windows.eval_tokens_of(sizes, self.config.seq_len, self.config.train.eval_tokens)
+        return windows.eval_tokens(sizes, self.config.seq_len, self.config.train.eval_tokens)
 
     def most_scored(self, part: Part, *, is_val: bool) -> int:
         """Return the most tokens of a split of a source that an evaluation scores."""

@@ -20,11 +20,11 @@ def test_the_tokens_said_are_the_tokens_scored(n_tokens: int, seq_len: int, most
     chosen, total = scoring_windows(n_tokens, seq_len, seq_len, most)
     window = windows(n_tokens, seq_len, seq_len)
     scored = sum(window(i * total // chosen).n_scored for i in range(chosen))
-    assert eval_tokens(n_tokens, n_tokens, seq_len, most)[1] == scored
+    assert eval_tokens([(n_tokens, n_tokens)], seq_len, most)[1] == scored
 
 
 @pytest.mark.parametrize(("most", "scored"), [(None, (999, 0)), (100, (96, 0))])
 def test_without_validation_only_training_tokens_are_scored(
     most: int | None, scored: tuple[int, int]
 ) -> None:
-    assert eval_tokens(1_000, 0, 16, most) == scored
+    assert eval_tokens([(1_000, 0)], 16, most) == scored
