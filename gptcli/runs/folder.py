@@ -54,29 +54,18 @@ class Run:
         files = [path for path in self.checkpoints.iterdir() if _STEP_FILE.match(path.name)]
         return sorted(files, reverse=True)
 
-    def link(self, step: int, name: str) -> None:
-        """Link best.pt or last.pt to the checkpoint after `step` steps."""
-        atomic.link(self.step_file(step), self.folder / name)
-
     def link_newest(self, step: int, best_step: int | None) -> None:
-        """Link last.pt, and best.pt if it is the best, to the checkpoint after `step` steps."""
-        self.link(step, LAST)
-        if step == best_step:
-            self.link(step, BEST)
+        """Link last.pt to the newest checkpoint, after `step` steps; best.pt if that changed it."""
+        for name, linked in ((LAST, step), (BEST, best_step)):
+            is_due = linked == step or not (self.folder / name).exists()
+            if is_due and linked is not None and self.step_file(linked).is_file():
+                atomic.link(self.step_file(linked), self.folder / name)
 
     def retain(self, keep_last: int) -> None:
         """Remove all but the newest checkpoints; best.pt is a link that stays."""
         for path in self.step_files()[keep_last:]:
             with atomic.storage_errors(path):
                 path.unlink(missing_ok=True)
-
-    def restore_links(self, last_step: int, best_step: int | None) -> None:
-        """Link best.pt and last.pt again where they are missing and their checkpoints are not."""
-        for name, step in ((LAST, last_step), (BEST, best_step)):
-            if step is None or (self.folder / name).exists():
-                continue
-            if self.step_file(step).is_file():
-                self.link(step, name)
 
     def set_aside(self, files: list[Path]) -> None:
         """Rename checkpoints that cannot be resumed from, so that none counts as the newest."""
@@ -182,7 +171,8 @@ def _skip(*arguments: Any, **more: Any) -> None: ...
 class ReadOnlyRun(Run):
     """The run folder as ranks other than 0 see it: they write nothing."""
 
-    link = retain = set_aside = write_config = write_status = log = append = sync_metrics = _skip
+    link_newest = retain = set_aside = write_config = write_status = log = append = _skip
+    sync_metrics = _skip
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event
         if (summary := summary_of(status)) is not None and summary.step == step:
             recorded = status.get("best_step")
             best_step = recorded if isinstance(recorded, int) else session.state.best_step
-            run.restore_links(step, best_step)
+            run.link_newest(step, best_step)
             places, why = run.places(), session.stalled
             yield Finished(step, replace(summary, **places), best_step=best_step, reason=why)
             return
