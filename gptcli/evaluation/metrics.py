@@ -74,34 +74,24 @@ class SpanSums:
 
 
 class Evaluation:
-    """The result of scoring tokens in windows of `context` tokens, `stride` apart.
-
-    Attributes:
-        nats: Negative log-likelihood of all scored tokens.
-        tokens: Tokens scored.
-        bytes: Bytes of text of the scored tokens.
-        words: Words of text that begin in the scored tokens.
-        loss: Nats per token.
-        perplexity: The exponential of the loss.
-        word_perplexity: The exponential of the nats per word: comparable across tokenizers.
-        bits_per_byte: Comparable across tokenizers, too.
-        standard_error: Of the loss; not a number with a single span.
-        paired: The sums for each span that a comparison is over.
-    """
+    """The result of scoring tokens in windows of `context` tokens, `stride` apart."""
 
     def __init__(
         self, context: int, stride: int, spans: SpanSums, paired: SpanSums | None = None
     ) -> None:
-        self.context, self.stride, self.paired = context, stride, paired or spans
-        self.nats = math.fsum(spans.nats)
-        self.tokens, self.bytes, self.words = (
-            int(sums.sum()) for sums in (spans.tokens, spans.bytes, spans.words)
-        )
-        self.loss = _ratio(self.nats, self.tokens)
+        self.context, self.stride = context, stride
+        self.paired = paired or spans  # the sums for each span that a comparison is over
+        self.nats = math.fsum(spans.nats)  # negative log-likelihood of all scored tokens
+        self.tokens = int(spans.tokens.sum())  # scored
+        self.bytes = int(spans.bytes.sum())  # of their text
+        self.words = int(spans.words.sum())  # that begin in them
+        self.loss = _ratio(self.nats, self.tokens)  # nats per token
         self.perplexity = _exp(self.loss)
+        # These two are comparable across tokenizers.
         self.word_perplexity = _exp(_ratio(self.nats, self.words))
         self.bits_per_byte = _ratio(self.nats / math.log(2), self.bytes)
         residuals = (spans.nats - self.loss * spans.tokens)[spans.tokens > 0]
+        # Of the loss; not a number with a single span.
         self.standard_error = _ratio(standard_error_of_sum(residuals), self.tokens)
 
 
