@@ -19,7 +19,7 @@ from gptcli.runs.record import Epoch, Evaluation, RunHistory, Step
 
 _CHECKPOINTS = (record.BEST, record.LAST, "checkpoints/step-*.pt")
 # More than training writes: a longer file is damaged, and reading it could take forever.
-_MAX_FILE, _MAX_OBJECT, _MAX_ROW, _MAX_CONFIG = 1 << 30, 1 << 20, 1 << 24, 1 << 16  # bytes
+_MAX_FILE, _MAX_OBJECT, _MAX_ROW = 1 << 30, 1 << 20, 1 << 24  # bytes
 
 Row = TypeVar("Row")
 Facts = TypeVar("Facts", bound=BaseModel)
@@ -125,8 +125,7 @@ def _object(path: Path, kind: type[Facts], problems: list[str]) -> Facts:
 def _settings(path: Path, problems: list[str]) -> dict[str, object]:
     """Return config.yaml flat; not validated, as another version may have written it."""
     try:
-        if _read(path, problems, _MAX_CONFIG) is not None or not path.exists():
-            return flatten(read_yaml(path).values)
+        return flatten(read_yaml(path).values)
     except GptError as error:
         problems.append(error.message.splitlines()[0])
     except (ValueError, RecursionError):

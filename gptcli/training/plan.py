@@ -241,13 +241,13 @@ def time_steps(config: Config, *, resume: bool = False) -> TimedSteps:
         per_token, measured = _seconds_per_token(session)
         update = _timed(session, _update)
         compiling = compile_seconds(spec.config) if spec.config.compile is True else 0.0
-        seconds, settled = spec.tokens_per_step * per_token + update, spec
+        seconds, max_steps = spec.tokens_per_step * per_token + update, spec.max_steps
         if spec.budget is not None:
-            settled = spec.lasting(steps_within(spec, 60 * spec.budget - compiling, seconds))
+            max_steps = steps_within(spec, 60 * spec.budget - compiling, seconds)
         return TimedSteps(
             step=session.state.step,
-            max_steps=settled.max_steps,
-            seconds_per_step=seconds * (session.state.step < settled.max_steps),
+            max_steps=max_steps,
+            seconds_per_step=seconds * (session.state.step < max_steps),
             measured_tokens=measured,
             setup_seconds=setup + compiling,
             memory_bytes=memory_bytes(session.compute.device),
