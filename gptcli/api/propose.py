@@ -53,7 +53,8 @@ def propose(source: str, minutes: float) -> Proposal:
     Raises:
         GptError: There is no such text on this machine, or it cannot be read.
     """
-    text = look_at(load_config(None, flags={"data.source": source}))
+    flags = {"data.source": source, "train.max_minutes": minutes}
+    text = look_at(load_config(None, flags=flags))
     return settings_for(text, source, minutes, tokens_per_second)
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Event], None]
 
 JOURNAL, BEST, PICTURE = "journal.log", "best.yaml", "sweep.svg"
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Sweep:
         if base.train.stop_after is not None:
             why = "train.stop_after ends a run before its schedule; a sweep compares whole ones"
             raise ConfigError(why, "-s train.stop_after=null")
+        if not 0 < seeds <= _MOST_SEEDS:
+            raise ConfigError(f"a sweep with {seeds:,} seeds; 1 to {_MOST_SEEDS:,} are possible")
         self._given = base.model_dump(mode="json", exclude_unset=True, exclude={"run_dir"})
         self.space, self.n_trials = space, n_points(space, trials)
         self._base = base = ready(base)

@@ -82,6 +82,8 @@ def _read(key: str, text: str) -> Swept:
     low, dots, high = text.removesuffix(":log").partition("..")
     if not dots:
         choices = read_value(f"[{text}]")
+        if len(set(map(flow, choices))) < len(choices):
+            raise ConfigError(f"{key}={text}: one of these values is given twice", _EXAMPLE)
         if len(choices) > 1 and all(isinstance(one, Value) for one in choices):
             return Swept(key, tuple(choices))
         raise ConfigError(f"{key}={text}: expected two or more values, or LO..HI", _EXAMPLE)

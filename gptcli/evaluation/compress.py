@@ -39,6 +39,7 @@ _TOKENS_PER_STREAM = 1024  # at least: a stream's first token is coded without a
 _CACHE_BYTES = 1 << 30  # of all streams' keys and values
 # Bytes that are not UTF-8, with short texts between them: tokens would not pay.
 _NOT_TEXT = re.compile("([\udc80-\udcff](?:.{0,15}[\udc80-\udcff])*)", re.DOTALL)
+_MOST_TOKENS, _MOST_THREADS = 1 << 48, 1 << 12  # that a file may ask for
 _FEWEST_CHARS = 4  # of a text that tokens cannot give back, down to which it is divided
 _UNLIKE_WEIGHTS = {"init_from", "dropout", "lora"}  # of the model's settings
 _HINT = "decompress it where it was compressed, or with the same versions"
@@ -92,8 +93,10 @@ class Packed:
         try:
             head = json.loads(zlib.decompress(parts[0]))
             packed = cls(**head, aside=parts[1], payload=data[at:-4])
-            is_possible = min(packed.n_streams, packed.context, packed.stride, packed.n_threads) > 0
-            is_possible = is_possible and 0 <= packed.n_tokens and packed.stride <= packed.context
+            n, counts = packed.n_tokens, (packed.n_streams, packed.stride, packed.n_threads)
+            is_possible = {*map(type, (n, packed.context, *counts, *packed.sums))} == {int}
+            is_possible &= min(counts) > 0 <= n < _MOST_TOKENS and counts[0] <= max(1, n)
+            is_possible &= packed.stride <= packed.context and counts[-1] <= _MOST_THREADS
         except (TypeError, ValueError, zlib.error):
             is_possible = False
         if not is_possible:
@@ -166,6 +169,8 @@ def decompress(
     if packed.model != _fingerprint(trained):
         hint = f"name that checkpoint with --checkpoint: {packed.checkpoint}"
         raise CheckpointError(f"compressed with another model than {trained.path}", hint)
+    if packed.context != trained.model.config.block_size:
+        raise DataError("damaged: its context is not that of its model")
     grid = np.zeros((packed.n_streams, packed.length), np.int64)
     sums = iter(enumerate(packed.sums, 1))
     decoder = Decoder(packed.payload)
@@ -181,7 +186,7 @@ def decompress(
         return found
 
     def check(checksum: int) -> None:
-        number, expected = next(sums)
+        number, expected = next(sums, (len(packed.sums) + 1, None))
         if checksum != expected:
             raise DataError(
                 f"part {number} of {len(packed.sums)} decodes differently here ({machine()})"
@@ -190,7 +195,10 @@ def decompress(
 
     _advance(trained.model, packed, grid, read, check, on_progress)
     tokens = grid.reshape(-1)[: packed.n_tokens].tolist()
-    content = _joined(trained.tokenizer.decode_bytes(tokens), packed.aside)
+    try:
+        content = _joined(trained.tokenizer.decode_bytes(tokens), packed.aside)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise DataError("damaged: what was kept aside does not fit the rest") from error
     if hashlib.sha256(content).hexdigest() != packed.content:
         raise DataError(
             "what it decodes to does not match its checksum; nothing was written", _HINT

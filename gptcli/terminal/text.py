@@ -84,7 +84,9 @@ def say_next(event: Stopped | Finished, resume_command: str, minutes: float | No
     if event.reason:
         console.message(f"to train further: {resume_command} -s train.stop_after=null")
     elif not event.spent:
-        longer = f"--minutes {2 * minutes:g}" if minutes else f"-s train.max_steps={2 * event.step}"
+        longer = f"-s train.max_steps={2 * event.step}"
+        if minutes:
+            longer = f"--minutes {2 * max(minutes, event.summary.seconds / 60):.3g}"
         console.message(f"all steps are done; to train longer: {resume_command} {longer}")
     if event.summary.checkpoint:
         is_validated = event.summary.best_val_loss is not None

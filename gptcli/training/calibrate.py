@@ -131,7 +131,8 @@ def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -
             tokens = [*session.train_tokens.values()]
             session.loader = make_loader(tokens, session.config, n_steps)
             stepper.feed.read_from(session.loader)
-        session.notes.append(f"{n_steps:,} steps fit in train.max_minutes = {spec.budget:g} here")
+        fits = plural(n_steps, "step fits", "steps fit")
+        session.notes.append(f"{fits} in train.max_minutes = {spec.budget:g} here")
     clock.add("measuring", clock.seconds - began - compiling)
     return stepper
 

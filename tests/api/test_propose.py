@@ -112,3 +112,6 @@ def test_minutes_need_a_text(gpt: Gpt) -> None:
         done = gpt("config", "init", *words)
         assert done.code == 2 and "gpt config init book.txt --minutes 10" in done.err
     assert gpt("config", "init", "nowhere.txt", "--minutes", "1").code == 3
+    for minutes in ("nan", "inf", "1e300"):
+        done = gpt("config", "init", "nowhere.txt", "--minutes", minutes)
+        assert done.code == 2 and "train.max_minutes: expected a" in done.err

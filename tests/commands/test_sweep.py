@@ -40,6 +40,7 @@ def test_sweep_prints_a_line_for_each_run_and_a_table(gpt: Any, tiny_set: list[s
     [
         (["optim.rate=1,2"], "did you mean"),
         (["optim.lr=1e-3,1e-2", "--seeds", "0"], "--seeds"),
+        (["optim.lr=1e-3,1e-2", "--seeds", "2000"], "1 to 1,000 are possible"),
         ([], "KEY"),
     ],
 )

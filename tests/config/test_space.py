@@ -60,6 +60,7 @@ def test_a_value_that_fits_only_another_swept_one_is_no_error() -> None:
         ("seed=1,2", "keep their data, evaluation windows and seeds"),
         ("data.seq_len=8,16", "keep their data"),
         ("model=1,2", "model: expected a section"),
+        ("optim.lr=1e-3,2e-3,0.001", "one of these values is given twice"),
         ("optim.lr=.nan,1", "optim.lr: expected a number, got 'nan'"),
     ],
 )

@@ -1,6 +1,8 @@
 """Compressed files: any bytes come back, and take as many bits as the model says."""
 
 import math
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,10 +150,27 @@ def test_a_stride_beyond_the_context_is_refused() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"n_threads": 0}, {"n_streams": 0}, {"n_streams": "two"}, {"stride": -1}, {"stride": 99},
-     {"n_tokens": -5}, {"context": None}],
+     {"n_tokens": -5}, {"context": None}, {"n_tokens": 1.5}, {"n_streams": 10**9},
+     {"stride": 8.0}, {"n_threads": 2**40}, {"n_tokens": 2**70}, {"sums": None}, {"sums": [None]}],
 )  # fmt: skip
 def test_a_head_that_cannot_be_is_refused_though_its_checksum_fits(wrong: dict[str, Any]) -> None:
     packed = compress(TEXT.encode()[:200], MODELS["bytes"])
     vars(packed).update(wrong)
     with pytest.raises(DataError, match="damaged"):
         reread(packed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [({"context": 9}, "its context"), ({"sums": []}, "part 1 of 0"),
+     ({"aside": b"x"}, "kept aside"),
+     ({"aside": zlib.compress(struct.pack("<Q", 2**60))}, "kept aside"),
+     ({"aside": zlib.compress(struct.pack("<QQ", 1, 9))}, "kept aside")],
+)  # fmt: skip
+def test_a_file_that_was_made_to_break_the_reader_is_refused(
+    wrong: dict[str, Any], why: str
+) -> None:
+    packed = compress(TEXT.encode()[:20] + b"\xff", MODELS["bytes"])
+    vars(packed).update(wrong)
+    with pytest.raises(DataError, match=why):
+        decompress(reread(packed), MODELS["bytes"])

@@ -175,6 +175,8 @@ def test_minutes_is_the_option_of_the_key(gpt: Any, data: Path, tiny_set: list[s
     assert (
         "to train longer:" in (again := gpt(*words, "--resume").err) and "--minutes 0.04" in again
     )
+    less = gpt(*words[:-1], "0.0001", "--resume").err
+    assert float(less.partition("--resume --minutes ")[2].split()[0]) * 60 > done.json["seconds"]
     assert gpt("train", *tiny_set, "--minutes", "0").code == 2
 
 
