@@ -6,13 +6,11 @@ Shapes: B batch, T tokens, S tokens seen (cache included), C n_embd, H heads, G 
 D head size, V vocabulary, L layers.
 """
 
-import contextlib
 import copy
 import math
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +18,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
+from gptcli.model.attention import attention, fastest_dtype
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
-from gptcli.model.kernels import can_split, split_heads, squared_relu, swiglu
+from gptcli.model.kernels import (
+    can_normalize,
+    can_split,
+    rms_norm,
+    split_heads,
+    squared_relu,
+    swiglu,
+)
 from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses
-
-# Tokens up to which torch's attention on a CPU is faster in float32: its backward pass in bfloat16
-# takes 7 times as long at 64 tokens, the same at 256, and less from there on.
-SHORT_CONTEXT = 128
 
 
 class GPTOutput(NamedTuple):
@@ -77,6 +79,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_embd))
 
     def forward(self, x: Tensor) -> Tensor:
+        if can_normalize(x, self.weight):
+            return rms_norm(x, self.weight, self.eps, products_dtype(x))
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -145,25 +149,8 @@ class Attention(nn.Module):
             weights = self.q_norm.weight.float(), self.k_norm.weight.float()
         shape = self.n_head, self.n_kv_head, self.head_size
         value = None if value is None else value.float()
-        dtype = torch.float32 if rows.shape[1] <= SHORT_CONTEXT else rows.dtype
+        dtype = fastest_dtype(rows)
         return split_heads(rows, value, weights, rotation, shape, self.eps, self.key_offset, dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
-    """Attend causally, within a text: queries (B, H, T, D) to keys and values (B, G, T, D)."""
-    autocast: AbstractContextManager[Any] = contextlib.nullcontext()
-    if q.device.type == "cpu" and k.shape[2] <= SHORT_CONTEXT:
-        q, k, v = q.float(), k.float(), v.float()
-        autocast = torch.autocast("cpu", enabled=False)
-    if packed is not None and q.is_cuda:  # its kernels take a mask or grouped queries, not both
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    grouped = k.shape[1] != q.shape[1]
-    mask = None if packed is None else packed.mask.to(q.dtype)
-    with autocast:
-        y: Tensor = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
-        )
-    return y
 
 
 class MLP(nn.Module):

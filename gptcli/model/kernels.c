@@ -2,8 +2,10 @@
 //
 // `heads`: from a row of c_attn to the queries, keys and values of its heads, and back to its
 // gradient: the norm, the rotation, the offset of keys and the change of layout, where torch takes
-// fifteen passes. `activate`: a squared ReLU or a SwiGLU, or its gradient, where torch takes four.
-// `sum_of_squares`: in float64, whose conversions torch does one number at a time.
+// fifteen passes. `normalize`: an RMSNorm, or its gradient, where torch takes four and nine.
+// `activate`: a squared ReLU or a SwiGLU, or its gradient, where torch takes four. `losses`: from
+// logits to losses and to the gradient, where torch takes five. `sum_of_squares`: in float64, whose
+// conversions torch does one number at a time.
 //
 // Sums are of chunks, whose order is one, however many threads there are.
 #include "../vectors.h"
@@ -192,6 +194,50 @@ void heads(Heads *job, int back, int threads) {
 }
 
 typedef struct {
+  const void *x, *grad;  // (n, C); grad is null for the value
+  const float *weight;   // (C)
+  void *y;               // the value, or the gradient of x
+  float *weight_grads;   // (chunks, C)
+  long n, C, x_half, grad_half, y_half;
+  float eps;
+  int next;
+} Norm;
+
+INLINE void norm_row(const Norm *j, long at, float *of_weight) {
+  floats sums = {0}, along = {0};
+  for (long i = 0; i < j->C; i += L) {
+    const floats x = load(j->x, at + i, j->x_half);
+    sums += x * x;
+    if (of_weight) along += x * load(j->grad, at + i, j->grad_half) * *(const floats *)(j->weight + i);
+  }
+  const float scale = 1 / sqrtf(total(sums) / j->C + j->eps);
+  const float back = total(along) * scale * scale / j->C;
+  for (long i = 0; i < j->C; i += L) {
+    const floats x = load(j->x, at + i, j->x_half), w = *(const floats *)(j->weight + i);
+    floats y = x * w;
+    if (of_weight) {
+      const floats grad = load(j->grad, at + i, j->grad_half);
+      *(floats *)(of_weight + i) += grad * x * scale;
+      y = grad * w - back * x;
+    }
+    store(j->y, at + i, j->y_half, scale * y);
+  }
+}
+
+static void norms(void *argument) {
+  Norm *j = argument;
+  for (;;) {
+    const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED), first = chunk * ROWS;
+    if (first >= j->n) return;
+    for (long i = first; i < first + ROWS && i < j->n; i++)
+      norm_row(j, i * j->C, j->grad ? j->weight_grads + chunk * j->C : 0);
+  }
+}
+
+// C is a multiple of 16.
+void normalize(Norm *job, int threads) { GOMP_parallel(norms, job, threads, 0); }
+
+typedef struct {
   const void *x, *up, *grad;  // up is null for a squared ReLU, grad for the value
   void *y, *up_grad;
   double *sums;
@@ -225,6 +271,81 @@ static void activations(void *argument) {
 
 // The value, or the gradients: of x into y, and of up.
 void activate(Pass *job, int threads) { GOMP_parallel(activations, job, threads, 0); }
+
+typedef struct {
+  void *logits;  // (n, V), overwritten by their gradient
+  const int64_t *targets;
+  float *losses;
+  long n, V;
+  int half, needs_grad, next;
+} Losses;
+
+enum { IGNORED = -100 };
+
+// n of the numbers from `at` on, and minus infinity in the lanes after them.
+INLINE floats load_some(const void *from, long at, long n, int half) {
+  if (n >= L) return load(from, at, half);
+  const size_t size = half ? 2 : 4;
+  char part[4 * L] = {0};
+  memcpy(part, (const char *)from + at * size, n * size);
+  static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const words is_there = (words)(*(const words *)lanes < (uint32_t)n);
+  return pick(is_there, load(part, 0, half), (floats){0} - INFINITY);
+}
+
+INLINE void store_some(void *to, long at, long n, int half, floats x) {
+  char part[4 * L];
+  const size_t size = half ? 2 : 4;
+  store(n < L ? (void *)part : to, n < L ? 0 : at, half, x);
+  if (n < L) memcpy((char *)to + at * size, part, n * size);
+}
+
+// e^x for x up to 0.
+INLINE floats below_one(floats x) {
+  const floats zero = {0}, least = zero - 80.f;
+  const words far = (words)(x < least);
+  return pick(far, zero, power(pick(far, least, x)));
+}
+
+INLINE void loss_row(const Losses *j, long row, const int half) {
+  const long V = j->V, at = row * V, target = j->targets[row];
+  j->losses[row] = 0;
+  if (target == IGNORED) {
+    if (j->needs_grad) memset((char *)j->logits + at * (half ? 2 : 4), 0, V * (half ? 2 : 4));
+    return;
+  }
+  floats tops = (floats){0} - INFINITY, sums = {0};
+  for (long i = 0; i < V; i += L) {
+    const floats x = load_some(j->logits, at + i, V - i, half);
+    tops = pick((words)(x > tops), x, tops);
+  }
+  float top = tops[0];
+  for (int i = 1; i < L; i++) top = tops[i] > top ? tops[i] : top;
+  for (long i = 0; i < V; i += L)
+    sums += below_one(load_some(j->logits, at + i, V - i, half) - top);
+  const float log_sum = logf(total(sums));
+  const float aim = load_some(j->logits, at + target, 1, half)[0] - top;
+  j->losses[row] = log_sum - aim;
+  if (!j->needs_grad) return;
+  for (long i = 0; i < V; i += L) {
+    const floats x = load_some(j->logits, at + i, V - i, half);
+    store_some(j->logits, at + i, V - i, half, below_one(x - top - log_sum));
+  }
+  store_some(j->logits, at + target, 1, half, (floats){0} + (expf(aim - log_sum) - 1));
+}
+
+static void loss_rows(void *argument) {
+  Losses *j = argument;
+  for (;;) {
+    const long row = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+    if (row >= j->n) return;
+    if (j->half) loss_row(j, row, 1);
+    else loss_row(j, row, 0);
+  }
+}
+
+// Losses in nats and, where it is needed, their gradient: probabilities minus one at the target.
+void losses(Losses *job, int threads) { GOMP_parallel(loss_rows, job, threads, 0); }
 
 static void sums(void *argument) {
   Pass *j = argument;

@@ -47,7 +47,7 @@ def torch_only() -> Iterator[None]:
         _in_use = before
 
 
-def _can_run(x: Tensor) -> bool:
+def can_run(x: Tensor) -> bool:
     """Tell whether the kernels take x: on a CPU, where torch compiles no others."""
     is_one = x.device.type == "cpu" and x.dtype in (torch.float32, _HALF)
     return is_one and _in_use and not torch.compiler.is_compiling() and _library() is not None
@@ -59,9 +59,9 @@ def _library() -> ctypes.CDLL | None:
 
     found = build(_SOURCE)
     if found is not None:
-        for function in (found.heads, found.activate, found.sum_of_squares):
-            function.restype = None
-        found.heads.argtypes, found.activate.argtypes = [c_void_p, c_int, c_int], [c_void_p, c_int]
+        for function in (found.activate, found.losses, found.normalize):
+            function.argtypes = [c_void_p, c_int]
+        found.heads.argtypes = [c_void_p, c_int, c_int]
         found.sum_of_squares.argtypes = [*[c_void_p] * 2, c_long, c_int]
     return found
 
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL | None:
 def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
     """Tell whether `split_heads` takes what c_attn gave."""
     is_whole = _SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
-    return is_whole and _can_run(rows)
+    return is_whole and can_run(rows)
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def swiglu(gate: Tensor, x: Tensor) -> Tensor:
 
 def _can_learn(x: Tensor) -> bool:
     """Tell whether the gradient of an activation is ours; without one, torch is as fast."""
-    return x.requires_grad and x.numel() >= _SHORTEST and _can_run(x)
+    return x.requires_grad and x.numel() >= _SHORTEST and can_run(x)
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -176,16 +176,95 @@ class _SplitHeads(torch.autograd.Function):
         return grad, value_grad, *weight_grads, None, None, None, None, None
 
 
-def _is_fake(x: Tensor) -> bool:
+def is_fake(x: Tensor) -> bool:
     """Tell whether x has a shape only: nothing is computed for an estimate of memory."""
     return type(x).__name__ == "FakeTensor"
 
 
 def _run(job: dict[str, Any], back: bool, **tensors: Tensor | None) -> None:
     library = _library()
-    if library is not None and not any(_is_fake(t) for t in tensors.values() if t is not None):
-        found = _Heads(**job, **_pointers(tensors))
+    if library is not None and not any(is_fake(t) for t in tensors.values() if t is not None):
+        found = _Heads(**job, **pointers(tensors))
         library.heads(ctypes.byref(found), back, torch.get_num_threads())
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "grad", "weight", "y", "weight_grads")),
+        *((name, c_long) for name in ("n", "C", "x_half", "grad_half", "y_half")),
+        ("eps", c_float),
+        ("next", c_int),
+    ]
+
+
+def can_normalize(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether `rms_norm` takes x; without a gradient, torch is as fast."""
+    is_whole = x.shape[-1] % 16 == 0 and weight.dtype == torch.float32
+    return is_whole and x.requires_grad and can_run(x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Return x (..., C) divided by its root mean square, times a weight (C), in a dtype."""
+    apply: Any = _RMSNorm.apply
+    y: Tensor = apply(x, weight, eps, dtype)
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _normalize(x, weight, eps, torch.empty_like(x, dtype=dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad, n_rows = grads[0].contiguous(), x.numel() // x.shape[-1]
+        parts = torch.zeros(ceil(n_rows / _ROWS), x.shape[-1], device=grad.device)
+        of_x = _normalize(x, weight, ctx.eps, torch.empty_like(x), grad, parts)
+        return of_x, parts.sum(0), None, None
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    y: Tensor,
+    grad: Tensor | None = None,
+    weight_grads: Tensor | None = None,
+) -> Tensor:
+    """Fill y, and the gradients of the weight by chunks."""
+    library, C = _library(), x.shape[-1]
+    if library is not None and not is_fake(x):
+        tensors = {"x": x, "weight": weight, "y": y, "grad": grad, "weight_grads": weight_grads}
+        halves = {f"{name}_half": t is not None and t.dtype == _HALF
+                  for name, t in (("x", x), ("y", y), ("grad", grad))}  # fmt: skip
+        job = _Norm(n=x.numel() // C, C=C, eps=eps, **halves, **pointers(tensors))
+        library.normalize(ctypes.byref(job), torch.get_num_threads())
+    return y
+
+
+class _Losses(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("logits", "targets", "losses")),
+        *((name, c_long) for name in ("n", "V")),
+        *((name, c_int) for name in ("half", "needs_grad", "next")),
+    ]
+
+
+def losses(logits: Tensor, targets: Tensor, needs_grad: bool) -> Tensor | None:
+    """Return the losses (N,) of logits (N, V) as `loss.py` does; None where it is torch's to do."""
+    if not can_run(logits):
+        return None
+    library, targets, found = _library(), targets.contiguous(), torch.empty(len(logits))
+    if library is not None and not is_fake(logits):
+        tensors = {"logits": logits, "targets": targets, "losses": found}
+        (n, V), half = logits.shape, logits.dtype == _HALF
+        job = _Losses(n=n, V=V, half=half, needs_grad=needs_grad, **pointers(tensors))
+        library.losses(ctypes.byref(job), torch.get_num_threads())
+    return found
 
 
 class _Pass(ctypes.Structure):
@@ -214,12 +293,12 @@ def _activate(x: Tensor, up: Tensor | None, grad: Tensor | None) -> tuple[Tensor
     """Return the value, or the gradients of what is there."""
     library, y = _library(), torch.empty_like(x)
     up_grad = None if up is None or grad is None else torch.empty_like(up)
-    if library is not None and not _is_fake(x):
+    if library is not None and not is_fake(x):
         tensors = {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad}
-        job = _Pass(n=x.numel(), half=x.dtype == _HALF, **_pointers(tensors))
+        job = _Pass(n=x.numel(), half=x.dtype == _HALF, **pointers(tensors))
         library.activate(ctypes.byref(job), torch.get_num_threads())
     return y, up_grad
 
 
-def _pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+def pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.model import kernels
+
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
 _TABLE = 1 << 26  # bytes of one table of logits; longer batches take several, one after another
@@ -187,6 +189,8 @@ def _losses(logits: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
 
     It is softmax(logits) minus one at the target, and zero where the target does not count.
     """
+    if (found := kernels.losses(logits, targets, needs_grad)) is not None:
+        return found
     losses = []
     on_cpu = logits.device.type == "cpu"
     # Elsewhere the question would wait for the device: there rows are masked without asking.

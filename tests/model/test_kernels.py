@@ -1,4 +1,4 @@
-"""Queries, keys and values in one pass of kernels.c are those of torch's operations."""
+"""What kernels.c computes in one pass is what torch's operations compute."""
 
 import math
 from unittest import mock
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptcli import native
 from gptcli.config.model import ModelConfig
-from gptcli.model import GPT, gpt, kernels
+from gptcli.model import GPT, gpt, kernels, loss
 
 VARIANTS = {
     "rope": {},
@@ -20,6 +20,7 @@ VARIANTS = {
     "grouped": {"qk_norm": True, "key_offset": True, "n_value_embd": 1, "n_kv_head": 2},
     "squared ReLU": {"qk_norm": True, "mlp": "relu2"},
     "SwiGLU": {"qk_norm": True, "mlp": "swiglu"},
+    "rmsnorm": {"norm": "rmsnorm"},
     "odd sizes": {"qk_norm": True, "key_offset": True, "n_embd": 4 * 44},
 }
 
@@ -135,3 +136,85 @@ def test_sums_of_squares_are_those_of_float64() -> None:
     tensors = [torch.randn(n) for n in (0, 1, 31, 8192, 8193, 40_000)] + [torch.randn(50, 60).T]
     expected = sum(float(t.double().square().sum()) for t in tensors)
     assert float(kernels.sum_of_squares(tensors)) == pytest.approx(expected, rel=1e-14)
+
+
+needs_compiler = pytest.mark.skipif(kernels._library() is None, reason="no compiler here")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n_rows", "width"), [(1, 16), (37, 48), (70, 176)])
+def test_an_rmsnorm_and_its_gradients(n_rows: int, width: int, dtype: torch.dtype) -> None:
+    x, weight, gradient = (
+        torch.randn(n_rows, width) * 3,
+        torch.randn(width),
+        torch.randn(n_rows, width),
+    )
+    found, expected = [], []
+    for results, use in ((found, kernels.rms_norm), (expected, norm_of_torch)):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        y = use(*leaves, 1e-5, dtype)
+        results += [y.detach(), *torch.autograd.grad(y, leaves, gradient.to(dtype))]
+    assert found[0].dtype == dtype
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def norm_of_torch(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps).to(dtype)
+
+
+def test_which_norms_are_torchs() -> None:
+    weight = torch.ones(24)
+    assert not kernels.can_normalize(torch.ones(2, 24, requires_grad=True), weight)
+    assert not kernels.can_normalize(torch.ones(2, 16), torch.ones(16))  # has no gradient
+    x = torch.ones(2, 16, requires_grad=True, dtype=torch.bfloat16)
+    assert not kernels.can_normalize(x, torch.ones(16, dtype=torch.bfloat16))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", [1, 5, 16, 97, 4099])
+def test_losses_and_what_overwrites_the_logits(V: int, dtype: torch.dtype) -> None:
+    logits = (torch.randn(7, V) * 10).to(dtype)
+    targets = torch.arange(7) % V
+    targets[3] = loss.IGNORED
+    if V > 20:
+        logits[:, -3:] = -math.inf  # as padding has
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    expected.sum().backward()
+    untouched = logits.clone()
+    found = kernels.losses(logits, targets, False)
+    assert found is not None
+    torch.testing.assert_close(found, expected.detach().float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(logits, untouched)
+    again = kernels.losses(logits, targets, True)
+    assert again is not None and torch.equal(again, found)
+    assert exact.grad is not None
+    rounded = exact.grad.to(dtype)
+    torch.testing.assert_close(
+        logits, rounded, rtol=2e-6 if dtype == torch.float32 else 1e-2, atol=1e-7
+    )
+    assert logits[3].eq(0).all()
+    if V > 20:
+        assert logits[:, -3:].eq(0).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_of_what_is_not_finite_are_not(bad: float) -> None:
+    for place in (0, 20, 49):
+        logits = torch.zeros(2, 50)
+        logits[1, place] = bad
+        found = kernels.losses(logits, torch.tensor([1, 20]), True)
+        assert found is not None and not found.isnan()[0] and found.isnan()[1], place
+
+
+@needs_compiler
+def test_small_logits_keep_their_digits_beside_a_large_shift() -> None:
+    logits = torch.randn(3, 40)
+    there = kernels.losses(logits.clone(), torch.tensor([0, 1, 2]), False)
+    moved = kernels.losses((logits + 4096).clone(), torch.tensor([0, 1, 2]), False)
+    assert there is not None and moved is not None
+    torch.testing.assert_close(moved, there, rtol=0, atol=3e-3)

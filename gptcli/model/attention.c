@@ -1,0 +1,377 @@
+// Causal attention and its gradient on a CPU that multiplies bfloat16, a head at a time.
+//
+// Products are of blocks of 32 x 32, summed in float32, by AMX or by AVX512-BF16; nothing above the
+// diagonal is computed. torch's kernel does so too, but goes back at a fifth to a tenth of the speed.
+//
+// A product takes its left matrix as rows of bfloat16 and its right one as words, each of which
+// holds two numbers that follow each other along the sum. Scores go back transposed (keys by
+// queries), so that they are the left matrix of the gradients of keys and values as they are.
+//
+// A head, with backward all heads that share a key, is one thread's: sums have one order.
+#include "../vectors.h"
+#if defined(__AVX512BF16__) && L == 16
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { BLOCK = 32, STEP = 16 };  // rows and columns of a block; words of a sum that are added at once
+typedef uint16_t half;
+
+typedef struct {
+  const half *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
+  half *y;                // (B, T, H, D)
+  float *log_sums;        // (B, H, T), of the exponentials of scores
+  const half *grad;       // of y, or null
+  half *q_grad, *k_grad, *v_grad;
+  long B, H, G, T, D, grad_b, grad_h, grad_t;  // how far apart the parts of grad are
+  int next, tiles;
+} Job;
+
+// A head's matrices are padded to Tp x Dp; rows of T numbers are `wide` numbers apart.
+typedef struct {
+  long Tp, Dp, wide;
+  half *keys, *values, *turned;                         // left: (Tp, Dp) twice, (Dp, Tp)
+  uint32_t *queries_by_d, *grads_by_d, *keys_by_d;      // right: (Dp / 2, Tp)
+  uint32_t *queries_by_t, *grads_by_t, *values_by_t;    // right: (Tp / 2, Dp)
+  half *queries, *probs, *score_grads;                  // left: (Tp, Dp), (2 BLOCK, Tp) twice
+  uint32_t *score_grads_by_key;                         // right: (BLOCK, Tp)
+  float *scores, *other, *q_grad, *k_grad, *v_grad;     // (BLOCK, Tp), (BLOCK, BLOCK), (Dp, Tp), ...
+  float *log_sums, *deltas;                             // (Tp)
+} Head;
+
+// C (32, 32), summed or set, from `steps` steps of A (32, 32) by B (16 words, 32).
+#ifdef __AMX_BF16__
+static void product_of_tiles(const half *A, long a, const uint32_t *B, long b, float *C, long c,
+                             long steps, int adds) {
+  if (adds) {
+    _tile_loadd(0, C, c * 4);
+    _tile_loadd(1, C + 16, c * 4);
+    _tile_loadd(2, C + 16 * c, c * 4);
+    _tile_loadd(3, C + 16 * c + 16, c * 4);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (; steps > 0; steps--, A += 2 * STEP, B += STEP * b) {
+    _tile_loadd(4, A, a * 2);
+    _tile_loadd(5, A + 16 * a, a * 2);
+    _tile_loadd(6, B, b * 4);
+    _tile_loadd(7, B + 16, b * 4);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, C, c * 4);
+  _tile_stored(1, C + 16, c * 4);
+  _tile_stored(2, C + 16 * c, c * 4);
+  _tile_stored(3, C + 16 * c + 16, c * 4);
+}
+
+typedef struct {
+  uint8_t palette, start, none[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+} Tiles;
+#endif
+
+static void product_of_vectors(const half *A, long a, const uint32_t *B, long b, float *C, long c,
+                               long steps, int adds) {
+  for (long first = 0; first < BLOCK; first += 8, A += 8 * a, C += 8 * c) {
+    __m512 sums[8][2];
+    EACH(r, 8) EACH(n, 2) sums[r][n] = adds ? _mm512_loadu_ps(C + r * c + 16 * n) : _mm512_setzero_ps();
+    for (long k = 0; k < STEP * steps; k++) {
+      const __m512bh one = (__m512bh)_mm512_loadu_si512(B + k * b);
+      const __m512bh two = (__m512bh)_mm512_loadu_si512(B + k * b + 16);
+      EACH(r, 8) {
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(*(const int *)(A + r * a + 2 * k));
+        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, one);
+        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, two);
+      }
+    }
+    EACH(r, 8) EACH(n, 2) _mm512_storeu_ps(C + r * c + 16 * n, sums[r][n]);
+  }
+}
+
+INLINE void product(const Job *j, const half *A, long a, const uint32_t *B, long b, float *C, long c,
+                    long steps, int adds) {
+#ifdef __AMX_BF16__
+  if (j->tiles) {
+    product_of_tiles(A, a, B, b, C, c, steps, adds);
+    return;
+  }
+#endif
+  product_of_vectors(A, a, B, b, C, c, steps, adds);
+}
+
+INLINE void round_to(half *to, floats x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
+
+// Rows (T, D) that are `apart` from each other, padded with zeros to (Tp, Dp).
+static void copy_rows(const Head *h, half *to, const half *from, long apart, long T, long D) {
+  memset(to, 0, h->Tp * h->Dp * sizeof(half));
+  for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * apart, D * sizeof(half));
+}
+
+// Two numbers of one row in each word.
+static void by_d(const Head *h, uint32_t *to, const half *rows) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(h->Dp / 2));
+  for (long t = 0; t < h->Tp; t += L)
+    for (long d = 0; d < h->Dp; d += 2)
+      _mm512_storeu_si512(to + d / 2 * h->wide + t,
+                          _mm512_i32gather_epi32(at, (const int *)(rows + t * h->Dp + d), 4));
+}
+
+// The same number of two rows in each word.
+static void by_t(const Head *h, uint32_t *to, const half *rows) {
+  for (long t = 0; t < h->Tp; t += 2)
+    for (long d = 0; d < h->Dp; d += L) {
+      const half *even = rows + t * h->Dp + d, *odd = even + h->Dp;
+      *(words *)(to + t / 2 * h->Dp + d) = __builtin_convertvector(*(const halves *)even, words) |
+                                           __builtin_convertvector(*(const halves *)odd, words) << 16;
+    }
+}
+
+// (Dp, Tp) from words of two numbers of one row.
+static void turn(const Head *h, half *to, const uint32_t *by_d) {
+  for (long d = 0; d < h->Dp; d += 2)
+    for (long t = 0; t < h->Tp; t += L) {
+      const words pair = *(const words *)(by_d + d / 2 * h->wide + t);
+      *(halves *)(to + d * h->wide + t) = __builtin_convertvector(pair, halves);
+      *(halves *)(to + (d + 1) * h->wide + t) = __builtin_convertvector(pair >> 16, halves);
+    }
+}
+
+static const uint32_t LANES[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// e^x, and 0 far below.
+INLINE floats exponential(floats x) {
+  const floats least = (floats){0} - 80;
+  const words far = (words)(x < least);
+  return pick(far, (floats){0}, power(pick(far, least, x)));
+}
+
+// Scores of 32 queries become weights, not yet divided by their sums; n are the keys up to them.
+static void weigh(const Job *j, const Head *h, long first, float *sums, float *log_sums) {
+  const float scale = 1 / sqrtf(j->D);
+  const long n = first + BLOCK;
+  for (long r = 0; r < BLOCK; r++) {
+    float *row = h->scores + r * h->wide;
+    const words last = (words){0} + (uint32_t)(first + r);
+    floats tops = (floats){0} - INFINITY, all = {0};
+    for (long t = 0; t < n; t += L) {
+      floats x = *(floats *)(row + t) * scale;
+      if (t + L > first)
+        x = pick((words)(*(const words *)LANES + (uint32_t)t > last), (floats){0} - INFINITY, x);
+      *(floats *)(row + t) = x;
+      tops = pick((words)(x > tops), x, tops);
+    }
+    const float top = _mm512_reduce_max_ps((__m512)tops);
+    for (long t = 0; t < n; t += L) {
+      const floats p = exponential(*(floats *)(row + t) - top);
+      all += p;
+      round_to(h->probs + r * h->wide + t, p);
+    }
+    sums[r] = total(all);
+    log_sums[r] = top + logf(sums[r]);
+  }
+}
+
+static void attend(const Job *j, const Head *h, long b, long head) {
+  const long T = j->T, D = j->D, Dp = h->Dp, group = b * j->G + head / (j->H / j->G);
+  copy_rows(h, h->queries, j->q + (b * j->H + head) * T * D, D, T, D);
+  copy_rows(h, h->keys, j->k + group * T * D, D, T, D);
+  by_d(h, h->keys_by_d, h->keys);
+  copy_rows(h, h->values, j->v + group * T * D, D, T, D);
+  by_t(h, h->values_by_t, h->values);
+  for (long first = 0; first < T; first += BLOCK) {
+    float sums[BLOCK], log_sums[BLOCK];
+    const half *queries = h->queries + first * Dp;
+    for (long key = 0; key <= first; key += BLOCK)
+      product(j, queries, Dp, h->keys_by_d + key, h->wide, h->scores + key, h->wide, Dp / BLOCK, 0);
+    weigh(j, h, first, sums, log_sums);
+    for (long d = 0; d < Dp; d += BLOCK) {
+      product(j, h->probs, h->wide, h->values_by_t + d, Dp, h->other, BLOCK, first / BLOCK + 1, 0);
+      for (long r = 0; r < BLOCK && first + r < T; r++) {
+        half y[BLOCK];
+        for (long i = 0; i < BLOCK; i += L)
+          round_to(y + i, *(floats *)(h->other + r * BLOCK + i) / sums[r]);
+        memcpy(j->y + ((b * T + first + r) * j->H + head) * D + d, y,
+               (D - d < BLOCK ? D - d : BLOCK) * sizeof(half));
+      }
+    }
+    for (long r = 0; r < BLOCK && first + r < T; r++)
+      j->log_sums[(b * j->H + head) * T + first + r] = log_sums[r];
+  }
+}
+
+// From the scores of 32 keys by 32 queries, and the products of values and gradients in `other`:
+// weights, and the gradients of scores, at row `at` and from query `query` on.
+static void go_back(const Job *j, const Head *h, long at, long query, int is_diagonal) {
+  const float scale = 1 / sqrtf(j->D);
+  for (long r = 0; r < BLOCK; r += 2)
+    for (long t = 0; t < BLOCK; t += L) {
+      uint32_t *pair = h->score_grads_by_key + (at + r) / 2 * h->wide + query + t;
+      words bits[2];
+      EACH(odd, 2) {
+        const long row = (r + odd) * BLOCK + t, to = (at + r + odd) * h->wide + query + t;
+        floats p = exponential(*(floats *)(h->scores + row) * scale - *(floats *)(h->log_sums + query + t));
+        if (is_diagonal)
+          p = pick((words)(*(const words *)LANES + (uint32_t)t < (uint32_t)(r + odd)), (floats){0}, p);
+        round_to(h->probs + to, p);
+        round_to(h->score_grads + to, p * (*(floats *)(h->other + row) - *(floats *)(h->deltas + query + t)));
+        bits[odd] = __builtin_convertvector(*(halves *)(h->score_grads + to), words);
+      }
+      *(words *)pair = bits[0] | bits[1] << 16;
+    }
+}
+
+// Gradients of 2 x 32 keys and values, and what these give to those of the queries from there on.
+static void of_keys(const Job *j, const Head *h, long first, int adds) {
+  const long Tp = h->Tp, Dp = h->Dp, wide = h->wide, steps = (Tp - first) / BLOCK;
+  for (long at = 0; at < 2 * BLOCK; at += BLOCK)
+    for (long query = first; query < Tp; query += BLOCK) {
+      const long key = first + at;
+      if (key > query) {
+        for (long r = at; r < at + BLOCK; r++) {
+          memset(h->probs + r * wide + query, 0, BLOCK * sizeof(half));
+          memset(h->score_grads + r * wide + query, 0, BLOCK * sizeof(half));
+          memset(h->score_grads_by_key + r / 2 * wide + query, 0, BLOCK * sizeof(uint32_t));
+        }
+        continue;
+      }
+      product(j, h->keys + key * Dp, Dp, h->queries_by_d + query, wide, h->scores, BLOCK, Dp / BLOCK, 0);
+      product(j, h->values + key * Dp, Dp, h->grads_by_d + query, wide, h->other, BLOCK, Dp / BLOCK, 0);
+      go_back(j, h, at, query, key == query);
+    }
+  for (long d = 0; d < Dp; d += BLOCK) {
+    for (long at = 0; at < 2 * BLOCK; at += BLOCK) {
+      const long to = (first + at) * Dp + d, from = at * wide + first, by_t = first / 2 * Dp + d;
+      product(j, h->probs + from, wide, h->grads_by_t + by_t, Dp, h->v_grad + to, Dp, steps, adds);
+      product(j, h->score_grads + from, wide, h->queries_by_t + by_t, Dp, h->k_grad + to, Dp, steps, adds);
+    }
+    for (long query = first; query < Tp; query += BLOCK)
+      product(j, h->turned + d * wide + first, wide, h->score_grads_by_key + query, wide,
+              h->q_grad + d * wide + query, wide, 2, first > 0);
+  }
+}
+
+// A row of gradients (Dp), times a factor.
+static void write_row(half *to, const float *from, float factor, long Dp, long D) {
+  half row[256];
+  for (long i = 0; i < Dp; i += L) round_to(row + i, *(const floats *)(from + i) * factor);
+  memcpy(to, row, D * sizeof(half));
+}
+
+INLINE floats widen(const half *from) {
+  return (floats)(__builtin_convertvector(*(const halves *)from, words) << 16);
+}
+
+static void attend_back(const Job *j, const Head *h, long b, long g) {
+  const long T = j->T, D = j->D, Tp = h->Tp, Dp = h->Dp, each = j->H / j->G, of_keys_at = (b * j->G + g) * T * D;
+  const float scale = 1 / sqrtf(D);
+  copy_rows(h, h->keys, j->k + of_keys_at, D, T, D);
+  by_d(h, h->keys_by_d, h->keys);
+  turn(h, h->turned, h->keys_by_d);
+  copy_rows(h, h->values, j->v + of_keys_at, D, T, D);
+  for (long head = g * each; head < (g + 1) * each; head++) {
+    const long at = (b * j->H + head) * T;
+    const half *grad = j->grad + b * j->grad_b + head * j->grad_h;
+    copy_rows(h, h->queries, j->q + at * D, D, T, D);
+    by_d(h, h->queries_by_d, h->queries);
+    by_t(h, h->queries_by_t, h->queries);
+    copy_rows(h, h->queries, grad, j->grad_t, T, D);  // the place is free again
+    by_d(h, h->grads_by_d, h->queries);
+    by_t(h, h->grads_by_t, h->queries);
+    memset(h->deltas, 0, Tp * sizeof(float));
+    memset(h->log_sums, 0, Tp * sizeof(float));
+    memcpy(h->log_sums, j->log_sums + at, T * sizeof(float));
+    for (long t = 0; t < T; t++) {
+      half y[256] = {0};
+      memcpy(y, j->y + ((b * T + t) * j->H + head) * D, D * sizeof(half));
+      floats sums = {0};
+      for (long d = 0; d < Dp; d += L) sums += widen(y + d) * widen(h->queries + t * Dp + d);
+      h->deltas[t] = total(sums);
+    }
+    for (long first = 0; first < T; first += 2 * BLOCK) of_keys(j, h, first, head > g * each);
+    for (long t = 0; t < T; t++) {
+      for (long d = 0; d < Dp; d++) h->other[d] = h->q_grad[d * h->wide + t];
+      write_row(j->q_grad + (at + t) * D, h->other, scale, Dp, D);
+    }
+  }
+  for (long t = 0; t < T; t++) {
+    write_row(j->k_grad + of_keys_at + t * D, h->k_grad + t * Dp, scale, Dp, D);
+    write_row(j->v_grad + of_keys_at + t * D, h->v_grad + t * Dp, 1, Dp, D);
+  }
+}
+
+static void *take(char **place, long bytes) {
+  void *found = *place;
+  *place += (bytes + 63) / 64 * 64;
+  return found;
+}
+
+// Lay out a thread's matrices from `place` on; returns where they end.
+static char *lay_out(const Job *j, Head *h, char *place) {
+  h->Tp = (j->T + 2 * BLOCK - 1) / (2 * BLOCK) * 2 * BLOCK, h->Dp = (j->D + BLOCK - 1) / BLOCK * BLOCK;
+  h->wide = h->Tp + 2 * STEP;  // rows that are a power of two apart would share a part of the cache
+  const long rows = h->Tp * h->Dp, columns = h->wide * h->Dp, block = BLOCK * h->wide;
+  h->keys = take(&place, rows * 2), h->values = take(&place, rows * 2);
+  h->queries = take(&place, rows * 2), h->keys_by_d = take(&place, columns * 2);
+  h->values_by_t = h->queries_by_t = take(&place, rows * 2);
+  h->probs = take(&place, 2 * block * 2), h->scores = take(&place, block * 4);
+  h->other = take(&place, BLOCK * BLOCK * 4);
+  if (j->grad) {
+    h->turned = take(&place, columns * 2), h->queries_by_d = take(&place, columns * 2);
+    h->grads_by_d = take(&place, columns * 2), h->grads_by_t = take(&place, rows * 2);
+    h->score_grads = take(&place, 2 * block * 2), h->score_grads_by_key = take(&place, block * 4);
+    h->q_grad = take(&place, columns * 4), h->k_grad = take(&place, rows * 4);
+    h->v_grad = take(&place, rows * 4);
+    h->log_sums = take(&place, h->Tp * 4), h->deltas = take(&place, h->Tp * 4);
+  }
+  return place;
+}
+
+static void heads(void *argument) {
+  Job *j = argument;
+  Head h = {0};
+  char *scratch = aligned_alloc(64, (size_t)lay_out(j, &h, 0));
+  if (!scratch) abort();
+  lay_out(j, &h, scratch);
+#ifdef __AMX_BF16__
+  Tiles before, tiles = {.palette = 1};
+  if (j->tiles) {
+    EACH(i, 8) tiles.bytes[i] = 64, tiles.rows[i] = 16;
+    _tile_storeconfig(&before);  // of whoever uses them next
+    _tile_loadconfig(&tiles);
+  }
+#endif
+  const long each = j->grad ? j->G : j->H;
+  for (;;) {
+    const long at = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+    if (at >= j->B * each) break;
+    if (j->grad) attend_back(j, &h, at / each, at % each);
+    else attend(j, &h, at / each, at % each);
+  }
+#ifdef __AMX_BF16__
+  if (j->tiles) _tile_loadconfig(&before);
+#endif
+  free(scratch);
+}
+
+int can_attend(void) { return 1; }
+
+void causal_attention(Job *job, int threads) {
+  static int allowed = -1;  // Linux gives tiles to a process that asks
+#ifdef __AMX_BF16__
+  if (allowed < 0) allowed = !syscall(SYS_arch_prctl, 0x1023, 18);
+#endif
+  job->tiles = allowed > 0;
+  GOMP_parallel(heads, job, threads, 0);
+}
+#else
+int can_attend(void) { return 0; }
+void causal_attention(void *job, int threads) {}
+#endif

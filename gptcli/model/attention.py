@@ -1,0 +1,112 @@
+"""Causal attention: that of attention.c in training on a CPU with bfloat16, torch's elsewhere.
+
+Letters as in gpt.py.
+"""
+
+import contextlib
+import ctypes
+import functools
+from contextlib import AbstractContextManager
+from ctypes import c_int, c_long, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.model import kernels
+from gptcli.model.extras import Packed
+
+# Tokens up to which torch's attention on a CPU is faster in float32: its backward pass in bfloat16
+# takes 7 times as long at 64 tokens, the same at 256, and less from there on.
+_SHORT_CONTEXT = 128
+_SOURCE = Path(__file__).with_name("attention.c")
+_LONGEST_HEAD, _LONGEST = 256, 4096  # as there; a head's matrices are to fit a core's cache
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("q", "k", "v", "y", "log_sums", "grad", "q_grad", "k_grad",
+                                        "v_grad")),
+        *((name, c_long) for name in ("B", "H", "G", "T", "D", "grad_b", "grad_h", "grad_t")),
+        ("next", c_int),
+        ("tiles", c_int),
+    ]  # fmt: skip
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    from gptcli.native import build  # which only training on a CPU needs
+
+    found = build(_SOURCE)
+    if found is None or not found.can_attend():
+        return None
+    found.causal_attention.argtypes, found.causal_attention.restype = [c_void_p, c_int], None
+    return found
+
+
+def _run(grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> None:
+    (B, H, T, D), library = q.shape, _library()
+    if library is None or kernels.is_fake(q):
+        return
+    strides = (0, 0, 0) if grad is None else grad.stride()[:3]
+    tensors |= {"q": q, "k": k, "v": v} | ({} if grad is None else {"grad": grad})
+    job = _Job(B=B, H=H, G=k.shape[1], T=T, D=D, **kernels.pointers(tensors),
+               **dict(zip(("grad_b", "grad_h", "grad_t"), strides, strict=True)))  # fmt: skip
+    library.causal_attention(ctypes.byref(job), torch.get_num_threads())
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        B, H, T, D = q.shape
+        y, log_sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+        _run(None, q, k, v, y=y, log_sums=log_sums)
+        ctx.save_for_backward(q, k, v, y, log_sums)
+        return y.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, y, log_sums = ctx.saved_tensors
+        grad = grads[0].to(q.dtype)
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        _run(grad, q, k, v, y=y, log_sums=log_sums, q_grad=found[0], k_grad=found[1],
+             v_grad=found[2])  # fmt: skip
+        return found
+
+
+def _is_ours(x: Tensor, T: int) -> bool:
+    """Tell whether attention.c takes heads like x, of T tokens; without a gradient, torch does."""
+    is_fit = x.dtype == torch.bfloat16 and x.requires_grad and 1 < T <= _LONGEST
+    return is_fit and kernels.can_run(x) and _library() is not None
+
+
+def fastest_dtype(rows: Tensor) -> torch.dtype:
+    """Return the dtype in which heads from rows (B, T, C) attend in the least time on a CPU."""
+    T = rows.shape[1]
+    return rows.dtype if T > _SHORT_CONTEXT or _is_ours(rows, T) else torch.float32
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
+    """Attend causally, within a text: queries (B, H, T, D) to keys and values (B, G, T, D)."""
+    T, D = q.shape[2:]
+    if packed is None and not dropout and D <= _LONGEST_HEAD and _is_ours(q, T):
+        apply: Any = _Attention.apply
+        found: Tensor = apply(q, k, v)
+        return found
+    autocast: AbstractContextManager[Any] = contextlib.nullcontext()
+    if q.device.type == "cpu" and T <= _SHORT_CONTEXT:
+        q, k, v = q.float(), k.float(), v.float()
+        autocast = torch.autocast("cpu", enabled=False)
+    if packed is not None and q.is_cuda:  # its kernels take a mask or grouped queries, not both
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    grouped = k.shape[1] != q.shape[1]
+    mask = None if packed is None else packed.mask.to(q.dtype)
+    with autocast:
+        y: Tensor = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+        )
+    return y

@@ -1,0 +1,115 @@
+"""attention.c computes what torch's attention does, as exactly, and the same with any threads."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcli.model import attention, kernels
+
+pytestmark = pytest.mark.skipif(
+    attention._library() is None, reason="no compiler, or no products of bfloat16, on this machine"
+)
+
+# B, H, G, T, D: blocks are of 32 tokens, and of 32 numbers of a head.
+SHAPES = [(2, 2, 2, 2, 32), (1, 4, 2, 33, 44), (1, 4, 1, 64, 64), (2, 3, 3, 97, 16),
+          (1, 2, 2, 200, 128), (1, 1, 1, 160, 256)]  # fmt: skip
+
+
+def heads(B: int, H: int, G: int, T: int, D: int) -> tuple[list[Tensor], Tensor]:
+    """Return queries, keys and values, and a gradient that is laid out as (B, T, H, D)."""
+    draw = torch.Generator().manual_seed(1)
+    found = [torch.randn(B, n, T, D, generator=draw).mul(2).bfloat16() for n in (H, G, G)]
+    gradient = torch.randn(B, T, H, D, generator=draw).bfloat16().transpose(1, 2)
+    return [x.requires_grad_() for x in found], gradient
+
+
+def results(leaves: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    y = attention.attention(*leaves, 0.0, None)
+    return [y.detach(), *torch.autograd.grad(y, leaves, gradient)]
+
+
+def exact(leaves: list[Tensor], gradient: Tensor) -> list[Tensor]:
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    y = F.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=True)
+    return [y.detach(), *torch.autograd.grad(y, wide, gradient.double())]
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_and_its_gradients(shape: tuple[int, int, int, int, int]) -> None:
+    leaves, gradient = heads(*shape)
+    found = results(leaves, gradient)
+    y = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
+    of_torch = [y.detach(), *torch.autograd.grad(y, leaves, gradient)]  # in bfloat16, too
+    for ours, theirs, best in zip(found, of_torch, exact(leaves, gradient), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert distance(ours, best) < 1.1 * distance(theirs, best)
+
+
+@pytest.mark.parametrize("strides", ["of heads", "spread"])
+def test_gradients_of_any_layout(strides: str) -> None:
+    leaves, gradient = heads(2, 3, 3, 40, 32)
+    expected = results(leaves, gradient)
+    spread = torch.zeros(2, 3, 40, 64, dtype=torch.bfloat16)[..., ::2]
+    other = gradient.contiguous() if strides == "of heads" else spread.copy_(gradient)
+    assert other.stride() != gradient.stride()
+    for one, two in zip(results(leaves, other), expected, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_is_in_other_rows_heads_and_later_tokens_changes_nothing() -> None:
+    leaves, gradient = heads(2, 4, 2, 70, 32)
+    before = results(leaves, gradient)
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf[1] += 1  # another row
+            leaf[0, leaf.shape[1] // 2 :] -= 1  # the second group of heads
+            leaf[0, 0, 50:] *= 2  # later
+    after = results(leaves, gradient)
+    assert torch.equal(before[0][0, 0, :50], after[0][0, 0, :50])
+    assert not torch.equal(before[0][0, 0, 50:], after[0][0, 0, 50:])
+
+
+def test_threads_do_not_change_the_bits() -> None:
+    leaves, gradient = heads(3, 4, 2, 90, 48)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(results(leaves, gradient))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    leaves, gradient = heads(1, 1, 1, 64, 32)
+    with torch.no_grad():
+        leaves[1][0, 0, 40, 3] = torch.nan
+    y, of_q, of_k, _ = results(leaves, gradient)
+    assert not y[0, 0, :40].isnan().any() and y[0, 0, 40:].isnan().all()
+    assert of_q.isnan().any() and of_k.isnan().any()
+
+
+def test_torchs_products_are_right_after_ours() -> None:
+    """Both set up the processor's tiles."""
+    a = torch.randn(96, 96).bfloat16()
+    expected = a @ a
+    results(*heads(1, 2, 2, 64, 64))
+    assert torch.equal(a @ a, expected)
+
+
+def test_what_is_left_to_torch() -> None:
+    x = torch.zeros(1, 1, 64, 32, dtype=torch.bfloat16, requires_grad=True)
+    assert attention._is_ours(x, 64)
+    assert not attention._is_ours(x.detach(), 64)  # has no gradient
+    assert not attention._is_ours(x.float(), 64)
+    assert not attention._is_ours(x, 1)
+    assert attention.fastest_dtype(torch.zeros(1, 64, 96)) == torch.float32
+    with kernels.torch_only():
+        assert attention.fastest_dtype(x.flatten(0, 1)) == torch.float32
