@@ -254,15 +254,21 @@ class _Losses(ctypes.Structure):
     ]
 
 
-def losses(logits: Tensor, targets: Tensor, needs_grad: bool) -> Tensor | None:
-    """Return the losses (N,) of logits (N, V) as `loss.py` does; None where it is torch's to do."""
+def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
+    """Return the losses (N,) of logits (N, V) as `loss.py` does; None where it is torch's to do.
+
+    Args:
+        logits: Overwritten by their gradient if that is needed.
+        targets: Where N ids, int64, are in memory.
+        needs_grad: Whether it is.
+    """
     if not can_run(logits):
         return None
-    library, targets, found = _library(), targets.contiguous(), torch.empty(len(logits))
+    library, found = _library(), torch.empty(len(logits))
     if library is not None and not is_fake(logits):
-        tensors = {"logits": logits, "targets": targets, "losses": found}
         (n, V), half = logits.shape, logits.dtype == _HALF
-        job = _Losses(n=n, V=V, half=half, needs_grad=needs_grad, **pointers(tensors))
+        job = _Losses(targets=targets, n=n, V=V, half=half, needs_grad=needs_grad,
+                      **pointers({"logits": logits, "losses": found}))  # fmt: skip
         library.losses(ctypes.byref(job), torch.get_num_threads())
     return found
 
