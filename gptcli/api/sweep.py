@@ -131,7 +131,11 @@ class Sweep:
             raise DataError("a sweep compares validation losses; this data has no validation text")
         atomic.make_folder(self.folder)
         with self._alone():
-            self._study = self._open_journal()
+            try:
+                self._study = self._open_journal()
+            except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+                hint = "move it away; the same command then makes it again and keeps the runs"
+                raise DataError(f"{self.folder / JOURNAL}: damaged ({error})", hint) from error
             self._require_same()
 
     def next(self) -> tuple[Trial, int] | None:
@@ -169,6 +173,7 @@ class Sweep:
         except (GptError, MemoryError, RuntimeError) as error:
             if not isinstance(error, ConfigError) and not is_out_of_memory(error):
                 raise
+            self._busy.add((one.number, seed))  # a trial that has ended is not marked as failed
             self._fail(one, str(error))
             return f"failed: {error}"
         self.exit_code = run.exit_code

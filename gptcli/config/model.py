@@ -46,6 +46,7 @@ def require_path(value: str) -> str:
 _INTEGRAL = BeforeValidator(_integral)
 NotNegativeInt = Annotated[int, Field(ge=0, le=MAX_VALUE), _INTEGRAL]
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_VALUE), _INTEGRAL]
+Threads = Annotated[int, Field(gt=0, le=4096), _INTEGRAL]  # with many more, OpenMP crashes
 Seed = Annotated[int, Field(ge=0, lt=2**63), _INTEGRAL]
 Size = Annotated[int, Field(gt=0, le=2**20), _INTEGRAL]  # rows, widths, vocabularies
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -21,6 +21,7 @@ from gptcli.config.model import (
     Section,
     Seed,
     Size,
+    Threads,
     clipped,
     invalid,
     is_utf8,
@@ -271,7 +272,7 @@ class Config(Section):
     """Compile the model with torch.compile for train; true also compiles it for eval."""
     deterministic: bool | Literal["auto"] = "auto"
     """Use only deterministic operations; affects only cuda."""
-    threads: PositiveInt | Literal["auto"] = Field(default="auto", examples=[1])
+    threads: Threads | Literal["auto"] = Field(default="auto", examples=[1])
     """Threads that compute on a CPU. Auto: all cores; for a long run of a small model, the number
     that is fastest when it starts. A resumed run uses the number it started with."""
     data: DataConfig = DataConfig()

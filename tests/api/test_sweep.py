@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,32 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tiny: Tiny) -> None:
         file.write(b'{"op_code": 4, "worker')
     assert len(pretend(begin(tiny(), space, seeds=1), lambda point, seed: 1.0)) == 3
     assert len(pretend(begin(tiny(), space, seeds=1), lambda point, seed: 1.0)) == 3
+
+
+@pytest.mark.parametrize("line", [b"cat\n", b"\xff\n", b"[]\n", b"{}\n", b'{"op_code": 99}\n'])
+def test_a_damaged_journal_is_refused_and_made_again_from_the_runs(tiny: Tiny, line: bytes) -> None:
+    space = ["optim.lr=1e-3,1e-2"]
+    sweep = begin(tiny(), space, seeds=1)
+    ranked, journal = pretend(sweep, lambda point, seed: 1.0), sweep.folder / JOURNAL
+    journal.write_bytes(journal.read_bytes() + line)
+    with pytest.raises(DataError, match=r"journal\.log: damaged") as refused:
+        begin(tiny(), space, seeds=1)
+    assert "move it away" in str(refused.value.hint)
+    journal.rename("elsewhere")
+    assert trained(begin(tiny(), space, seeds=1)) == ranked
+
+
+def test_a_run_that_can_no_longer_be_trained_is_tried_once(tiny: Tiny) -> None:
+    space = ["optim.lr=1e-3,1e-2"]
+    sweep = begin(tiny(), space, seeds=1)
+    pretend(sweep, lambda point, seed: 1.0)
+    folder = sweep.run_folder(0, tiny().seed)
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    again = begin(tiny(), space, seeds=1)
+    assert (unit := again.next()) is not None and "is a file" in again.train(*unit)
+    assert again.next() is None
+    assert [one.verdict for one in again.results()] == ["best", "unfinished"]
 
 
 def test_a_sweep_without_validation_text_is_refused(tiny: Tiny, corpus: Path) -> None:

@@ -39,6 +39,12 @@ def test_every_number_has_bounds(key: str) -> None:
         assert "expected" in error.message
 
 
+def test_threads_beyond_what_openmp_survives_are_refused() -> None:
+    error = refused("threads=99999999")
+    assert error is not None and "threads: expected a value of at most 4,096" in error.message
+    assert refused("threads=4096") is None
+
+
 def test_the_numbers_are_all_that_the_schema_has() -> None:
     def count(schema: object) -> int:
         if isinstance(schema, dict):
