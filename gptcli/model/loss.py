@@ -190,7 +190,7 @@ def _losses(logits: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
     It is softmax(logits) minus one at the target, and zero where the target does not count.
     """
     targets = targets.contiguous()
-    where = 0 if kernels.is_fake(targets) else targets.data_ptr()
+    where = 0 if kernels.is_fake(logits) else targets.data_ptr()
     if (found := kernels.losses(logits, where, needs_grad)) is not None:
         return found
     losses = []
