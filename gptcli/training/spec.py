@@ -346,7 +346,8 @@ def compiling_pays(config: Config, max_steps: int, minutes: float | None = None)
         n_params = 12 * config.model.n_layer * config.model.n_embd**2
         is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
         return is_long and (minutes is None or minutes > _COMPILE_MINUTES)
-    if config.device != "cpu" or minutes is not None:
+    # In bfloat16, the kernels of attention.c and kernels.c are faster than a compiler's.
+    if config.device != "cpu" or minutes is not None or config.dtype == "bfloat16":
         return False
     size = config.model.n_layer * config.model.n_embd
     return max_steps * config.tokens_per_step * size * _SAVED_SECONDS > compile_seconds(config)

@@ -80,6 +80,8 @@ def test_compiling_is_settled_by_the_length_of_a_run(tiny: Tiny) -> None:
     config = tiny("device=cpu", "model.n_layer=4", "model.n_embd=256", "model.n_head=4")
     assert not compiling_pays(config, 10)
     assert compiling_pays(config, 10_000_000)
+    half = config.model_copy(update={"dtype": "bfloat16"})
+    assert not compiling_pays(half, 10_000_000)  # the C kernels are faster than compiled ones
     started, *_ = train(tiny("device=cpu", "compile=auto"))
     assert isinstance(started, Started) and not started.spec.config.compile
     assert load_checkpoint(Path("runs/tiny/last.pt")).config["compile"] is False
