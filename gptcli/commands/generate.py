@@ -117,7 +117,7 @@ def _draw(sampler: "Sampler", clean: Callable[[str], str], *, logprobs: bool, js
         if is_new and not json_:
             console.write(_BETWEEN if samples else "")
             if console.is_live() and prompt:
-                console.prompt(prompt)
+                console.message(prompt, "dim", end="")  # which the result continues
         samples += [sample] * is_new
         if not json_:
             console.write(clean(text))

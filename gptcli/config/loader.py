@@ -16,7 +16,8 @@ from pydantic_core import ErrorDetails
 
 from gptcli.config.model import clipped
 from gptcli.config.reference import bound, choices, item_of, keys, section_of, sections, suggestion
-from gptcli.config.schema import Config, DataConfig
+from gptcli.config.schema import Config
+from gptcli.config.windows import MixSource
 from gptcli.config.yaml import Document, Key, read_value, read_yaml, scalar
 from gptcli.errors import CombinationError, ConfigError
 
@@ -257,10 +258,9 @@ def _explain(detail: ErrorDetails, origins: _Origins) -> ConfigError:
     key = _key(detail)
     dotted = ".".join(key)
     if detail["type"] == "extra_forbidden":
-        if (item := item_of(DataConfig.model_fields["mix"].annotation)) and key[1:2] == ("mix",):
-            allowed = ", ".join(item.model_fields)
-            return origins.error(key, f"unknown key '{clipped(dotted)}'; allowed: {allowed}")
-        return origins.error(key, f"unknown key '{clipped(dotted)}'; {suggestion(key)}")
+        in_source = key[:2] == ("data", "mix")
+        meant = f"allowed: {', '.join(MixSource.model_fields)}" if in_source else suggestion(key)
+        return origins.error(key, f"unknown key '{clipped(dotted)}'; {meant}")
     if detail["type"] == "cross_check":
         others = [tuple(other.split(".")) for other in detail["ctx"]["others"]]
         place = next((known for known in (key, *others) if known in origins), key)

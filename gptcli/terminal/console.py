@@ -94,9 +94,9 @@ def take_output() -> None:
         setattr(sys, name, Output(file, encoding, results=number == 1, at_once=at_once))
 
 
-def message(text: str, style: str = "") -> None:
+def message(text: str, style: str = "", end: str = "\n") -> None:
     """Print a message to stderr."""
-    stderr.print(Text(printable(text), style=style))
+    stderr.print(Text(printable(text), style=style), end=end)
 
 
 def error(text: str, hint: str | None = None) -> None:
@@ -127,11 +127,6 @@ def notes() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = True
-
-
-def prompt(text: str) -> None:
-    """Print the prompt that the result continues to stderr."""
-    stderr.print(Text(printable(text), style="dim"), end="")
 
 
 def ask(sign: str, *, message: bool = False) -> str | None:

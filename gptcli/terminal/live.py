@@ -45,7 +45,6 @@ class TrainScreen:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._live: Live | None = None
-        self._size = self._terminal.size
         self._thread = threading.Thread(target=self._draw_on, name="screen", daemon=True)
         self._last: Event | None = None
 

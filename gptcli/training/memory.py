@@ -231,9 +231,7 @@ def estimate_disk(config: Config, size: ModelSize) -> Disk:
     # Those that are kept, the best, the one being written beside them, and the base of adapters.
     needed = (config.train.keep_last + 2) * checkpoint + 4 * (size.parameters - size.saved)
     folder = config.run_folder / "checkpoints"
-    held = 0
-    if folder.is_dir():
-        held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    held = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
     return Disk(checkpoint, needed, held, shutil.disk_usage(atomic.existing_folder(folder)).free)
 
 

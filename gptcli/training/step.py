@@ -212,10 +212,7 @@ def not_finite(
     best = s.run.folder / BEST
     file = kept[0] if kept and last >= 0 else best if best.exists() else None
     message = f"step {s.state.step if step is None else step}: the {what} is not finite"
-    if good is not None:
-        message += f"; step {good} was the last good one"
-        if file == s.run.step_file(good):
-            message, file = f"{message}, saved: {file}", None
+    message += f"; step {good} was the last good one" if good is not None else ""
     message += f"; the last good checkpoint is {file}" if file is not None else ""
     advice = "try a lower optim.lr, more optim.warmup_steps, or dtype=float32"
     return NonFiniteError(message, advice + hint)
