@@ -5,8 +5,8 @@ Errors name the place: file:line:column with the line, or the `--set` they come 
 
 import copy
 import difflib
+import os
 import shlex
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gptcli import atomic
 from gptcli.config.model import clipped
 from gptcli.config.reference import bound, choices, item_of, keys, section_of, sections, suggestion
 from gptcli.config.schema import Config
@@ -130,8 +131,8 @@ def find_config(path: str) -> Path:
         ConfigError: There is neither, with the examples there are.
     """
     file = Path(path)
-    if stat.S_ISREG(_mode(file)) or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
-        if not _mode(file):
+    if atomic.is_file(file) or len(file.parts) > 1 or file.suffix in (".yaml", ".yml"):
+        if not os.path.exists(file):  # noqa: PTH110  # Path.exists raises for a name too long
             raise ConfigError(f"{path}: no such configuration file", _hint(file.stem, path))
         return file
     examples = {example.stem: example for example in example_files()}
@@ -139,14 +140,6 @@ def find_config(path: str) -> Path:
         message = f"no configuration file or example is named '{clipped(path)}'"
         raise ConfigError(message, _hint(path))
     return examples[path]
-
-
-def _mode(file: Path) -> int:
-    """Return the type of a file; 0 for none, also for a name that no file can have."""
-    try:
-        return file.stat().st_mode
-    except (OSError, ValueError):
-        return 0
 
 
 def example_files() -> list[Path]:
@@ -184,7 +177,7 @@ def _chain(path: Path) -> list[Document]:
             raise document.error(place, f"more than {_MAX_EXTENDS} files extend each other")
         beside = path.parent / parent
         try:
-            path = beside if stat.S_ISREG(_mode(beside)) else find_config(parent)
+            path = beside if atomic.is_file(beside) else find_config(parent)
         except ConfigError as error:
             raise document.error(place, error.message, error.hint) from None
 
