@@ -170,12 +170,10 @@ def _compose(document: Document, text: str) -> yaml.Node | None:
         code = f"{ord(text[at]):04x}"
         message = f'control character U+{code.upper()}: write it as "\\u{code}"'
         raise document.error(place, message) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        if mark is None:
-            raise ConfigError(f"{document.path}: {problem}") from error
-        raise document.error(Place(mark.line + 1, mark.column + 1), problem) from error
+    except yaml.MarkedYAMLError as error:
+        assert error.problem_mark and error.problem
+        mark = error.problem_mark
+        raise document.error(Place(mark.line + 1, mark.column + 1), error.problem) from error
 
 
 def _place(node: yaml.Node) -> Place:

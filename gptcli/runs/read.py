@@ -128,9 +128,7 @@ def _settings(path: Path, problems: list[str]) -> dict[str, object]:
         return flatten(read_yaml(path).values)
     except GptError as error:
         problems.append(error.message.splitlines()[0])
-    except (ValueError, RecursionError):
-        problems.append(f"{path}: cannot be read")
-    return {}
+        return {}
 
 
 def _checkpoints(folder: Path) -> dict[str, int]:
