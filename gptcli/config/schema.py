@@ -319,13 +319,9 @@ class Config(Section):
 
     def is_set(self, key: str) -> bool:
         """Tell whether `key` (dotted) was given by a file or the command line."""
-        section: Any = self
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = getattr(section, parent)
-            if section is None:
-                return False
-        return last in section.model_fields_set
+        parent, _, last = key.rpartition(".")
+        section = self.get(parent) if parent else self
+        return section is not None and last in section.model_fields_set
 
     def get(self, key: str) -> Any:
         """Return the value of `key` (dotted); None below a section that is null."""

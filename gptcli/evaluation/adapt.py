@@ -34,8 +34,6 @@ class Learner:
 
     def learn(self, tokens: Tensor, targets: Tensor) -> None:
         """Take a step on the targets (B, T) that are scored."""
-        if not self._lr:
-            return
         device = self._compute.device
         with self._compute.autocast():
             loss = self.model(tokens.to(device), targets.to(device)).loss
