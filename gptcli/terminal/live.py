@@ -62,16 +62,14 @@ class TrainScreen:
             self._thread.join()
         finally:
             self._live.stop()
-        if self._state.now is None:
-            self._print(self._last)
-            return
-        if not isinstance(self._last, Stopped | Finished):
-            self._state.work = "failed"
-        sample, self._state.sample = self._state.sample, None
-        self._terminal.print(self._picture())
-        if sample is not None:
-            self._terminal.print()
-            self._print(sample)
+        if self._state.now is not None:
+            if not isinstance(self._last, Stopped | Finished):
+                self._state.work = "failed"
+            sample, self._state.sample = self._state.sample, None
+            self._terminal.print(self._picture())
+            if sample is not None:
+                self._terminal.print()
+                self._print(sample)
         self._print(self._last)
 
     def show(self, event: Event) -> None:

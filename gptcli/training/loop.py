@@ -212,7 +212,8 @@ class Trainer:
         rate = self.steps_timed * config.tokens_per_step / self.step_seconds
         if logged := self._due(config.train.log_every) or result.skipped:
             self.memory = memory_bytes(self.s.compute.device)  # which takes a while on a GPU
-        done = StepDone(
+            self.last_rate, self.step_seconds, self.steps_timed = rate, 0.0, 0
+        return StepDone(
             step=state.step,
             tokens=state.step * config.tokens_per_step,
             loss=result.loss / result.n_targets,
@@ -224,9 +225,6 @@ class Trainer:
             logged=logged,
             skipped=result.skipped,
         )
-        if done.logged:
-            self.last_rate, self.step_seconds, self.steps_timed = rate, 0.0, 0
-        return done
 
     def _end_epoch(self) -> Generator[Event, None, bool]:
         """Report the epoch the last step completed; tell whether it is the best to keep.
