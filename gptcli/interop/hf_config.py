@@ -186,10 +186,7 @@ def _from_llama(content: Mapping[str, Any], family: Family, place: str) -> dict[
 
 
 def _values(
-    content: Mapping[str, Any],
-    table: Table,
-    fixed: Mapping[str, object],
-    place: str,
+    content: Mapping[str, Any], table: Table, fixed: Mapping[str, object], place: str
 ) -> dict[str, Any]:
     """Return the values of our keys; refuse what differs from those `fixed`."""
     for key, value in fixed.items():

@@ -13,12 +13,7 @@ from gptcli.tokenizers import (
     CharTokenizer,
     Tokenizer,
 )
-from gptcli.tokenizers.bpe import (
-    END_OF_TEXT,
-    GPT2_PATTERN,
-    BpeTokenizer,
-    byte_level_alphabet,
-)
+from gptcli.tokenizers.bpe import END_OF_TEXT, GPT2_PATTERN, BpeTokenizer, byte_level_alphabet
 from gptcli.tokenizers.foreign import ForeignTokenizer
 
 Vocabulary = dict[str, int]

@@ -15,13 +15,7 @@ from gptcli.distributed.process_group import SINGLE_PROCESS, World
 from gptcli.errors import CheckpointError
 from gptcli.model import GPT
 from gptcli.model.kernels import sum_of_squares
-from gptcli.training.parallel import (
-    all_local,
-    as_dtensor,
-    is_dtensor,
-    scatter_from_rank0,
-    to_local,
-)
+from gptcli.training.parallel import all_local, as_dtensor, is_dtensor, scatter_from_rank0, to_local
 
 # Usual learning rates, as multiples of AdamW's; 1 for an optimizer that is not named.
 LR_SCALE = {"muon": 4.0}
@@ -44,7 +38,7 @@ class Optimizer:
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}
         self._frozen = named.keys() - self._parameters.keys()
         inner = [name for name, p in self._parameters.items()
-                 if config.name == "muon" and _is_block_matrix(name, p)]  # fmt: skip
+                 if config.name == "muon" and p.dim() == 2 and name.startswith("h.")]  # fmt: skip
         others = [name for name in self._parameters if name not in inner]
         self._stacks: list[list[str]] = []
         if inner:
@@ -265,10 +259,6 @@ def _peak_lr(name: str, parameter: Tensor, config: OptimConfig) -> float:
     else:
         own = {"h": None, "lm_head": config.head_lr}.get(name.split(".")[0], config.embed_lr)
     return config.lr if own is None else own
-
-
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() == 2 and name.startswith("h.")
 
 
 def lr_at(step: int, max_steps: int, config: Config) -> float:

@@ -27,18 +27,8 @@ from gptcli.model import GPT, is_adapter
 from gptcli.runs.folder import ReadOnlyRun, Run, describe_run
 from gptcli.training.memory import estimate_memory, require_disk, require_memory
 from gptcli.training.optim import Optimizer, WeightAverage
-from gptcli.training.parallel import (
-    apply_fsdp,
-    gather_full,
-    scatter_from_rank0,
-    sharded_inference,
-)
-from gptcli.training.resume import (
-    compare_settings,
-    machine_changes,
-    newest_checkpoint,
-    rate_change,
-)
+from gptcli.training.parallel import apply_fsdp, gather_full, scatter_from_rank0, sharded_inference
+from gptcli.training.resume import compare_settings, machine_changes, newest_checkpoint, rate_change
 from gptcli.training.spec import RunSpec, settle
 from gptcli.training.weights import build_model, freeze, frozen_names
 

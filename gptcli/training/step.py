@@ -20,12 +20,7 @@ from gptcli.model import GPT
 from gptcli.runs import BEST
 from gptcli.seeding import derive_seed
 from gptcli.training.optim import WeightAverage, clip_gradients, lr_at
-from gptcli.training.parallel import (
-    all_local,
-    compiler_failure,
-    gradient_sync,
-    wrap_ddp,
-)
+from gptcli.training.parallel import all_local, compiler_failure, gradient_sync, wrap_ddp
 from gptcli.training.setup import Session
 
 MAX_SKIPPED = 3  # steps in a row
