@@ -55,7 +55,8 @@ Adapt = Annotated[
     bool, options.flag("--adapt", "Also score a copy that learns from what it has scored.")
 ]
 AdaptLr = Annotated[
-    float | None, typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.0003.")
+    float | None,
+    typer.Option(metavar="F", min=0, help="Learning rate of --adapt; default: 0.0003."),
 ]
 Tasks = Annotated[
     str | None, typer.Option(metavar="NAME,...", help="lm-eval tasks or YAML files to run instead.")
