@@ -48,16 +48,23 @@ INLINE floats power(floats x) {
   return p * (floats)(((words)n + 127u) << 23);
 }
 
+static const uint32_t LANES[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 // a where the mask is set, else b.
 INLINE floats pick(words mask, floats a, floats b) {
   return (floats)((mask & (words)a) | (~mask & (words)b));
 }
 
-INLINE floats logistic(floats z) {
+// e^x for x up to 0; from -80 down it is 0.
+INLINE floats exponential(floats x) {
   const floats zero = {0}, least = zero - 80.f;
+  const words far = (words)(x < least);
+  return pick(far, zero, power(pick(far, least, x)));
+}
+
+INLINE floats logistic(floats z) {
+  const floats zero = {0};
   const words negative = (words)(z < zero);
-  floats down = pick(negative, z, -z);
-  const words far = (words)(down < least);
-  const floats e = pick(far, zero, power(pick(far, least, down)));
+  const floats e = exponential(pick(negative, z, -z));
   return pick(negative, e, zero + 1.f) / (e + 1.f);
 }

@@ -116,8 +116,7 @@ static void copy_rows(const Head *h, half *to, const half *from, long apart, lon
 
 // Two numbers of one row in each word.
 static void by_d(const Head *h, uint32_t *to, const half *rows) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i at = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(h->Dp / 2));
+  const __m512i at = (__m512i)(*(const words *)LANES * (uint32_t)(h->Dp / 2));
   for (long t = 0; t < h->Tp; t += L)
     for (long d = 0; d < h->Dp; d += 2)
       _mm512_storeu_si512(to + d / 2 * h->wide + t,
@@ -142,15 +141,6 @@ static void turn(const Head *h, half *to, const uint32_t *by_d) {
       *(halves *)(to + d * h->wide + t) = __builtin_convertvector(pair, halves);
       *(halves *)(to + (d + 1) * h->wide + t) = __builtin_convertvector(pair >> 16, halves);
     }
-}
-
-static const uint32_t LANES[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-// e^x, and 0 far below.
-INLINE floats exponential(floats x) {
-  const floats least = (floats){0} - 80;
-  const words far = (words)(x < least);
-  return pick(far, (floats){0}, power(pick(far, least, x)));
 }
 
 // Scores of 32 queries become weights, not yet divided by their sums; n are the keys up to them.

@@ -48,8 +48,7 @@ INLINE void store(void *to, long at, int half, floats x) {
 INLINE long place(long i, long n) { return i + L <= n ? i : n - L; }
 
 INLINE floats fresh(long i, long n) {
-  static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const words seen = *(const words *)lanes + (uint32_t)(i + L <= n ? L : n - i);
+  const words seen = *(const words *)LANES + (uint32_t)(i + L <= n ? L : n - i);
   return (floats)((words)(seen >= L) & (words)((floats){0} + 1));
 }
 
@@ -288,8 +287,7 @@ INLINE floats load_some(const void *from, long at, long n, int half) {
   const size_t size = half ? 2 : 4;
   char part[4 * L] = {0};
   memcpy(part, (const char *)from + at * size, n * size);
-  static const uint32_t lanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const words is_there = (words)(*(const words *)lanes < (uint32_t)n);
+  const words is_there = (words)(*(const words *)LANES < (uint32_t)n);
   return pick(is_there, load(part, 0, half), (floats){0} - INFINITY);
 }
 
@@ -298,13 +296,6 @@ INLINE void store_some(void *to, long at, long n, int half, floats x) {
   const size_t size = half ? 2 : 4;
   store(n < L ? (void *)part : to, n < L ? 0 : at, half, x);
   if (n < L) memcpy((char *)to + at * size, part, n * size);
-}
-
-// e^x for x up to 0.
-INLINE floats below_one(floats x) {
-  const floats zero = {0}, least = zero - 80.f;
-  const words far = (words)(x < least);
-  return pick(far, zero, power(pick(far, least, x)));
 }
 
 INLINE void loss_row(const Losses *j, long row, const int half) {
@@ -322,14 +313,14 @@ INLINE void loss_row(const Losses *j, long row, const int half) {
   float top = tops[0];
   for (int i = 1; i < L; i++) top = tops[i] > top ? tops[i] : top;
   for (long i = 0; i < V; i += L)
-    sums += below_one(load_some(j->logits, at + i, V - i, half) - top);
+    sums += exponential(load_some(j->logits, at + i, V - i, half) - top);
   const float log_sum = logf(total(sums));
   const float aim = load_some(j->logits, at + target, 1, half)[0] - top;
   j->losses[row] = log_sum - aim;
   if (!j->needs_grad) return;
   for (long i = 0; i < V; i += L) {
     const floats x = load_some(j->logits, at + i, V - i, half);
-    store_some(j->logits, at + i, V - i, half, below_one(x - top - log_sum));
+    store_some(j->logits, at + i, V - i, half, exponential(x - top - log_sum));
   }
   store_some(j->logits, at + target, 1, half, (floats){0} + (expf(aim - log_sum) - 1));
 }
