@@ -37,7 +37,11 @@ class Target(Protocol):
         """Return the model that the program would compute, and its weights by our names."""
 
 
-TARGETS: dict[Format, Target] = {Format.HF: hf, Format.GGUF: gguf, Format.NANOGPT: nanogpt}
+TARGETS: dict[Format, Target] = {
+    Format.HF: hf,
+    Format.GGUF: gguf,
+    Format.NANOGPT: nanogpt,
+}
 _TOLERANCE = 1e-3  # of the largest logit; float32 reads back with a thousandth of that
 
 

@@ -29,7 +29,6 @@ from gptcli.model.kernels import (
     squared_relu,
     swiglu,
 )
-from gptcli.model.lora import add_adapters
 from gptcli.model.loss import cross_entropy, products_dtype, token_losses
 
 
@@ -223,6 +222,8 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
         if config.lora is not None:
+            from gptcli.model.lora import add_adapters  # which few models have
+
             add_adapters(self.h, config.lora)
 
     def forward(

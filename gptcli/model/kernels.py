@@ -307,4 +307,5 @@ def _activate(x: Tensor, up: Tensor | None, grad: Tensor | None) -> tuple[Tensor
 
 
 def pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Return where the tensors that are there are in memory."""
     return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
