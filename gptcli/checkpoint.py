@@ -20,7 +20,7 @@ from torch import Tensor
 from gptcli import atomic
 from gptcli.config.model import ModelConfig
 from gptcli.errors import CheckpointError, ConfigError, DataError, GptError, is_out_of_memory
-from gptcli.model import GPT, merge_adapters
+from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer, tokenizer_from
 
 FORMAT = "gptcli-checkpoint"
@@ -284,6 +284,8 @@ def merged(checkpoint: Checkpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
     shape = ModelConfig(**checkpoint.config["model"])
     if shape.lora is None:
         return shape, checkpoint.model
+    from gptcli.model.lora import merge_adapters  # which few runs have
+
     weights = merge_adapters(checkpoint.model, shape.lora)
     return shape.model_copy(update={"lora": None}), weights
 

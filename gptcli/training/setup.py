@@ -23,7 +23,7 @@ from gptcli.device import Runtime, init_runtime, machine_facts
 from gptcli.distributed.process_group import World
 from gptcli.errors import CheckpointError
 from gptcli.formatting import plural
-from gptcli.model import GPT, is_adapter
+from gptcli.model import GPT
 from gptcli.runs.folder import ReadOnlyRun, Run, describe_run
 from gptcli.training.memory import estimate_memory, require_disk, require_memory
 from gptcli.training.optim import Optimizer, WeightAverage
@@ -146,6 +146,8 @@ class Session:
 
     def _adapters_of(self, checkpoint: Checkpoint) -> Checkpoint:
         """Leave what never changes to base.pt, which is written before the first checkpoint."""
+        from gptcli.model.lora import is_adapter  # which few runs have
+
         weights = checkpoint.model
         if not self.state.base:
             base = {name: weight for name, weight in weights.items() if not is_adapter(name)}

@@ -11,7 +11,7 @@ from gptcli.checkpoint import Checkpoint, load_weights
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import Config
 from gptcli.errors import CheckpointError, ConfigError
-from gptcli.model import GPT, init_adapters, is_adapter
+from gptcli.model import GPT
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import Tokenizer
 
@@ -98,6 +98,8 @@ def build_model(config: Config, pretrained: "Pretrained | None", n_tokens: int) 
         weights = resize_vocab(weights, config.model)
     model = GPT(config.model, n_tokens)
     if config.model.lora is not None:
+        from gptcli.model.lora import init_adapters, is_adapter  # which few runs have
+
         init_adapters(model, derive_seed("adapters", config.seed))
         weights |= {name: p for name, p in model.named_parameters() if is_adapter(name)}
     load_weights(model, weights, Path(pretrained.place))
@@ -113,6 +115,8 @@ def freeze(model: GPT, names: list[str]) -> None:
     frozen = frozen_names(model, names)
     parameters = dict(model.named_parameters())
     if model.config.lora is not None:
+        from gptcli.model.lora import is_adapter
+
         frozen |= {name for name in parameters if not is_adapter(name)}
     for name in frozen:
         parameters[name].requires_grad_(False)

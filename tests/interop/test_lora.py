@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gptcli.checkpoint import load_checkpoint, load_model
-from gptcli.model import is_adapter
+from gptcli.model.lora import is_adapter
 from support.pretrained import gpt2, shaken
 
 SETS = (

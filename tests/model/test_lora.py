@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from gptcli.config.model import LoraConfig, LoraTarget, ModelConfig
-from gptcli.model import GPT, init_adapters, is_adapter, merge_adapters
+from gptcli.model import GPT
+from gptcli.model.lora import init_adapters, is_adapter, merge_adapters
 
 
 def adapted(**lora: object) -> tuple[GPT, GPT]:
