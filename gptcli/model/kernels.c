@@ -300,8 +300,9 @@ INLINE void store_some(void *to, long at, long n, int half, floats x) {
 
 INLINE void loss_row(const Losses *j, long row, const int half) {
   const long V = j->V, at = row * V, target = j->targets[row];
-  j->losses[row] = 0;
-  if (target == IGNORED) {
+  const int is_known = target >= 0 && target < V;
+  j->losses[row] = is_known || target == IGNORED ? 0 : NAN;
+  if (!is_known) {
     if (j->needs_grad) memset((char *)j->logits + at * (half ? 2 : 4), 0, V * (half ? 2 : 4));
     return;
   }

@@ -219,3 +219,10 @@ def test_small_logits_keep_their_digits_beside_a_large_shift() -> None:
     moved = kernels.losses(logits + 4096, targets.data_ptr(), False)
     assert there is not None and moved is not None
     torch.testing.assert_close(moved, there, rtol=0, atol=3e-3)
+
+
+@needs_compiler
+def test_a_target_that_is_no_token_reads_nothing_and_has_no_loss() -> None:
+    targets = torch.tensor([3, 1 << 40, -7])
+    found = kernels.losses(torch.zeros(3, 50), targets.data_ptr(), True)
+    assert found is not None and found.isnan().tolist() == [False, True, True]
