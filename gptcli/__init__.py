@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from gptcli.config import Config, load_config
     from gptcli.errors import GptError
 
-# OpenMP reads this when torch loads it. Its threads spin while they wait for each other, which
-# beside any other program takes the core that the one they wait for would need: training is 2 to 20
-# times slower then (benchmarks/waiting.py). Every way in passes here; what the user set holds.
-if "torch" not in sys.modules:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# libgomp reads this when torch loads it (see waiting.py): threads spin for a millisecond, which is
+# more than lies between two products, but sleep at once where they are more than the cores. Every
+# way in passes here; what the user set holds.
+SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "30000"}
+if "torch" not in sys.modules and not SPINNING.keys() & os.environ.keys():
+    os.environ.update(SPINNING)
 
 __version__ = "0.1.0"
 _HOMES = {

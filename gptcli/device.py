@@ -66,6 +66,9 @@ def init_runtime(config: Config, *, trains: bool = False) -> Runtime:
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler
     if device.type == "cpu":
+        from gptcli.waiting import watch  # which only a CPU needs
+
+        watch()
         tune_malloc()
         if resolved.threads != "auto":
             torch.set_num_threads(resolved.threads)

@@ -1,7 +1,6 @@
 """The options that commands share, and how they become a configuration."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -111,9 +110,6 @@ def over_run(
         return load(config, overrides, flags, run if config is None else None)
 
     settings(None)  # an error in them comes before torch is loaded
-    # Read by OpenMP when torch loads it. A thread that sleeps takes as long to wake as a product:
-    # each waits for a fraction of a millisecond first, which covers the time between two products.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     return settings
 
 
