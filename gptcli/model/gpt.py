@@ -21,15 +21,15 @@ from gptcli.config.model import ModelConfig
 from gptcli.model.attention import attention, fastest_dtype
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
-from gptcli.model.kernels import (
-    can_normalize,
-    can_split,
-    rms_norm,
-    split_heads,
-    squared_relu,
-    swiglu,
+from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
+from gptcli.model.loss import cross_entropy, token_losses
+from gptcli.model.products import (
+    activated_linear,
+    activation,
+    can_activate,
+    linear,
+    products_dtype,
 )
-from gptcli.model.loss import cross_entropy, products_dtype, token_losses
 
 
 class GPTOutput(NamedTuple):
@@ -61,6 +61,9 @@ class Linear(nn.Linear):
     """torch's, without its own initialization: `init_weights` draws all weights."""
 
     def reset_parameters(self) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -164,14 +167,12 @@ class MLP(nn.Module):
         self.c_proj = Linear(width, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.c_gate is not None:
-            x = swiglu(self.c_gate(x), self.c_fc(x))
-        elif self.kind == "relu2":
-            x = squared_relu(self.c_fc(x))
+        up = self.c_fc(x)
+        x, up = (up, None) if self.c_gate is None else (self.c_gate(x), up)
+        if type(self.c_proj) is Linear and can_activate(x, up):
+            x = activated_linear(self.kind, x, up, self.c_proj.weight, self.c_proj.bias)
         else:
-            # GPT-2 approximates by tanh; nanoGPT does not.
-            x = F.gelu(self.c_fc(x), approximate="tanh" if self.kind == "gelu" else "none")
-        x = self.c_proj(x)  # (B, T, C)
+            x = self.c_proj(activation(self.kind, x, up))  # (B, T, C)
         return F.dropout(x, self.dropout) if self.training else x
 
 

@@ -3,7 +3,7 @@
 // `heads`: from a row of c_attn to the queries, keys and values of its heads, and back to its
 // gradient: the norm, the rotation, the offset of keys and the change of layout, where torch takes
 // fifteen passes. `normalize`: an RMSNorm, or its gradient, where torch takes four and nine.
-// `activate`: a squared ReLU or a SwiGLU, or its gradient, where torch takes four. `losses`: from
+// `activate`: what an MLP does between its products, or its gradient. `losses`: from
 // logits to losses and to the gradient, where torch takes five. `sum_of_squares`: in float64, whose
 // conversions torch does one number at a time.
 //
@@ -21,7 +21,7 @@ typedef struct {
   const float *value;              // (B, T, G, D) to be added to the values, or null
   void *q, *k, *v;                 // (B, H, T, D), (B, G, T, D) twice; or their gradients
   float *value_grad;               // like value
-  float *weight_grads;             // (chunks, 2, D)
+  float *weight_grads;             // (chunks, 2, D), or null on the way forward
   long B, T, H, G, D, is_offset, rows_half, heads_half;  // half: bfloat16, else float32
   float eps;
   int next;
@@ -188,8 +188,8 @@ static void work(void *argument, int back) {
 static void work_forward(void *job) { work(job, 0); }
 static void work_backward(void *job) { work(job, 1); }
 
-void heads(Heads *job, int back, int threads) {
-  GOMP_parallel(back ? work_backward : work_forward, job, threads, 0);
+void heads(Heads *job, int threads) {
+  GOMP_parallel(job->weight_grads ? work_backward : work_forward, job, threads, 0);
 }
 
 typedef struct {
@@ -236,32 +236,45 @@ static void norms(void *argument) {
 // C is a multiple of 16.
 void normalize(Norm *job, int threads) { GOMP_parallel(norms, job, threads, 0); }
 
+enum { SQUARED_RELU, SWIGLU, GELU };
+
 typedef struct {
-  const void *x, *up, *grad;  // up is null for a squared ReLU, grad for the value
+  const void *x, *up, *grad;  // up is what a SwiGLU gates; grad is null for the value
   void *y, *up_grad;
   double *sums;
   long n;
-  int half, next;
+  int kind, half, next;
 } Pass;
+
+// A GELU by tanh, which is x times a logistic function; or its derivative.
+INLINE floats gelu(floats x, int derives) {
+  const floats z = x * (1.5957691f + 0.071354816f * x * x);
+  const words negative = (words)(z < 0);
+  const floats e = exponential(pick(negative, z, -z)), share = 1 / (1 + e);
+  const floats gate = pick(negative, e, (floats){0} + 1) * share;
+  return derives ? gate + x * e * share * share * (1.5957691f + 0.21406445f * x * x) : x * gate;
+}
 
 static void activations(void *argument) {
   Pass *j = argument;
   const floats zero = {0};
-  const int half = j->half;
+  const int half = j->half, derives = j->grad != 0;
   for (;;) {
     const long first = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * (long)CHUNK;
     if (first >= j->n) return;
     for (long i = first; i < first + CHUNK && i < j->n; i += L) {
       const long k = place(i, j->n);
       floats x = load(j->x, k, half), of_x = x, grad = zero + 1;
-      if (j->grad) grad = load(j->grad, k, half);
-      if (j->up) {
+      if (derives) grad = load(j->grad, k, half);
+      if (j->kind == SWIGLU) {
         const floats up = load(j->up, k, half), gate = logistic(x), gated = x * gate;
-        if (j->grad) store(j->up_grad, k, half, grad * gated);
-        of_x = j->grad ? up * (gate + gated * (1 - gate)) : up * gated;
-      } else {
+        if (derives) store(j->up_grad, k, half, grad * gated);
+        of_x = derives ? up * (gate + gated * (1 - gate)) : up * gated;
+      } else if (j->kind == SQUARED_RELU) {
         x = pick((words)(x < zero), zero, x);  // not a number stays none
-        of_x = j->grad ? x * 2 : x * x;
+        of_x = derives ? x * 2 : x * x;
+      } else {
+        of_x = gelu(x, derives);
       }
       store(j->y, k, half, of_x * grad);
     }

@@ -20,6 +20,7 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("kernels.c")
 _SHORTEST, _LONGEST, _ROWS, _CHUNK = 32, 256, 32, 8192  # as there
 _HALF = torch.bfloat16
+_KINDS = ("relu2", "swiglu", "gelu")  # as there
 
 
 class _Heads(ctypes.Structure):
@@ -33,6 +34,7 @@ class _Heads(ctypes.Structure):
     ]  # fmt: skip
 
 
+Tensors = Mapping[str, Tensor | None]
 _in_use = True
 
 
@@ -59,9 +61,8 @@ def _library() -> ctypes.CDLL | None:
 
     found = build(_SOURCE)
     if found is not None:
-        for function in (found.activate, found.losses, found.normalize):
+        for function in (found.activate, found.losses, found.normalize, found.heads):
             function.argtypes = [c_void_p, c_int]
-        found.heads.argtypes = [c_void_p, c_int, c_int]
         found.sum_of_squares.argtypes = [*[c_void_p] * 2, c_long, c_int]
     return found
 
@@ -70,24 +71,6 @@ def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
     """Tell whether `split_heads` takes what c_attn gave."""
     is_whole = _SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
     return is_whole and can_run(rows)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """Return max(x, 0)^2 (So et al. 2021)."""
-    apply: Any = _Activation.apply
-    return apply(x, None) if _can_learn(x) else F.relu(x).square()
-
-
-def swiglu(gate: Tensor, x: Tensor) -> Tensor:
-    """Return x, gated (Shazeer 2020)."""
-    apply: Any = _Activation.apply
-    fits = gate.dtype == x.dtype and _can_learn(x)
-    return apply(gate, x) if fits else F.silu(gate) * x
-
-
-def _can_learn(x: Tensor) -> bool:
-    """Tell whether the gradient of an activation is ours; without one, torch is as fast."""
-    return x.requires_grad and x.numel() >= _SHORTEST and can_run(x)
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -157,8 +140,9 @@ class _SplitHeads(torch.autograd.Function):
         ctx.job = {"B": B, "T": T, "H": H, "G": G, "D": D, "is_offset": is_offset, "eps": eps,
                    "rows_half": rows.dtype == _HALF, "heads_half": dtype == _HALF}  # fmt: skip
         ctx.of_rows, ctx.has_value = (rows.shape, rows.dtype), value is not None
-        _run(ctx.job, False, inputs=rows, q_weight=q_weight, k_weight=k_weight, rotation=rotation,
-             value=value, q=heads[0], k=heads[1], v=heads[2])  # fmt: skip
+        tensors = {"inputs": rows, "q_weight": q_weight, "k_weight": k_weight,
+                   "rotation": rotation, "value": value}  # fmt: skip
+        _run("heads", _Heads, {**tensors, **dict(zip("qkv", heads, strict=True))}, **ctx.job)
         return heads
 
     @staticmethod
@@ -169,9 +153,10 @@ class _SplitHeads(torch.autograd.Function):
         grad, G, D = q.new_empty(B, T, width, dtype=dtype), ctx.job["G"], ctx.job["D"]
         value_grad = q.new_empty(B, T, G * D, dtype=torch.float32) if ctx.has_value else None
         parts = q.new_zeros(ceil(B * T / _ROWS), 2, D, dtype=torch.float32)
-        _run(ctx.job, True, rows=grad, inputs=rows, q_weight=q_weight, k_weight=k_weight,
-             rotation=rotation, q=q, k=k, v=v, value_grad=value_grad,
-             weight_grads=parts)  # fmt: skip
+        tensors = {"rows": grad, "inputs": rows, "q_weight": q_weight, "k_weight": k_weight,
+                   "rotation": rotation, "q": q, "k": k, "v": v, "value_grad": value_grad,
+                   "weight_grads": parts}  # fmt: skip
+        _run("heads", _Heads, tensors, **ctx.job)
         weight_grads = (None, None) if q_weight is None else parts.sum(0).unbind()
         return grad, value_grad, *weight_grads, None, None, None, None, None
 
@@ -181,11 +166,12 @@ def is_fake(x: Tensor) -> bool:
     return type(x).__name__ == "FakeTensor"
 
 
-def _run(job: dict[str, Any], back: bool, **tensors: Tensor | None) -> None:
+def _run(name: str, job: type[ctypes.Structure], tensors: Tensors, **values: Any) -> None:
+    """Call a function of kernels.c, unless there is nothing to compute with."""
     library = _library()
     if library is not None and not any(is_fake(t) for t in tensors.values() if t is not None):
-        found = _Heads(**job, **pointers(tensors))
-        library.heads(ctypes.byref(found), back, torch.get_num_threads())
+        found = job(**values, **pointers(tensors))
+        getattr(library, name)(ctypes.byref(found), torch.get_num_threads())
 
 
 class _Norm(ctypes.Structure):
@@ -236,13 +222,11 @@ def _normalize(
     weight_grads: Tensor | None = None,
 ) -> Tensor:
     """Fill y, and the gradients of the weight by chunks."""
-    library, C = _library(), x.shape[-1]
-    if library is not None and not is_fake(x):
-        tensors = {"x": x, "weight": weight, "y": y, "grad": grad, "weight_grads": weight_grads}
-        halves = {f"{name}_half": t is not None and t.dtype == _HALF
-                  for name, t in (("x", x), ("y", y), ("grad", grad))}  # fmt: skip
-        job = _Norm(n=x.numel() // C, C=C, eps=eps, **halves, **pointers(tensors))
-        library.normalize(ctypes.byref(job), torch.get_num_threads())
+    tensors = {"x": x, "weight": weight, "y": y, "grad": grad, "weight_grads": weight_grads}
+    halves = {f"{name}_half": t is not None and t.dtype == _HALF
+              for name, t in (("x", x), ("y", y), ("grad", grad))}  # fmt: skip
+    C = x.shape[-1]
+    _run("normalize", _Norm, tensors, n=x.numel() // C, C=C, eps=eps, **halves)
     return y
 
 
@@ -264,12 +248,9 @@ def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
     """
     if not can_run(logits):
         return None
-    library, found = _library(), torch.empty(len(logits))
-    if library is not None and not is_fake(logits):
-        (n, V), half = logits.shape, logits.dtype == _HALF
-        job = _Losses(targets=targets, n=n, V=V, half=half, needs_grad=needs_grad,
-                      **pointers({"logits": logits, "losses": found}))  # fmt: skip
-        library.losses(ctypes.byref(job), torch.get_num_threads())
+    (n, V), half, found = logits.shape, logits.dtype == _HALF, torch.empty(len(logits))
+    tensors = {"logits": logits, "losses": found}
+    _run("losses", _Losses, tensors, targets=targets, n=n, V=V, half=half, needs_grad=needs_grad)
     return found
 
 
@@ -277,35 +258,25 @@ class _Pass(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("x", "up", "grad", "y", "up_grad", "sums")),
         ("n", c_long),
-        ("half", c_int),
-        ("next", c_int),
+        *((name, c_int) for name in ("kind", "half", "next")),
     ]
 
 
-class _Activation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor | None) -> Tensor:
-        saved = x.contiguous(), None if up is None else up.contiguous()
-        ctx.save_for_backward(*saved)
-        return _activate(*saved, None)[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, up = ctx.saved_tensors
-        return _activate(x, up, grads[0].contiguous())
-
-
-def _activate(x: Tensor, up: Tensor | None, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the value, or the gradients of what is there."""
-    library, y = _library(), torch.empty_like(x)
+def activate(
+    kind: str, x: Tensor, up: Tensor | None, grad: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return what `activation` of products.py does; with a gradient, those of x and of up."""
+    if kind == "gelu_erf":  # torch is as fast
+        back = torch.ops.aten.gelu_backward
+        return (F.gelu(x) if grad is None else back(grad, x)), None
+    y = torch.empty_like(x)
     up_grad = None if up is None or grad is None else torch.empty_like(up)
-    if library is not None and not is_fake(x):
-        tensors = {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad}
-        job = _Pass(n=x.numel(), half=x.dtype == _HALF, **pointers(tensors))
-        library.activate(ctypes.byref(job), torch.get_num_threads())
+    tensors = {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad}
+    is_half = x.dtype == _HALF
+    _run("activate", _Pass, tensors, n=x.numel(), kind=_KINDS.index(kind), half=is_half)
     return y, up_grad
 
 
-def pointers(tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+def pointers(tensors: Tensors) -> dict[str, int]:
     """Return where the tensors that are there are in memory."""
     return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.model import LoraConfig
+from gptcli.model.products import linear
 
 _A, _B = ".lora_A", ".lora_B"
 
@@ -29,7 +30,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         update = F.linear(F.linear(x, self.lora_A), self.lora_B)  # (B, T, R), then the output
-        return super().forward(x) + self.scale * update
+        return linear(x, self.weight, self.bias) + self.scale * update
 
 
 def add_adapters(blocks: nn.Module, config: LoraConfig) -> None:

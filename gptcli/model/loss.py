@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model import kernels
+from gptcli.model.products import products_dtype
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
@@ -66,12 +67,6 @@ def _counted(targets: Tensor) -> Tensor | slice:
     if targets.device.type != "cpu" or not bool((targets == IGNORED).any()):
         return slice(None)
     return (targets != IGNORED).nonzero()[:, 0]
-
-
-def products_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products with x here."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:

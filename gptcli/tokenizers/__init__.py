@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli import atomic
 from gptcli.errors import ConfigError, DataError
-from gptcli.tokenizers import bpe
 from gptcli.tokenizers.base import (
     SAFE_CUT,
     ByteTokenizer,
@@ -40,7 +39,15 @@ __all__ = ["CHAT_TEMPLATE", "END_OF_TURN", "SAFE_CUT", "START_OF_TURN", "ByteTok
 
 _VERSION = 1
 _MIN_BPE_SIZE = 257  # the bytes and end-of-text
-_FIXED: dict[str, Callable[[], Tokenizer]] = {"gpt2": bpe.gpt2, "bytes": ByteTokenizer}
+
+
+def _gpt2() -> Tokenizer:
+    from gptcli.tokenizers.bpe import gpt2  # which bytes and characters do not need
+
+    return gpt2()
+
+
+_FIXED: dict[str, Callable[[], Tokenizer]] = {"gpt2": _gpt2, "bytes": ByteTokenizer}
 
 
 def is_learned(config: "TokenizerConfig") -> bool:
@@ -54,6 +61,8 @@ def make_tokenizer(config: "TokenizerConfig", texts: Callable[[], Iterable[str]]
         return _from_path(config, Path(config.path))
     if config.name in _FIXED:
         return _FIXED[config.name]()
+    from gptcli.tokenizers import bpe
+
     match config.name:
         case "char":
             return CharTokenizer.of(texts())
@@ -102,6 +111,8 @@ def tokenizer_from(definition: dict[str, Any]) -> Tokenizer:
         elif name == "char":
             tokenizer = CharTokenizer(definition["alphabet"])
         else:
+            from gptcli.tokenizers import bpe
+
             tokenizer = bpe.from_definition(definition)
         if "chat" in definition:
             tokenizer = with_chat_tokens(tokenizer)

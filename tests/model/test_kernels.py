@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptcli import native
 from gptcli.config.model import ModelConfig
-from gptcli.model import GPT, gpt, kernels, loss
+from gptcli.model import GPT, gpt, kernels, loss, products
 
 VARIANTS = {
     "rope": {},
@@ -20,6 +20,7 @@ VARIANTS = {
     "grouped": {"qk_norm": True, "key_offset": True, "n_value_embd": 1, "n_kv_head": 2},
     "squared ReLU": {"qk_norm": True, "mlp": "relu2"},
     "SwiGLU": {"qk_norm": True, "mlp": "swiglu"},
+    "GELU by erf": {"mlp": "gelu_erf", "bias": False},
     "rmsnorm": {"norm": "rmsnorm"},
     "odd sizes": {"qk_norm": True, "key_offset": True, "n_embd": 4 * 44},
 }
@@ -59,6 +60,7 @@ def test_same_losses_and_gradients(
     tokens = torch.randint(64, (3, n_tokens + 1), generator=torch.Generator().manual_seed(3))
     used = mock.Mock(side_effect=kernels.split_heads)
     monkeypatch.setattr(gpt, "split_heads", used)
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)  # the same products in both
     loss, found = gradients(model, tokens, dtype)
     if not used.called:
         pytest.skip("no compiler on this machine")
@@ -82,6 +84,33 @@ def test_same_losses_and_gradients(
 
 def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_product_by_another_library_is_the_same(
+    has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or kernels._library() is None:
+        pytest.skip("torch has no other library here, or the machine no compiler")
+    generator = torch.Generator().manual_seed(4)
+    x, weight, bias, grad = (
+        torch.randn(shape, generator=generator)
+        for shape in ((3, 40, 48), (80, 48), (80,), (3, 40, 80))
+    )
+
+    def found(dtype: torch.dtype) -> list[Tensor]:
+        factors = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
+        y = products.linear(factors[0], factors[1], factors[2] if has_bias else None)
+        y.backward(grad.to(dtype))
+        with torch.no_grad():
+            again = products.linear(*factors[:2], factors[2] if has_bias else None)
+        assert torch.equal(y.detach(), again)
+        return [y.detach(), *(t.grad for t in factors if t.grad is not None)]
+
+    for is_slow in (True, False):
+        monkeypatch.setattr(products, "_mkl_is_slow", lambda is_slow=is_slow: is_slow)
+        for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
+            assert distance(one, exact.float()) < 5e-7
 
 
 def test_threads_do_not_change_the_bits() -> None:
@@ -120,9 +149,12 @@ def test_what_is_not_finite_stays_so_and_what_is_huge_does_not_become_it() -> No
     assert key[0, 0, 1].isnan().any() and key[0, 0, 2].isnan().any()  # its late half moved on
     q, key, _ = heads_of(torch.full((1, 3, 3 * 44), 1e20), 44)  # whose squares are infinite
     assert q.eq(0).all() and key.eq(0).all()
-    x = torch.tensor([math.nan, -1e38, -math.inf, 1.0] * 8, requires_grad=True)
-    assert kernels.squared_relu(x)[:4].isnan().tolist() == [True, False, False, False]
-    assert kernels.swiglu(x, torch.ones(32))[1] == 0
+    x = torch.tensor([math.nan, -1e38, -math.inf, 1.0, 1e18] * 8)
+    for kind in ("relu2", "gelu"):
+        y, slope = (kernels.activate(kind, x, None, grad)[0] for grad in (None, torch.ones(40)))
+        assert y[:5].isnan().tolist() == [True, False, kind == "gelu", False, False]
+        assert slope[0].isnan() and slope[3:5].gt(0).all()
+    assert kernels.activate("swiglu", x, torch.ones(40))[0][1] == 0
 
 
 def test_a_cache_that_cannot_be_written_costs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
