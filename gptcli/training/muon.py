@@ -41,6 +41,7 @@ def muon(
     lr: float,
     momentum: float,
     weight_decay: float,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Update matrices in place.
 
@@ -51,12 +52,11 @@ def muon(
         lr: On AdamW's scale: an update has an RMS of 0.2 lr, as AdamW's have (Liu et al. 2025).
         momentum: Decay of the averages.
         weight_decay: Decoupled.
+        dtype: Of the products.
     """
     torch._foreach_lerp_(list(momenta), list(gradients), 1 - momentum)
     ahead = torch._foreach_lerp(list(gradients), list(momenta), momentum)  # Nesterov's look
-    full = [
-        full_tensor(as_dtensor(a.bfloat16(), p)) for a, p in zip(ahead, parameters, strict=True)
-    ]
+    full = [full_tensor(as_dtensor(a.to(dtype), p)) for a, p in zip(ahead, parameters, strict=True)]
     is_tall = [a.shape[0] > a.shape[1] for a in full]
     wide = [a.T if tall else a for a, tall in zip(full, is_tall, strict=True)]
     stack = torch.stack(wide)
@@ -73,7 +73,7 @@ def orthogonalized(stack: Tensor) -> Tensor:
     """Return about the nearest matrices with orthonormal rows.
 
     Args:
-        stack: (N, m, n) with m <= n, bfloat16.
+        stack: (N, m, n) with m <= n.
     """
     x: Tensor = stack / stack.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):

@@ -281,7 +281,7 @@ def _build(run: Run, start: _Start, world: World, given: list[str]) -> Session:
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
     if world.size > 1:
         scatter_from_rank0(world, parameters, first)
-    optimizer = Optimizer(model, config.optim, compute.device)
+    optimizer = Optimizer(model, config.optim, compute.device, compute.dtype)
     average = WeightAverage(parameters, config.train.ema)
     if start.is_resumed:
         # Rank 0 scatters what it has read.

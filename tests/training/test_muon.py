@@ -50,7 +50,8 @@ def test_stacks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(stack) for stack in stacks(large, torch.device("cuda"))] == [3]
 
 
-def test_rows_become_nearly_orthonormal() -> None:
-    x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_become_nearly_orthonormal(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
     values = torch.linalg.svdvals(orthogonalized(x).float())
     assert 0.5 < float(values.min()) and float(values.max()) < 1.5

@@ -108,3 +108,18 @@ def test_state_of_other_parameters_is_refused() -> None:
     optimizer = Optimizer(make_model(), OptimConfig(), torch.device("cpu"))
     with pytest.raises(CheckpointError, match="other parameters"):
         optimizer.load_state({"wte.weight": {"step": torch.zeros(())}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_multiplies_as_the_run_does(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[torch.dtype] = set()
+
+    def orthogonalized(stack: torch.Tensor) -> torch.Tensor:
+        used.add(stack.dtype)
+        return stack
+
+    monkeypatch.setattr("gptcli.training.muon.orthogonalized", orthogonalized)
+    Optimizer(make_model(), OptimConfig(name="muon"), torch.device("cpu"), dtype).step(0.1)
+    assert used == {dtype}
