@@ -1,6 +1,5 @@
 """How threads wait for each other: asleep beside other programs, else spinning."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time, torch
 from gptcli import waiting
 
 idlers = waiting.Idlers(waiting._libgomp())
-torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
+torch.set_num_threads(waiting._libgomp().omp_get_num_procs())
 
 def seconds_of_waiting():
     torch.ones(1 << 20).mul_(2)
@@ -37,7 +36,7 @@ print(spinning, sleeping, seconds_of_waiting())
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not waiting._delays(), reason="only Linux tells")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nothing to wait for")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to wait for")
 def test_threads_sleep_while_idlers_are_there() -> None:
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(10**12)}
     done = subprocess.run([sys.executable, "-c", MEET], env=env, capture_output=True, text=True)
@@ -61,7 +60,7 @@ class Told:
 
 def watched(shares: list[float], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Return where idlers are after each reading, of which a thread was delayed for a share."""
-    idlers, clock, ns = Told(), itertools.count(), [0.0]
+    idlers, clock, waited = Told(), [0.0], [0.0]
     left, states = iter(shares), list[bool]()
 
     def sleep(seconds: float) -> None:
@@ -69,12 +68,14 @@ def watched(shares: list[float], monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         share = next(left, None)
         if share is None:
             raise SystemExit
-        ns[0] += share * 1e9
+        clock[0] += seconds
+        waited[0] += share * seconds
 
-    monkeypatch.setattr(waiting, "_delays", lambda: {"1": 0, "2": int(ns[0])})
-    monkeypatch.setattr(waiting.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(waiting, "_delays", lambda: {"1": 0, "2": int(waited[0] * 1e9)})
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(waiting.time, "sleep", sleep)
     with pytest.raises(SystemExit):
+        idlers.come()
         waiting._watch(idlers)  # type: ignore[arg-type]
     return states
 
@@ -88,22 +89,75 @@ def test_a_quiet_start_spins_and_a_disturbance_sleeps(monkeypatch: pytest.Monkey
     assert watched(between, monkeypatch) == [True, False, False, *[True] * 6]
 
 
-def test_a_process_watches_once_and_not_where_the_user_settled_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    started: list[str] = []
-    monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self.name))
-    monkeypatch.setattr(waiting, "_libgomp", object)
+class Gomp:
+    """A libgomp that makes no threads."""
+
+    def __init__(self, n_procs: int = 2) -> None:
+        self.n_procs, self.teams = n_procs, list[int]()
+
+    def omp_get_num_procs(self) -> int:
+        return self.n_procs
+
+    def GOMP_parallel(self, work: object, data: object, n_threads: int, flags: int) -> None:
+        self.teams.append(n_threads)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the threads that were started to watch."""
+    names: list[str] = []
+    monkeypatch.setattr(waiting, "_watch", lambda idlers: names.append("watch"))
     monkeypatch.setattr(waiting, "_delays", lambda: {"1": 0})
     monkeypatch.setattr(waiting, "_is_watching", False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    waiting.watch()
-    assert started == []
     for name, value in SPINNING.items():
         monkeypatch.setenv(name, value)
+    return names
+
+
+def test_a_process_watches_once(started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_libgomp", Gomp)
     waiting.watch()
     waiting.watch()
-    assert started == ["waiting"]
+    assert started == ["watch"]
     waiting._forget()  # as in a forked process, which has none of its parent's threads
     waiting.watch()
-    assert started == ["waiting", "waiting"]
+    assert started == ["watch", "watch"]
+
+
+def test_nobody_watches_where_the_user_settled_it_or_there_is_one_core(
+    started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gomp = Gomp(n_procs=1)
+    monkeypatch.setattr(waiting, "_libgomp", lambda: gomp)
+    waiting.watch()
+    gomp.n_procs = 2
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    waiting.watch()
+    assert started == [] and gomp.teams == []
+
+
+def test_threads_sleep_for_good_where_the_system_tells_nothing(
+    started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gomp = Gomp()
+    monkeypatch.setattr(waiting, "_libgomp", lambda: gomp)
+    monkeypatch.setattr(waiting, "_delays", dict)
+    waiting.watch()
+    assert started == [] and gomp.teams == [3]
+
+
+def test_a_process_that_may_not_have_more_threads_goes_on(
+    started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gomp, start, n_left = Gomp(), threading.Thread.start, [2]
+
+    def fail(self: threading.Thread) -> None:
+        n_left[0] -= 1
+        if n_left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(waiting, "_libgomp", lambda: gomp)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    waiting.watch()  # libgomp would have ended the process
+    assert started == [] and gomp.teams == []

@@ -5,11 +5,12 @@ weights in bfloat16, and activations. Letters as in gpt.py; K and N, the widths 
 """
 
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gptcli.model.kernels import activate, can_run, is_fake
 
@@ -29,13 +30,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Autocast keeps its copy of the weight for the backward pass; in learning on a CPU, it is made
     again.
     """
-    dtype, apply = products_dtype(x), cast(Any, _Linear.apply)
-    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    y: Tensor
-    if can_run(x) and (_is_slow(dtype, x) or (dtype == torch.bfloat16 and learns)):
-        y = apply(x, weight, bias, dtype) if learns else _product(x, weight, bias)
+    if not can_run(x):
+        return F.linear(x, weight, bias)
+    dtype, factors = products_dtype(x), [t for t in (x, weight, bias) if t is not None]
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in factors)
+    if learns and (dtype == torch.bfloat16 or _is_slow(dtype, x)):
+        apply: Any = _Linear.apply
+        y: Tensor = apply(x, weight, bias, dtype)
         return y
-    return F.linear(x, weight, bias)
+    return _product(x, weight, bias) if dtype == x.dtype else F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -49,6 +52,7 @@ class _Linear(torch.autograd.Function):
         return _multiply(rows, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         of_x, *others = _multiply_back(ctx.needs_input_grad, grads[0], *ctx.saved_tensors)
         return None if of_x is None else of_x.to(ctx.of_x), *others, None
@@ -145,6 +149,7 @@ class _ActivatedLinear(torch.autograd.Function):
         return y if weight is None else _multiply(y, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, up, weight = ctx.saved_tensors
         if weight is None:
@@ -152,4 +157,5 @@ class _ActivatedLinear(torch.autograd.Function):
         y = activate(ctx.kind, x, up)[0] if weight.requires_grad else None
         needs = True, *ctx.needs_input_grad[3:]
         of_y, *others = _multiply_back(needs, grads[0], y, weight)
-        return None, *activate(ctx.kind, x, up, of_y), *others
+        assert of_y is not None
+        return None, *activate(ctx.kind, x, up, of_y.to(x.dtype).contiguous()), *others

@@ -41,7 +41,8 @@ class Optimizer:
     ) -> None:
         # A CPU without instructions for bfloat16 takes 30 times as long for Muon's products in it
         # as in float32; other devices have these, whatever the dtype of a run.
-        self._products = dtype if device.type == "cpu" else torch.bfloat16
+        is_float32 = device.type == "cpu" and dtype == torch.float32
+        self._products = torch.float32 if is_float32 else torch.bfloat16
         self._config, self._fused = config, device.type in _FUSED
         named = dict(model.named_parameters())
         self._parameters = {name: p for name, p in named.items() if p.requires_grad}

@@ -113,6 +113,20 @@ def test_a_product_by_another_library_is_the_same(
             assert distance(one, exact.float()) < 5e-7
 
 
+def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        products, "_mkl_is_slow", lambda: hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+    for learning in range(8):
+        factors = torch.ones(20, 8), torch.ones(16, 8), torch.ones(16)
+        for bit, factor in enumerate(factors):
+            factor.requires_grad_(bool(learning >> bit & 1))
+        y = products.linear(*factors)
+        if learning:
+            y.sum().backward()
+        assert [t.grad is not None for t in factors] == [t.requires_grad for t in factors]
+
+
 def test_threads_do_not_change_the_bits() -> None:
     model = network(qk_norm=True, key_offset=True)
     tokens = torch.randint(64, (5, 38), generator=torch.Generator().manual_seed(3))
