@@ -136,7 +136,7 @@ def _delays() -> dict[str, int]:
 
 
 def _libgomp() -> ctypes.CDLL | None:
-    """Return the libgomp that is loaded, None where there is none or more than one."""
+    """Return the loaded libgomp, or None if not exactly one is loaded."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/maps").read_text().splitlines()
         paths = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-_SHORTEST, _LONGEST, _ROWS, _CHUNK = 32, 256, 32, 8192  # as there
+SHORTEST, _LONGEST, _ROWS, _CHUNK = 32, 256, 32, 8192  # as there
 _HALF = torch.bfloat16
 _KINDS = ("relu2", "swiglu", "gelu")  # as there
 
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL | None:
 
 def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
     """Tell whether `split_heads` takes what c_attn gave."""
-    is_whole = _SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
+    is_whole = SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
     return is_whole and can_run(rows)
 
 

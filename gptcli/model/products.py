@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptcli.model.kernels import activate, can_run, is_fake
+from gptcli.model.kernels import SHORTEST, activate, can_run, is_fake
 
 _FEW = 16  # rows of a product below which oneDNN takes longer to start than it saves
-_SHORTEST = 32  # numbers that the kernel of activations takes
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
@@ -116,7 +115,7 @@ def activation(kind: str, x: Tensor, up: Tensor | None) -> Tensor:
 def can_activate(x: Tensor, up: Tensor | None) -> bool:
     """Tell whether `activated_linear` takes x, to learn; without a gradient, torch is as fast."""
     fits = up is None or up.dtype == x.dtype
-    return fits and x.requires_grad and x.numel() >= _SHORTEST and can_run(x)
+    return fits and x.requires_grad and x.numel() >= SHORTEST and can_run(x)
 
 
 def activated_linear(
