@@ -15,12 +15,13 @@ from gptcli.settled import CLASSES, cached_file, isa_limit, processor
 _VECTORS = Path(__file__).with_name("vectors.h")  # which all of them include
 
 
-def build(source: Path, *included: Path) -> ctypes.CDLL | None:
+def build(source: Path, *included: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     """Load the library of a C file and those it includes; None where that is not possible."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
         return None
-    command = [compiler, "-O2", f"-march={CLASSES.get(isa_limit(), 'native')}", "-fPIC", "-shared"]
+    command = [compiler, "-O2", f"-march={CLASSES.get(isa_limit(), 'native')}", "-fPIC", "-shared",
+               *options]  # fmt: skip
     text = b"".join(file.read_bytes() for file in (source, *included, _VECTORS))
     parts = [hashlib.sha256(text).hexdigest(), *command, processor()]
     path = cached_file(source.stem, parts, "so")

@@ -1,28 +1,38 @@
-// Causal attention and its gradient on a CPU that multiplies bfloat16, a head at a time.
+// Causal attention and its gradient on a CPU, a head at a time: of float32 if SINGLE is defined, else
+// of bfloat16, where the processor multiplies it (AMX or AVX512-BF16).
 //
-// Products are of blocks of 32 x 32, summed in float32, by AMX or by AVX512-BF16; nothing above the
-// diagonal is computed. torch's kernel does so too, but goes back at a fifth to a tenth of the speed.
+// Products are of blocks of 32 x 32, summed in float32; nothing above the diagonal is computed.
+// torch's kernel does so too, but goes back in bfloat16 at a fifth to a tenth of the speed.
 //
-// A product takes its left matrix as rows of bfloat16 and its right one as words, each of which
-// holds two numbers that follow each other along the sum. Scores go back transposed (keys by
-// queries), so that they are the left matrix of the gradients of keys and values as they are.
+// A product takes its left matrix as rows and its right one as words, each of which holds the
+// numbers (one, or two of bfloat16) that follow each other along the sum. Scores go back transposed
+// (keys by queries), so that they are the left matrix of the gradients of keys and values as they are.
 //
 // A head, with backward all heads that share a key, is one thread's: sums have one order.
 #include "../vectors.h"
-#if defined(__AVX512BF16__) && L == 16
+#if defined(SINGLE) ? L >= 8 : defined(__AVX512BF16__) && L == 16
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { BLOCK = 32, STEP = 16 };  // rows and columns of a block; words of a sum that are added at once
-typedef uint16_t half;
+#ifdef SINGLE
+typedef float number, word;
+#else
+typedef uint16_t number;
+typedef uint32_t word;
+#ifdef __AMX_BF16__
+#define TILES
+#endif
+#endif
+// Rows and columns of a block; numbers of a word; words of a sum that are added at once.
+enum { BLOCK = 32, EACH_WORD = sizeof(word) / sizeof(number), STEP = BLOCK / EACH_WORD };
 
 typedef struct {
-  const half *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
-  half *y;                // (B, T, H, D)
+  const number *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
+  number *y;                // (B, T, H, D)
   float *log_sums;        // (B, H, T), of the exponentials of scores
-  const half *grad;       // of y, or null
-  half *q_grad, *k_grad, *v_grad;
+  const number *grad;       // of y, or null
+  number *q_grad, *k_grad, *v_grad;
   long B, H, G, T, D, grad_b, grad_h, grad_t;  // how far apart the parts of grad are
   int next, tiles;
 } Job;
@@ -30,18 +40,18 @@ typedef struct {
 // A head's matrices are padded to Tp x Dp; rows of T numbers are `wide` numbers apart.
 typedef struct {
   long Tp, Dp, wide;
-  half *keys, *values, *turned;                         // left: (Tp, Dp) twice, (Dp, Tp)
-  uint32_t *queries_by_d, *grads_by_d, *keys_by_d;      // right: (Dp / 2, Tp)
-  uint32_t *queries_by_t, *grads_by_t, *values_by_t;    // right: (Tp / 2, Dp)
-  half *queries, *probs, *score_grads;                  // left: (Tp, Dp), (2 BLOCK, Tp) twice
-  uint32_t *score_grads_by_key;                         // right: (BLOCK, Tp)
-  float *scores, *other, *q_grad, *k_grad, *v_grad;     // (BLOCK, Tp), (BLOCK, BLOCK), (Dp, Tp), ...
-  float *log_sums, *deltas;                             // (Tp)
+  number *keys, *values, *turned;                    // left: (Tp, Dp) twice, (Dp, Tp)
+  word *queries_by_d, *grads_by_d, *keys_by_d;       // right: (Dp / EACH_WORD, Tp)
+  word *queries_by_t, *grads_by_t, *values_by_t;     // right: (Tp / EACH_WORD, Dp)
+  number *queries, *probs, *score_grads;             // left: (Tp, Dp), (2 BLOCK, Tp) twice
+  word *score_grads_by_key;                          // right: (2 BLOCK / EACH_WORD, Tp)
+  float *scores, *other, *q_grad, *k_grad, *v_grad;  // (BLOCK, Tp), (BLOCK, BLOCK), (Dp, Tp), ...
+  float *log_sums, *deltas;                          // (Tp)
 } Head;
 
-// C (32, 32), summed or set, from `steps` steps of A (32, 32) by B (16 words, 32).
-#ifdef __AMX_BF16__
-static void product_of_tiles(const half *A, long a, const uint32_t *B, long b, float *C, long c,
+// C (32, 32), summed or set, from `steps` steps of A (32, 32) by B (STEP, 32).
+#ifdef TILES
+static void product_of_tiles(const number *A, long a, const word *B, long b, float *C, long c,
                              long steps, int adds) {
   if (adds) {
     _tile_loadd(0, C, c * 4);
@@ -77,27 +87,39 @@ typedef struct {
 } Tiles;
 #endif
 
-static void product_of_vectors(const half *A, long a, const uint32_t *B, long b, float *C, long c,
+#ifdef SINGLE
+typedef floats vector;
+INLINE vector added(vector sum, const number *a, const word *b) { return sum + *a * *(const floats *)b; }
+#else
+typedef __m512 vector;
+INLINE vector added(vector sum, const number *a, const word *b) {
+  const __m512i x = _mm512_set1_epi32(*(const int *)a), y = _mm512_loadu_si512(b);
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+}
+#endif
+enum { ROWS = L / 2 };  // as many as leave registers for what is read
+
+static void product_of_vectors(const number *A, long a, const word *B, long b, float *C, long c,
                                long steps, int adds) {
-  for (long first = 0; first < BLOCK; first += 8, A += 8 * a, C += 8 * c) {
-    __m512 sums[8][2];
-    EACH(r, 8) EACH(n, 2) sums[r][n] = adds ? _mm512_loadu_ps(C + r * c + 16 * n) : _mm512_setzero_ps();
-    for (long k = 0; k < STEP * steps; k++) {
-      const __m512bh one = (__m512bh)_mm512_loadu_si512(B + k * b);
-      const __m512bh two = (__m512bh)_mm512_loadu_si512(B + k * b + 16);
-      EACH(r, 8) {
-        const __m512bh x = (__m512bh)_mm512_set1_epi32(*(const int *)(A + r * a + 2 * k));
-        sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, one);
-        sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, two);
+  for (long row = 0; row < BLOCK; row += ROWS)
+    for (long column = 0; column < BLOCK; column += 2 * L) {
+      const number *left = A + row * a;
+      floats *to[ROWS];
+      vector sums[ROWS][2];
+      EACH(r, ROWS) to[r] = (floats *)(C + (row + r) * c + column);
+      EACH(r, ROWS) EACH(n, 2) sums[r][n] = (vector)(adds ? to[r][n] : (floats){0});
+      for (long k = 0; k < STEP * steps; k++) {
+        const word *right = B + k * b + column;
+        EACH(r, ROWS) EACH(n, 2)
+          sums[r][n] = added(sums[r][n], left + r * a + k * EACH_WORD, right + n * L);
       }
+      EACH(r, ROWS) EACH(n, 2) to[r][n] = (floats)sums[r][n];
     }
-    EACH(r, 8) EACH(n, 2) _mm512_storeu_ps(C + r * c + 16 * n, sums[r][n]);
-  }
 }
 
-INLINE void product(const Job *j, const half *A, long a, const uint32_t *B, long b, float *C, long c,
+INLINE void product(const Job *j, const number *A, long a, const word *B, long b, float *C, long c,
                     long steps, int adds) {
-#ifdef __AMX_BF16__
+#ifdef TILES
   if (j->tiles) {
     product_of_tiles(A, a, B, b, C, c, steps, adds);
     return;
@@ -106,16 +128,45 @@ INLINE void product(const Job *j, const half *A, long a, const uint32_t *B, long
   product_of_vectors(A, a, B, b, C, c, steps, adds);
 }
 
-INLINE void round_to(half *to, floats x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
+#ifdef SINGLE
+INLINE void round_to(number *to, floats x) { *(floats *)to = x; }
+INLINE floats widen(const number *from) { return *(const floats *)from; }
+#else
+INLINE void round_to(number *to, floats x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
+INLINE floats widen(const number *from) {
+  return (floats)(__builtin_convertvector(*(const halves *)from, words) << 16);
+}
+#endif
 
 // Rows (T, D) that are `apart` from each other, padded with zeros to (Tp, Dp).
-static void copy_rows(const Head *h, half *to, const half *from, long apart, long T, long D) {
-  memset(to, 0, h->Tp * h->Dp * sizeof(half));
-  for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * apart, D * sizeof(half));
+static void copy_rows(const Head *h, number *to, const number *from, long apart, long T, long D) {
+  memset(to, 0, h->Tp * h->Dp * sizeof(number));
+  for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * apart, D * sizeof(number));
 }
 
+#ifdef SINGLE
+// Columns of rows (Tp, Dp).
+static void by_d(const Head *h, word *to, const number *rows) {
+  for (long t = 0; t < h->Tp; t += L)
+    for (long d = 0; d < h->Dp; d++)
+      EACH(i, L) to[d * h->wide + t + i] = rows[(t + i) * h->Dp + d];
+}
+
+static void by_t(const Head *h, word *to, const number *rows) {
+  memcpy(to, rows, h->Tp * h->Dp * sizeof(word));
+}
+
+static void turn(const Head *h, number *to, const word *by_d) {
+  memcpy(to, by_d, h->wide * h->Dp * sizeof(word));
+}
+
+// The gradients of the scores of two keys as words.
+INLINE void join(word *to, long wide, const number *one) {
+  EACH(i, 2) *(floats *)(to + i * wide) = *(const floats *)(one + i * wide);
+}
+#else
 // Two numbers of one row in each word.
-static void by_d(const Head *h, uint32_t *to, const half *rows) {
+static void by_d(const Head *h, word *to, const number *rows) {
   const __m512i at = (__m512i)(*(const words *)LANES * (uint32_t)(h->Dp / 2));
   for (long t = 0; t < h->Tp; t += L)
     for (long d = 0; d < h->Dp; d += 2)
@@ -124,17 +175,17 @@ static void by_d(const Head *h, uint32_t *to, const half *rows) {
 }
 
 // The same number of two rows in each word.
-static void by_t(const Head *h, uint32_t *to, const half *rows) {
+static void by_t(const Head *h, word *to, const number *rows) {
   for (long t = 0; t < h->Tp; t += 2)
     for (long d = 0; d < h->Dp; d += L) {
-      const half *even = rows + t * h->Dp + d, *odd = even + h->Dp;
+      const number *even = rows + t * h->Dp + d, *odd = even + h->Dp;
       *(words *)(to + t / 2 * h->Dp + d) = __builtin_convertvector(*(const halves *)even, words) |
                                            __builtin_convertvector(*(const halves *)odd, words) << 16;
     }
 }
 
 // (Dp, Tp) from words of two numbers of one row.
-static void turn(const Head *h, half *to, const uint32_t *by_d) {
+static void turn(const Head *h, number *to, const word *by_d) {
   for (long d = 0; d < h->Dp; d += 2)
     for (long t = 0; t < h->Tp; t += L) {
       const words pair = *(const words *)(by_d + d / 2 * h->wide + t);
@@ -142,6 +193,13 @@ static void turn(const Head *h, half *to, const uint32_t *by_d) {
       *(halves *)(to + (d + 1) * h->wide + t) = __builtin_convertvector(pair >> 16, halves);
     }
 }
+
+// The gradients of the scores of two keys as words.
+INLINE void join(word *to, long wide, const number *one) {
+  *(words *)to = __builtin_convertvector(*(const halves *)one, words) |
+                 __builtin_convertvector(*(const halves *)(one + wide), words) << 16;
+}
+#endif
 
 // Scores of 32 queries become weights, not yet divided by their sums; n are the keys up to them.
 static void weigh(const Job *j, const Head *h, long first, float *sums, float *log_sums) {
@@ -158,7 +216,8 @@ static void weigh(const Job *j, const Head *h, long first, float *sums, float *l
       *(floats *)(row + t) = x;
       tops = pick((words)(x > tops), x, tops);
     }
-    const float top = _mm512_reduce_max_ps((__m512)tops);
+    float top = tops[0];
+    for (int i = 1; i < L; i++) top = tops[i] > top ? tops[i] : top;
     for (long t = 0; t < n; t += L) {
       const floats p = exponential(*(floats *)(row + t) - top);
       all += p;
@@ -178,18 +237,18 @@ static void attend(const Job *j, const Head *h, long b, long head) {
   by_t(h, h->values_by_t, h->values);
   for (long first = 0; first < T; first += BLOCK) {
     float sums[BLOCK], log_sums[BLOCK];
-    const half *queries = h->queries + first * Dp;
+    const number *queries = h->queries + first * Dp;
     for (long key = 0; key <= first; key += BLOCK)
       product(j, queries, Dp, h->keys_by_d + key, h->wide, h->scores + key, h->wide, Dp / BLOCK, 0);
     weigh(j, h, first, sums, log_sums);
     for (long d = 0; d < Dp; d += BLOCK) {
       product(j, h->probs, h->wide, h->values_by_t + d, Dp, h->other, BLOCK, first / BLOCK + 1, 0);
       for (long r = 0; r < BLOCK && first + r < T; r++) {
-        half y[BLOCK];
+        number y[BLOCK];
         for (long i = 0; i < BLOCK; i += L)
           round_to(y + i, *(floats *)(h->other + r * BLOCK + i) / sums[r]);
         memcpy(j->y + ((b * T + first + r) * j->H + head) * D + d, y,
-               (D - d < BLOCK ? D - d : BLOCK) * sizeof(half));
+               (D - d < BLOCK ? D - d : BLOCK) * sizeof(number));
       }
     }
     for (long r = 0; r < BLOCK && first + r < T; r++)
@@ -203,8 +262,6 @@ static void go_back(const Job *j, const Head *h, long at, long query, int is_dia
   const float scale = 1 / sqrtf(j->D);
   for (long r = 0; r < BLOCK; r += 2)
     for (long t = 0; t < BLOCK; t += L) {
-      uint32_t *pair = h->score_grads_by_key + (at + r) / 2 * h->wide + query + t;
-      words bits[2];
       EACH(odd, 2) {
         const long row = (r + odd) * BLOCK + t, to = (at + r + odd) * h->wide + query + t;
         floats p = exponential(*(floats *)(h->scores + row) * scale - *(floats *)(h->log_sums + query + t));
@@ -212,9 +269,9 @@ static void go_back(const Job *j, const Head *h, long at, long query, int is_dia
           p = pick((words)(*(const words *)LANES + (uint32_t)t < (uint32_t)(r + odd)), (floats){0}, p);
         round_to(h->probs + to, p);
         round_to(h->score_grads + to, p * (*(floats *)(h->other + row) - *(floats *)(h->deltas + query + t)));
-        bits[odd] = __builtin_convertvector(*(halves *)(h->score_grads + to), words);
       }
-      *(words *)pair = bits[0] | bits[1] << 16;
+      join(h->score_grads_by_key + (at + r) / EACH_WORD * h->wide + query + t, h->wide,
+           h->score_grads + (at + r) * h->wide + query + t);
     }
 }
 
@@ -226,9 +283,9 @@ static void of_keys(const Job *j, const Head *h, long first, int adds) {
       const long key = first + at;
       if (key > query) {
         for (long r = at; r < at + BLOCK; r++) {
-          memset(h->probs + r * wide + query, 0, BLOCK * sizeof(half));
-          memset(h->score_grads + r * wide + query, 0, BLOCK * sizeof(half));
-          memset(h->score_grads_by_key + r / 2 * wide + query, 0, BLOCK * sizeof(uint32_t));
+          memset(h->probs + r * wide + query, 0, BLOCK * sizeof(number));
+          memset(h->score_grads + r * wide + query, 0, BLOCK * sizeof(number));
+          memset(h->score_grads_by_key + r / EACH_WORD * wide + query, 0, BLOCK * sizeof(word));
         }
         continue;
       }
@@ -238,7 +295,7 @@ static void of_keys(const Job *j, const Head *h, long first, int adds) {
     }
   for (long d = 0; d < Dp; d += BLOCK) {
     for (long at = 0; at < 2 * BLOCK; at += BLOCK) {
-      const long to = (first + at) * Dp + d, from = at * wide + first, by_t = first / 2 * Dp + d;
+      const long to = (first + at) * Dp + d, from = at * wide + first, by_t = first / EACH_WORD * Dp + d;
       product(j, h->probs + from, wide, h->grads_by_t + by_t, Dp, h->v_grad + to, Dp, steps, adds);
       product(j, h->score_grads + from, wide, h->queries_by_t + by_t, Dp, h->k_grad + to, Dp, steps, adds);
     }
@@ -249,14 +306,10 @@ static void of_keys(const Job *j, const Head *h, long first, int adds) {
 }
 
 // A row of gradients (Dp), times a factor.
-static void write_row(half *to, const float *from, float factor, long Dp, long D) {
-  half row[256];
+static void write_row(number *to, const float *from, float factor, long Dp, long D) {
+  number row[256];
   for (long i = 0; i < Dp; i += L) round_to(row + i, *(const floats *)(from + i) * factor);
-  memcpy(to, row, D * sizeof(half));
-}
-
-INLINE floats widen(const half *from) {
-  return (floats)(__builtin_convertvector(*(const halves *)from, words) << 16);
+  memcpy(to, row, D * sizeof(number));
 }
 
 static void attend_back(const Job *j, const Head *h, long b, long g) {
@@ -268,7 +321,7 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
   copy_rows(h, h->values, j->v + of_keys_at, D, T, D);
   for (long head = g * each; head < (g + 1) * each; head++) {
     const long at = (b * j->H + head) * T;
-    const half *grad = j->grad + b * j->grad_b + head * j->grad_h;
+    const number *grad = j->grad + b * j->grad_b + head * j->grad_h;
     copy_rows(h, h->queries, j->q + at * D, D, T, D);
     by_d(h, h->queries_by_d, h->queries);
     by_t(h, h->queries_by_t, h->queries);
@@ -279,8 +332,8 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
     memset(h->log_sums, 0, Tp * sizeof(float));
     memcpy(h->log_sums, j->log_sums + at, T * sizeof(float));
     for (long t = 0; t < T; t++) {
-      half y[256] = {0};
-      memcpy(y, j->y + ((b * T + t) * j->H + head) * D, D * sizeof(half));
+      number y[256] = {0};
+      memcpy(y, j->y + ((b * T + t) * j->H + head) * D, D * sizeof(number));
       floats sums = {0};
       for (long d = 0; d < Dp; d += L) sums += widen(y + d) * widen(h->queries + t * Dp + d);
       h->deltas[t] = total(sums);
@@ -308,15 +361,17 @@ static char *lay_out(const Job *j, Head *h, char *place) {
   h->Tp = (j->T + 2 * BLOCK - 1) / (2 * BLOCK) * 2 * BLOCK, h->Dp = (j->D + BLOCK - 1) / BLOCK * BLOCK;
   h->wide = h->Tp + 2 * STEP;  // rows that are a power of two apart would share a part of the cache
   const long rows = h->Tp * h->Dp, columns = h->wide * h->Dp, block = BLOCK * h->wide;
-  h->keys = take(&place, rows * 2), h->values = take(&place, rows * 2);
-  h->queries = take(&place, rows * 2), h->keys_by_d = take(&place, columns * 2);
-  h->values_by_t = h->queries_by_t = take(&place, rows * 2);
-  h->probs = take(&place, 2 * block * 2), h->scores = take(&place, block * 4);
+  const long size = sizeof(number);
+  h->keys = take(&place, rows * size), h->values = take(&place, rows * size);
+  h->queries = take(&place, rows * size), h->keys_by_d = take(&place, columns * size);
+  h->values_by_t = h->queries_by_t = take(&place, rows * size);
+  h->probs = take(&place, 2 * block * size), h->scores = take(&place, block * 4);
   h->other = take(&place, BLOCK * BLOCK * 4);
   if (j->grad) {
-    h->turned = take(&place, columns * 2), h->queries_by_d = take(&place, columns * 2);
-    h->grads_by_d = take(&place, columns * 2), h->grads_by_t = take(&place, rows * 2);
-    h->score_grads = take(&place, 2 * block * 2), h->score_grads_by_key = take(&place, block * 4);
+    h->turned = take(&place, columns * size), h->queries_by_d = take(&place, columns * size);
+    h->grads_by_d = take(&place, columns * size), h->grads_by_t = take(&place, rows * size);
+    h->score_grads = take(&place, 2 * block * size);
+    h->score_grads_by_key = take(&place, 2 * block * size);
     h->q_grad = take(&place, columns * 4), h->k_grad = take(&place, rows * 4);
     h->v_grad = take(&place, rows * 4);
     h->log_sums = take(&place, h->Tp * 4), h->deltas = take(&place, h->Tp * 4);
@@ -330,7 +385,7 @@ static void heads(void *argument) {
   char *scratch = aligned_alloc(64, (size_t)lay_out(j, &h, 0));
   if (!scratch) abort();
   lay_out(j, &h, scratch);
-#ifdef __AMX_BF16__
+#ifdef TILES
   Tiles before, tiles = {.palette = 1};
   if (j->tiles) {
     EACH(i, 8) tiles.bytes[i] = 64, tiles.rows[i] = 16;
@@ -345,7 +400,7 @@ static void heads(void *argument) {
     if (j->grad) attend_back(j, &h, at / each, at % each);
     else attend(j, &h, at / each, at % each);
   }
-#ifdef __AMX_BF16__
+#ifdef TILES
   if (j->tiles) _tile_loadconfig(&before);
 #endif
   free(scratch);
@@ -355,7 +410,7 @@ int can_attend(void) { return 1; }
 
 void causal_attention(Job *job, int threads) {
   static int allowed = -1;  // Linux gives tiles to a process that asks
-#ifdef __AMX_BF16__
+#ifdef TILES
   if (allowed < 0) allowed = !syscall(SYS_arch_prctl, 0x1023, 18);
 #endif
   job->tiles = allowed > 0;

@@ -1,4 +1,4 @@
-"""Causal attention: that of attention.c in training on a CPU with bfloat16, torch's elsewhere.
+"""Causal attention: that of attention.c in training on a CPU, torch's elsewhere.
 
 Letters as in gpt.py.
 """
@@ -36,10 +36,10 @@ class _Job(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
 
-    found = build(_SOURCE)
+    found = build(_SOURCE, options=("-DSINGLE",) if dtype == torch.float32 else ())
     if found is None or not found.can_attend():
         return None
     found.causal_attention.argtypes, found.causal_attention.restype = [c_void_p, c_int], None
@@ -47,7 +47,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _run(grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> None:
-    (B, H, T, D), library = q.shape, _library()
+    (B, H, T, D), library = q.shape, _library(q.dtype)
     if library is None or kernels.is_fake(q):
         return
     strides = (0, 0, 0) if grad is None else grad.stride()[:3]
@@ -80,8 +80,8 @@ class _Attention(torch.autograd.Function):
 
 def _is_ours(x: Tensor, T: int) -> bool:
     """Tell whether attention.c takes heads like x, of T tokens; without a gradient, torch does."""
-    is_fit = x.dtype == torch.bfloat16 and x.requires_grad and 1 < T <= _LONGEST
-    return is_fit and kernels.can_run(x) and _library() is not None
+    is_fit = x.requires_grad and 1 < T <= _LONGEST and kernels.can_run(x)
+    return is_fit and _library(x.dtype) is not None
 
 
 def fastest_dtype(rows: Tensor) -> torch.dtype:

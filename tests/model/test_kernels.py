@@ -60,7 +60,7 @@ def test_same_losses_and_gradients(
     tokens = torch.randint(64, (3, n_tokens + 1), generator=torch.Generator().manual_seed(3))
     used = mock.Mock(side_effect=kernels.split_heads)
     monkeypatch.setattr(gpt, "split_heads", used)
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)  # the same products in both
+    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 0)  # the same products in both
     loss, found = gradients(model, tokens, dtype)
     if not used.called:
         pytest.skip("no compiler on this machine")
@@ -107,16 +107,16 @@ def test_a_product_by_another_library_is_the_same(
         assert torch.equal(y.detach(), again)
         return [y.detach(), *(t.grad for t in factors if t.grad is not None)]
 
-    for is_slow in (True, False):
-        monkeypatch.setattr(products, "_mkl_is_slow", lambda is_slow=is_slow: is_slow)
+    monkeypatch.setattr(products, "_LARGE", 1)
+    for lanes in (16, 8, 0):
+        monkeypatch.setattr(products, "_lanes_of_onednn", lambda lanes=lanes: lanes)
         for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
             assert distance(one, exact.float()) < 5e-7
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        products, "_mkl_is_slow", lambda: hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    lanes = 16 if hasattr(torch.ops.mkldnn, "_linear_pointwise") else 0
+    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: lanes)
     for learning in range(8):
         factors = torch.ones(20, 8), torch.ones(16, 8), torch.ones(16)
         for bit, factor in enumerate(factors):
