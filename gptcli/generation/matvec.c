@@ -49,9 +49,9 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
   const char *w = j->w + n * row;
   const uint32_t *scales = kind == I8 ? j->scales + n * (K / 64) : 0;
   const float *x[8];
-  floats sums[8][4], scale[4] = {{0}};
+  floats sums[16], scale[4] = {{0}};
   EACH(r, R) x[r] = j->x + (r < j->R ? r : j->R - 1) * K;
-  EACH(r, R) EACH(b, B) sums[r][b] = (floats){0};
+  EACH(r, R) EACH(b, B) sums[r * B + b] = (floats){0};
   for (long k = 0; k < K; k += 64) {
     EACH(b, B) EACH(line, SIZE[kind])
       __builtin_prefetch(w + b * row + k * SIZE[kind] + line * 64 + AHEAD);
@@ -64,15 +64,20 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
         const long i = k + half * 32 + u * L;
         floats v[4];
         EACH(b, B) v[b] = load(kind, w + b * row + i * SIZE[kind], scale[b]);
-        EACH(r, R) EACH(b, B) sums[r][b] += *(const floats *)(x[r] + i) * v[b];
+        EACH(r, R) {
+          floats one = *(const floats *)(x[r] + i);
+          if (B > 1) HOLD(one);
+          EACH(b, B) sums[r * B + b] += one * v[b];
+        }
       }
     }
   }
+  floats found[16];  // a copy, for an index that varies would keep sums out of the registers
+  EACH(r, R) EACH(b, B) found[r * B + b] = sums[r * B + b];
+  totals(found, R * B);
   for (int r = 0; r < R && r < j->R; r++)
-    for (int b = 0; b < B; b++) {
-      const float sum = total(sums[r][b]);
-      j->y[r * j->N + n + b] = sum + (j->bias ? j->bias[n + b] : 0);
-    }
+    for (int b = 0; b < B; b++)
+      j->y[r * j->N + n + b] = ((float *)found)[r * B + b] + (j->bias ? j->bias[n + b] : 0);
 }
 
 // The last tile overlaps the one before, so that all are whole.
@@ -134,13 +139,18 @@ INLINE void attend_head(const float *q, const float *keys, const float *values, 
     float scores[BLOCK];
     const long m = n - first < BLOCK ? n - first : BLOCK;
     float largest = top;
-    for (long t = 0; t < m; t++) {
-      const float *key = keys + (first + t) * D;
-      floats sum = {0};
-      for (int i = 0; i < D; i += L) sum += *(const floats *)(q + i) * *(const floats *)(key + i);
-      scores[t] = total(sum) * scale;
-      if (scores[t] > largest) largest = scores[t];
+    for (long t = 0; t < m; t += L) {
+      floats sums_of[L];
+      for (int u = 0; u < L; u++) {
+        const float *key = keys + (first + (t + u < m ? t + u : m - 1)) * D;
+        sums_of[u] = (floats){0};
+        for (int i = 0; i < D; i += L)
+          sums_of[u] += *(const floats *)(q + i) * *(const floats *)(key + i);
+      }
+      totals(sums_of, L);
+      *(floats *)(scores + t) = sums_of[0] * scale;
     }
+    for (long t = 0; t < m; t++) if (scores[t] > largest) largest = scores[t];
     for (long t = 0; t < m; t++) scores[t] = scores[t] - largest < -80 ? -80 : scores[t] - largest;
     for (long t = m; t < BLOCK; t++) scores[t] = -80;
     const float before = top == -INFINITY ? 0 : expf(top - largest);
