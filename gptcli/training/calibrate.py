@@ -1,4 +1,4 @@
-"""How long a run's steps take on this machine, and what follows: threads, compiling, a time budget.
+"""How long a run's steps take on this machine, and what follows: threads, and a time budget.
 
 What is settled is stored with the run, for the bits depend on it.
 """
@@ -18,7 +18,7 @@ from gptcli.device import synchronize
 from gptcli.formatting import plural
 from gptcli.training.events import Clock
 from gptcli.training.setup import Session
-from gptcli.training.spec import RunSpec, compiling_pays
+from gptcli.training.spec import RunSpec
 from gptcli.training.step import Stepper
 
 _SHARE, _MOST_SECONDS = 0.08, 4.0  # of the budget that is spent on timing steps
@@ -91,40 +91,24 @@ def steps_within(spec: RunSpec, seconds: float, step_seconds: float) -> int:
 def ready_stepper(session: Session, clock: Clock, stopped: Callable[[], bool]) -> Stepper:
     """Return what does the steps of a run, after what its steps' time decides is settled.
 
-    That is its threads and whether it is compiled, where they are `auto`, and the number of steps
-    of a time budget. Steps are timed as they will be done. A stop leaves the run unsettled.
+    That is its threads, where they are `auto`, and the number of steps of a time budget. Steps are
+    timed as they will be done. A stop leaves the run unsettled.
     """
     began, stepper = clock.seconds, Stepper(session)
     compiling = stepper.compile_seconds
     clock.add("compiling", compiling)
-    spec = session.spec
-    state, budget = session.state, None if spec.budget is None else 60 * spec.budget
-    trial = _SHORT_TRIAL if budget is None else min(_MOST_SECONDS, _SHARE * budget)
-
-    def n_fitting(seconds: float | None) -> int | None:
-        if budget is None or seconds is None:
-            return None
-        left = budget - clock.seconds
-        n_steps = steps_within(session.spec, left, seconds)
-        agreed: int | None = session.world.broadcast_object(lambda: n_steps)
-        return agreed
-
-    seconds = None
-    if budget is not None or "auto" in (spec.config.compile, spec.config.threads):
+    state, spec, seconds = session.state, session.spec, None
+    budget = None if spec.budget is None else 60 * spec.budget
+    if budget is not None or spec.config.threads == "auto":
+        trial = _SHORT_TRIAL if budget is None else min(_MOST_SECONDS, _SHARE * budget)
         seconds = seconds_per_step(stepper, trial, stopped)
     if seconds is not None and spec.config.threads == "auto":
         seconds = settle_threads(stepper, seconds, stopped)
-    n_steps = n_fitting(seconds)
-    if seconds is not None and spec.config.compile == "auto":
-        pays = compiling_pays(spec.config, n_steps or spec.max_steps)
-        session.spec = session.spec.computing(compile=pays)
-        if pays:
-            stepper, seconds = _faster(stepper, seconds, trial, clock, stopped)
-            compiling += stepper.compile_seconds
-            n_steps = n_fitting(seconds)
     if budget is None:
         state.minutes = spec.config.train.max_minutes
-    elif n_steps:
+    elif seconds is not None:
+        fitting = steps_within(session.spec, budget - clock.seconds, seconds)
+        n_steps: int = session.world.broadcast_object(lambda: fitting)
         state.minutes = spec.budget
         session.spec = session.spec.lasting(n_steps)
         if changes(session.config.data.mix):  # over as many steps as it now has
@@ -172,21 +156,3 @@ def settle_threads(stepper: Stepper, seconds: float, stopped: Callable[[], bool]
         session.notes.append(f"{plural(fastest, 'thread')} of {most}: faster for this model here")
     return best[fastest]
 
-
-def _faster(
-    eager: Stepper, seconds: float, trial: float, clock: Clock, stopped: Callable[[], bool]
-) -> tuple[Stepper, float | None]:
-    """Return the stepper compiled, or as it was if that is faster, and what a step takes."""
-    session, spec, compute = eager.s, eager.s.spec, eager.s.compute
-    session.compute = replace(compute, compile=True)
-    compiled = Stepper(session)
-    clock.add("compiling", compiled.compile_seconds)
-    if session.config.compile:  # it may have failed
-        taken = seconds_per_step(compiled, trial, stopped)
-        if taken is None or taken < seconds:
-            eager.feed.close()
-            return compiled, taken
-        session.notes.append("not compiled: eager steps are as fast here")
-    compiled.feed.close()
-    session.spec, session.compute = spec.computing(compile=False), compute
-    return eager, seconds

@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from gptcli.interop.weights import Pretrained
 
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
-# Compiling on two cores: what it takes with a cold cache, and what it saves. It saves what is not
-# in matrix products, which grows with channels: 24 and 25 ns for each of a token, at 128 and 256.
-# It took 34 s at four blocks; how much of that each block takes was not measured.
-_SAVED_SECONDS = 25e-9
+# Compiling on two cores with a cold cache took 34 s at four blocks; what each takes was not measured.
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
 _SHORT_RUN = 60 * 4e14  # operations that a large GPU does in the minute that compiling takes there
 _COMPILE_MINUTES = 3.0  # time budget from which that minute is worth it
@@ -190,7 +187,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     # The bits depend on these, so a run keeps to them. On a CPU, timed steps decide if they can.
     is_timed = config.device == "cpu" and n_processes == 1 and checkpoint is None
     is_tuned = is_timed and max_steps >= _TUNED_STEPS and size.parameters < _TUNED_PARAMETERS
-    if config.compile == "auto" and not (is_tuned or (is_timed and budget is not None)):
+    if config.compile == "auto":
         pays = compiling_pays(config, max_steps, budget)
         config = config.model_copy(update={"compile": pays})
     if config.threads == "auto" and not is_tuned:
@@ -338,19 +335,13 @@ def rows_of(config: Config, n_processes: int) -> int:
 
 
 def compiling_pays(config: Config, max_steps: int, minutes: float | None = None) -> bool:
-    """Tell whether a run is long enough to be worth compiling its model first.
+    """Tell whether a run is on CUDA, and long enough to be worth compiling its model first.
 
-    With `minutes`, `max_steps` is an upper limit, which says nothing about a CPU.
+    On a CPU, the kernels of attention.c and kernels.c are faster than a compiler's.
     """
-    if config.device == "cuda":
-        n_params = 12 * config.model.n_layer * config.model.n_embd**2
-        is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
-        return is_long and (minutes is None or minutes > _COMPILE_MINUTES)
-    # In bfloat16, the kernels of attention.c and kernels.c are faster than a compiler's.
-    if config.device != "cpu" or minutes is not None or config.dtype == "bfloat16":
-        return False
-    size = config.model.n_layer * config.model.n_embd
-    return max_steps * config.tokens_per_step * size * _SAVED_SECONDS > compile_seconds(config)
+    n_params = 12 * config.model.n_layer * config.model.n_embd**2
+    is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN
+    return config.device == "cuda" and is_long and (minutes is None or minutes > _COMPILE_MINUTES)
 
 
 def compile_seconds(config: Config) -> float:
