@@ -69,6 +69,6 @@ def processor() -> str:
     """Return the processor's model and what it can do."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kinds = ("model name", "flags", "CPU part", "Features")
+        kinds = ("vendor_id", "model name", "flags", "CPU part", "Features")
         return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
     return platform.processor()

@@ -82,9 +82,9 @@ INLINE void fold(floats *sums, int n, uint32_t half) {
 // them by a quarter of the instructions.
 INLINE void totals(floats *sums, int n) {
   if (L > 8) fold(sums, n, 8);
-  if (L > 4) fold(sums, (n + L / 8 - 1) / (L / 8), 4);
-  fold(sums, (n + L / 4 - 1) / (L / 4), 2);
-  fold(sums, (n + L / 2 - 1) / (L / 2), 1);
+  if (L > 4) fold(sums, (n * 8 + L - 1) / L, 4);
+  fold(sums, (n * 4 + L - 1) / L, 2);
+  fold(sums, (n * 2 + L - 1) / L, 1);
 }
 
 // a where the mask is set, else b.

@@ -30,7 +30,7 @@ enum { BLOCK = 32, EACH_WORD = sizeof(word) / sizeof(number), STEP = BLOCK / EAC
 typedef struct {
   const number *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
   number *y;                // (B, T, H, D)
-  float *log_sums;        // (B, H, T), of the exponentials of scores
+  float *log_sums;          // (B, H, T), of the exponentials of scores
   const number *grad;       // of y, or null
   number *q_grad, *k_grad, *v_grad;
   long B, H, G, T, D, grad_b, grad_h, grad_t;  // how far apart the parts of grad are
@@ -132,7 +132,7 @@ INLINE void product(const Job *j, const number *A, long a, const word *B, long b
 INLINE void round_to(number *to, floats x) { *(floats *)to = x; }
 INLINE floats widen(const number *from) { return *(const floats *)from; }
 #else
-INLINE void round_to(number *to, floats x) { *(__m256bh *)to = _mm512_cvtneps_pbh((__m512)x); }
+INLINE void round_to(number *to, floats x) { *(halves *)to = (halves)_mm512_cvtneps_pbh((__m512)x); }
 INLINE floats widen(const number *from) {
   return (floats)(__builtin_convertvector(*(const halves *)from, words) << 16);
 }
@@ -359,7 +359,7 @@ static void *take(char **place, long bytes) {
 // Lay out a thread's matrices from `place` on; returns where they end.
 static char *lay_out(const Job *j, Head *h, char *place) {
   h->Tp = (j->T + 2 * BLOCK - 1) / (2 * BLOCK) * 2 * BLOCK, h->Dp = (j->D + BLOCK - 1) / BLOCK * BLOCK;
-  h->wide = h->Tp + 2 * STEP;  // rows that are a power of two apart would share a part of the cache
+  h->wide = h->Tp + BLOCK;  // rows that are a power of two apart would share a part of the cache
   const long rows = h->Tp * h->Dp, columns = h->wide * h->Dp, block = BLOCK * h->wide;
   const long size = sizeof(number);
   h->keys = take(&place, rows * size), h->values = take(&place, rows * size);

@@ -93,7 +93,8 @@ def fastest_dtype(rows: Tensor) -> torch.dtype:
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
     """Attend causally, within a text: queries (B, H, T, D) to keys and values (B, G, T, D)."""
     T, D = q.shape[2:]
-    if packed is None and not dropout and D <= _LONGEST_HEAD and _is_ours(q, T):
+    is_one = q.dtype == k.dtype == v.dtype and D <= _LONGEST_HEAD
+    if packed is None and not dropout and is_one and _is_ours(q, T):
         apply: Any = _Attention.apply
         found: Tensor = apply(q, k, v)
         return found

@@ -155,4 +155,3 @@ def settle_threads(stepper: Stepper, seconds: float, stopped: Callable[[], bool]
     if fastest < most:
         session.notes.append(f"{plural(fastest, 'thread')} of {most}: faster for this model here")
     return best[fastest]
-

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gptcli.interop.weights import Pretrained
 
 _MACHINE_KEYS = ("device", "dtype", "compile", "deterministic")
-# Compiling on two cores with a cold cache took 34 s at four blocks; what each takes was not measured.
+# On two cores with a cold cache, four blocks took 34 s; what one takes was not measured.
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_BLOCK = 20.0, 3.5
 _SHORT_RUN = 60 * 4e14  # operations that a large GPU does in the minute that compiling takes there
 _COMPILE_MINUTES = 3.0  # time budget from which that minute is worth it
@@ -184,7 +184,7 @@ def settle(config: Config, n_processes: int = 1, checkpoint: Checkpoint | None =
     config, budget = _within_budget(config, checkpoint)
     max_steps = max_steps_of(config, part_windows)
     size = model_size(config)
-    # The bits depend on these, so a run keeps to them. On a CPU, timed steps decide if they can.
+    # The bits depend on these, so a run keeps to them. On a CPU, timed steps may decide on threads.
     is_timed = config.device == "cpu" and n_processes == 1 and checkpoint is None
     is_tuned = is_timed and max_steps >= _TUNED_STEPS and size.parameters < _TUNED_PARAMETERS
     if config.compile == "auto":
@@ -337,7 +337,8 @@ def rows_of(config: Config, n_processes: int) -> int:
 def compiling_pays(config: Config, max_steps: int, minutes: float | None = None) -> bool:
     """Tell whether a run is on CUDA, and long enough to be worth compiling its model first.
 
-    On a CPU, the kernels of attention.c and kernels.c are faster than a compiler's.
+    On a CPU, the kernels of attention.c and kernels.c, where they can be built, are faster than a
+    compiler's.
     """
     n_params = 12 * config.model.n_layer * config.model.n_embd**2
     is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptcli import native
+from gptcli import native, settled
 from gptcli.config.model import ModelConfig
 from gptcli.model import GPT, gpt, kernels, loss, products
 
@@ -112,6 +112,23 @@ def test_a_product_by_another_library_is_the_same(
         monkeypatch.setattr(products, "_lanes_of_onednn", lambda lanes=lanes: lanes)
         for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
             assert distance(one, exact.float()) < 5e-7
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "limit", "lanes"),
+    [("AuthenticAMD", "AVX512", "", 16), ("AuthenticAMD", "AVX512", "AVX512_CORE", 16),
+     ("AuthenticAMD", "AVX512", "AVX2", 8), ("AuthenticAMD", "AVX2", "", 8),
+     ("AuthenticAMD", "DEFAULT", "", 0), ("GenuineIntel", "AVX512", "", 0)],
+)  # fmt: skip
+def test_who_multiplies_float32(
+    vendor: str, capability: str, limit: str, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch has no other library here")
+    monkeypatch.setattr(settled, "processor", lambda: f"model name: Virtual\nvendor_id: {vendor}")
+    monkeypatch.setattr(settled, "isa_limit", lambda: limit)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products._lanes_of_onednn.__wrapped__() == lanes
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
