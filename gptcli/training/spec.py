@@ -337,8 +337,7 @@ def rows_of(config: Config, n_processes: int) -> int:
 def compiling_pays(config: Config, max_steps: int, minutes: float | None = None) -> bool:
     """Tell whether a run is on CUDA, and long enough to be worth compiling its model first.
 
-    On a CPU, the kernels of attention.c and kernels.c, where they can be built, are faster than a
-    compiler's.
+    On a CPU, compiled steps are no faster than those of attention.c and kernels.c.
     """
     n_params = 12 * config.model.n_layer * config.model.n_embd**2
     is_long = 6 * n_params * max_steps * config.tokens_per_step > _SHORT_RUN

@@ -108,6 +108,7 @@ def test_a_product_by_another_library_is_the_same(
         return [y.detach(), *(t.grad for t in factors if t.grad is not None)]
 
     monkeypatch.setattr(products, "_LARGE", 1)
+    monkeypatch.setattr(products, "_MANY", 1)
     for lanes in (16, 8, 0):
         monkeypatch.setattr(products, "_lanes_of_onednn", lambda lanes=lanes: lanes)
         for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
@@ -129,6 +130,16 @@ def test_who_multiplies_float32(
     monkeypatch.setattr(settled, "isa_limit", lambda: limit)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert products._lanes_of_onednn.__wrapped__() == lanes
+
+
+@pytest.mark.parametrize(("n_rows", "is_copied"), [(16, False), (512, False), (2048, True)])
+def test_a_weight_is_copied_for_many_rows_only(
+    n_rows: int, is_copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 16)
+    turned = torch.empty(1100, 1000).T
+    found = products._rows_of(turned, torch.empty(n_rows, 1100))
+    assert found.is_contiguous() == is_copied
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
