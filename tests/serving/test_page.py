@@ -127,6 +127,24 @@ def test_a_text_is_undone_by_typing_and_tokens_that_are_cut_are_plain(visit: Ope
     assert asked(tab)[-1]["prompt"] == text[:-3] + "XY"
 
 
+def test_what_is_done_is_shown_however_late_frames_come(visit: Open) -> None:
+    late = (
+        "window.requestAnimationFrame = (work) => setTimeout(work, 300);"
+        "window.cancelAnimationFrame = clearTimeout, 0"
+    )
+    tab = visit("mode=compare&model=parrot&with=parrot&temperature=0&max_tokens=6")
+    tab.value(late)
+    go_on(tab, "<script>", "compare", ".prompt")
+    assert tab.value("document.querySelectorAll('#compare .t').length") == 2 * 6
+    tab = visit("model=parrot&temperature=0&max_tokens=6")
+    tab.value(late)
+    text = go_on(tab, "<script>")
+    tab.press("ArrowLeft")
+    tab.value("new Promise((done) => requestAnimationFrame(done))")
+    tab.type("X")  # where the caret was moved to, not where the model had ended
+    assert value(tab) == text[:-1] + "X" + text[-1]
+
+
 def test_what_a_model_says_is_text(visit: Open) -> None:
     tab = visit("model=parrot&temperature=0&max_tokens=90")
     text = go_on(tab, HOSTILE + "\n<script>")

@@ -62,7 +62,7 @@ const writing = (() => {
       return summary(done, how);
     } finally {
       area.readOnly = false;
-      draw(at);
+      drawn.now();  // a frame to come would move the cursor back
       stored("sessionStorage", "text", doc.text);
     }
   };
@@ -147,6 +147,7 @@ const chatting = (() => {
     } finally {
       if (!reply.content && !finish) messages.pop();
       talk.removeAttribute("aria-busy");
+      grow.now();
       draw();
     }
     const seconds = (performance.now() - begun) / 1000;
@@ -207,8 +208,7 @@ const comparing = (() => {
   const continued = (i, how, signal, instead) => {
     const reader = columns[i];
     if (!instead) reader.set(new Doc([{text: area.value}]));
-    return write(reader.doc, {at: area.value.length, model: model(i), how, signal, instead,
-                              onText: reader.draw});
+    return reader.write(reader.doc, {at: area.value.length, model: model(i), how, signal, instead});
   };
   const run = () => work.run(async (signal) => {
     const how = sampling(settings());
@@ -248,7 +248,7 @@ const stepping = (() => {
     const doc = instead ? reader.doc : new Doc([{text: area.value}]);
     if (!instead) { written.set(model, doc); reader.set(doc); }
     const at = doc.text.length;
-    return summary(await write(doc, {at, model, how, signal, instead, onText: reader.draw}), how);
+    return summary(await reader.write(doc, {at, model, how, signal, instead}), how);
   };
   const reader = new Reader($(".tokens", kept), $(".token", kept),
                             (piece, other) => work.change(grow({piece, other})));

@@ -63,13 +63,16 @@ const show = (box, shown) => {
   for (const node of wanted.slice(start, wanted.length - end)) box.insertBefore(node, after);
 };
 
-// Calls `work` at most once a frame.
+// Calls `work` at most once a frame; `.now()` calls it at once, and in no frame after that.
 const eachFrame = (work) => {
-  let asked = false;
-  return () => {
-    if (!asked) requestAnimationFrame(() => { asked = false; work(); });
-    asked = true;
+  let frame = 0;
+  const soon = () => { frame ||= requestAnimationFrame(soon.now); };
+  soon.now = () => {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    work();
   };
+  return soon;
 };
 
 const describe = (piece) => {
@@ -221,6 +224,11 @@ class Reader {
     this.at = null;
     this.line.textContent = "";
     this.draw();
+  }
+
+  // Lets a model write into `doc`; all of it is shown once it is done.
+  write(doc, how) {
+    return write(doc, {...how, onText: this.draw}).finally(this.draw.now);
   }
 }
 
