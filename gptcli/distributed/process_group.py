@@ -187,7 +187,7 @@ class World:
 
 
 SINGLE_PROCESS = World()
-_kept: list[Store] = []  # for as long as this process runs
+_kept: list[object] = []  # for as long as this process runs
 
 
 def local_pid(store: Store | None, start: str, rank: int) -> int | None:
@@ -275,6 +275,9 @@ def process_group(device: str) -> Iterator[World]:
     store.set(f"{name}/pid/{here.rank}", f"{socket.gethostname()} {os.getpid()}")
     yield world
     world.all_reduce_max(0)  # none leaves before all are done, for rank 0 may keep the store
+    # Freed by DDP, whose reducer has it too, it would keep the GIL while it waits for a thread that
+    # may be waiting for the GIL (pytorch issue 56297). Freed by Python, it lets go of it.
+    _kept.append(dist.group.WORLD)
     dist.destroy_process_group()  # after a failure it might wait for those that are gone
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gptcli.config import Config
 from gptcli.distributed import process_group as rendezvous
@@ -93,6 +96,20 @@ def test_a_hung_rank_ends_the_run_and_is_named_with_stacks(
     stacks = (config.run_folder / "stacks.txt").read_text()
     assert "in fall_asleep" in stacks.split(f"rank {who}:")[1].split(f"rank {1 - who}:")[0]
     assert start(2, lambda rank: finish(config, resume=True)).wait() == [0, 0]
+
+
+def train_again_and_again(rank: int) -> None:
+    """Leave groups that DDP's reducer holds for longest, whose threads may still be at work."""
+    for _ in range(20):
+        with process_group("cpu") as world:
+            model = DistributedDataParallel(nn.Linear(4, 4))
+            model(torch.ones(1, 4)).sum().backward()
+            world.all_reduce_sum(1.0)
+        del model
+
+
+def test_nothing_waits_for_itself_when_ddp_frees_its_group(start: Start) -> None:
+    assert start(2, train_again_and_again).wait() == [0, 0]
 
 
 def test_a_stopped_process_is_found_too(tiny: Tiny, start: Start) -> None:
