@@ -88,6 +88,7 @@ class Rows:
         self._model, self._context = model, context or model.config.block_size
         self._device = model.wte.weight.device
         self._step = one_call(model)
+        self._dtype = self._step.cache_dtype if self._step else None
         self._replay, self._graph = replay, cast("StepGraph | None", None)
         self._layers = list[Tensor]()  # as those of the cache, of at least as many rows
         self._cache = KVCache(self._context)  # their part in use
@@ -138,7 +139,8 @@ class Rows:
 
     def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
-        tokens, cache = torch.tensor(texts, device=self._device), KVCache(len(texts[0]))
+        tokens = torch.tensor(texts, device=self._device)
+        cache = KVCache(len(texts[0]), dtype=self._dtype)
         return self._feed(self._fastest(tokens), tokens, cache), cache
 
     def _next_logits(self) -> Tensor:

@@ -117,21 +117,25 @@ void matvec(int kind, const float *x, const void *w, const void *scales, const f
 }
 
 // What one step attends to. Rows of q, k and v are `row` floats apart, their heads D; the cache has
-// 2G heads of each row, the keys' before the values', and D floats for each place.
+// 2G heads of each row, the keys' before the values', and D numbers for each place, float32 or
+// float16 as `kind` says.
 typedef struct {
   const float *q, *k, *v;
-  float *cache, *y;
+  char *cache;
+  float *y;
   const int64_t *lengths;  // of the texts; 0 where all have `length`
   long length, row, cache_row, cache_head, H, G, D;
-  int offset;
+  int offset, kind;
 } Step;
 
 enum { BLOCK = 64 };  // places whose scores are computed before their values are read
 
 // One query against n keys and values: a softmax whose largest score is found on the way.
-INLINE void attend_head(const float *q, const float *keys, const float *values, float *y, long n,
-                        const int D) {
+INLINE void attend_head(const int kind, const float *q, const char *keys, const char *values,
+                        float *y, long n, const int D) {
   const float scale = 1.f / sqrtf(D);
+  const floats none = {0};
+  const long size = SIZE[kind], place = D * size;
   floats sums[256 / L], weights = {0};
   float top = -INFINITY;
   for (int i = 0; i < D / L; i++) sums[i] = (floats){0};
@@ -142,10 +146,10 @@ INLINE void attend_head(const float *q, const float *keys, const float *values, 
     for (long t = 0; t < m; t += L) {
       floats sums_of[L];
       for (int u = 0; u < L; u++) {
-        const float *key = keys + (first + (t + u < m ? t + u : m - 1)) * D;
+        const char *key = keys + (first + (t + u < m ? t + u : m - 1)) * place;
         sums_of[u] = (floats){0};
         for (int i = 0; i < D; i += L)
-          sums_of[u] += *(const floats *)(q + i) * *(const floats *)(key + i);
+          sums_of[u] += *(const floats *)(q + i) * load(kind, key + i * size, none);
       }
       totals(sums_of, L);
       *(floats *)(scores + t) = sums_of[0] * scale;
@@ -164,38 +168,66 @@ INLINE void attend_head(const float *q, const float *keys, const float *values, 
     for (long t = m; t < BLOCK; t++) scores[t] = 0;
     for (long t = 0; t < BLOCK; t += L) weights += *(const floats *)(scores + t);
     for (long t = 0; t < m; t++) {
-      const float *value = values + (first + t) * D;
-      for (int i = 0; i < D / L; i++) sums[i] += *(const floats *)(value + i * L) * scores[t];
+      const char *value = values + (first + t) * place;
+      for (int i = 0; i < D / L; i++)
+        sums[i] += load(kind, value + i * L * size, none) * scores[t];
     }
   }
   const float all = total(weights);
   for (int i = 0; i < D / L; i++) *(floats *)(y + i * L) = sums[i] / all;
 }
 
+// Write D floats in the cache's kind.
+static void narrow(int kind, const float *x, void *y, long D) {
+  if (kind == F32) {
+    memcpy(y, x, D * sizeof(float));
+    return;
+  }
+  for (long i = 0; i < D; i += L) {
+    const floats v = *(const floats *)(x + i);
+    halves *to = (halves *)((uint16_t *)y + i);
+#if L == 16
+    *to = (halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif L == 8
+    *to = (halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    *to = (halves)__builtin_convertvector(v, float16s);
+#endif
+  }
+}
+
+// Return where the keys of a head are; its values are G heads after them.
+static char *keys_of(const Step *j, long b, long g) {
+  return j->cache + (b * j->cache_row + g * j->cache_head) * SIZE[j->kind];
+}
+
 // Store the key and the value of a head.
 static void store_group(const Step *j, long b, long g) {
-  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length;
-  float *keys = j->cache + b * j->cache_row + g * j->cache_head, *values = keys + j->G * j->cache_head;
-  const float *k = j->k + b * j->row + g * D;
-  const size_t quarter = D / 4 * sizeof(float);
+  const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, place = D * SIZE[j->kind];
+  char *keys = keys_of(j, b, g), key[256 * sizeof(float)];
+  narrow(j->kind, j->k + b * j->row + g * D, key, D);
   for (int i = 0; i < 4; i++)  // with offset keys the second and the last go one place on
-    memcpy(keys + (n + (j->offset && i % 2)) * D + i * (D / 4), k + i * (D / 4), quarter);
-  memcpy(values + n * D, j->v + b * j->row + g * D, D * sizeof(float));
+    memcpy(keys + (n + (j->offset && i % 2)) * place + i * place / 4, key + i * place / 4, place / 4);
+  char *values = keys + j->G * j->cache_head * SIZE[j->kind];
+  narrow(j->kind, j->v + b * j->row + g * D, values + n * place, D);
 }
+
+#define BY_SIZE(kind)                                                                             \
+  switch (D) {                                                                                    \
+  case 32: attend_head(kind, q, keys, values, y, n + 1, 32); break;                               \
+  case 64: attend_head(kind, q, keys, values, y, n + 1, 64); break;                               \
+  case 128: attend_head(kind, q, keys, values, y, n + 1, 128); break;                             \
+  default: attend_head(kind, q, keys, values, y, n + 1, D);                                       \
+  }
 
 // Attend with the queries of a head.
 static void attend_group(const Step *j, long b, long g) {
   const long D = j->D, n = j->lengths ? j->lengths[b] : j->length, each = j->H / j->G;
-  const float *keys = j->cache + b * j->cache_row + g * j->cache_head,
-              *values = keys + j->G * j->cache_head;
+  const char *keys = keys_of(j, b, g), *values = keys + j->G * j->cache_head * SIZE[j->kind];
   for (long h = g * each; h < (g + 1) * each; h++) {
     const float *q = j->q + b * j->row + h * D;
     float *y = j->y + (b * j->H + h) * D;
-    switch (D) {
-    case 32: attend_head(q, keys, values, y, n + 1, 32); break;
-    case 64: attend_head(q, keys, values, y, n + 1, 64); break;
-    case 128: attend_head(q, keys, values, y, n + 1, 128); break;
-    default: attend_head(q, keys, values, y, n + 1, D);
-    }
+    if (j->kind == F32) BY_SIZE(F32)
+    else BY_SIZE(F16)
   }
 }

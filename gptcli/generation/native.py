@@ -13,7 +13,7 @@ from gptcli.native import build
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "matvec.c")]  # the first has all
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS: list[Any] = [ctypes.c_int, *[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int]
-_STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 4, ctypes.c_int]
+_STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int, _LONG, ctypes.c_int]
 
 
 @functools.cache

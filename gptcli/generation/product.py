@@ -10,7 +10,7 @@ from gptcli.device import multiplies_bfloat16
 from gptcli.generation import native
 
 FEW = 32  # rows up to which matvec.c is faster than a product of matrices
-_KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
+KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
 _WIDTH, _HEIGHT = 64, 8  # columns that matvec.c takes multiples of; rows that it takes at least
 _GROUP = 32  # weights that share a scale there
 
@@ -42,7 +42,7 @@ class Product:
             self._wide = torch.float32 if is_wide else torch.bfloat16
         self._multiply: Any = None if library is None else library.matvec
         self._threads = torch.get_num_threads()
-        self.kind = _KINDS.index(dtype)
+        self.kind = KINDS.index(dtype)
         pointers = (self.W, self.scales, self.bias)
         self.pointers = [None if one is None else one.data_ptr() for one in pointers]
 

@@ -25,7 +25,7 @@ typedef struct {
   const float *q_norm, *k_norm;  // (D), or null
   const float *x0_scale;         // of one number, or null
   const float *value;            // (R, G D) to be added to the values, or null
-  float *cache;
+  char *cache;
 } Layer;
 
 typedef struct {
@@ -42,7 +42,7 @@ typedef struct {
   float *x, *logits;
   float *x0, *normed, *wide, *gate, *qkv, *y;  // scratch
   const int64_t *lengths;  // of the texts; 0 where all have `length`
-  long length, cache_row, cache_head, R, threads, n_phases, ids;  // cache_row is 0 for one text
+  long length, cache_row, cache_head, R, threads, kind, ids;  // cache_row is 0 for one text
   long next[];  // of each phase
 } Run;
 
@@ -145,7 +145,7 @@ static void attend_all(Run *j, int phase, const Layer *layer, int what) {
   const Net *net = j->net;
   const long H = net->H, G = net->G, D = net->D, row = (H + 2 * G) * D, each = H / G;
   const Step step = {j->qkv, j->qkv + H * D, j->qkv + (H + G) * D, layer->cache, j->y, j->lengths,
-                     j->length, row, j->cache_row, j->cache_head, H, G, D, net->offset};
+                     j->length, row, j->cache_row, j->cache_head, H, G, D, net->offset, j->kind};
   for (;;) {
     const long at = __atomic_fetch_add(&j->next[phase], 1, __ATOMIC_RELAXED);
     if (at >= j->R * G) return;
@@ -207,13 +207,14 @@ static void pass(void *data) {
 // Pass x (R, C) through the network, in place, and write the logits (R, V), or of one text (1, V).
 // Scratch holds R (2 C + threads C + 2 width + (H + 2 G) D + H D) floats.
 void decode_step(const Net *net, float *x, float *logits, float *scratch, const int64_t *lengths,
-                 long length, long cache_row, long cache_head, long R, int threads) {
+                 long length, long cache_row, long cache_head, int kind, long R, int threads) {
   const long n_phases = net->n_layer * 8 + 1;
   Run *run = __builtin_alloca(sizeof(Run) + n_phases * sizeof(long));
   memset(run, 0, sizeof(Run) + n_phases * sizeof(long));
   const long C = net->C, n = R * C, widest = net->width > C ? net->width : C;
   *run = (Run){net, x, logits, scratch, .lengths = lengths, .length = length,
-               .cache_row = cache_row, .cache_head = cache_head, .R = R, .threads = threads};
+               .cache_row = cache_row, .cache_head = cache_head, .kind = kind, .R = R,
+               .threads = threads};
   run->normed = run->x0 + n;
   run->wide = run->normed + threads * n;
   run->gate = run->wide + R * widest;

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptcli.config.model import ModelConfig
 from gptcli.generation import native
-from gptcli.generation.product import Product
+from gptcli.generation.product import KINDS, Product
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows, rope_cache
 from gptcli.model.gpt import Block, Linear
@@ -90,6 +90,7 @@ class Step:
 
     Attributes:
         few: Tokens up to which it is faster than the model.
+        cache_dtype: The precision of keys and values that goes with that of the weights.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -97,6 +98,8 @@ class Step:
         assert library is not None and head is not None
         self._model, self._call, self._threads = model, library.decode_step, torch.get_num_threads()
         self.few = head.few
+        is_exact = head.kind == KINDS.index(torch.float32)
+        self.cache_dtype = torch.float32 if is_exact else torch.float16
         config: ModelConfig = model.config
         places = torch.arange(config.block_size)
         self._rope = None if model.wpe is not None else rope_cache(places, config).contiguous()
@@ -128,7 +131,7 @@ class Step:
         values = [table(tokens) for table in model.value_embeds or ()]  # (B, T, G D) each
         if not cache.layers:
             shape = B, 2 * net.G, cache.size + net.offset, net.D
-            cache.layers = [x.new_zeros(shape) for _ in self._layers]
+            cache.layers = [x.new_zeros(shape, dtype=cache.dtype) for _ in self._layers]
         first_value = len(self._layers) - len(values)
         for at, (layer, stored) in enumerate(zip(self._layers, cache.layers, strict=True)):
             layer.cache = stored.data_ptr()
@@ -140,7 +143,8 @@ class Step:
         self._call(
             ctypes.addressof(net), x.data_ptr(), logits.data_ptr(), scratch.data_ptr(),
             None if lengths is None else lengths.data_ptr(), cache.length,
-            stored.stride(0) if T == 1 else 0, stored.stride(1), B * T, self._threads,
+            stored.stride(0) if T == 1 else 0, stored.stride(1), KINDS.index(stored.dtype), B * T,
+            self._threads,
         )  # fmt: skip
         cache.length, cache.before = cache.length + T, tokens[:, -1:]
         seen: Tensor = logits[:, : model.n_tokens]

@@ -19,13 +19,14 @@ class KVCache:
     Attributes:
         size: The maximum number of tokens.
         length: Tokens seen, the position of the next one; the largest where texts differ in length.
-        layers: For each layer a tensor (B, 2G, size, D), the keys before the values, in the
-            precision of the keys; allocated when the layer first stores some. With offset keys
-            there is one place more, where half of the next key waits.
+        layers: For each layer a tensor (B, 2G, size, D), the keys before the values; allocated
+            when the layer first stores some. With offset keys there is one place more, where half
+            of the next key waits.
         before: The last token seen of each text, (B, 1).
         position: Where the next single token goes, int64 on the device: (B, 1) for texts that
             differ in length. (1,) for texts of one length; a step of one token then has the same
             shapes at every position, as a CUDA graph needs. None otherwise.
+        dtype: The precision in which keys and values are stored; None is that in which they come.
     """
 
     size: int
@@ -33,6 +34,7 @@ class KVCache:
     layers: list[Tensor] = field(default_factory=list)
     before: Tensor | None = None
     position: Tensor | None = None
+    dtype: torch.dtype | None = None
 
     def extend(
         self, layer: int, keys: Tensor, values: Tensor, offset: bool = False
@@ -46,15 +48,16 @@ class KVCache:
         """
         B, G, T, D = keys.shape
         if layer == len(self.layers):
-            self.layers.append(keys.new_zeros(B, 2 * G, self.size + offset, D))
+            shape = B, 2 * G, self.size + offset, D
+            self.layers.append(keys.new_zeros(shape, dtype=self.dtype))
         stored = self.layers[layer]
         if offset:
             late = late_half(stored.narrow(1, 0, G))  # (B, G, S, 2, D / 4)
             last, before = late_half(keys)[:, :, -1:], self._next(late) if self.length else None
-            keys = offset_keys(keys, before)
+            keys = offset_keys(keys, None if before is None else before.to(keys.dtype))
             self._put(late, T, last)
         self._put(stored, 0, torch.cat((keys, values), dim=1))
-        seen = stored.narrow(2, 0, self._n_seen(T))
+        seen = stored.narrow(2, 0, self._n_seen(T)).to(keys.dtype)
         return seen.narrow(1, 0, G), seen.narrow(1, G, G)
 
     def _n_seen(self, n_new: int) -> int:
@@ -66,7 +69,7 @@ class KVCache:
         if self.position is None:
             stored.narrow(2, self.length + shift, new.shape[2]).copy_(new)
         else:
-            stored.movedim(2, 1)[self._places(stored, shift)] = new.select(2, 0)
+            stored.movedim(2, 1)[self._places(stored, shift)] = new.select(2, 0).to(stored.dtype)
 
     def _next(self, stored: Tensor) -> Tensor:
         """Return what is at the next place."""

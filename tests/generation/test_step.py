@@ -65,13 +65,14 @@ def test_a_step_in_one_call_is_that_of_the_model(shape: str, dtype: torch.dtype)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=2e-5 * logits[1].abs().max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_a_row_is_the_same_alone_and_among_others(shape: str) -> None:
-    model = make_model(**SHAPES[shape])
+def test_a_row_is_the_same_alone_and_among_others(shape: str, dtype: torch.dtype) -> None:
+    model = make_model(dtype, **SHAPES[shape])
     step = in_one_call(model)
     tokens = torch.randint(0, 259, (11, 20), generator=torch.Generator().manual_seed(3))
-    together = KVCache(24)
+    together = KVCache(24, dtype=step.cache_dtype)
     model.next_logits(tokens[:, :4], together)
     rows = [step(tokens[:, at : at + 1], together) for at in range(4, 20)]
     alone = KVCache(24, 4, [layer[7:8].clone() for layer in together.layers], tokens[7:8, 3:4])
@@ -102,6 +103,24 @@ def test_a_prompt_in_one_call_is_read_as_by_the_model_and_as_token_by_token(
         following = tokens[:, n : n + 1]
         expected = model.next_logits(following, slow)
         torch.testing.assert_close(step(following, whole), expected, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_keys_and_values_have_as_many_bits_as_weights_but_float16_at_least(
+    dtype: torch.dtype,
+) -> None:
+    model, config = make_model(dtype, **EXTRAS), GenerateConfig(temperature=0, max_new_tokens=8)
+    rows = Rows(model)
+    rows.join([Row([1, 2, 3], config, (), seed=0)])
+    for _ in range(8):
+        rows.step()
+    kept = torch.float32 if dtype == torch.float32 else torch.float16
+    assert {stored.dtype for stored in rows._cache.layers} == {kept}
+    exact = KVCache(24)
+    expected = model.next_logits(torch.tensor([rows.rows[0].tokens]), exact)
+    error = (rows._next_logits() - expected).abs().max() / expected.abs().max()
+    assert error < (2e-5 if dtype == torch.float32 else 1e-3)
 
 
 @torch.no_grad()
