@@ -1,8 +1,8 @@
 """Decoding with llama.cpp: FILE N_TOKENS [VARIANT], prints tokens/s.
 
 Run by a Python that has llama_cpp. VARIANT names the processor whose kernels are loaded, such as
-haswell; without it, and in a build that has no variants, they are the fastest. It draws nothing:
-the same token is fed again and again. Weights are not repacked for AMX, for version 0.3.36 of
+haswell; without it, and in a build that has no variants, they are the fastest. Tokens are drawn as
+by `gpt generate --top-k 50`. Weights are not repacked for AMX, for version 0.3.36 of
 llama-cpp-python crashes there with q8_0.
 """
 
@@ -32,16 +32,22 @@ wanted.n_ctx, wanted.n_threads, wanted.n_threads_batch = 256, os.cpu_count(), os
 context = llama_cpp.llama_init_from_model(model, wanted)
 
 
-def feed(tokens: list[int]) -> None:
-    """Process tokens and look at the logits."""
+drawing = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+for part in (llama_cpp.llama_sampler_init_top_k(50), llama_cpp.llama_sampler_init_temp(1.0),
+             llama_cpp.llama_sampler_init_dist(1)):  # fmt: skip
+    llama_cpp.llama_sampler_chain_add(drawing, part)
+
+
+def next_token(tokens: list[int]) -> int:
+    """Process tokens and draw the one that follows."""
     array = (llama_cpp.llama_token * len(tokens))(*tokens)
     batch = llama_cpp.llama_batch_get_one(array, len(tokens))
     assert llama_cpp.llama_decode(context, batch) == 0
-    llama_cpp.llama_get_logits_ith(context, -1)
+    return int(llama_cpp.llama_sampler_sample(drawing, context, -1))
 
 
-feed(list(range(100, 116)))
+token = next_token(list(range(100, 116)))
 began = time.perf_counter()
 for _ in range(n_tokens):
-    feed([5])
+    token = next_token([token])
 print(n_tokens / (time.perf_counter() - began))

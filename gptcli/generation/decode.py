@@ -189,10 +189,12 @@ class Rows:
         if n_old >= n_rows:
             return
         size = self._context + like.layers[0].shape[2] - like.size  # offset keys have a place more
-        grown = list[Tensor]()
+        # More than a call takes would be widened for every token, which takes longer than reading.
+        is_wide, grown = self._step is not None and n_rows > self._step.few, list[Tensor]()
         for at, read in enumerate(like.layers):
-            _, H, _, D = read.shape
-            grown.append(read.new_zeros(max(n_rows, 2 * n_old), H, size, D))
+            shape, dtype = list(read.shape), torch.float32 if is_wide else read.dtype
+            shape[0], shape[2] = max(n_rows, 2 * n_old), size
+            grown.append(read.new_zeros(shape, dtype=dtype))
             if n_old:
                 grown[at][:n_old].copy_(self._layers[at])
         self._layers, self._graph = grown, None

@@ -26,13 +26,16 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
     Logits are (B, V), float32; the temperature is above 0.
     """
     V = logits.shape[-1]
-    ids = None
+    # As few operations as will do: between two steps, with cold caches, each takes 10 us and more.
     if config.top_k is not None and config.top_k < V:
         logits, ids = torch.topk(logits, config.top_k)
-    largest = logits.amax(-1, keepdim=True)  # subtracted first, or a low temperature overflows
+        largest = logits[:, :1]
+    else:
+        ids, largest = None, logits.amax(-1, keepdim=True)
+    # The largest is subtracted first, or a low temperature overflows.
     temperature = max(config.temperature, _LEAST_TEMPERATURE)  # a lower one is 0 in float32
     probs = torch.softmax((logits - largest) / temperature, dim=-1)
-    likeliest = probs.amax(-1, keepdim=True)
+    least = None if config.min_p is None else config.min_p * probs.amax(-1, keepdim=True)
     if config.top_p is not None:
         if ids is None:
             values, ids = torch.topk(probs, n := min(_LIKELIEST, V))
@@ -43,8 +46,8 @@ def filter_logits(logits: Tensor, config: GenerateConfig) -> tuple[Tensor | None
                 values[is_flat], ids[is_flat] = sort
             probs = values
         probs = probs * (probs.cumsum(-1) - probs < config.top_p)
-    if config.min_p is not None:
-        probs = probs * (probs >= config.min_p * likeliest)
+    if least is not None:
+        probs = probs * (probs >= least)
     return ids, probs
 
 
@@ -60,10 +63,12 @@ def sample_tokens(logits: Tensor, config: GenerateConfig, uniforms: Sequence[flo
         logits = logits.cpu()  # where sums have one order: CUDA's cumsum is refused then
     ids, weights = filter_logits(logits, config)
     ends = weights.cumsum(-1, dtype=_sums_dtype(weights))  # (B, K)
-    points = torch.tensor(uniforms, dtype=ends.dtype, device=ends.device)[:, None] * ends[:, -1:]
+    # A sum times what is below 1 by half of eps or more is below the sum, so that no number leads
+    # beyond the last candidate, to one of weight 0.
+    most = 1 - torch.finfo(ends.dtype).eps / 2
+    places = [[min(uniform, most)] for uniform in uniforms]
+    points = torch.tensor(places, dtype=ends.dtype, device=ends.device) * ends[:, -1:]
     at = torch.searchsorted(ends, points, right=True)  # (B, 1)
-    # Rounding may lead beyond the last candidate, to one of weight 0.
-    at = torch.minimum(at, (ends < ends[:, -1:]).sum(-1, keepdim=True))
     tokens: list[int] = (at if ids is None else ids.gather(-1, at))[:, 0].tolist()
     return tokens
 

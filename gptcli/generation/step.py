@@ -125,9 +125,11 @@ class Step:
         x = model.wte(tokens)  # (B, T, C)
         if model.bigram is not None:
             x = x + model.bigram(bigram_rows(tokens, cache.before, model.config.bigram_rows))
-        places = torch.arange(cache.length, cache.length + T)
         if model.wpe is not None:
-            x = x + model.wpe(places if cache.position is None else cache.position)
+            here = slice(cache.length, cache.length + T)
+            x = x + (
+                model.wpe.weight[here] if cache.position is None else model.wpe(cache.position)
+            )
         values = [table(tokens) for table in model.value_embeds or ()]  # (B, T, G D) each
         if not cache.layers:
             shape = B, 2 * net.G, cache.size + net.offset, net.D
@@ -137,7 +139,7 @@ class Step:
             layer.cache = stored.data_ptr()
             if at >= first_value:
                 layer.value = values[at - first_value].data_ptr()
-        stored, lengths = cache.layers[0], cache.position if T == 1 else places
+        stored, lengths = cache.layers[0], cache.position if T == 1 else torch.arange(T)
         logits = x.new_empty(B, model.config.vocab_size)
         scratch = x.new_empty(B * T * self._row_floats)
         self._call(
