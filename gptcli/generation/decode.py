@@ -21,6 +21,7 @@ from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform
 
 LogitsFn = Callable[[Tensor, KVCache], Tensor]  # as `GPT.next_logits`
+DType = torch.dtype | None
 
 
 @dataclass(eq=False)
@@ -88,15 +89,19 @@ class Rows:
         self._model, self._context = model, context or model.config.block_size
         self._device = model.wte.weight.device
         self._step = one_call(model)
-        self._dtype = self._step.cache_dtype if self._step else None
         self._replay, self._graph = replay, cast("StepGraph | None", None)
         self._layers = list[Tensor]()  # as those of the cache, of at least as many rows
         self._cache = KVCache(self._context)  # their part in use
 
     def join(self, rows: Sequence[Row]) -> list[Drawn]:
         """Add texts with the same tokens, which are read once; return the first draw of each."""
-        logits, read = self._read([rows[0].tokens])
-        self._reserve(len(self.rows) + len(rows), read)
+        n_rows, dtype = len(self.rows) + len(rows), None
+        if self._step is not None:
+            # What is wide stays so until no text is left, for each change copies all of it.
+            stays = bool(self.rows) and self._layers[0].dtype == torch.float32
+            dtype = torch.float32 if stays else self._step.cache_dtype(n_rows)
+        logits, read = self._read([rows[0].tokens], dtype)
+        self._reserve(n_rows, read)
         for row in rows:
             self._place(len(self.rows), read)
             row._n_cached = read.length
@@ -115,7 +120,7 @@ class Rows:
         # On a CPU one by one, with the same bits as alone.
         for some in [[row] for row in full] if self._device.type == "cpu" else [full] * bool(full):
             later = [row.tokens[-max(1, self._context // 2) :] for row in some]
-            that_follow, read = self._read(later)
+            that_follow, read = self._read(later, self._layers[0].dtype)
             for index, row in enumerate(some):
                 at = self.rows.index(row)
                 logits[at] = that_follow[index]
@@ -137,10 +142,10 @@ class Rows:
         self.rows, self._layers, self._graph = [], [], None
         self._use_rows()
 
-    def _read(self, texts: list[list[int]]) -> tuple[Tensor, KVCache]:
+    def _read(self, texts: list[list[int]], dtype: DType = None) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
         tokens = torch.tensor(texts, device=self._device)
-        cache = KVCache(len(texts[0]), dtype=self._dtype)
+        cache = KVCache(len(texts[0]), dtype=dtype)
         return self._feed(self._fastest(tokens), tokens, cache), cache
 
     def _next_logits(self) -> Tensor:
@@ -184,19 +189,17 @@ class Rows:
             return finite(compute(tokens, cache).float())
 
     def _reserve(self, n_rows: int, like: KVCache) -> None:
-        """Make room for so many rows."""
+        """Make room for so many rows, in the precision of `like`."""
         n_old = len(self._layers[0]) if self._layers else 0
-        if n_old >= n_rows:
+        if n_old >= n_rows and self._layers[0].dtype == like.layers[0].dtype:
             return
+        n_new = n_old if n_old >= n_rows else max(n_rows, 2 * n_old)
         size = self._context + like.layers[0].shape[2] - like.size  # offset keys have a place more
-        # More than a call takes would be widened for every token, which takes longer than reading.
-        is_wide, grown = self._step is not None and n_rows > self._step.few, list[Tensor]()
-        for at, read in enumerate(like.layers):
-            shape, dtype = list(read.shape), torch.float32 if is_wide else read.dtype
-            shape[0], shape[2] = max(n_rows, 2 * n_old), size
-            grown.append(read.new_zeros(shape, dtype=dtype))
-            if n_old:
-                grown[at][:n_old].copy_(self._layers[at])
+        grown = [r.new_zeros(n_new, r.shape[1], size, r.shape[3]) for r in like.layers]
+        for new, old in zip(
+            grown, self._layers, strict=False
+        ):  # the first time there are no old ones
+            new[:n_old].copy_(old)
         self._layers, self._graph = grown, None
 
     def _place(self, at: int, read: KVCache, index: int = 0) -> None:
@@ -206,8 +209,7 @@ class Rows:
 
     def _use_rows(self) -> None:
         """Let the cache be what the texts of now have stored."""
-        layers = [layer[: len(self.rows)] for layer in self._layers]
-        self._cache = KVCache(self._context, 0, layers)
+        self._cache = KVCache(self._context, 0, [layer[: len(self.rows)] for layer in self._layers])
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[Drawn]:
         """Draw a token for each row of logits (B, V)."""
@@ -219,9 +221,8 @@ class Rows:
             some = [rows[at] for at in places]
             uniforms = [derive_uniform("draw", row.seed, row.number, row.n_drawn) for row in some]
             part = penalized if len(groups) == 1 else penalized[places]
-            for at, token in zip(
-                places, sample_tokens(part, some[0].config, uniforms), strict=True
-            ):
+            found = sample_tokens(part, some[0].config, uniforms)
+            for at, token in zip(places, found, strict=True):
                 tokens[at] = token
         drawn = []
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -387,7 +388,7 @@ def finite(logits: Tensor) -> Tensor:
     if not math.isfinite(float(logits.sum())):  # a tenth of the time of looking at each
         raise CheckpointError(
             "the model's output is not finite",
-            "if its weights are sound, -s dtype=float32 has room for it",
+            "if its weights are sound, -s dtype=float32 without --quantize has room for it",
         )
     return logits
 

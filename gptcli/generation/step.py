@@ -90,7 +90,6 @@ class Step:
 
     Attributes:
         few: Tokens up to which it is faster than the model.
-        cache_dtype: The precision of keys and values that goes with that of the weights.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -98,8 +97,8 @@ class Step:
         assert library is not None and head is not None
         self._model, self._call, self._threads = model, library.decode_step, torch.get_num_threads()
         self.few = head.few
-        is_exact = head.kind == KINDS.index(torch.float32)
-        self.cache_dtype = torch.float32 if is_exact else torch.float16
+        # Who asks for bfloat16 may need its range.
+        self._is_half = KINDS[head.kind] in (torch.float16, torch.int8)
         config: ModelConfig = model.config
         places = torch.arange(config.block_size)
         self._rope = None if model.wpe is not None else rope_cache(places, config).contiguous()
@@ -115,6 +114,13 @@ class Step:
         self._row_floats = (2 + self._threads) * config.n_embd + 2 * max(
             config.mlp_width, config.n_embd
         ) + (2 * config.n_head + 2 * G) * config.head_size  # fmt: skip
+
+    def cache_dtype(self, n_texts: int) -> torch.dtype:
+        """Return the precision for keys and values of so many texts, by that of the weights.
+
+        More than a call takes are float32: torch would widen them for every token.
+        """
+        return torch.float16 if self._is_half and n_texts <= self.few else torch.float32
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -140,6 +146,7 @@ class Step:
             if at >= first_value:
                 layer.value = values[at - first_value].data_ptr()
         stored, lengths = cache.layers[0], cache.position if T == 1 else torch.arange(T)
+        assert stored.dtype in (torch.float32, torch.float16)
         logits = x.new_empty(B, model.config.vocab_size)
         scratch = x.new_empty(B * T * self._row_floats)
         self._call(
