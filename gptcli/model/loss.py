@@ -147,7 +147,9 @@ class _CrossEntropy(torch.autograd.Function):
         (grad_x, grad_weight), ctx.grads = ctx.grads, None  # scaled in place, so only once
         if grad_weight is not None:
             n_rows, dtype = ctx.of_weight
-            grad_weight = grad_weight.mul_(grads[0])[:n_rows].to(dtype)
+            grad_weight = grad_weight.mul_(grads[0]).to(dtype)
+            if len(grad_weight) > n_rows:  # a view of all would keep autograd from adding in place
+                grad_weight = grad_weight[:n_rows]
         return grad_x.mul_(grads[0]), grad_weight, None, None, None, None
 
 
