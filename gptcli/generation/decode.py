@@ -196,9 +196,7 @@ class Rows:
         n_new = n_old if n_old >= n_rows else max(n_rows, 2 * n_old)
         size = self._context + like.layers[0].shape[2] - like.size  # offset keys have a place more
         grown = [r.new_zeros(n_new, r.shape[1], size, r.shape[3]) for r in like.layers]
-        for new, old in zip(
-            grown, self._layers, strict=False
-        ):  # the first time there are no old ones
+        for new, old in zip(grown, self._layers, strict=False):  # there are none at first
             new[:n_old].copy_(old)
         self._layers, self._graph = grown, None
 
