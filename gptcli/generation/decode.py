@@ -21,7 +21,6 @@ from gptcli.model import GPT, KVCache
 from gptcli.seeding import derive_uniform
 
 LogitsFn = Callable[[Tensor, KVCache], Tensor]  # as `GPT.next_logits`
-DType = torch.dtype | None
 
 
 @dataclass(eq=False)
@@ -142,7 +141,9 @@ class Rows:
         self.rows, self._layers, self._graph = [], [], None
         self._use_rows()
 
-    def _read(self, texts: list[list[int]], dtype: DType = None) -> tuple[Tensor, KVCache]:
+    def _read(
+        self, texts: list[list[int]], dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, KVCache]:
         """Read texts of one length; return the logits (B, V) that follow, and what was stored."""
         tokens = torch.tensor(texts, device=self._device)
         cache = KVCache(len(texts[0]), dtype=dtype)
