@@ -80,7 +80,7 @@ class Idlers:
         over.wait()
 
     def go(self) -> None:
-        """Return once they are gone."""
+        """Let them end: a moment after this returns they are gone."""
         if self._thread is not None:
             self._over.set()
             self._thread.join()

@@ -17,21 +17,24 @@ from gptcli import waiting
 idlers = waiting.Idlers(waiting._libgomp())
 torch.set_num_threads(waiting._libgomp().omp_get_num_procs())
 
-def seconds_of_waiting():
+def seconds_of_waiting(at_most):
     torch.ones(1 << 20).mul_(2)
-    before = time.process_time()
-    time.sleep(0.3)
+    before, at = time.process_time(), time.perf_counter()
+    while time.process_time() - before < 0.1 and time.perf_counter() - at < at_most:
+        time.sleep(0.05)  # beside busy programs a core is not had at once
     return round(time.process_time() - before, 2)
 
+spinning = seconds_of_waiting(10)
 n_threads = len(waiting._delays())
-spinning = seconds_of_waiting()
 idlers.come()
 idlers.come()
-sleeping = seconds_of_waiting()
+sleeping = seconds_of_waiting(0.3)
 assert len(waiting._delays()) > n_threads
 idlers.go()
 idlers.go()
-print(spinning, sleeping, seconds_of_waiting())
+while len(waiting._delays()) > n_threads:  # a thread ends a moment after it is joined
+    time.sleep(0.01)
+print(spinning, sleeping, seconds_of_waiting(10))
 """
 
 
@@ -39,10 +42,11 @@ print(spinning, sleeping, seconds_of_waiting())
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to wait for")
 def test_threads_sleep_while_idlers_are_there() -> None:
     env = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": str(10**12)}
-    done = subprocess.run([sys.executable, "-c", MEET], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-c", MEET]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     spinning, sleeping, again = map(float, done.stdout.split())
-    assert spinning > 0.1 and again > 0.1 and sleeping < 0.05, done.stdout
+    assert min(spinning, again) >= 0.1 and sleeping < 0.05, done.stdout
 
 
 class Told:
