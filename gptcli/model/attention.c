@@ -28,12 +28,17 @@ typedef uint32_t word;
 enum { BLOCK = 32, EACH_WORD = sizeof(word) / sizeof(number), STEP = BLOCK / EACH_WORD };
 
 typedef struct {
+  long b, h, t;
+} Apart;  // how far the texts, heads and tokens of a tensor are apart, in numbers
+
+typedef struct {
   const number *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
   number *y;                // (B, T, H, D)
   float *log_sums;          // (B, H, T), of the exponentials of scores
   const number *grad;       // of y, or null
   number *q_grad, *k_grad, *v_grad;
-  long B, H, G, T, D, grad_b, grad_h, grad_t;  // how far apart the parts of grad are
+  Apart of_q, of_k, of_v, of_grad;  // those of q, k and v are also of their gradients
+  long B, H, G, T, D;
   int next, tiles;
 } Job;
 
@@ -138,10 +143,15 @@ INLINE floats widen(const number *from) {
 }
 #endif
 
-// Rows (T, D) that are `apart` from each other, padded with zeros to (Tp, Dp).
-static void copy_rows(const Head *h, number *to, const number *from, long apart, long T, long D) {
-  memset(to, 0, h->Tp * h->Dp * sizeof(number));
-  for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * apart, D * sizeof(number));
+INLINE long place(Apart of, long b, long head) { return b * of.b + head * of.h; }
+
+// A head's rows (T, D), padded with zeros to (Tp, Dp).
+static void copy_rows(const Job *j, const Head *h, number *to, const number *from, Apart of, long b,
+                      long head) {
+  const long T = j->T, D = j->D;
+  from += place(of, b, head);
+  if (T < h->Tp || D < h->Dp) memset(to, 0, h->Tp * h->Dp * sizeof(number));
+  for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * of.t, D * sizeof(number));
 }
 
 #ifdef SINGLE
@@ -229,11 +239,11 @@ static void weigh(const Job *j, const Head *h, long first, float *sums, float *l
 }
 
 static void attend(const Job *j, const Head *h, long b, long head) {
-  const long T = j->T, D = j->D, Dp = h->Dp, group = b * j->G + head / (j->H / j->G);
-  copy_rows(h, h->queries, j->q + (b * j->H + head) * T * D, D, T, D);
-  copy_rows(h, h->keys, j->k + group * T * D, D, T, D);
+  const long T = j->T, D = j->D, Dp = h->Dp, g = head / (j->H / j->G);
+  copy_rows(j, h, h->queries, j->q, j->of_q, b, head);
+  copy_rows(j, h, h->keys, j->k, j->of_k, b, g);
   by_d(h, h->keys_by_d, h->keys);
-  copy_rows(h, h->values, j->v + group * T * D, D, T, D);
+  copy_rows(j, h, h->values, j->v, j->of_v, b, g);
   by_t(h, h->values_by_t, h->values);
   for (long first = 0; first < T; first += BLOCK) {
     float sums[BLOCK], log_sums[BLOCK];
@@ -313,19 +323,18 @@ static void write_row(number *to, const float *from, float factor, long Dp, long
 }
 
 static void attend_back(const Job *j, const Head *h, long b, long g) {
-  const long T = j->T, D = j->D, Tp = h->Tp, Dp = h->Dp, each = j->H / j->G, of_keys_at = (b * j->G + g) * T * D;
+  const long T = j->T, D = j->D, Tp = h->Tp, Dp = h->Dp, each = j->H / j->G;
   const float scale = 1 / sqrtf(D);
-  copy_rows(h, h->keys, j->k + of_keys_at, D, T, D);
+  copy_rows(j, h, h->keys, j->k, j->of_k, b, g);
   by_d(h, h->keys_by_d, h->keys);
   turn(h, h->turned, h->keys_by_d);
-  copy_rows(h, h->values, j->v + of_keys_at, D, T, D);
+  copy_rows(j, h, h->values, j->v, j->of_v, b, g);
   for (long head = g * each; head < (g + 1) * each; head++) {
     const long at = (b * j->H + head) * T;
-    const number *grad = j->grad + b * j->grad_b + head * j->grad_h;
-    copy_rows(h, h->queries, j->q + at * D, D, T, D);
+    copy_rows(j, h, h->queries, j->q, j->of_q, b, head);
     by_d(h, h->queries_by_d, h->queries);
     by_t(h, h->queries_by_t, h->queries);
-    copy_rows(h, h->queries, grad, j->grad_t, T, D);  // the place is free again
+    copy_rows(j, h, h->queries, j->grad, j->of_grad, b, head);  // the place is free again
     by_d(h, h->grads_by_d, h->queries);
     by_t(h, h->grads_by_t, h->queries);
     memset(h->deltas, 0, Tp * sizeof(float));
@@ -341,12 +350,12 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
     for (long first = 0; first < T; first += 2 * BLOCK) of_keys(j, h, first, head > g * each);
     for (long t = 0; t < T; t++) {
       for (long d = 0; d < Dp; d++) h->other[d] = h->q_grad[d * h->wide + t];
-      write_row(j->q_grad + (at + t) * D, h->other, scale, Dp, D);
+      write_row(j->q_grad + place(j->of_q, b, head) + t * j->of_q.t, h->other, scale, Dp, D);
     }
   }
   for (long t = 0; t < T; t++) {
-    write_row(j->k_grad + of_keys_at + t * D, h->k_grad + t * Dp, scale, Dp, D);
-    write_row(j->v_grad + of_keys_at + t * D, h->v_grad + t * Dp, 1, Dp, D);
+    write_row(j->k_grad + place(j->of_k, b, g) + t * j->of_k.t, h->k_grad + t * Dp, scale, Dp, D);
+    write_row(j->v_grad + place(j->of_v, b, g) + t * j->of_v.t, h->v_grad + t * Dp, 1, Dp, D);
   }
 }
 

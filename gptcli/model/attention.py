@@ -29,7 +29,8 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("q", "k", "v", "y", "log_sums", "grad", "q_grad", "k_grad",
                                         "v_grad")),
-        *((name, c_long) for name in ("B", "H", "G", "T", "D", "grad_b", "grad_h", "grad_t")),
+        *((name, c_long * 3) for name in ("of_q", "of_k", "of_v", "of_grad")),
+        *((name, c_long) for name in ("B", "H", "G", "T", "D")),
         ("next", c_int),
         ("tiles", c_int),
     ]  # fmt: skip
@@ -46,36 +47,96 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return found
 
 
-def _run(grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> None:
-    (B, H, T, D), library = q.shape, _library(q.dtype)
-    if library is None or kernels.is_fake(q):
+Heads = tuple[Tensor, Tensor, Tensor]  # queries (B, H, T, D), keys and values (B, G, T, D)
+
+
+def _run(heads: Heads, grad: Tensor | None, **tensors: Tensor) -> None:
+    found = dict(zip("qkv", heads, strict=True)) | ({} if grad is None else {"grad": grad})
+    (B, H, T, D), G, library = heads[0].shape, heads[1].shape[1], _library(heads[0].dtype)
+    if library is None or kernels.is_fake(heads[0]):
         return
-    strides = (0, 0, 0) if grad is None else grad.stride()[:3]
-    tensors |= {"q": q, "k": k, "v": v} | ({} if grad is None else {"grad": grad})
-    job = _Job(B=B, H=H, G=k.shape[1], T=T, D=D, **kernels.pointers(tensors),
-               **dict(zip(("grad_b", "grad_h", "grad_t"), strides, strict=True)))  # fmt: skip
+    apart = {f"of_{name}": (c_long * 3)(*t.stride()[:3]) for name, t in found.items()}
+    job = _Job(B=B, H=H, G=G, T=T, D=D, **apart, **kernels.pointers(found | tensors))
     library.causal_attention(ctypes.byref(job), torch.get_num_threads())
+
+
+def _attend(heads: Heads) -> tuple[Tensor, Tensor]:
+    """Return what queries find, (B, T, H, D), and the logarithms of the sums of their weights."""
+    q = heads[0]
+    B, H, T, D = q.shape
+    y, log_sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+    _run(heads, None, y=y, log_sums=log_sums)
+    return y, log_sums
+
+
+def _attend_back(heads: Heads, grads: Heads, grad: Tensor, y: Tensor, log_sums: Tensor) -> None:
+    """Fill the gradients of heads, which are as far apart as these, from that of what was found."""
+    grad = grad.to(y.dtype)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    of_heads = dict(zip(("q_grad", "k_grad", "v_grad"), grads, strict=True))
+    _run(heads, grad, y=y, log_sums=log_sums, **of_heads)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        B, H, T, D = q.shape
-        y, log_sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
-        _run(None, q, k, v, y=y, log_sums=log_sums)
-        ctx.save_for_backward(q, k, v, y, log_sums)
+        heads = q.contiguous(), k.contiguous(), v.contiguous()
+        y, log_sums = _attend(heads)
+        ctx.save_for_backward(*heads, y, log_sums)
         return y.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         q, k, v, y, log_sums = ctx.saved_tensors
-        grad = grads[0].to(q.dtype)
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        _run(grad, q, k, v, y=y, log_sums=log_sums, q_grad=found[0], k_grad=found[1],
-             v_grad=found[2])  # fmt: skip
+        _attend_back((q, k, v), found, grads[0], y, log_sums)
         return found
+
+
+def _heads_of(rows: Tensor, H: int, G: int) -> Heads:
+    """Return what c_attn gave, (B, T, (H + 2 G) D), as heads, in place."""
+    B, T, width = rows.shape
+    heads = rows.view(B, T, H + 2 * G, width // (H + 2 * G)).transpose(1, 2)
+    q, k, v = torch.split(heads, [H, G, G], dim=1)
+    return q, k, v
+
+
+class _AttentionOfRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, H: int, G: int) -> Tensor:
+        rows = rows.contiguous()
+        y, log_sums = _attend(_heads_of(rows, H, G))
+        ctx.save_for_backward(rows, y, log_sums)
+        ctx.shape = H, G
+        return y.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, y, log_sums = ctx.saved_tensors
+        found, heads = torch.empty_like(rows), _heads_of(rows, *ctx.shape)
+        _attend_back(heads, _heads_of(found, *ctx.shape), grads[0], y, log_sums)
+        return found, None, None
+
+
+def can_attend(rows: Tensor, head_size: int) -> bool:
+    """Tell whether `attention_of_rows` takes what c_attn gave."""
+    return head_size <= _LONGEST_HEAD and _is_ours(rows, rows.shape[1])
+
+
+def attention_of_rows(rows: Tensor, H: int, G: int) -> Tensor:
+    """Attend causally by heads that are neither normed nor rotated: nothing is copied into heads.
+
+    Args:
+        rows: What c_attn gave, (B, T, (H + 2 G) D).
+        H: How many heads are queries.
+        G: How many are keys, and values.
+
+    Returns:
+        (B, H, T, D).
+    """
+    apply: Any = _AttentionOfRows.apply
+    found: Tensor = apply(rows, H, G)
+    return found
 
 
 def _is_ours(x: Tensor, T: int) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.attention import attention, fastest_dtype
+from gptcli.model.attention import attention, attention_of_rows, can_attend, fastest_dtype
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
 from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
@@ -114,9 +114,13 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         rows = self.c_attn(x)  # (B, T, (H + 2G) D)
         offset = self.key_offset
+        extras = self.q_norm, rotation, value, packed
+        is_plain = not (offset or dropout) and all(extra is None for extra in extras)
         if cache is not None:
             q, k, v = self._heads(rows, value, rotation)
             y = cached_attention(q, *cache.extend(self.layer, k, v, offset), cache.visible)
+        elif is_plain and can_attend(rows, self.head_size):
+            y = attention_of_rows(rows, self.n_head, self.n_kv_head)
         elif packed is None and can_split(rows, self.head_size, offset):
             q, k, v = self._heads_at_once(rows, value, rotation)
             y = attention(q, k, v, dropout, packed)

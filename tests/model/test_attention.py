@@ -79,6 +79,23 @@ def test_gradients_of_any_layout(strides: str, dtype: torch.dtype) -> None:
 
 
 @each_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_attend_as_their_heads_do(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    leaves, gradient = heads(dtype, *shape)
+    expected = results(leaves, gradient)
+    B, H, G, T, D = shape
+    rows = torch.cat([x.detach() for x in leaves], 1).transpose(1, 2).flatten(2).requires_grad_()
+    assert attention.can_attend(rows, D)
+    y = attention.attention_of_rows(rows, H, G)
+    [of_rows] = torch.autograd.grad(y, rows, gradient)
+    of_heads = of_rows.view(B, T, H + 2 * G, D).transpose(1, 2).split((H, G, G), 1)
+    for one, two in zip((y.detach(), *of_heads), expected, strict=True):
+        assert torch.equal(one, two)
+
+
+@each_dtype
 def test_what_is_in_other_rows_heads_and_later_tokens_changes_nothing(dtype: torch.dtype) -> None:
     leaves, gradient = heads(dtype, 2, 4, 2, 70, 32)
     before = results(leaves, gradient)
