@@ -92,11 +92,21 @@ INLINE floats pick(words mask, floats a, floats b) {
   return (floats)((mask & (words)a) | (~mask & (words)b));
 }
 
+// The larger of two; b if one is not a number.
+INLINE floats larger(floats a, floats b) {
+#if L == 16
+  return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif L == 8
+  return (floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return pick((words)(a > b), a, b);
+#endif
+}
+
 // e^x for x up to 0; from -80 down it is 0.
 INLINE floats exponential(floats x) {
-  const floats zero = {0}, least = zero - 80.f;
-  const words far = (words)(x < least);
-  return pick(far, zero, power(pick(far, least, x)));
+  const floats least = (floats){0} - 80.f;
+  return (floats)(~(words)(x < least) & (words)power(larger(least, x)));
 }
 
 INLINE floats logistic(floats z) {

@@ -20,7 +20,7 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("kernels.c")
 SHORTEST, _LONGEST, _ROWS, _CHUNK = 32, 256, 32, 8192  # as there
 _HALF = torch.bfloat16
-_KINDS = ("relu2", "swiglu", "gelu")  # as there
+_KINDS = ("relu2", "swiglu", "gelu", "gelu_erf")  # as there
 
 
 class _Heads(ctypes.Structure):
@@ -262,19 +262,32 @@ class _Pass(ctypes.Structure):
     ]
 
 
-def activate(
-    kind: str, x: Tensor, up: Tensor | None, grad: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Return what `activation` of products.py does; with a gradient, those of x and of up."""
+def activate(kind: str, x: Tensor, up: Tensor | None) -> Tensor:
+    """Return what `activation` of products.py does."""
     if kind == "gelu_erf":  # torch is as fast
-        back = torch.ops.aten.gelu_backward
-        return (F.gelu(x) if grad is None else back(grad, x)), None
+        return F.gelu(x)
     y = torch.empty_like(x)
-    up_grad = None if up is None or grad is None else torch.empty_like(up)
-    tensors = {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad}
+    _activate(kind, {"x": x, "up": up, "y": y})
+    return y
+
+
+def activate_back(
+    kind: str, x: Tensor, up: Tensor | None, grad: Tensor, y: Tensor | None
+) -> Tensor | None:
+    """Turn the gradient of the value into that of x, in place; return that of up.
+
+    The value is found on the way: it fills y, if that is given.
+    """
+    up_grad = None if up is None else torch.empty_like(up)
+    _activate(kind, {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad})
+    return up_grad
+
+
+def _activate(kind: str, tensors: dict[str, Tensor | None]) -> None:
+    x = tensors["x"]
+    assert x is not None
     is_half = x.dtype == _HALF
     _run("activate", _Pass, tensors, n=x.numel(), kind=_KINDS.index(kind), half=is_half)
-    return y, up_grad
 
 
 def pointers(tensors: Tensors) -> dict[str, int]:

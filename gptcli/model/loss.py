@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model import kernels
-from gptcli.model.products import products_dtype
+from gptcli.model.products import add_turned_product, is_wide, product, products_dtype
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
-_TABLE = 1 << 26  # bytes of one table of logits; longer batches take several, one after another
+_TABLE = 1 << 25  # numbers of one table of logits; longer batches take several, one after another
+_MOST = 1 << 29  # bytes of it where there are no caches to fit
 _COLUMNS = 1 << 13  # of a table, that are turned into the weight's gradient at a time
 _ALIGNED = 64  # rows: on a GPU an odd leading dimension costs a product its fast kernels
 _PLAIN = ("cpu", "mps")  # devices without these kernels
@@ -80,24 +81,29 @@ def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield which rows of x (N, C), these rows, and their logits (N, V) in a reused buffer."""
+    """Yield which rows of x (N, C), these rows, and their logits (N, V), there until the next."""
     if not len(x):
         return
-    most = buffer_bytes(x.device.type)
+    most = buffer_bytes(x.device.type, W.element_size())
     n_rows = ceil(len(x) / ceil(len(x) * len(W) * W.element_size() / most))
-    buffer = W.new_empty(n_rows, len(W))
+    # oneDNN fills no buffer of ours.
+    buffer = None if is_wide(W) else W.new_empty(n_rows, len(W))
     for first in range(0, len(x), n_rows):
         span = slice(first, first + n_rows)
         rows = x[span].to(W.dtype)
-        logits = torch.mm(rows, W.T, out=buffer[: len(rows)])
+        if buffer is None:
+            logits = product(rows, W)
+        else:
+            logits = torch.mm(rows, W.T, out=buffer[: len(rows)])
         if n_tokens < len(W):  # padding is there because its rows make products faster
             logits[:, n_tokens:] = -torch.inf
         yield span, rows, logits
+        del logits  # before there are others
 
 
-def buffer_bytes(device: str) -> int:
+def buffer_bytes(device: str, itemsize: int) -> int:
     """Return the most bytes of logits at a time on a kind of device."""
-    return _TABLE if device == "cpu" else 8 * _TABLE  # elsewhere there are no caches to fit
+    return _TABLE * itemsize if device == "cpu" else _MOST
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -123,7 +129,7 @@ class _CrossEntropy(torch.autograd.Function):
         # In float32 whatever the weight's dtype: one chunk's part is small beside the sum's.
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(W.shape, dtype=torch.float32, device=x.device)
+            grad_weight = W.new_empty(W.shape, dtype=torch.float32)
         total = torch.zeros((), device=x.device)
         losses_of = _compiled_losses() if compiled and needs_grad else _losses
         for span, rows, logits in _chunks(x, W, n_tokens):
@@ -131,9 +137,12 @@ class _CrossEntropy(torch.autograd.Function):
             if grad_x is None:
                 continue
             grad = logits  # (N, V), which `_losses` has overwritten
-            grad_x[span] = grad @ W
+            grad_x[span] = product(grad, W.T) if is_wide(W) else grad @ W
             if grad_weight is not None:
-                _add_product(grad_weight, grad, rows)
+                _add_product(grad_weight, grad, rows, is_first=span.start == 0)
+            del grad, logits  # before there are others
+        if grad_weight is not None and not len(x):
+            grad_weight.zero_()  # no target counts
         if grad_x is not None and len(x) < n_rows:
             every_row = grad_x.new_zeros(n_rows, x.shape[1])
             every_row[counted] = grad_x
@@ -153,21 +162,28 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_x.mul_(grads[0]), grad_weight, None, None, None, None
 
 
-def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32."""
+def _add_product(total: Tensor, grad: Tensor, rows: Tensor, is_first: bool) -> None:
+    """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32, which the first fills."""
     if grad.dtype == torch.float32:
-        total.addmm_(grad.T, rows)  # adds as it multiplies: no product is written and read again
+        add_turned_product(total, grad, rows, adds=not is_first)
         return
+    on_cpu = grad.device.type == "cpu"
+    if is_first and not on_cpu:
+        total.zero_()
     if grad.device.type not in _PLAIN:
         if _addmm_adds_to_float32(grad.dtype, grad.device):
             torch.addmm(total, grad.T, rows, out_dtype=torch.float32, out=total)
         else:
             total += torch.mm(grad.T, rows, out_dtype=torch.float32)
         return
-    n_columns = _COLUMNS if grad.device.type == "cpu" else len(total)
+    n_columns = _COLUMNS if on_cpu else len(total)
     for start in range(0, len(total), n_columns):
         columns = slice(start, start + n_columns)
-        total[columns] += grad[:, columns].T @ rows
+        product = grad[:, columns].T @ rows
+        if is_first and on_cpu:  # a large total would else be passed once more
+            total[columns] = product
+        else:
+            total[columns] += product
 
 
 @functools.cache

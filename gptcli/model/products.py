@@ -4,7 +4,10 @@ What torch and autocast would keep for the backward pass, and is quickly made ag
 weights in bfloat16, and activations. Letters as in gpt.py; K and N, the widths of a weight.
 """
 
+import ctypes
 import functools
+from ctypes import c_int, c_long, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptcli.model.kernels import SHORTEST, activate, can_run, is_fake
+from gptcli.model.kernels import SHORTEST, activate, activate_back, can_run, is_fake, pointers
 
 _FEW = 16  # rows of a product below which oneDNN takes longer to start than it saves
-_LARGE, _MANY = 1 << 20, 1024  # numbers of a weight and rows, from which copying it pays
 _NARROW, _WIDE = 8, 16  # floats of a vector
+_LARGE, _MANY = 1 << 20, 1024  # numbers of a weight and rows, from which copying it pays
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
@@ -39,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         apply: Any = _Linear.apply
         y: Tensor = apply(x, weight, bias, dtype)
         return y
-    return _product(x, weight, bias) if dtype == x.dtype else F.linear(x, weight, bias)
+    return product(x, weight, bias) if dtype == x.dtype else F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -55,35 +58,72 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, *others = _multiply_back(ctx.needs_input_grad, grads[0], *ctx.saved_tensors)
-        return None if of_x is None else of_x.to(ctx.of_x), *others, None
+        (rows, weight), grad, needs = ctx.saved_tensors, grads[0], ctx.needs_input_grad
+        return (
+            _gradient_of_x(grad, weight).to(ctx.of_x) if needs[0] else None,
+            _gradient_of_weight(grad, rows, weight) if needs[1] else None,
+            _gradient_of_bias(grad, weight) if needs[2] else None,
+            None,
+        )
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _multiply_back(
-    needs: tuple[bool, ...], grad: Tensor, x: Tensor | None, weight: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of x, the weight and the bias that are needed."""
-    rows, of_x, of_weight, of_bias = grad.flatten(0, -2), None, None, None
-    if x is not None:
-        turned = rows.T, x.flatten(0, -2).T
-        product = F.linear if _lanes_of_onednn() == _NARROW else _product
-        of_weight = product(*turned).to(weight.dtype)
-    if needs[0]:
-        of_x = _product(grad, _rows_of(weight.to(grad.dtype).T, grad))
-    if needs[2]:
-        of_bias = rows.sum(0, dtype=torch.float32).to(weight.dtype)
-    return of_x, of_weight, of_bias
+def _gradient_of_x(grad: Tensor, weight: Tensor) -> Tensor:
+    return product(grad, _rows_of(weight.to(grad.dtype).T, grad))
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    if grad.dtype != torch.float32:
+        return F.linear(grad.T, x.T).to(weight.dtype)
+    total = torch.empty(weight.shape)
+    add_turned_product(total, grad, x, adds=False)
+    return total.to(weight.dtype)
+
+
+def _gradient_of_bias(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad.flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x (..., K) times weight (N, K) transposed, plus a bias (N), all of one dtype."""
     if _is_slow(x.dtype, x) and not is_fake(x):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
     return F.linear(x, weight, bias)
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("a", "b", "y")),
+        *((name, c_long) for name in ("R", "N", "K", "strip")),
+        *((name, c_int) for name in ("adds", "next")),
+    ]
+
+
+def add_turned_product(total: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
+    """Set a total (N, K) to a (R, N) transposed times b (R, K), or add that; all are float32."""
+    library = _library() if can_run(a) and _is_slow(a.dtype, a) and not is_fake(a) else None
+    if library is None:
+        total.addmm_(a.T, b, beta=int(adds))
+        return
+    a, b = a.contiguous(), b.contiguous()
+    job = _Job(**pointers({"a": a, "b": b, "y": total}), R=len(a), N=a.shape[1], K=b.shape[1],
+               adds=adds)  # fmt: skip
+    library.multiply_turned(ctypes.byref(job), torch.get_num_threads())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    from gptcli.native import build  # which only training on a CPU needs
+
+    found = build(Path(__file__).with_name("products.c"))
+    if found is not None:
+        found.multiply_turned.argtypes, found.multiply_turned.restype = [c_void_p, c_int], None
+    return found
 
 
 def _rows_of(turned: Tensor, x: Tensor) -> Tensor:
@@ -93,9 +133,14 @@ def _rows_of(turned: Tensor, x: Tensor) -> Tensor:
 
 
 def _is_slow(dtype: torch.dtype, x: Tensor) -> bool:
-    """Tell whether torch takes longer for a product with rows x than `_product`."""
+    """Tell whether torch takes longer for a product with rows x than `product`."""
     is_one = dtype == x.dtype == torch.float32 and x.numel() >= _FEW * x.shape[-1]
     return is_one and _lanes_of_onednn() > 0
+
+
+def is_wide(weight: Tensor) -> bool:
+    """Tell whether `product` is faster for a weight of any shape, not for those of blocks alone."""
+    return can_run(weight) and weight.dtype == torch.float32 and _lanes_of_onednn() == _WIDE
 
 
 @functools.cache
@@ -103,8 +148,7 @@ def _lanes_of_onednn() -> int:
     """Return how wide the vectors are by which oneDNN is faster in float32 than torch's MKL, or 0.
 
     MKL gives other makers' processors its code of 256 bits, whatever they have: less than half the
-    speed of oneDNN's where that has 512, and 0.87 of it where it has 256 too, but for the gradients
-    of weights.
+    speed of oneDNN's where that has 512, and 0.87 of it where it has 256 too, but for the head.
     """
     from gptcli.settled import isa_limit, processor  # which only a CPU needs
 
@@ -157,17 +201,19 @@ class _ActivatedLinear(torch.autograd.Function):
         x, up = x.contiguous(), None if up is None else up.contiguous()
         ctx.save_for_backward(x, up, weight)
         ctx.kind = kind
-        y = activate(kind, x, up)[0]
+        y = activate(kind, x, up)
         return y if weight is None else _multiply(y, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, up, weight = ctx.saved_tensors
+        (x, up, weight), grad, needs = ctx.saved_tensors, grads[0], ctx.needs_input_grad
         if weight is None:
-            return None, *activate(ctx.kind, x, up, grads[0].contiguous()), None, None
-        y = activate(ctx.kind, x, up)[0] if weight.requires_grad else None
-        needs = True, *ctx.needs_input_grad[3:]
-        of_y, *others = _multiply_back(needs, grads[0], y, weight)
-        assert of_y is not None
-        return None, *activate(ctx.kind, x, up, of_y.to(x.dtype).contiguous()), *others
+            of_x = grad.clone(memory_format=torch.contiguous_format)  # which others may read
+            return None, of_x, activate_back(ctx.kind, x, up, of_x, None), None, None
+        of_x = _gradient_of_x(grad, weight).to(x.dtype)  # of the activation, until the next line
+        y = torch.empty_like(x) if needs[3] else None
+        of_up = activate_back(ctx.kind, x, up, of_x, y)
+        of_weight = None if y is None else _gradient_of_weight(grad, y, weight)
+        of_bias = _gradient_of_bias(grad, weight) if needs[4] else None
+        return None, of_x, of_up, of_weight, of_bias

@@ -314,7 +314,7 @@ def _loss_bytes(config: Config, rows: int) -> int:
     """Return what the loss takes beside the gradients that it leaves, see model/loss.py."""
     n_ids, dtype = config.model.vocab_size or 0, _DTYPES[config.dtype]
     tokens = rows * config.seq_len
-    logits = min(tokens * n_ids * dtype.itemsize, buffer_bytes(config.device))
+    logits = min(tokens * n_ids * dtype.itemsize, buffer_bytes(config.device, dtype.itemsize))
     cast = n_ids * config.model.n_embd * dtype.itemsize if dtype != torch.float32 else 0
     if config.device != "cpu" and config.compile is not True:  # a softmax, and what it reads
         logits += 4 * (logits // dtype.itemsize) * (1 if dtype == torch.float32 else 2)

@@ -23,6 +23,8 @@ VARIANTS = {
     "GELU by erf": {"mlp": "gelu_erf", "bias": False},
     "rmsnorm": {"norm": "rmsnorm"},
     "odd sizes": {"qk_norm": True, "key_offset": True, "n_embd": 4 * 44},
+    "GPT-2": {"position": "learned"},
+    "grouped GPT-2": {"position": "learned", "n_kv_head": 2, "n_embd": 4 * 36},
 }
 
 
@@ -58,15 +60,18 @@ def test_same_losses_and_gradients(
 ) -> None:
     model = network(**changes)
     tokens = torch.randint(64, (3, n_tokens + 1), generator=torch.Generator().manual_seed(3))
-    used = mock.Mock(side_effect=kernels.split_heads)
-    monkeypatch.setattr(gpt, "split_heads", used)
+    used = mock.Mock()
+    for name in ("split_heads", "attention_of_rows"):
+        used.attach_mock(mock.Mock(side_effect=getattr(gpt, name)), name)
+        monkeypatch.setattr(gpt, name, getattr(used, name))
     monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 0)  # the same products in both
     loss, found = gradients(model, tokens, dtype)
-    if not used.called:
+    if not used.mock_calls:
         pytest.skip("no compiler on this machine")
     with kernels.torch_only():
         expected_loss, expected = gradients(model, tokens, dtype)
-    assert used.call_count == 2
+    is_plain = changes.get("position") == "learned" and not changes.get("qk_norm")
+    assert len(used.mock_calls) == 2 and (is_plain or not used.attention_of_rows.called)
     assert found.keys() == expected.keys()
     if dtype == torch.float32:
         torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
@@ -113,6 +118,29 @@ def test_a_product_by_another_library_is_the_same(
         monkeypatch.setattr(products, "_lanes_of_onednn", lambda lanes=lanes: lanes)
         for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
             assert distance(one, exact.float()) < 5e-7
+
+
+@pytest.mark.skipif(products._library() is None, reason="no compiler on this machine")
+@pytest.mark.parametrize(
+    "shape", [(16, 1, 1), (40, 7, 33), (300, 130, 70), (1025, 600, 96)], ids=str
+)
+def test_a_turned_product(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 16)
+    R, N, K = shape
+    draw = torch.Generator().manual_seed(5)
+    a, b, before = (torch.randn(size, generator=draw) for size in ((R, N), (R, K), (N, K)))
+    exact, threads, found = a.double().T @ b.double(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            fresh, total = torch.full((N, K), math.nan), before.clone()
+            products.add_turned_product(fresh, a, b, adds=False)
+            products.add_turned_product(total, a.T.contiguous().T, b, adds=True)
+            found.append((fresh, total))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *found))
+    assert distance(found[0][0], exact) < 5e-7 and distance(found[0][1], exact + before) < 5e-7
 
 
 @pytest.mark.parametrize(
@@ -192,11 +220,27 @@ def test_what_is_not_finite_stays_so_and_what_is_huge_does_not_become_it() -> No
     q, key, _ = heads_of(torch.full((1, 3, 3 * 44), 1e20), 44)  # whose squares are infinite
     assert q.eq(0).all() and key.eq(0).all()
     x = torch.tensor([math.nan, -1e38, -math.inf, 1.0, 1e18] * 8)
-    for kind in ("relu2", "gelu"):
-        y, slope = (kernels.activate(kind, x, None, grad)[0] for grad in (None, torch.ones(40)))
-        assert y[:5].isnan().tolist() == [True, False, kind == "gelu", False, False]
+    for kind in ("relu2", "gelu", "gelu_erf"):
+        slope, again = torch.ones(40), torch.empty(40)
+        y = kernels.activate(kind, x, None)
+        kernels.activate_back(kind, x, None, slope, again)
+        for found in (y, again):
+            assert found[:5].isnan().tolist() == [True, False, kind != "relu2", False, False]
         assert slope[0].isnan() and slope[3:5].gt(0).all()
-    assert kernels.activate("swiglu", x, torch.ones(40))[0][1] == 0
+    assert kernels.activate("swiglu", x, torch.ones(40))[1] == 0
+
+
+@pytest.mark.skipif(kernels._library() is None, reason="no compiler on this machine")
+@pytest.mark.parametrize("n", [8192 + 5, 7])  # what is left over is less than a vector
+def test_the_normal_gelu_and_its_slope(n: int) -> None:
+    x = torch.linspace(-9, 9, n)
+    exact = x.double()
+    gate = 0.5 * torch.special.erfc(-exact / math.sqrt(2))
+    density = torch.exp(-exact.square() / 2) / math.sqrt(2 * math.pi)
+    slope, y = torch.ones(n), torch.empty(n)
+    kernels.activate_back("gelu_erf", x, None, slope, y)
+    torch.testing.assert_close(y.double(), exact * gate, rtol=5e-6, atol=0)  # far below 0 too
+    torch.testing.assert_close(slope.double(), gate + exact * density, rtol=0, atol=4e-7)
 
 
 def test_a_cache_that_cannot_be_written_costs_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
