@@ -46,6 +46,7 @@ bench: $(VENV)/.installed-dev
 		$(if $(LLAMA),--llama $(LLAMA))
 	$(BIN)/python benchmarks/parallel.py
 	$(BIN)/python benchmarks/ablations.py
+	$(BIN)/python benchmarks/products.py
 
 # Whether all is right and fast on this machine's GPU, in a quarter of an hour. GPUS=8 adds the checks for
 # several, NANOGPT=DIR measures nanoGPT beside us; exit code 2 where there is no such device.

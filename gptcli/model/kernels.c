@@ -3,9 +3,9 @@
 // `heads`: from a row of c_attn to the queries, keys and values of its heads, and back to its
 // gradient: the norm, the rotation, the offset of keys and the change of layout, where torch takes
 // fifteen passes. `normalize`: an RMSNorm, or its gradient, where torch takes four and nine.
-// `activate`: what an MLP does between its products, or its gradient. `losses`: from
-// logits to losses and to the gradient, where torch takes five. `sum_of_squares`: in float64, whose
-// conversions torch does one number at a time.
+// `activate`: what an MLP does between its products, and on the way back the same again together with
+// its gradient. `losses`: from logits to losses and to the gradient, where torch takes five.
+// `sum_of_squares`: in float64, whose conversions torch does one number at a time.
 //
 // Sums are of chunks, whose order is one, however many threads there are.
 #include "../vectors.h"

@@ -179,11 +179,11 @@ def _add_product(total: Tensor, grad: Tensor, rows: Tensor, is_first: bool) -> N
     n_columns = _COLUMNS if on_cpu else len(total)
     for start in range(0, len(total), n_columns):
         columns = slice(start, start + n_columns)
-        product = grad[:, columns].T @ rows
+        part = grad[:, columns].T @ rows
         if is_first and on_cpu:  # a large total would else be passed once more
-            total[columns] = product
+            total[columns] = part
         else:
-            total[columns] += product
+            total[columns] += part
 
 
 @functools.cache

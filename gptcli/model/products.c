@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 // A tile has as many rows as leave registers for what is read. A strip of A fits a core's cache.
-enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256, STRIP = 252 };
+enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256, STRIP = 256 };
 #define ROWS(i) _Pragma("GCC unroll 12") for (int i = 0; i < TALL; i++)
 
 typedef struct {
@@ -20,10 +20,12 @@ typedef struct {
 
 // `wide` columns of `left` that are there, of n rows that are `apart`; zeros for those that are not.
 INLINE void pack(float *to, const float *from, long n, long apart, long left, const int wide) {
-  for (long r = 0; r < n; r++, from += apart, to += wide) {
-    if (left < wide) memset(to, 0, wide * sizeof(float));
-    memcpy(to, from, (left < wide ? left : wide) * sizeof(float));
+  if (left >= wide) {  // by moves of a length that is known, not by calls
+    for (; n > 0; n--, from += apart, to += wide) memcpy(to, from, wide * sizeof(float));
+    return;
   }
+  memset(to, 0, n * wide * sizeof(float));
+  for (; n > 0; n--, from += apart, to += wide) memcpy(to, from, left * sizeof(float));
 }
 
 // A tile of y at a row and a column, from n rows of two panels.
@@ -71,8 +73,10 @@ static void work(void *argument) {
   free(a);
 }
 
+INLINE long parts(long n, long most) { return (n + most - 1) / most; }
+
 void multiply_turned(Job *job, int threads) {
-  const long each = (job->N + threads - 1) / threads, whole = (each + TALL - 1) / TALL * TALL;
-  job->strip = whole < STRIP ? whole : STRIP;
+  const long each = parts(job->N, threads);  // and strips of about one length, as many for each
+  job->strip = parts(parts(each, parts(each, STRIP)), TALL) * TALL;
   GOMP_parallel(work, job, threads, 0);
 }

@@ -79,7 +79,7 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     grad, x = grad.flatten(0, -2), x.flatten(0, -2)
     if grad.dtype != torch.float32:
         return F.linear(grad.T, x.T).to(weight.dtype)
-    total = torch.empty(weight.shape)
+    total = grad.new_empty(weight.shape)
     add_turned_product(total, grad, x, adds=False)
     return total.to(weight.dtype)
 
@@ -105,7 +105,10 @@ class _Job(ctypes.Structure):
 
 
 def add_turned_product(total: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
-    """Set a total (N, K) to a (R, N) transposed times b (R, K), or add that; all are float32."""
+    """Set a total (N, K) to a (R, N) transposed times b (R, K), or add that; all are float32.
+
+    The total lies by rows.
+    """
     library = _library() if can_run(a) and _is_slow(a.dtype, a) and not is_fake(a) else None
     if library is None:
         total.addmm_(a.T, b, beta=int(adds))

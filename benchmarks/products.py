@@ -1,0 +1,93 @@
+"""What a training step in float32 multiplies and activates on a CPU, beside torch and oneDNN.
+
+    python benchmarks/products.py [--isa CLASS...]
+
+The gradient of a weight, in GFLOP/s: by torch, by oneDNN with both factors transposed, and by
+products.c; and the gradient of an exact GELU together with its value, in milliseconds. Each is the
+median of 15 laps, in turn, on all cores; a class of processors has a process of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from common import Report, add_isa, run
+
+from gptcli.model import kernels, products
+
+LAPS = 15
+# Rows, and what goes out of and into a weight: of 0.8M, 11M and 124M as throughput.py trains them.
+SHAPES = [(768, 512, 128), (768, 128, 512), (4096, 1536, 384), (4096, 384, 1536),
+          (2048, 3072, 768), (2048, 768, 3072), (2048, 50304, 768)]  # fmt: skip
+
+
+def medians(kinds: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median seconds of each kind of work."""
+    laps: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(LAPS + 1):
+        for name, work in kinds.items():
+            began = time.perf_counter()
+            work()
+            laps[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times[1:]) for name, times in laps.items()}  # one to warm up
+
+
+def gradient_of_weight(R: int, N: int, K: int) -> str:
+    """Return a line about one shape."""
+    grad, x, total = torch.randn(R, N), torch.randn(R, K), torch.empty(N, K)
+    found = medians({
+        "torch": lambda: torch.mm(grad.T, x, out=total),
+        "oneDNN": lambda: products.product(grad.T, x.T),
+        "ours": lambda: products.add_turned_product(total, grad, x, adds=False),
+    })  # fmt: skip
+    rates = (f"  {name} {2e-9 * R * N * K / seconds:5.0f}" for name, seconds in found.items())
+    return f"gradient of a weight, {R:5,} rows, {N:6,} x {K:5,}, GFLOP/s:{''.join(rates)}"
+
+
+def gelu(R: int, K: int) -> str:
+    """Return a line about one shape."""
+    x, grad = torch.randn(R, K), torch.randn(R, K)
+    y, back = torch.empty_like(x), grad.clone()
+    found = medians({
+        "torch": lambda: (F.gelu(x), torch.ops.aten.gelu_backward(grad, x)),
+        "ours": lambda: kernels.activate_back("gelu_erf", x, None, back, y),
+    })  # fmt: skip
+    times = (f"  {name} {1e3 * seconds:.2f}" for name, seconds in found.items())
+    return f"GELU and its gradient, {R:,} x {K:,}, ms:{''.join(times)}"
+
+
+def measure() -> None:
+    """Print the lines of one class of processors as JSON."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    lines = [gradient_of_weight(*shape) for shape in SHAPES]
+    print(json.dumps([*lines, gelu(768, 512), gelu(4096, 1536)]))
+
+
+def main() -> None:
+    """Measure each class in its own process, and save the section."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_isa(parser)
+    parser.add_argument("--measure", action="store_true", help="this process, and print JSON")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure()
+        return
+    report = Report("Products of training in float32")
+    for isa in arguments.isa:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(Path(__file__).resolve()), "--measure"]
+            for line in json.loads(run(command, Path(folder), isa).output.splitlines()[-1]):
+                report.line(f"{isa:<16} {line}")
+    report.save()
+
+
+if __name__ == "__main__":
+    main()
