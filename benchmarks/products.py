@@ -4,7 +4,7 @@
 
 The gradient of a weight, in GFLOP/s: by torch, by oneDNN with both factors transposed, and by
 products.c; and the gradient of an exact GELU together with its value, in milliseconds. Each is the
-median of 15 laps, in turn, on all cores; a class of processors has a process of its own.
+median of 15 laps, in turn, on all cores; each class of processors is measured in a new process.
 """
 
 import argparse

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.attention import attention, attention_of_rows, can_attend, fastest_dtype
+from gptcli.model.attention import (
+    Heads,
+    attention,
+    attention_of_rows,
+    can_attend,
+    fastest_dtype,
+)
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
 from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
@@ -42,9 +48,6 @@ class GPTOutput(NamedTuple):
 
     logits: Tensor | None
     loss: Tensor | None
-
-
-Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys and values
 
 
 class Shared(NamedTuple):
