@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 #define INLINE static inline __attribute__((always_inline))
-#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
+#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 #define VECTOR(name, type)                                                                        \
   typedef type name __attribute__((vector_size(L * sizeof(type)), aligned(1), may_alias))
 VECTOR(floats, float);
@@ -85,6 +85,27 @@ INLINE void totals(floats *sums, int n) {
   if (L > 4) fold(sums, (n * 8 + L - 1) / L, 4);
   fold(sums, (n * 4 + L - 1) / L, 2);
   fold(sums, (n * 2 + L - 1) / L, 1);
+}
+
+// Exchange the late lanes of a row for the early ones of another, in parts of `apart` lanes.
+INLINE void exchange(floats *rows, uint32_t apart) {
+  const words lanes = *(const words *)LANES, early = lanes + (lanes & apart) * (L / apart - 1);
+  EACH(i, L / 2) {
+    floats *one = rows + ((i & -apart) * 2 | (i & (apart - 1))), *other = one + apart;
+    const floats a = *one, b = *other;
+    *one = shuffled(a, b, early), *other = shuffled(a, b, early + apart);
+  }
+}
+
+// L rows of L numbers, `from_apart` each other, become the columns of rows that are `to_apart`.
+INLINE void transpose(float *to, long to_apart, const float *from, long from_apart) {
+  floats rows[L];
+  EACH(i, L) rows[i] = *(const floats *)(from + i * from_apart);
+  if (L > 8) exchange(rows, 8);
+  if (L > 4) exchange(rows, 4);
+  exchange(rows, 2);
+  exchange(rows, 1);
+  EACH(i, L) *(floats *)(to + i * to_apart) = rows[i];
 }
 
 // a where the mask is set, else b.

@@ -48,7 +48,7 @@ typedef struct {
   number *keys, *values, *turned;                    // left: (Tp, Dp) twice, (Dp, Tp)
   word *queries_by_d, *grads_by_d, *keys_by_d;       // right: (Dp / EACH_WORD, Tp)
   word *queries_by_t, *grads_by_t, *values_by_t;     // right: (Tp / EACH_WORD, Dp)
-  number *queries, *probs, *score_grads;             // left: (Tp, Dp), (2 BLOCK, Tp) twice
+  number *queries, *y_grads, *probs, *score_grads;   // left: (Tp, Dp) twice, (2 BLOCK, Tp) twice
   word *score_grads_by_key;                          // right: (2 BLOCK / EACH_WORD, Tp)
   float *scores, *other, *q_grad, *k_grad, *v_grad;  // (BLOCK, Tp), (BLOCK, BLOCK), (Dp, Tp), ...
   float *log_sums, *deltas;                          // (Tp)
@@ -154,36 +154,25 @@ static void copy_rows(const Job *j, const Head *h, number *to, const number *fro
   for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * of.t, D * sizeof(number));
 }
 
-#ifdef SINGLE
-// Columns of rows (Tp, Dp).
+// Words of rows (Tp, Dp), by their places in a row.
 static void by_d(const Head *h, word *to, const number *rows) {
+  const long n = h->Dp / EACH_WORD;
+  const float *words_of = (const float *)rows;
   for (long t = 0; t < h->Tp; t += L)
-    for (long d = 0; d < h->Dp; d++)
-      EACH(i, L) to[d * h->wide + t + i] = rows[(t + i) * h->Dp + d];
+    for (long d = 0; d < n; d += L)
+      transpose((float *)to + d * h->wide + t, h->wide, words_of + t * n + d, n);
 }
 
-static void by_t(const Head *h, word *to, const number *rows) {
-  memcpy(to, rows, h->Tp * h->Dp * sizeof(word));
-}
-
-static void turn(const Head *h, number *to, const word *by_d) {
-  memcpy(to, by_d, h->wide * h->Dp * sizeof(word));
-}
+#ifdef SINGLE
+// Words are numbers here: rows are in order by t as they are, and turned ones are those by d.
+static void by_t(const Head *h, word *to, const number *rows) {}
+static void turn(const Head *h, number *to, const word *by_d) {}
 
 // The gradients of the scores of two keys as words.
 INLINE void join(word *to, long wide, const number *one) {
   EACH(i, 2) *(floats *)(to + i * wide) = *(const floats *)(one + i * wide);
 }
 #else
-// Two numbers of one row in each word.
-static void by_d(const Head *h, word *to, const number *rows) {
-  const __m512i at = (__m512i)(*(const words *)LANES * (uint32_t)(h->Dp / 2));
-  for (long t = 0; t < h->Tp; t += L)
-    for (long d = 0; d < h->Dp; d += 2)
-      _mm512_storeu_si512(to + d / 2 * h->wide + t,
-                          _mm512_i32gather_epi32(at, (const int *)(rows + t * h->Dp + d), 4));
-}
-
 // The same number of two rows in each word.
 static void by_t(const Head *h, word *to, const number *rows) {
   for (long t = 0; t < h->Tp; t += 2)
@@ -286,40 +275,36 @@ static void go_back(const Job *j, const Head *h, long at, long query, int is_dia
 }
 
 // Gradients of 2 x 32 keys and values, and what these give to those of the queries from there on.
+// The first 32 queries see only the first 32 keys.
 static void of_keys(const Job *j, const Head *h, long first, int adds) {
-  const long Tp = h->Tp, Dp = h->Dp, wide = h->wide, steps = (Tp - first) / BLOCK;
+  const long Tp = h->Tp, Dp = h->Dp, wide = h->wide;
   for (long at = 0; at < 2 * BLOCK; at += BLOCK)
-    for (long query = first; query < Tp; query += BLOCK) {
-      const long key = first + at;
-      if (key > query) {
-        for (long r = at; r < at + BLOCK; r++) {
-          memset(h->probs + r * wide + query, 0, BLOCK * sizeof(number));
-          memset(h->score_grads + r * wide + query, 0, BLOCK * sizeof(number));
-          memset(h->score_grads_by_key + r / EACH_WORD * wide + query, 0, BLOCK * sizeof(word));
-        }
-        continue;
-      }
+    for (long key = first + at, query = key; query < Tp; query += BLOCK) {
       product(j, h->keys + key * Dp, Dp, h->queries_by_d + query, wide, h->scores, BLOCK, Dp / BLOCK, 0);
       product(j, h->values + key * Dp, Dp, h->grads_by_d + query, wide, h->other, BLOCK, Dp / BLOCK, 0);
       go_back(j, h, at, query, key == query);
     }
   for (long d = 0; d < Dp; d += BLOCK) {
     for (long at = 0; at < 2 * BLOCK; at += BLOCK) {
-      const long to = (first + at) * Dp + d, from = at * wide + first, by_t = first / EACH_WORD * Dp + d;
+      const long key = first + at, steps = (Tp - key) / BLOCK;
+      const long to = key * Dp + d, from = at * wide + key, by_t = key / EACH_WORD * Dp + d;
       product(j, h->probs + from, wide, h->grads_by_t + by_t, Dp, h->v_grad + to, Dp, steps, adds);
       product(j, h->score_grads + from, wide, h->queries_by_t + by_t, Dp, h->k_grad + to, Dp, steps, adds);
     }
     for (long query = first; query < Tp; query += BLOCK)
       product(j, h->turned + d * wide + first, wide, h->score_grads_by_key + query, wide,
-              h->q_grad + d * wide + query, wide, 2, first > 0);
+              h->q_grad + d * wide + query, wide, query > first ? 2 : 1, first > 0);
   }
 }
 
-// A row of gradients (Dp), times a factor.
-static void write_row(number *to, const float *from, float factor, long Dp, long D) {
-  number row[256];
-  for (long i = 0; i < Dp; i += L) round_to(row + i, *(const floats *)(from + i) * factor);
-  memcpy(to, row, D * sizeof(number));
+// Rows (T, D) of gradients, times a factor, from rows (Tp, Dp).
+static void write_rows(const Job *j, const Head *h, number *to, Apart of, const float *from, long n,
+                       float factor) {
+  for (; n > 0; n--, to += of.t, from += h->Dp) {
+    number row[256];
+    for (long i = 0; i < h->Dp; i += L) round_to(row + i, *(const floats *)(from + i) * factor);
+    memcpy(to, row, j->D * sizeof(number));
+  }
 }
 
 static void attend_back(const Job *j, const Head *h, long b, long g) {
@@ -334,29 +319,30 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
     copy_rows(j, h, h->queries, j->q, j->of_q, b, head);
     by_d(h, h->queries_by_d, h->queries);
     by_t(h, h->queries_by_t, h->queries);
-    copy_rows(j, h, h->queries, j->grad, j->of_grad, b, head);  // the place is free again
-    by_d(h, h->grads_by_d, h->queries);
-    by_t(h, h->grads_by_t, h->queries);
+    copy_rows(j, h, h->y_grads, j->grad, j->of_grad, b, head);
+    by_d(h, h->grads_by_d, h->y_grads);
+    by_t(h, h->grads_by_t, h->y_grads);
     memset(h->deltas, 0, Tp * sizeof(float));
     memset(h->log_sums, 0, Tp * sizeof(float));
     memcpy(h->log_sums, j->log_sums + at, T * sizeof(float));
     for (long t = 0; t < T; t++) {
-      number y[256] = {0};
+      number y[256];
+      memset(y + Dp - BLOCK, 0, BLOCK * sizeof(number));
       memcpy(y, j->y + ((b * T + t) * j->H + head) * D, D * sizeof(number));
       floats sums = {0};
-      for (long d = 0; d < Dp; d += L) sums += widen(y + d) * widen(h->queries + t * Dp + d);
+      for (long d = 0; d < Dp; d += L) sums += widen(y + d) * widen(h->y_grads + t * Dp + d);
       h->deltas[t] = total(sums);
     }
     for (long first = 0; first < T; first += 2 * BLOCK) of_keys(j, h, first, head > g * each);
-    for (long t = 0; t < T; t++) {
-      for (long d = 0; d < Dp; d++) h->other[d] = h->q_grad[d * h->wide + t];
-      write_row(j->q_grad + place(j->of_q, b, head) + t * j->of_q.t, h->other, scale, Dp, D);
+    number *q_grad = j->q_grad + place(j->of_q, b, head);
+    for (long t = 0; t < T; t += L) {
+      for (long d = 0; d < Dp; d += L)
+        transpose(h->scores + d, Dp, h->q_grad + d * h->wide + t, h->wide);
+      write_rows(j, h, q_grad + t * j->of_q.t, j->of_q, h->scores, T - t < L ? T - t : L, scale);
     }
   }
-  for (long t = 0; t < T; t++) {
-    write_row(j->k_grad + place(j->of_k, b, g) + t * j->of_k.t, h->k_grad + t * Dp, scale, Dp, D);
-    write_row(j->v_grad + place(j->of_v, b, g) + t * j->of_v.t, h->v_grad + t * Dp, 1, Dp, D);
-  }
+  write_rows(j, h, j->k_grad + place(j->of_k, b, g), j->of_k, h->k_grad, T, scale);
+  write_rows(j, h, j->v_grad + place(j->of_v, b, g), j->of_v, h->v_grad, T, 1);
 }
 
 static void *take(char **place, long bytes) {
@@ -373,12 +359,23 @@ static char *lay_out(const Job *j, Head *h, char *place) {
   const long size = sizeof(number);
   h->keys = take(&place, rows * size), h->values = take(&place, rows * size);
   h->queries = take(&place, rows * size), h->keys_by_d = take(&place, columns * size);
-  h->values_by_t = h->queries_by_t = take(&place, rows * size);
-  h->probs = take(&place, 2 * block * size), h->scores = take(&place, block * 4);
+  h->probs = take(&place, 2 * block * size);
+  h->scores = take(&place, (block > L * h->Dp ? block : L * h->Dp) * 4);
   h->other = take(&place, BLOCK * BLOCK * 4);
+#ifdef SINGLE
+  h->values_by_t = (word *)h->values, h->queries_by_t = (word *)h->queries;
+#else
+  h->values_by_t = h->queries_by_t = take(&place, rows * size);
+#endif
   if (j->grad) {
-    h->turned = take(&place, columns * size), h->queries_by_d = take(&place, columns * size);
-    h->grads_by_d = take(&place, columns * size), h->grads_by_t = take(&place, rows * size);
+#ifdef SINGLE
+    h->y_grads = take(&place, rows * size);
+    h->turned = (number *)h->keys_by_d, h->grads_by_t = (word *)h->y_grads;
+#else
+    h->y_grads = h->queries;  // which are then needed no more
+    h->turned = take(&place, columns * size), h->grads_by_t = take(&place, rows * size);
+#endif
+    h->queries_by_d = take(&place, columns * size), h->grads_by_d = take(&place, columns * size);
     h->score_grads = take(&place, 2 * block * size);
     h->score_grads_by_key = take(&place, 2 * block * size);
     h->q_grad = take(&place, columns * 4), h->k_grad = take(&place, rows * 4);
