@@ -2,9 +2,10 @@
 
     python benchmarks/products.py [--isa CLASS...]
 
-The gradient of a weight, in GFLOP/s: by torch, by oneDNN with both factors transposed, and by
-products.c; and the gradient of an exact GELU together with its value, in milliseconds. Each is the
-median of 15 laps, in turn, on all cores; each class of processors is measured in a new process.
+A layer's result, and the gradients of its input and of its weight, in GFLOP/s: by torch, by oneDNN
+and by products.c; and the gradient of an exact GELU together with its value, in milliseconds. Each
+is the median of 15 laps, in turn, on all cores; each class of processors is measured in a new
+process.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from common import Report, add_isa, run
+from torch import Tensor
 
 from gptcli.model import kernels, products
 
@@ -40,16 +42,26 @@ def medians(kinds: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(times[1:]) for name, times in laps.items()}  # one to warm up
 
 
-def gradient_of_weight(R: int, N: int, K: int) -> str:
-    """Return a line about one shape."""
-    grad, x, total = torch.randn(R, N), torch.randn(R, K), torch.empty(N, K)
+def layer(R: int, N: int, K: int) -> Iterator[str]:
+    """Yield a line about each product of a layer with R rows and a weight (N, K)."""
+    x, weight, grad = torch.randn(R, K), torch.randn(N, K), torch.randn(R, N)
+    factors = {"result": (x, weight.T), "input's gradient": (grad, weight),
+               "weight's gradient": (grad.T, x)}  # fmt: skip
+    for what, (a, b) in factors.items():
+        rates = (f"  {name} {rate:5.0f}" for name, rate in gflops(a, b).items())
+        yield f"{R:5,} rows, {N:6,} x {K:5,}, GFLOP/s, {what:<17}:{''.join(rates)}"
+
+
+def gflops(a: Tensor, b: Tensor) -> dict[str, float]:
+    """Return the rate of each library at a (M, K) times b (K, N)."""
+    (M, K), N = a.shape, b.shape[1]
+    y = torch.empty(M, N)
     found = medians({
-        "torch": lambda: torch.mm(grad.T, x, out=total),
-        "oneDNN": lambda: products.product(grad.T, x.T),
-        "ours": lambda: products.add_turned_product(total, grad, x, adds=False),
+        "torch": lambda: torch.mm(a, b, out=y),
+        "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], ""),
+        "ours": lambda: products.multiply_into(y, a, b),
     })  # fmt: skip
-    rates = (f"  {name} {2e-9 * R * N * K / seconds:5.0f}" for name, seconds in found.items())
-    return f"gradient of a weight, {R:5,} rows, {N:6,} x {K:5,}, GFLOP/s:{''.join(rates)}"
+    return {name: 2e-9 * M * N * K / seconds for name, seconds in found.items()}
 
 
 def gelu(R: int, K: int) -> str:
@@ -67,7 +79,7 @@ def gelu(R: int, K: int) -> str:
 def measure() -> None:
     """Print the lines of one class of processors as JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    lines = [gradient_of_weight(*shape) for shape in SHAPES]
+    lines = [line for shape in SHAPES for line in layer(*shape)]
     print(json.dumps([*lines, gelu(768, 512), gelu(4096, 1536)]))
 
 

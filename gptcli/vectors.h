@@ -97,15 +97,12 @@ INLINE void exchange(floats *rows, uint32_t apart) {
   }
 }
 
-// L rows of L numbers, `from_apart` each other, become the columns of rows that are `to_apart`.
-INLINE void transpose(float *to, long to_apart, const float *from, long from_apart) {
-  floats rows[L];
-  EACH(i, L) rows[i] = *(const floats *)(from + i * from_apart);
+// L rows of L numbers become columns.
+INLINE void transpose(floats *rows) {
   if (L > 8) exchange(rows, 8);
   if (L > 4) exchange(rows, 4);
   exchange(rows, 2);
   exchange(rows, 1);
-  EACH(i, L) *(floats *)(to + i * to_apart) = rows[i];
 }
 
 // a where the mask is set, else b.

@@ -154,13 +154,20 @@ static void copy_rows(const Job *j, const Head *h, number *to, const number *fro
   for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * of.t, D * sizeof(number));
 }
 
+// Words of rows that are `from_apart`, by their places in a row, which are `to_apart`: L x L of them.
+INLINE void turn_block(void *to, long to_apart, const void *from, long from_apart) {
+  floats rows[L];
+  EACH(i, L) rows[i] = *(const floats *)((const float *)from + i * from_apart);
+  transpose(rows);
+  EACH(i, L) *(floats *)((float *)to + i * to_apart) = rows[i];
+}
+
 // Words of rows (Tp, Dp), by their places in a row.
 static void by_d(const Head *h, word *to, const number *rows) {
   const long n = h->Dp / EACH_WORD;
-  const float *words_of = (const float *)rows;
   for (long t = 0; t < h->Tp; t += L)
     for (long d = 0; d < n; d += L)
-      transpose((float *)to + d * h->wide + t, h->wide, words_of + t * n + d, n);
+      turn_block(to + d * h->wide + t, h->wide, (const word *)rows + t * n + d, n);
 }
 
 #ifdef SINGLE
@@ -337,7 +344,7 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
     number *q_grad = j->q_grad + place(j->of_q, b, head);
     for (long t = 0; t < T; t += L) {
       for (long d = 0; d < Dp; d += L)
-        transpose(h->scores + d, Dp, h->q_grad + d * h->wide + t, h->wide);
+        turn_block(h->scores + d, Dp, h->q_grad + d * h->wide + t, h->wide);
       write_rows(j, h, q_grad + t * j->of_q.t, j->of_q, h->scores, T - t < L ? T - t : L, scale);
     }
   }

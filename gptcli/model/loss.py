@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model import kernels
-from gptcli.model.products import add_turned_product, is_wide, product, products_dtype
+from gptcli.model.products import multiply_into, products_dtype
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
@@ -86,19 +86,15 @@ def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor
         return
     most = buffer_bytes(x.device.type, W.element_size())
     n_rows = ceil(len(x) / ceil(len(x) * len(W) * W.element_size() / most))
-    # oneDNN fills no buffer of ours.
-    buffer = None if is_wide(W) else W.new_empty(n_rows, len(W))
+    buffer = W.new_empty(n_rows, len(W))
     for first in range(0, len(x), n_rows):
         span = slice(first, first + n_rows)
         rows = x[span].to(W.dtype)
-        if buffer is None:
-            logits = product(rows, W)
-        else:
-            logits = torch.mm(rows, W.T, out=buffer[: len(rows)])
+        logits = buffer[: len(rows)]
+        multiply_into(logits, rows, W.T)
         if n_tokens < len(W):  # padding is there because its rows make products faster
             logits[:, n_tokens:] = -torch.inf
         yield span, rows, logits
-        del logits  # before there are others
 
 
 def buffer_bytes(device: str, itemsize: int) -> int:
@@ -137,10 +133,9 @@ class _CrossEntropy(torch.autograd.Function):
             if grad_x is None:
                 continue
             grad = logits  # (N, V), which `_losses` has overwritten
-            grad_x[span] = product(grad, W.T) if is_wide(W) else grad @ W
+            multiply_into(grad_x[span], grad, W)
             if grad_weight is not None:
                 _add_product(grad_weight, grad, rows, is_first=span.start == 0)
-            del grad, logits  # before there are others
         if grad_weight is not None and not len(x):
             grad_weight.zero_()  # no target counts
         if grad_x is not None and len(x) < n_rows:
@@ -165,7 +160,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor, is_first: bool) -> None:
     """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32, which the first fills."""
     if grad.dtype == torch.float32:
-        add_turned_product(total, grad, rows, adds=not is_first)
+        multiply_into(total, grad.T, rows, adds=not is_first)
         return
     on_cpu = grad.device.type == "cpu"
     if is_first and not on_cpu:

@@ -1,82 +1,135 @@
-// The gradient of a weight in float32 on a CPU: A (R, N) transposed times B (R, K).
+// Products of float32 matrices on a CPU: y (M, N) of a (M, K) and b (K, N), each by rows or turned.
 //
-// oneDNN and, on other makers' processors, MKL reach half to nine tenths of what a core can do here.
-// As in BLIS (Van Zee and van de Geijn 2015), panels of both are copied, so that the innermost loop
-// reads numbers one after another, while a tile of the result stays in registers. Each number is a
-// sum of sums of RUN products, in one order, however many threads there are.
+// MKL, on other makers' processors, reaches a half to nine tenths of what a core can do here; oneDNN
+// takes 20 us to begin. As in BLIS (Van Zee and van de Geijn 2015), panels of both are copied, so that
+// the innermost loop reads numbers one after another, while a tile of y stays in registers. Each
+// number is a sum of sums of RUN products, in one order, however many rows and threads there are.
 #include "../vectors.h"
 #include <stdlib.h>
 
-// A tile has as many rows as leave registers for what is read. A strip of A fits a core's cache.
-enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256, STRIP = 256 };
+// A tile has as many rows as leave registers for what is read.
+enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256 };
+// Numbers of a that fit a core's cache, a strip; how many strips meet one copy of b, of so many
+// columns; and products so few that one thread takes them.
+enum { STRIP = L == 16 ? 1 << 17 : 1 << 16, STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024, FEW = 1 << 20 };
 #define ROWS(i) _Pragma("GCC unroll 12") for (int i = 0; i < TALL; i++)
 
 typedef struct {
-  const float *a, *b;
-  float *y;             // (N, K), summed or set
-  long R, N, K, strip;  // rows of y that a thread takes at a time
+  const float *from;
+  long lane, step;  // how far apart rows of a, or columns of b, and products of a sum are; one is 1
+} Factor;
+
+typedef struct {
+  Factor a, b;
+  const float *bias;  // (N), or null
+  float *y;           // (M, N), summed or set
+  long M, N, K;
+  long share, strip, columns;  // rows that a thread takes, that are copied, and columns that are
   int adds, next;
 } Job;
 
-// `wide` columns of `left` that are there, of n rows that are `apart`; zeros for those that are not.
-INLINE void pack(float *to, const float *from, long n, long apart, long left, const int wide) {
-  if (left >= wide) {  // by moves of a length that is known, not by calls
-    for (; n > 0; n--, from += apart, to += wide) memcpy(to, from, wide * sizeof(float));
+// `wide` lanes of n steps; zeros for lanes that are not there.
+INLINE void pack(float *to, Factor f, long n, long left, const int wide) {
+  if (f.lane == 1) {
+    if (left < wide) memset(to, 0, n * wide * sizeof(float));
+    for (long k = 0; k < n; k++, f.from += f.step, to += wide) {
+      if (left >= wide) memcpy(to, f.from, wide * sizeof(float));  // moves of a known length, no call
+      else memcpy(to, f.from, left * sizeof(float));
+    }
     return;
   }
-  memset(to, 0, n * wide * sizeof(float));
-  for (; n > 0; n--, from += apart, to += wide) memcpy(to, from, left * sizeof(float));
+  long k = 0;
+  for (; k + L <= n; k += L, to += L * wide)
+    for (int first = 0; first < wide; first += L) {
+      floats lanes[L];
+      EACH(i, L) {
+        const int is_there = first + i < wide && first + i < left;
+        lanes[i] = is_there ? *(const floats *)(f.from + (first + i) * f.lane + k) : (floats){0};
+      }
+      transpose(lanes);
+      // Where a panel is narrower than a vector, the next one overwrites what is too much.
+      EACH(i, L) *(floats *)(to + i * wide + first) = lanes[i];
+    }
+  for (; k < n; k++, to += wide)
+    for (int i = 0; i < wide; i++) to[i] = i < left ? f.from[i * f.lane + k] : 0;
 }
 
-// A tile of y at a row and a column, from n rows of two panels.
+INLINE Factor at(Factor f, long lane, long step) {
+  f.from += lane * f.lane + step * f.step;
+  return f;
+}
+
+// A tile of y at a row and a column, from n steps of two panels; the first ones begin its sums.
 static void add_tile(const Job *j, const float *a, const float *b, long n, long row, long column,
-                     int adds) {
-  const long rows = j->N - row, columns = j->K - column;
+                     int is_first) {
+  const long rows = j->M - row, columns = j->N - column;
+  const int adds = j->adds || !is_first;
   floats sums[TALL][2] = {0};
-  for (long r = 0; r < n; r++, a += TALL, b += WIDE) {
+  for (long k = 0; k < n; k++, a += TALL, b += WIDE) {
     const floats low = *(const floats *)b, high = *(const floats *)(b + L);
     ROWS(i) sums[i][0] += a[i] * low, sums[i][1] += a[i] * high;
   }
-  float *y = j->y + row * j->K + column, edge[TALL][WIDE];
+  if (is_first && j->bias) {
+    float bias[WIDE] = {0};
+    memcpy(bias, j->bias + column, (columns < WIDE ? columns : WIDE) * sizeof(float));
+    ROWS(i) EACH(part, 2) sums[i][part] += *(floats *)(bias + part * L);
+  }
+  float *y = j->y + row * j->N + column, edge[TALL][WIDE];
   if (rows >= TALL && columns >= WIDE) {
     ROWS(i) EACH(part, 2) {
-      floats *to = (floats *)(y + i * j->K + part * L);
+      floats *to = (floats *)(y + i * j->N + part * L);
       if (adds) sums[i][part] += *to;
       *to = sums[i][part];
     }
     return;
   }
   memcpy(edge, sums, sizeof edge);
-  for (long i = 0; i < TALL && i < rows; i++, y += j->K)
+  for (long i = 0; i < TALL && i < rows; i++, y += j->N)
     for (long k = 0; k < WIDE && k < columns; k++) y[k] = adds ? y[k] + edge[i][k] : edge[i][k];
 }
 
+INLINE long parts(long n, long most) { return (n + most - 1) / most; }
+
 static void work(void *argument) {
   Job *j = argument;
-  float *a = aligned_alloc(64, (j->strip + WIDE) * RUN * sizeof(float)), *b = a + j->strip * RUN;
+  const long run = j->K < RUN ? j->K : RUN, strip = j->strip;
+  // The last panel of a may be followed by what is too much.
+  float *a = aligned_alloc(64, parts(((strip + j->columns) * run + L) * sizeof(float), 64) * 64);
+  float *b = a + strip * run + L;
   if (!a) abort();
   for (;;) {
-    const long first = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * j->strip;
-    if (first >= j->N) break;
-    const long end = first + j->strip < j->N ? first + j->strip : j->N;
-    for (long from = 0; from < j->R; from += RUN) {
-      const long n = j->R - from < RUN ? j->R - from : RUN;
-      for (long row = first; row < end; row += TALL)
-        pack(a + (row - first) * n, j->a + from * j->N + row, n, j->N, j->N - row, TALL);
-      for (long column = 0; column < j->K; column += WIDE) {
-        pack(b, j->b + from * j->K + column, n, j->K, j->K - column, WIDE);
-        for (long row = first; row < end; row += TALL)
-          add_tile(j, a + (row - first) * n, b, n, row, column, j->adds || from);
+    const long begin = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * j->share;
+    if (begin >= j->M) break;
+    const long end = begin + j->share < j->M ? begin + j->share : j->M;
+    for (long from = 0; from < j->K; from += RUN) {
+      const long n = j->K - from < RUN ? j->K - from : RUN;
+      for (long column = 0; column < j->N; column += j->columns) {
+        const long left = j->N - column, columns = left < j->columns ? left : j->columns;
+        for (long c = 0; c < columns; c += WIDE)
+          pack(b + c * n, at(j->b, column + c, from), n, left - c, WIDE);
+        for (long first = begin; first < end; first += strip) {
+          const long last = first + strip < end ? first + strip : end;
+          if (strip < j->share || !column)  // else it is there
+            for (long row = first; row < last; row += TALL)
+              pack(a + (row - first) * n, at(j->a, row, from), n, j->M - row, TALL);
+          for (long c = 0; c < columns; c += WIDE)
+            for (long row = first; row < last; row += TALL)
+              add_tile(j, a + (row - first) * n, b + c * n, n, row, column + c, from == 0);
+        }
       }
     }
   }
   free(a);
 }
 
-INLINE long parts(long n, long most) { return (n + most - 1) / most; }
+// Of n rows, as many for each of the fewest parts of at most so many; of whole tiles.
+INLINE long even(long n, long most) { return parts(parts(n, parts(n, most)), TALL) * TALL; }
 
-void multiply_turned(Job *job, int threads) {
-  const long each = parts(job->N, threads);  // and strips of about one length, as many for each
-  job->strip = parts(parts(each, parts(each, STRIP)), TALL) * TALL;
+void multiply(Job *job, int threads) {
+  if (job->M * job->N * job->K < FEW) threads = 1;
+  const long strip = STRIP / (job->K < RUN ? job->K : RUN);
+  job->share = even(parts(job->M, threads), STRIPS * strip);
+  job->strip = even(job->share, strip);
+  job->columns = job->strip < job->share ? COLUMNS : WIDE;
   GOMP_parallel(work, job, threads, 0);
 }

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gptcli.model.kernels import SHORTEST, activate, activate_back, can_run, is_fake, pointers
+from gptcli.model.kernels import SHORTEST, activate, activate_back, can_run, is_fake
 
-_FEW = 16  # rows of a product below which oneDNN takes longer to start than it saves
-_NARROW, _WIDE = 8, 16  # floats of a vector
-_LARGE, _MANY = 1 << 20, 1024  # numbers of a weight and rows, from which copying it pays
+_FEW = 16  # rows of a product below which copying the weight takes longer than it saves
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
@@ -38,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     dtype, factors = products_dtype(x), [t for t in (x, weight, bias) if t is not None]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in factors)
-    if learns and (dtype == torch.bfloat16 or _is_slow(dtype, x)):
+    if learns and (dtype == torch.bfloat16 or (dtype == x.dtype and _is_ours(x))):
         apply: Any = _Linear.apply
         y: Tensor = apply(x, weight, bias, dtype)
         return y
@@ -72,7 +70,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _gradient_of_x(grad: Tensor, weight: Tensor) -> Tensor:
-    return product(grad, _rows_of(weight.to(grad.dtype).T, grad))
+    return product(grad, weight.to(grad.dtype).T)
 
 
 def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,7 +78,7 @@ def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     if grad.dtype != torch.float32:
         return F.linear(grad.T, x.T).to(weight.dtype)
     total = grad.new_empty(weight.shape)
-    add_turned_product(total, grad, x, adds=False)
+    multiply_into(total, grad.T, x)
     return total.to(weight.dtype)
 
 
@@ -90,33 +88,53 @@ def _gradient_of_bias(grad: Tensor, weight: Tensor) -> Tensor:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x (..., K) times weight (N, K) transposed, plus a bias (N), all of one dtype."""
-    if _is_slow(x.dtype, x) and not is_fake(x):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return y
-    return F.linear(x, weight, bias)
+    if not _is_ours(x):
+        return F.linear(x, weight, bias)
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    _multiply_into(y.view(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.T, bias)
+    return y
+
+
+def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
+    """Set y (M, N), which lies by rows, to a (M, K) times b (K, N), or add that.
+
+    a and b are of one dtype, and so is y if it is added to.
+    """
+    if _is_ours(a) and y.dtype == a.dtype:
+        _multiply_into(y, a, b, adds=adds)
+    elif adds:
+        y.addmm_(a, b)
+    elif y.dtype == a.dtype:
+        torch.mm(a, b, out=y)
+    else:
+        y.copy_(a @ b)
+
+
+class _Factor(ctypes.Structure):
+    _fields_ = [("from", c_void_p), ("lane", c_long), ("step", c_long)]
 
 
 class _Job(ctypes.Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("a", "b", "y")),
-        *((name, c_long) for name in ("R", "N", "K", "strip")),
-        *((name, c_int) for name in ("adds", "next")),
-    ]
+        ("a", _Factor), ("b", _Factor), ("bias", c_void_p), ("y", c_void_p),
+        *((name, c_long) for name in ("M", "N", "K", "share", "strip", "columns")),
+        ("adds", c_int), ("next", c_int),
+    ]  # fmt: skip
 
 
-def add_turned_product(total: Tensor, a: Tensor, b: Tensor, adds: bool) -> None:
-    """Set a total (N, K) to a (R, N) transposed times b (R, K), or add that; all are float32.
-
-    The total lies by rows.
-    """
-    library = _library() if can_run(a) and _is_slow(a.dtype, a) and not is_fake(a) else None
-    if library is None:
-        total.addmm_(a.T, b, beta=int(adds))
-        return
-    a, b = a.contiguous(), b.contiguous()
-    job = _Job(**pointers({"a": a, "b": b, "y": total}), R=len(a), N=a.shape[1], K=b.shape[1],
-               adds=adds)  # fmt: skip
-    library.multiply_turned(ctypes.byref(job), torch.get_num_threads())
+def _multiply_into(
+    y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, adds: bool = False
+) -> None:
+    library = _library()
+    assert library is not None
+    # Rows, or columns; of a matrix that is neither, a copy.
+    a, b = (t if 1 in t.stride() else t.contiguous() for t in (a, b))
+    (M, N), bias = y.shape, None if bias is None else bias.contiguous()
+    left = _Factor(a.data_ptr(), *a.stride())
+    right = _Factor(b.data_ptr(), *reversed(b.stride()))
+    of_bias = None if bias is None else bias.data_ptr()
+    job = _Job(left, right, of_bias, y.data_ptr(), M, N, a.shape[1], 0, 0, 0, adds, 0)
+    library.multiply(ctypes.byref(job), torch.get_num_threads())
 
 
 @functools.cache
@@ -125,40 +143,23 @@ def _library() -> ctypes.CDLL | None:
 
     found = build(Path(__file__).with_name("products.c"))
     if found is not None:
-        found.multiply_turned.argtypes, found.multiply_turned.restype = [c_void_p, c_int], None
+        found.multiply.argtypes, found.multiply.restype = [c_void_p, c_int], None
     return found
 
 
-def _rows_of(turned: Tensor, x: Tensor) -> Tensor:
-    """Return a large transposed weight by rows, which oneDNN reads faster for many rows x."""
-    pays = turned.numel() > _LARGE and x.numel() >= _MANY * x.shape[-1]
-    return turned.contiguous() if pays and _is_slow(x.dtype, x) else turned
-
-
-def _is_slow(dtype: torch.dtype, x: Tensor) -> bool:
-    """Tell whether torch takes longer for a product with rows x than `product`."""
-    is_one = dtype == x.dtype == torch.float32 and x.numel() >= _FEW * x.shape[-1]
-    return is_one and _lanes_of_onednn() > 0
-
-
-def is_wide(weight: Tensor) -> bool:
-    """Tell whether `product` is faster for a weight of any shape, not for those of blocks alone."""
-    return can_run(weight) and weight.dtype == torch.float32 and _lanes_of_onednn() == _WIDE
+def _is_ours(x: Tensor) -> bool:
+    """Tell whether products.c multiplies by rows x."""
+    is_one = x.dtype == torch.float32 and x.numel() >= _FEW * x.shape[-1]
+    return is_one and can_run(x) and not is_fake(x) and _mkl_is_slow() and _library() is not None
 
 
 @functools.cache
-def _lanes_of_onednn() -> int:
-    """Return how wide the vectors are by which oneDNN is faster in float32 than torch's MKL, or 0.
+def _mkl_is_slow() -> bool:
+    """Tell whether torch's products in float32 are: MKL gives other makers' processors old code."""
+    from gptcli.settled import processor
 
-    MKL gives other makers' processors its code of 256 bits, whatever they have: less than half the
-    speed of oneDNN's where that has 512, and 0.87 of it where it has 256 too, but for the head.
-    """
-    from gptcli.settled import isa_limit, processor  # which only a CPU needs
-
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or "Intel" in processor():
-        return 0
-    lanes = {"AVX512": _WIDE, "AVX2": _NARROW}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    return min(lanes, _NARROW) if isa_limit() == "AVX2" else lanes
+    has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
+    return has_vectors and "Intel" not in processor()
 
 
 def activation(kind: str, x: Tensor, up: Tensor | None) -> Tensor:

@@ -64,7 +64,7 @@ def test_same_losses_and_gradients(
     for name in ("split_heads", "attention_of_rows"):
         used.attach_mock(mock.Mock(side_effect=getattr(gpt, name)), name)
         monkeypatch.setattr(gpt, name, getattr(used, name))
-    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 0)  # the same products in both
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)  # the same products in both
     loss, found = gradients(model, tokens, dtype)
     if not used.mock_calls:
         pytest.skip("no compiler on this machine")
@@ -91,12 +91,16 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+needs_products = pytest.mark.skipif(products._library() is None, reason="no compiler here")
+
+
+@needs_products
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_product_by_another_library_is_the_same(
-    has_bias: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_a_linear_layer_learns_the_same_by_products_of_ours(
+    is_slow: bool, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or kernels._library() is None:
-        pytest.skip("torch has no other library here, or the machine no compiler")
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: is_slow)
     generator = torch.Generator().manual_seed(4)
     x, weight, bias, grad = (
         torch.randn(shape, generator=generator)
@@ -112,30 +116,30 @@ def test_a_product_by_another_library_is_the_same(
         assert torch.equal(y.detach(), again)
         return [y.detach(), *(t.grad for t in factors if t.grad is not None)]
 
-    monkeypatch.setattr(products, "_LARGE", 1)
-    monkeypatch.setattr(products, "_MANY", 1)
-    for lanes in (16, 8, 0):
-        monkeypatch.setattr(products, "_lanes_of_onednn", lambda lanes=lanes: lanes)
-        for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
-            assert distance(one, exact.float()) < 5e-7
+    for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
+        assert distance(one, exact.float()) < 5e-7
 
 
-@pytest.mark.skipif(products._library() is None, reason="no compiler on this machine")
+@needs_products
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(
-    "shape", [(16, 1, 1), (40, 7, 33), (300, 130, 70), (1025, 600, 96)], ids=str
+    "shape", [(16, 1, 1), (33, 40, 7), (70, 130, 300), (600, 96, 1025), (1100, 40, 270)], ids=str
 )
-def test_a_turned_product(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 16)
-    R, N, K = shape
+def test_a_product_of_rows_or_columns(
+    shape: tuple[int, int, int], turned: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    M, N, K = shape
     draw = torch.Generator().manual_seed(5)
-    a, b, before = (torch.randn(size, generator=draw) for size in ((R, N), (R, K), (N, K)))
-    exact, threads, found = a.double().T @ b.double(), torch.get_num_threads(), []
+    a, b, before = (torch.randn(size, generator=draw) for size in ((M, K), (K, N), (M, N)))
+    a, b = (t.T.contiguous().T if turn else t for t, turn in zip((a, b), turned, strict=True))
+    exact, threads, found = a.double() @ b.double(), torch.get_num_threads(), []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            fresh, total = torch.full((N, K), math.nan), before.clone()
-            products.add_turned_product(fresh, a, b, adds=False)
-            products.add_turned_product(total, a.T.contiguous().T, b, adds=True)
+            fresh, total = torch.full((M, N), math.nan), before.clone()
+            products.multiply_into(fresh, a, b)
+            products.multiply_into(total, a, b, adds=True)
             found.append((fresh, total))
     finally:
         torch.set_num_threads(threads)
@@ -143,36 +147,42 @@ def test_a_turned_product(shape: tuple[int, int, int], monkeypatch: pytest.Monke
     assert distance(found[0][0], exact) < 5e-7 and distance(found[0][1], exact + before) < 5e-7
 
 
+@needs_products
+def test_a_row_is_the_same_among_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    draw = torch.Generator().manual_seed(6)
+    x, weight = torch.randn(700, 300, generator=draw), torch.randn(90, 300, generator=draw)
+    every = products.product(x, weight)
+    for rows in (slice(0, 16), slice(5, 500), slice(680, 700)):
+        assert torch.equal(products.product(x[rows], weight), every[rows])
+
+
+@needs_products
+def test_a_matrix_that_lies_neither_by_rows_nor_by_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    a, b = torch.randn(40, 60)[:, ::2], torch.randn(30, 60)[:, ::3]
+    y = torch.empty(40, 20)
+    products.multiply_into(y, a, b)
+    assert distance(y, a.double() @ b.double()) < 5e-7
+
+
 @pytest.mark.parametrize(
-    ("vendor", "capability", "limit", "lanes"),
-    [("AuthenticAMD", "AVX512", "", 16), ("AuthenticAMD", "AVX512", "AVX512_CORE", 16),
-     ("AuthenticAMD", "AVX512", "AVX2", 8), ("AuthenticAMD", "AVX2", "", 8),
-     ("AuthenticAMD", "DEFAULT", "", 0), ("GenuineIntel", "AVX512", "", 0)],
+    ("vendor", "capability", "is_slow"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", True),
+     ("AuthenticAMD", "DEFAULT", False), ("GenuineIntel", "AVX512", False)],
 )  # fmt: skip
-def test_who_multiplies_float32(
-    vendor: str, capability: str, limit: str, lanes: int, monkeypatch: pytest.MonkeyPatch
+def test_whose_products_are_ours(
+    vendor: str, capability: str, is_slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("torch has no other library here")
     monkeypatch.setattr(settled, "processor", lambda: f"model name: Virtual\nvendor_id: {vendor}")
-    monkeypatch.setattr(settled, "isa_limit", lambda: limit)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products._lanes_of_onednn.__wrapped__() == lanes
-
-
-@pytest.mark.parametrize(("n_rows", "is_copied"), [(16, False), (512, False), (2048, True)])
-def test_a_weight_is_copied_for_many_rows_only(
-    n_rows: int, is_copied: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: 16)
-    turned = torch.empty(1100, 1000).T
-    found = products._rows_of(turned, torch.empty(n_rows, 1100))
-    assert found.is_contiguous() == is_copied
+    assert products._mkl_is_slow.__wrapped__() == is_slow
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = 16 if hasattr(torch.ops.mkldnn, "_linear_pointwise") else 0
-    monkeypatch.setattr(products, "_lanes_of_onednn", lambda: lanes)
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: products._library() is not None)
     for learning in range(8):
         factors = torch.ones(20, 8), torch.ones(16, 8), torch.ones(16)
         for bit, factor in enumerate(factors):
