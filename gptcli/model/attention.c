@@ -28,16 +28,16 @@ typedef uint32_t word;
 enum { BLOCK = 32, EACH_WORD = sizeof(word) / sizeof(number), STEP = BLOCK / EACH_WORD };
 
 typedef struct {
-  long b, h, t;
-} Apart;  // how far the texts, heads and tokens of a tensor are apart, in numbers
+  number *at;
+  long b, h, t;  // how far texts, heads and tokens are apart, in numbers
+} Heads;
 
 typedef struct {
-  const number *q, *k, *v;  // (B, H, T, D), (B, G, T, D) twice
-  number *y;                // (B, T, H, D)
-  float *log_sums;          // (B, H, T), of the exponentials of scores
-  const number *grad;       // of y, or null
-  number *q_grad, *k_grad, *v_grad;
-  Apart of_q, of_k, of_v, of_grad;  // those of q, k and v are also of their gradients
+  Heads q, k, v;                 // (B, H, T, D), (B, G, T, D) twice
+  Heads q_grad, k_grad, v_grad;  // likewise
+  Heads grad;                    // of y, or null
+  number *y;                     // (B, T, H, D)
+  float *log_sums;               // (B, H, T), of the exponentials of scores
   long B, H, G, T, D;
   int next, tiles;
 } Job;
@@ -143,13 +143,12 @@ INLINE floats widen(const number *from) {
 }
 #endif
 
-INLINE long place(Apart of, long b, long head) { return b * of.b + head * of.h; }
+INLINE number *rows_of(Heads of, long b, long head) { return of.at + b * of.b + head * of.h; }
 
 // A head's rows (T, D), padded with zeros to (Tp, Dp).
-static void copy_rows(const Job *j, const Head *h, number *to, const number *from, Apart of, long b,
-                      long head) {
+static void copy_rows(const Job *j, const Head *h, number *to, Heads of, long b, long head) {
   const long T = j->T, D = j->D;
-  from += place(of, b, head);
+  const number *from = rows_of(of, b, head);
   if (T < h->Tp || D < h->Dp) memset(to, 0, h->Tp * h->Dp * sizeof(number));
   for (long t = 0; t < T; t++) memcpy(to + t * h->Dp, from + t * of.t, D * sizeof(number));
 }
@@ -236,10 +235,10 @@ static void weigh(const Job *j, const Head *h, long first, float *sums, float *l
 
 static void attend(const Job *j, const Head *h, long b, long head) {
   const long T = j->T, D = j->D, Dp = h->Dp, g = head / (j->H / j->G);
-  copy_rows(j, h, h->queries, j->q, j->of_q, b, head);
-  copy_rows(j, h, h->keys, j->k, j->of_k, b, g);
+  copy_rows(j, h, h->queries, j->q, b, head);
+  copy_rows(j, h, h->keys, j->k, b, g);
   by_d(h, h->keys_by_d, h->keys);
-  copy_rows(j, h, h->values, j->v, j->of_v, b, g);
+  copy_rows(j, h, h->values, j->v, b, g);
   by_t(h, h->values_by_t, h->values);
   for (long first = 0; first < T; first += BLOCK) {
     float sums[BLOCK], log_sums[BLOCK];
@@ -304,10 +303,10 @@ static void of_keys(const Job *j, const Head *h, long first, int adds) {
   }
 }
 
-// Rows (T, D) of gradients, times a factor, from rows (Tp, Dp).
-static void write_rows(const Job *j, const Head *h, number *to, Apart of, const float *from, long n,
+// n rows of gradients that are `apart`, times a factor, from rows (Tp, Dp).
+static void write_rows(const Job *j, const Head *h, number *to, long apart, const float *from, long n,
                        float factor) {
-  for (; n > 0; n--, to += of.t, from += h->Dp) {
+  for (; n > 0; n--, to += apart, from += h->Dp) {
     number row[256];
     for (long i = 0; i < h->Dp; i += L) round_to(row + i, *(const floats *)(from + i) * factor);
     memcpy(to, row, j->D * sizeof(number));
@@ -317,16 +316,16 @@ static void write_rows(const Job *j, const Head *h, number *to, Apart of, const 
 static void attend_back(const Job *j, const Head *h, long b, long g) {
   const long T = j->T, D = j->D, Tp = h->Tp, Dp = h->Dp, each = j->H / j->G;
   const float scale = 1 / sqrtf(D);
-  copy_rows(j, h, h->keys, j->k, j->of_k, b, g);
+  copy_rows(j, h, h->keys, j->k, b, g);
   by_d(h, h->keys_by_d, h->keys);
   turn(h, h->turned, h->keys_by_d);
-  copy_rows(j, h, h->values, j->v, j->of_v, b, g);
+  copy_rows(j, h, h->values, j->v, b, g);
   for (long head = g * each; head < (g + 1) * each; head++) {
     const long at = (b * j->H + head) * T;
-    copy_rows(j, h, h->queries, j->q, j->of_q, b, head);
+    copy_rows(j, h, h->queries, j->q, b, head);
     by_d(h, h->queries_by_d, h->queries);
     by_t(h, h->queries_by_t, h->queries);
-    copy_rows(j, h, h->y_grads, j->grad, j->of_grad, b, head);
+    copy_rows(j, h, h->y_grads, j->grad, b, head);
     by_d(h, h->grads_by_d, h->y_grads);
     by_t(h, h->grads_by_t, h->y_grads);
     memset(h->deltas, 0, Tp * sizeof(float));
@@ -341,15 +340,16 @@ static void attend_back(const Job *j, const Head *h, long b, long g) {
       h->deltas[t] = total(sums);
     }
     for (long first = 0; first < T; first += 2 * BLOCK) of_keys(j, h, first, head > g * each);
-    number *q_grad = j->q_grad + place(j->of_q, b, head);
+    number *q_grad = rows_of(j->q_grad, b, head);
     for (long t = 0; t < T; t += L) {
       for (long d = 0; d < Dp; d += L)
         turn_block(h->scores + d, Dp, h->q_grad + d * h->wide + t, h->wide);
-      write_rows(j, h, q_grad + t * j->of_q.t, j->of_q, h->scores, T - t < L ? T - t : L, scale);
+      const long n = T - t < L ? T - t : L;
+      write_rows(j, h, q_grad + t * j->q_grad.t, j->q_grad.t, h->scores, n, scale);
     }
   }
-  write_rows(j, h, j->k_grad + place(j->of_k, b, g), j->of_k, h->k_grad, T, scale);
-  write_rows(j, h, j->v_grad + place(j->of_v, b, g), j->of_v, h->v_grad, T, 1);
+  write_rows(j, h, rows_of(j->k_grad, b, g), j->k_grad.t, h->k_grad, T, scale);
+  write_rows(j, h, rows_of(j->v_grad, b, g), j->v_grad.t, h->v_grad, T, 1);
 }
 
 static void *take(char **place, long bytes) {
@@ -374,7 +374,7 @@ static char *lay_out(const Job *j, Head *h, char *place) {
 #else
   h->values_by_t = h->queries_by_t = take(&place, rows * size);
 #endif
-  if (j->grad) {
+  if (j->grad.at) {
 #ifdef SINGLE
     h->y_grads = take(&place, rows * size);
     h->turned = (number *)h->keys_by_d, h->grads_by_t = (word *)h->y_grads;
@@ -406,11 +406,11 @@ static void heads(void *argument) {
     _tile_loadconfig(&tiles);
   }
 #endif
-  const long each = j->grad ? j->G : j->H;
+  const long each = j->grad.at ? j->G : j->H;
   for (;;) {
     const long at = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
     if (at >= j->B * each) break;
-    if (j->grad) attend_back(j, &h, at / each, at % each);
+    if (j->grad.at) attend_back(j, &h, at / each, at % each);
     else attend(j, &h, at / each, at % each);
   }
 #ifdef TILES

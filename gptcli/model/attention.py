@@ -25,15 +25,17 @@ _SOURCE = Path(__file__).with_name("attention.c")
 _LONGEST_HEAD, _LONGEST = 256, 4096  # as there; a head's matrices are to fit a core's cache
 
 
+class _Heads(ctypes.Structure):
+    _fields_ = [("at", c_void_p), *((name, c_long) for name in ("b", "h", "t"))]
+
+
 class _Job(ctypes.Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("q", "k", "v", "y", "log_sums", "grad", "q_grad", "k_grad",
-                                        "v_grad")),
-        *((name, c_long * 3) for name in ("of_q", "of_k", "of_v", "of_grad")),
+        *((name, _Heads) for name in ("q", "k", "v", "q_grad", "k_grad", "v_grad", "grad")),
+        *((name, c_void_p) for name in ("y", "log_sums")),
         *((name, c_long) for name in ("B", "H", "G", "T", "D")),
-        ("next", c_int),
-        ("tiles", c_int),
-    ]  # fmt: skip
+        *((name, c_int) for name in ("next", "tiles")),
+    ]
 
 
 @functools.cache
@@ -48,74 +50,94 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries (B, H, T, D), keys and values (B, G, T, D)
+_Places = tuple[_Heads, _Heads, _Heads]  # where they are in memory
+_Shape = tuple[int, int, int, int, int]  # B, H, G, T, D
+_NOWHERE = _Heads(), _Heads(), _Heads()
 
 
-def _run(heads: Heads, grad: Tensor | None, **tensors: Tensor) -> None:
-    found = dict(zip("qkv", heads, strict=True)) | ({} if grad is None else {"grad": grad})
-    (B, H, T, D), G, library = heads[0].shape, heads[1].shape[1], _library(heads[0].dtype)
-    if library is None or kernels.is_fake(heads[0]):
-        return
-    apart = {f"of_{name}": (c_long * 3)(*t.stride()[:3]) for name, t in found.items()}
-    job = _Job(B=B, H=H, G=G, T=T, D=D, **apart, **kernels.pointers(found | tensors))
-    library.causal_attention(ctypes.byref(job), torch.get_num_threads())
+def _attend(x: Tensor, places: _Places, shape: _Shape) -> tuple[Tensor, Tensor]:
+    """Return what queries find, (B, T, H, D), and the logarithms of the sums of their weights.
 
-
-def _attend(heads: Heads) -> tuple[Tensor, Tensor]:
-    """Return what queries find, (B, T, H, D), and the logarithms of the sums of their weights."""
-    q = heads[0]
-    B, H, T, D = q.shape
-    y, log_sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
-    _run(heads, None, y=y, log_sums=log_sums)
+    x is what holds the heads, or some of them.
+    """
+    B, H, _, T, D = shape
+    y, log_sums = x.new_empty(B, T, H, D), x.new_empty(B, H, T, dtype=torch.float32)
+    _run(places, _NOWHERE, None, (y, log_sums), shape)
     return y, log_sums
 
 
-def _attend_back(heads: Heads, grads: Heads, grad: Tensor, y: Tensor, log_sums: Tensor) -> None:
-    """Fill the gradients of heads, which are as far apart as these, from that of what was found."""
-    grad = grad.to(y.dtype)
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    of_heads = dict(zip(("q_grad", "k_grad", "v_grad"), grads, strict=True))
-    _run(heads, grad, y=y, log_sums=log_sums, **of_heads)
+def _run(
+    places: _Places,
+    grad_places: _Places,
+    grad: Tensor | None,
+    found: tuple[Tensor, Tensor],
+    shape: _Shape,
+) -> None:
+    """Fill what `_attend` returns, or the gradients of heads from that of what was found."""
+    y, log_sums = found
+    library = _library(y.dtype)
+    if library is None or kernels.is_fake(y):
+        return
+    if grad is not None:
+        grad = grad.to(y.dtype)
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    at_grad = _Heads() if grad is None else _place(grad)
+    job = _Job(*places, *grad_places, at_grad, y.data_ptr(), log_sums.data_ptr(), *shape, 0, 0)
+    library.causal_attention(ctypes.byref(job), torch.get_num_threads())
+
+
+def _place(heads: Tensor) -> _Heads:
+    return _Heads(0 if kernels.is_fake(heads) else heads.data_ptr(), *heads.stride()[:3])
+
+
+def _places(heads: tuple[Tensor, ...]) -> _Places:
+    q, k, v = heads
+    return _place(q), _place(k), _place(v)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = q.contiguous(), k.contiguous(), v.contiguous()
-        y, log_sums = _attend(heads)
+        heads, (B, H, T, D) = (q.contiguous(), k.contiguous(), v.contiguous()), q.shape
+        ctx.shape = B, H, k.shape[1], T, D
+        y, log_sums = _attend(q, _places(heads), ctx.shape)
         ctx.save_for_backward(*heads, y, log_sums)
         return y.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, y, log_sums = ctx.saved_tensors
-        found = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        _attend_back((q, k, v), found, grads[0], y, log_sums)
-        return found
+        *heads, y, log_sums = ctx.saved_tensors
+        of_heads = tuple(map(torch.empty_like, heads))
+        _run(_places(tuple(heads)), _places(of_heads), grads[0], (y, log_sums), ctx.shape)
+        return of_heads
 
 
-def _heads_of(rows: Tensor, H: int, G: int) -> Heads:
-    """Return what c_attn gave, (B, T, (H + 2 G) D), as heads, in place."""
-    B, T, width = rows.shape
-    heads = rows.view(B, T, H + 2 * G, width // (H + 2 * G)).transpose(1, 2)
-    q, k, v = torch.split(heads, [H, G, G], dim=1)
-    return q, k, v
+def _places_in(rows: Tensor, shape: _Shape) -> _Places:
+    """Return where the heads are in what c_attn gave, (B, T, (H + 2 G) D)."""
+    _, H, G, T, D = shape
+    at = 0 if kernels.is_fake(rows) else rows.data_ptr()
+    width, size = (H + 2 * G) * D, rows.element_size()
+    apart = T * width, D, width
+    k_at = at + H * D * size
+    return _Heads(at, *apart), _Heads(k_at, *apart), _Heads(k_at + G * D * size, *apart)
 
 
 class _AttentionOfRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, H: int, G: int) -> Tensor:
-        rows = rows.contiguous()
-        y, log_sums = _attend(_heads_of(rows, H, G))
+        (B, T, width), rows = rows.shape, rows.contiguous()
+        ctx.shape = B, H, G, T, width // (H + 2 * G)
+        y, log_sums = _attend(rows, _places_in(rows, ctx.shape), ctx.shape)
         ctx.save_for_backward(rows, y, log_sums)
-        ctx.shape = H, G
         return y.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, y, log_sums = ctx.saved_tensors
-        found, heads = torch.empty_like(rows), _heads_of(rows, *ctx.shape)
-        _attend_back(heads, _heads_of(found, *ctx.shape), grads[0], y, log_sums)
-        return found, None, None
+        rows, *found = ctx.saved_tensors
+        of_rows, shape = torch.empty_like(rows), ctx.shape
+        places = _places_in(rows, shape), _places_in(of_rows, shape)
+        _run(*places, grads[0], (found[0], found[1]), shape)
+        return of_rows, None, None
 
 
 def can_attend(rows: Tensor, head_size: int) -> bool:

@@ -14,6 +14,14 @@ enum { LONGEST = 256, ROWS = 32, CHUNK = 8192 };  // numbers of a head; of a chu
 typedef double doubles __attribute__((vector_size(8 * sizeof(double))));
 
 typedef struct {
+  const float *const *tensors;
+  const long *sizes, *ends;  // of each, and of its chunks among those of all
+  double *sums;              // one for each chunk of 8,192 numbers
+  long n;
+  int next;
+} Squares;
+
+typedef struct {
   const void *inputs;  // (B, T, H + 2G, D), what c_attn gave
   void *rows;          // its gradient
   const float *q_weight, *k_weight;  // (D), or null
@@ -278,7 +286,6 @@ typedef struct {
   const void *x, *up;  // up is what a SwiGLU gates
   void *grad;          // of the value, overwritten by that of x; or null
   void *y, *up_grad;   // y is the value, or null
-  double *sums;
   long n;
   int kind, half, next;
 } Pass;
@@ -391,12 +398,14 @@ static void loss_rows(void *argument) {
 void losses(Losses *job, int threads) { GOMP_parallel(loss_rows, job, threads, 0); }
 
 static void sums(void *argument) {
-  Pass *j = argument;
-  for (;;) {
-    const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED), first = chunk * CHUNK;
-    if (first >= j->n) return;
-    const long end = first + CHUNK < j->n ? first + CHUNK : j->n;
-    const float *x = j->x;
+  Squares *j = argument;
+  for (long tensor = 0;;) {
+    const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+    while (tensor < j->n && chunk >= j->ends[tensor]) tensor++;
+    if (tensor == j->n) return;
+    const float *x = j->tensors[tensor];
+    const long size = j->sizes[tensor], first = (chunk - (tensor ? j->ends[tensor - 1] : 0)) * CHUNK;
+    const long end = first + CHUNK < size ? first + CHUNK : size;
     typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
     doubles lanes[4] = {{0}};
     double sum = 0;
@@ -413,8 +422,4 @@ static void sums(void *argument) {
   }
 }
 
-// Leaves one sum for each chunk of 8,192 numbers.
-void sum_of_squares(const void *x, double *of_chunks, long n, int threads) {
-  Pass job = {.x = x, .sums = of_chunks, .n = n};
-  GOMP_parallel(sums, &job, threads, 0);
-}
+void sum_of_squares(Squares *job, int threads) { GOMP_parallel(sums, job, threads, 0); }

@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_float, c_int, c_long, c_void_p
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,8 @@ def _library() -> ctypes.CDLL | None:
 
     found = build(_SOURCE)
     if found is not None:
-        for function in (found.activate, found.losses, found.normalize, found.heads):
-            function.argtypes = [c_void_p, c_int]
-        found.sum_of_squares.argtypes = [*[c_void_p] * 2, c_long, c_int]
+        for name in ("activate", "losses", "normalize", "heads", "sum_of_squares"):
+            getattr(found, name).argtypes = [c_void_p, c_int]
     return found
 
 
@@ -71,6 +71,14 @@ def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
     """Tell whether `split_heads` takes what c_attn gave."""
     is_whole = SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
     return is_whole and can_run(rows)
+
+
+class _Squares(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("tensors", "sizes", "ends", "sums")),
+        ("n", c_long),
+        ("next", c_int),
+    ]
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -82,11 +90,14 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
         dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
         norms = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=dtype))
         return (norms * norms).sum()
-    counts = [ceil(t.numel() / _CHUNK) for t in tensors]
-    sums = torch.empty(sum(counts), dtype=torch.float64)
-    for tensor, part in zip(tensors, torch.split(sums, counts), strict=True):
-        whole, threads = tensor.contiguous(), min(len(part), torch.get_num_threads())
-        library.sum_of_squares(whole.data_ptr(), part.data_ptr(), whole.numel(), threads)
+    whole = [t.contiguous() for t in tensors]
+    sizes = [t.numel() for t in whole]
+    ends = list(accumulate(ceil(size / _CHUNK) for size in sizes))
+    sums, each = torch.empty(ends[-1], dtype=torch.float64), c_long * len(whole)
+    arrays = (c_void_p * len(whole))(*[t.data_ptr() for t in whole]), each(*sizes), each(*ends)
+    addresses = [ctypes.addressof(array) for array in arrays]
+    job = _Squares(*addresses, sums.data_ptr(), len(whole))
+    library.sum_of_squares(ctypes.byref(job), min(len(sums), torch.get_num_threads()))
     return sums.sum()
 
 
@@ -256,7 +267,7 @@ def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
 
 class _Pass(ctypes.Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("x", "up", "grad", "y", "up_grad", "sums")),
+        *((name, c_void_p) for name in ("x", "up", "grad", "y", "up_grad")),
         ("n", c_long),
         *((name, c_int) for name in ("kind", "half", "next")),
     ]

@@ -304,7 +304,7 @@ def test_which_norms_are_torchs() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("V", [1, 5, 16, 97, 4099])
 def test_losses_and_what_overwrites_the_logits(V: int, dtype: torch.dtype) -> None:
-    logits = (torch.randn(7, V) * 10).to(dtype)
+    logits = (torch.randn(7, V, generator=torch.Generator().manual_seed(V)) * 10).to(dtype)
     targets = torch.arange(7) % V
     targets[3] = loss.IGNORED
     if V > 20:
@@ -321,9 +321,9 @@ def test_losses_and_what_overwrites_the_logits(V: int, dtype: torch.dtype) -> No
     assert again is not None and torch.equal(again, found)
     assert exact.grad is not None
     rounded = exact.grad.to(dtype)
-    torch.testing.assert_close(
-        logits, rounded, rtol=2e-6 if dtype == torch.float32 else 1e-2, atol=1e-7
-    )
+    # A sum near one is rounded, and so is what is left when one is taken from it.
+    rtol, atol = 2e-6 if dtype == torch.float32 else 1e-2, 2 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(logits, rounded, rtol=rtol, atol=atol)
     assert logits[3].eq(0).all()
     if V > 20:
         assert logits[:, -3:].eq(0).all()
