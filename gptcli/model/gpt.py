@@ -131,7 +131,7 @@ class Attention(nn.Module):
             q, k, v = self._heads(rows, value, rotation)
             y = attention(q, offset_keys(k, None, packed) if offset else k, v, dropout, packed)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
-        return F.dropout(y, self.dropout) if self.training else y
+        return F.dropout(y, dropout) if dropout else y
 
     def _heads(self, rows: Tensor, value: Tensor | None, rotation: Tensor | None) -> Heads:
         """Return queries (B, H, T, D), keys and values (B, G, T, D), normed and in their places."""
@@ -180,7 +180,7 @@ class MLP(nn.Module):
             x = activated_linear(self.kind, x, up, self.c_proj.weight, self.c_proj.bias)
         else:
             x = self.c_proj(activation(self.kind, x, up))  # (B, T, C)
-        return F.dropout(x, self.dropout) if self.training else x
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class Block(nn.Module):

@@ -90,9 +90,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x (..., K) times weight (N, K) transposed, plus a bias (N), all of one dtype."""
     if not _is_ours(x):
         return F.linear(x, weight, bias)
-    y = x.new_empty(*x.shape[:-1], len(weight))
-    _multiply_into(y.view(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.T, bias)
-    return y
+    rows, N = x.flatten(0, -2), weight.shape[0]
+    y = x.new_empty(rows.shape[0], N)
+    _multiply_into(y, rows, weight.T, bias)
+    return y.view(*x.shape[:-1], N)
 
 
 def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
@@ -110,15 +111,13 @@ def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
         y.copy_(a @ b)
 
 
-class _Factor(ctypes.Structure):
-    _fields_ = [("from", c_void_p), ("lane", c_long), ("step", c_long)]
-
-
 class _Job(ctypes.Structure):
     _fields_ = [
-        ("a", _Factor), ("b", _Factor), ("bias", c_void_p), ("y", c_void_p),
+        ("a", c_void_p), *((name, c_long) for name in ("a_lane", "a_step")),
+        ("b", c_void_p), *((name, c_long) for name in ("b_lane", "b_step")),
+        *((name, c_void_p) for name in ("bias", "y")),
         *((name, c_long) for name in ("M", "N", "K", "share", "strip", "columns")),
-        ("adds", c_int), ("next", c_int),
+        *((name, c_int) for name in ("adds", "next")),
     ]  # fmt: skip
 
 
@@ -128,12 +127,15 @@ def _multiply_into(
     library = _library()
     assert library is not None
     # Rows, or columns; of a matrix that is neither, a copy.
-    a, b = (t if 1 in t.stride() else t.contiguous() for t in (a, b))
-    (M, N), bias = y.shape, None if bias is None else bias.contiguous()
-    left = _Factor(a.data_ptr(), *a.stride())
-    right = _Factor(b.data_ptr(), *reversed(b.stride()))
-    of_bias = None if bias is None else bias.data_ptr()
-    job = _Job(left, right, of_bias, y.data_ptr(), M, N, a.shape[1], 0, 0, 0, adds, 0)
+    if 1 not in a.stride():
+        a = a.contiguous()
+    if 1 not in b.stride():
+        b = b.contiguous()
+    (M, N), (b_step, b_lane) = y.shape, b.stride()
+    bias = None if bias is None else bias.contiguous()
+    at_bias = None if bias is None else bias.data_ptr()
+    job = _Job(a.data_ptr(), *a.stride(), b.data_ptr(), b_lane, b_step, at_bias, y.data_ptr(),
+               M, N, a.shape[1], 0, 0, 0, adds, 0)  # fmt: skip
     library.multiply(ctypes.byref(job), torch.get_num_threads())
 
 
