@@ -125,7 +125,7 @@ def _multiply_into(
     y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, adds: bool = False
 ) -> None:
     library = _library()
-    assert library is not None
+    assert library is not None and a.dtype == b.dtype == y.dtype and a.shape[1] == b.shape[0]
     # Rows, or columns; of a matrix that is neither, a copy.
     if 1 not in a.stride():
         a = a.contiguous()

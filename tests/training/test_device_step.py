@@ -12,7 +12,7 @@ import torch
 
 from gptcli.config.model import ModelConfig
 from gptcli.config.schema import OptimConfig
-from gptcli.model import GPT, loss
+from gptcli.model import GPT, loss, products
 from gptcli.training.optim import Optimizer, clip_gradients
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=97)
@@ -80,7 +80,8 @@ def test_the_heads_products_are_aligned(
             made.append(torch.mm(*operands, **options))
             return made[-1]
 
-    monkeypatch.setattr(loss, "torch", Recorded())
+    for module in (loss, products):
+        monkeypatch.setattr(module, "torch", Recorded())
     with torch.device("meta"):
         model = GPT(SHAPE.model_copy(update={"vocab_size": vocab_size}))
     total = model(*micro_batch).loss
