@@ -10,8 +10,10 @@
 // A tile has as many rows as leave registers for what is read.
 enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256 };
 // Numbers of a that fit a core's cache, a strip; how many strips meet one copy of b, of so many
-// columns; and products so few that one thread takes them.
-enum { STRIP = L == 16 ? 1 << 17 : 1 << 16, STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024, FEW = 1 << 20 };
+// columns; products so few that one thread takes them; and steps that are copied before more lanes are,
+// so that whole rows are read.
+enum { STRIP = L == 16 ? 1 << 17 : 1 << 16, STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024 };
+enum { FEW = 1 << 20, STEPS = 8 };
 #define ROWS(i) _Pragma("GCC unroll 12") for (int i = 0; i < TALL; i++)
 
 typedef struct {
@@ -28,16 +30,20 @@ typedef struct {
   int adds, next;
 } Job;
 
-// `wide` lanes of n steps; zeros for lanes that are not there.
-INLINE void pack(float *to, Factor f, long n, long left, const int wide) {
-  if (f.lane == 1) {
-    if (left < wide) memset(to, 0, n * wide * sizeof(float));
+// A panel of `wide` lanes of n steps, whose lanes lie side by side; zeros for lanes that are not there.
+INLINE void copy(float *to, Factor f, long n, long left, const int wide) {
+  if (left >= wide)
     for (long k = 0; k < n; k++, f.from += f.step, to += wide) {
-      if (left >= wide) memcpy(to, f.from, wide * sizeof(float));  // moves of a known length, no call
-      else memcpy(to, f.from, left * sizeof(float));
+      __builtin_prefetch(f.from + STEPS * f.step);
+      memcpy(to, f.from, wide * sizeof(float));  // moves of a known length, no call
     }
-    return;
-  }
+  else
+    for (long k = 0; k < n; k++, f.from += f.step, to += wide)
+      for (int i = 0; i < wide; i++) to[i] = i < left ? f.from[i] : 0;
+}
+
+// The same, where the steps of a lane lie side by side.
+INLINE void turn(float *to, Factor f, long n, long left, const int wide) {
   long k = 0;
   for (; k + L <= n; k += L, to += L * wide)
     for (int first = 0; first < wide; first += L) {
@@ -59,11 +65,27 @@ INLINE Factor at(Factor f, long lane, long step) {
   return f;
 }
 
+// Panels of n steps of some lanes, of which some are there.
+INLINE void pack(float *to, Factor f, long n, long lanes, long left, const int wide) {
+  const long most = f.lane == 1 ? STEPS : n;
+  for (long k = 0; k < n; k += most)
+    for (long lane = 0; lane < lanes; lane += wide) {
+      float *panel = to + lane * n + k * wide;
+      const long steps = k + most < n ? most : n - k;
+      if (f.lane == 1) copy(panel, at(f, lane, k), steps, left - lane, wide);
+      else turn(panel, at(f, lane, k), steps, left - lane, wide);
+    }
+}
+
 // A tile of y at a row and a column, from n steps of two panels; the first ones begin its sums.
 static void add_tile(const Job *j, const float *a, const float *b, long n, long row, long column,
                      int is_first) {
   const long rows = j->M - row, columns = j->N - column;
   const int adds = j->adds || !is_first;
+  float *y = j->y + row * j->N + column, edge[TALL][WIDE];
+  // It comes while the sums are made.
+  for (long i = 0; i < TALL && i < rows; i++)
+    EACH(part, 2) __builtin_prefetch(y + i * j->N + part * (WIDE - 1), 1);
   floats sums[TALL][2] = {0};
   for (long k = 0; k < n; k++, a += TALL, b += WIDE) {
     const floats low = *(const floats *)b, high = *(const floats *)(b + L);
@@ -74,7 +96,6 @@ static void add_tile(const Job *j, const float *a, const float *b, long n, long 
     memcpy(bias, j->bias + column, (columns < WIDE ? columns : WIDE) * sizeof(float));
     ROWS(i) EACH(part, 2) sums[i][part] += *(floats *)(bias + part * L);
   }
-  float *y = j->y + row * j->N + column, edge[TALL][WIDE];
   if (rows >= TALL && columns >= WIDE) {
     ROWS(i) EACH(part, 2) {
       floats *to = (floats *)(y + i * j->N + part * L);
@@ -105,13 +126,11 @@ static void work(void *argument) {
       const long n = j->K - from < RUN ? j->K - from : RUN;
       for (long column = 0; column < j->N; column += j->columns) {
         const long left = j->N - column, columns = left < j->columns ? left : j->columns;
-        for (long c = 0; c < columns; c += WIDE)
-          pack(b + c * n, at(j->b, column + c, from), n, left - c, WIDE);
+        pack(b, at(j->b, column, from), n, columns, left, WIDE);
         for (long first = begin; first < end; first += strip) {
           const long last = first + strip < end ? first + strip : end;
           if (strip < j->share || !column)  // else it is there
-            for (long row = first; row < last; row += TALL)
-              pack(a + (row - first) * n, at(j->a, row, from), n, j->M - row, TALL);
+            pack(a, at(j->a, first, from), n, last - first, j->M - first, TALL);
           for (long c = 0; c < columns; c += WIDE)
             for (long row = first; row < last; row += TALL)
               add_tile(j, a + (row - first) * n, b + c * n, n, row, column + c, from == 0);
