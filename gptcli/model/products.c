@@ -9,11 +9,12 @@
 
 // A tile has as many rows as leave registers for what is read.
 enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L, RUN = 256 };
-// Numbers of a that fit a core's cache, a strip; how many strips meet one copy of b, of so many
-// columns; products so few that one thread takes them; and steps that are copied before more lanes are,
-// so that whole rows are read.
-enum { STRIP = L == 16 ? 1 << 17 : 1 << 16, STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024 };
-enum { FEW = 1 << 20, STEPS = 8 };
+// Numbers of a that fit a core's cache, a strip; how many strips meet one copy of b, and how many of
+// its columns, or for one strip alone.
+enum { STRIP = L == 16 ? 1 << 17 : 1 << 16, STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024, ALONE = 128 };
+// Products so few that one thread takes them; steps that are copied before further lanes are, so that
+// whole rows are read; and numbers of a line of the caches.
+enum { FEW = 1 << 20, STEPS = 8, LINE = 16 };
 #define ROWS(i) _Pragma("GCC unroll 12") for (int i = 0; i < TALL; i++)
 
 typedef struct {
@@ -45,7 +46,9 @@ INLINE void copy(float *to, Factor f, long n, long left, const int wide) {
 // The same, where the steps of a lane lie side by side.
 INLINE void turn(float *to, Factor f, long n, long left, const int wide) {
   long k = 0;
-  for (; k + L <= n; k += L, to += L * wide)
+  for (; k + L <= n; k += L, to += L * wide) {
+    if (k % LINE == 0)  // the next panel
+      for (int i = 0; i < wide; i++) __builtin_prefetch(f.from + (wide + i) * f.lane + k);
     for (int first = 0; first < wide; first += L) {
       floats lanes[L];
       EACH(i, L) {
@@ -56,6 +59,7 @@ INLINE void turn(float *to, Factor f, long n, long left, const int wide) {
       // Where a panel is narrower than a vector, the next one overwrites what is too much.
       EACH(i, L) *(floats *)(to + i * wide + first) = lanes[i];
     }
+  }
   for (; k < n; k++, to += wide)
     for (int i = 0; i < wide; i++) to[i] = i < left ? f.from[i * f.lane + k] : 0;
 }
@@ -149,6 +153,6 @@ void multiply(Job *job, int threads) {
   const long strip = STRIP / (job->K < RUN ? job->K : RUN);
   job->share = even(parts(job->M, threads), STRIPS * strip);
   job->strip = even(job->share, strip);
-  job->columns = job->strip < job->share ? COLUMNS : WIDE;
+  job->columns = job->strip < job->share ? COLUMNS : ALONE;
   GOMP_parallel(work, job, threads, 0);
 }
