@@ -76,7 +76,9 @@ class TrainScreen:
         """Show one event."""
         if self._live is None:
             if (text := describe(event)) is not None:
-                self._terminal.print(Text(printable(text)))
+                # Rich takes ten times as long, which in a small network's step is to be seen.
+                self._terminal.file.write(f"{printable(text)}\n")
+                self._terminal.file.flush()
             return
         with self._lock:
             self._state.update(event, time.monotonic())
