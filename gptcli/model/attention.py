@@ -13,10 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gptcli.model import kernels
 from gptcli.model.extras import Packed
+from gptcli.model.products import (
+    can_learn,
+    gradient_of_x,
+    gradients_of_layer,
+    multiply_layer,
+    products_dtype,
+)
 
 # Tokens up to which torch's attention on a CPU is faster in float32: its backward pass in bfloat16
 # takes 7 times as long at 64 tokens, the same at 256, and less from there on.
@@ -122,62 +130,85 @@ def _places_in(rows: Tensor, shape: _Shape) -> _Places:
     return _Heads(at, *apart), _Heads(k_at, *apart), _Heads(k_at + G * D * size, *apart)
 
 
-class _AttentionOfRows(torch.autograd.Function):
+class _Branch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, H: int, G: int) -> Tensor:
-        (B, T, width), rows = rows.shape, rows.contiguous()
-        ctx.shape = B, H, G, T, width // (H + 2 * G)
+    def forward(
+        ctx: Any, dtype: torch.dtype, H: int, G: int, x: Tensor, *layers: Tensor | None
+    ) -> Tensor:
+        weight, bias, proj, proj_bias = layers
+        assert weight is not None and proj is not None
+        (B, T, _), ctx.of_x, x = x.shape, x.dtype, x.to(dtype)
+        rows = multiply_layer(x, weight, bias)
+        ctx.shape = B, H, G, T, rows.shape[2] // (H + 2 * G)
         y, log_sums = _attend(rows, _places_in(rows, ctx.shape), ctx.shape)
-        ctx.save_for_backward(rows, y, log_sums)
-        return y.transpose(1, 2)
+        ctx.save_for_backward(x, weight, proj, rows, y, log_sums)
+        return multiply_layer(y.flatten(2), proj, proj_bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *found = ctx.saved_tensors
-        of_rows, shape = torch.empty_like(rows), ctx.shape
+        (x, weight, proj, rows, y, log_sums), shape = ctx.saved_tensors, ctx.shape
+        [grad], needs = grads, ctx.needs_input_grad[4:]
+        of_y = gradient_of_x(grad, proj).view(y.shape).transpose(1, 2)
+        of_rows = torch.empty_like(rows)
         places = _places_in(rows, shape), _places_in(of_rows, shape)
-        _run(*places, grads[0], (found[0], found[1]), shape)
-        return of_rows, None, None
+        _run(*places, of_y, (y, log_sums), shape)
+        of_x = gradient_of_x(of_rows, weight).to(ctx.of_x)
+        of_attn = gradients_of_layer(of_rows, x, weight, needs[:2])
+        return (
+            None,
+            None,
+            None,
+            of_x,
+            *of_attn,
+            *gradients_of_layer(grad, y.flatten(2), proj, needs[2:]),
+        )
 
 
-def can_attend(rows: Tensor, head_size: int) -> bool:
-    """Tell whether `attention_of_rows` takes what c_attn gave."""
-    return head_size <= _LONGEST_HEAD and _is_ours(rows, rows.shape[1])
+def can_attend(x: Tensor, head_size: int) -> bool:
+    """Tell whether `attention_branch` takes what c_attn would."""
+    is_fit = head_size <= _LONGEST_HEAD and can_learn(x)
+    return is_fit and _is_ours(x, x.shape[1], products_dtype(x))
 
 
-def attention_of_rows(rows: Tensor, H: int, G: int) -> Tensor:
+def attention_branch(x: Tensor, c_attn: nn.Linear, c_proj: nn.Linear, H: int, G: int) -> Tensor:
     """Attend causally by heads that are neither normed nor rotated: nothing is copied into heads.
 
+    One step of the backward pass, for each takes time of its own.
+
     Args:
-        rows: What c_attn gave, (B, T, (H + 2 G) D).
+        x: (B, T, C).
+        c_attn: What gives the rows of all heads, (B, T, (H + 2 G) D).
+        c_proj: What takes what they found, (B, T, H D).
         H: How many heads are queries.
         G: How many are keys, and values.
 
     Returns:
-        (B, H, T, D).
+        (B, T, C).
     """
-    apply: Any = _AttentionOfRows.apply
-    found: Tensor = apply(rows, H, G)
+    layers = c_attn.weight, c_attn.bias, c_proj.weight, c_proj.bias
+    apply: Any = _Branch.apply
+    found: Tensor = apply(products_dtype(x), H, G, x, *layers)
     return found
 
 
-def _is_ours(x: Tensor, T: int) -> bool:
-    """Tell whether attention.c takes heads like x, of T tokens; without a gradient, torch does."""
+def _is_ours(x: Tensor, T: int, dtype: torch.dtype) -> bool:
+    """Tell whether attention.c takes heads from x, of T tokens; without a gradient, torch does."""
     is_fit = x.requires_grad and 1 < T <= _LONGEST and kernels.can_run(x)
-    return is_fit and _library(x.dtype) is not None
+    return is_fit and _library(dtype) is not None
 
 
 def fastest_dtype(rows: Tensor) -> torch.dtype:
     """Return the dtype in which heads from rows (B, T, C) attend in the least time on a CPU."""
     T = rows.shape[1]
-    return rows.dtype if T > _SHORT_CONTEXT or _is_ours(rows, T) else torch.float32
+    return rows.dtype if T > _SHORT_CONTEXT or _is_ours(rows, T, rows.dtype) else torch.float32
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, packed: Packed | None) -> Tensor:
     """Attend causally, within a text: queries (B, H, T, D) to keys and values (B, G, T, D)."""
     T, D = q.shape[2:]
     is_one = q.dtype == k.dtype == v.dtype and D <= _LONGEST_HEAD
-    if packed is None and not dropout and is_one and _is_ours(q, T):
+    if packed is None and not dropout and is_one and _is_ours(q, T, q.dtype):
         apply: Any = _Attention.apply
         found: Tensor = apply(q, k, v)
         return found

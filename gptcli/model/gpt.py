@@ -10,6 +10,7 @@ import copy
 import math
 from functools import partial
 from itertools import pairwise
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from gptcli.config.model import ModelConfig
 from gptcli.model.attention import (
     Heads,
     attention,
-    attention_of_rows,
+    attention_branch,
     can_attend,
     fastest_dtype,
 )
@@ -29,13 +30,7 @@ from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
 from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
 from gptcli.model.loss import cross_entropy, token_losses
-from gptcli.model.products import (
-    activated_linear,
-    activation,
-    can_activate,
-    linear,
-    products_dtype,
-)
+from gptcli.model.products import activation, can_learn, linear, mlp, products_dtype
 
 
 class GPTOutput(NamedTuple):
@@ -115,15 +110,16 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         _, rotation, cache, packed, _ = shared
         dropout = self.dropout if self.training else 0.0
-        rows = self.c_attn(x)  # (B, T, (H + 2G) D)
         offset = self.key_offset
-        extras = self.q_norm, rotation, value, packed
+        extras = self.q_norm, rotation, value, cache, packed
         is_plain = not (offset or dropout) and all(extra is None for extra in extras)
+        is_plain = is_plain and type(self.c_attn) is type(self.c_proj) is Linear
+        if is_plain and can_attend(x, self.head_size):
+            return attention_branch(x, self.c_attn, self.c_proj, self.n_head, self.n_kv_head)
+        rows = self.c_attn(x)  # (B, T, (H + 2G) D)
         if cache is not None:
             q, k, v = self._heads(rows, value, rotation)
             y = cached_attention(q, *cache.extend(self.layer, k, v, offset), cache.visible)
-        elif is_plain and can_attend(rows, self.head_size):
-            y = attention_of_rows(rows, self.n_head, self.n_kv_head)
         elif packed is None and can_split(rows, self.head_size, offset):
             q, k, v = self._heads_at_once(rows, value, rotation)
             y = attention(q, k, v, dropout, packed)
@@ -174,11 +170,12 @@ class MLP(nn.Module):
         self.c_proj = Linear(width, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.c_fc(x)
-        x, up = (up, None) if self.c_gate is None else (self.c_gate(x), up)
-        if type(self.c_proj) is Linear and can_activate(x, up):
-            x = activated_linear(self.kind, x, up, self.c_proj.weight, self.c_proj.bias)
+        layers = self.c_fc, self.c_gate, self.c_proj
+        if can_learn(x) and all(type(layer) in (Linear, NoneType) for layer in layers):
+            x = mlp(self.kind, x, *layers)
         else:
+            up = self.c_fc(x)
+            x, up = (up, None) if self.c_gate is None else (self.c_gate(x), up)
             x = self.c_proj(activation(self.kind, x, up))  # (B, T, C)
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 

@@ -6,13 +6,14 @@ weights in bfloat16, and activations. Letters as in gpt.py; K and N, the widths 
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gptcli.model.kernels import SHORTEST, activate, activate_back, can_run, is_fake
@@ -51,39 +52,43 @@ class _Linear(torch.autograd.Function):
         rows = x.to(dtype)
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
         ctx.of_x = x.dtype
-        return _multiply(rows, weight, bias)
+        return multiply_layer(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (rows, weight), grad, needs = ctx.saved_tensors, grads[0], ctx.needs_input_grad
-        return (
-            _gradient_of_x(grad, weight).to(ctx.of_x) if needs[0] else None,
-            _gradient_of_weight(grad, rows, weight) if needs[1] else None,
-            _gradient_of_bias(grad, weight) if needs[2] else None,
-            None,
-        )
+        of_x = gradient_of_x(grad, weight).to(ctx.of_x) if needs[0] else None
+        return of_x, *gradients_of_layer(grad, rows, weight, needs[1:3]), None
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def multiply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `product` in the dtype of x."""
     return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _gradient_of_x(grad: Tensor, weight: Tensor) -> Tensor:
+def gradient_of_x(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of x (..., K) from that of `multiply_layer` (..., N)."""
     return product(grad, weight.to(grad.dtype).T)
 
 
-def _gradient_of_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def gradients_of_layer(
+    grad: Tensor, x: Tensor | None, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the weight (N, K) and of the bias (N), where needed.
+
+    x is needed for that of the weight alone.
+    """
+    of_bias = grad.flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype) if needs[1] else None
+    if not needs[0]:
+        return None, of_bias
+    assert x is not None
     grad, x = grad.flatten(0, -2), x.flatten(0, -2)
     if grad.dtype != torch.float32:
-        return F.linear(grad.T, x.T).to(weight.dtype)
+        return F.linear(grad.T, x.T).to(weight.dtype), of_bias
     total = grad.new_empty(weight.shape)
     multiply_into(total, grad.T, x)
-    return total.to(weight.dtype)
-
-
-def _gradient_of_bias(grad: Tensor, weight: Tensor) -> Tensor:
-    return grad.flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+    return total.to(weight.dtype), of_bias
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -166,8 +171,11 @@ def _mkl_is_slow() -> bool:
 
 def activation(kind: str, x: Tensor, up: Tensor | None) -> Tensor:
     """Return GELU (GPT-2 approximates by tanh, nanoGPT does not), max(x, 0)^2, or up gated by x."""
-    if can_activate(x, up):
-        return activated_linear(kind, x, up, None, None)
+    fits = up is None or up.dtype == x.dtype
+    if fits and x.requires_grad and x.numel() >= SHORTEST and can_run(x):
+        apply: Any = _Activation.apply
+        y: Tensor = apply(kind, x, up)
+        return y
     if up is not None:
         return F.silu(x) * up  # SwiGLU (Shazeer 2020)
     if kind == "relu2":
@@ -175,51 +183,75 @@ def activation(kind: str, x: Tensor, up: Tensor | None) -> Tensor:
     return F.gelu(x, approximate="tanh" if kind == "gelu" else "none")
 
 
-def can_activate(x: Tensor, up: Tensor | None) -> bool:
-    """Tell whether `activated_linear` takes x, to learn; without a gradient, torch is as fast."""
-    fits = up is None or up.dtype == x.dtype
-    return fits and x.requires_grad and x.numel() >= SHORTEST and can_run(x)
-
-
-def activated_linear(
-    kind: str, x: Tensor, up: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """Return `activation` (..., K), times weight (N, K) transposed, plus a bias (N).
-
-    The activation is not kept for the backward pass, which finds it again in a hundredth of the
-    time of the products.
-    """
-    apply: Any = _ActivatedLinear.apply
-    y: Tensor = apply(kind, x, up, weight, bias)
-    return y
-
-
-class _ActivatedLinear(torch.autograd.Function):
+class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        kind: str,
-        x: Tensor,
-        up: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, kind: str, x: Tensor, up: Tensor | None) -> Tensor:
         x, up = x.contiguous(), None if up is None else up.contiguous()
-        ctx.save_for_backward(x, up, weight)
+        ctx.save_for_backward(x, up)
         ctx.kind = kind
-        y = activate(kind, x, up)
-        return y if weight is None else _multiply(y, weight, bias)
+        return activate(kind, x, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, up, weight), grad, needs = ctx.saved_tensors, grads[0], ctx.needs_input_grad
-        if weight is None:
-            of_x = grad.clone(memory_format=torch.contiguous_format)  # which others may read
-            return None, of_x, activate_back(ctx.kind, x, up, of_x, None), None, None
-        of_x = _gradient_of_x(grad, weight).to(x.dtype)  # of the activation, until the next line
-        y = torch.empty_like(x) if needs[3] else None
-        of_up = activate_back(ctx.kind, x, up, of_x, y)
-        of_weight = None if y is None else _gradient_of_weight(grad, y, weight)
-        of_bias = _gradient_of_bias(grad, weight) if needs[4] else None
-        return None, of_x, of_up, of_weight, of_bias
+        x, up = ctx.saved_tensors
+        of_x = grads[0].clone(memory_format=torch.contiguous_format)  # which others may read
+        return None, of_x, activate_back(ctx.kind, x, up, of_x, None)
+
+
+def can_learn(x: Tensor) -> bool:
+    """Tell whether `mlp` takes x: on a CPU, in float32 or bfloat16, to learn."""
+    is_fit = x.requires_grad and x.numel() >= SHORTEST and torch.is_grad_enabled() and can_run(x)
+    return is_fit and products_dtype(x) in (x.dtype, torch.bfloat16)
+
+
+def mlp(kind: str, x: Tensor, fc: nn.Linear, gate: nn.Linear | None, proj: nn.Linear) -> Tensor:
+    """Return `proj` of the activation of `fc`, or of `fc` gated by `gate`, of x (..., C).
+
+    One step of the backward pass, for each takes time of its own, and the activation is not kept:
+    it is found again in a hundredth of the time of the products.
+    """
+    of_gate = (None, None) if gate is None else (gate.weight, gate.bias)
+    apply: Any = _MLP.apply
+    y: Tensor = apply(kind, products_dtype(x), x, fc.weight, fc.bias, *of_gate, proj.weight,
+                      proj.bias)  # fmt: skip
+    return y
+
+
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kind: str, dtype: torch.dtype, x: Tensor, *layers: Tensor | None
+    ) -> Tensor:
+        fc, fc_bias, gate, gate_bias, proj, proj_bias = layers
+        assert fc is not None and proj is not None
+        rows, up = x.to(dtype), None
+        h = multiply_layer(rows, fc, fc_bias)
+        if gate is not None:
+            h, up = multiply_layer(rows, gate, gate_bias), h
+        ctx.save_for_backward(rows, h, up, fc, gate, proj)
+        ctx.kind, ctx.of_x = kind, x.dtype
+        return multiply_layer(activate(kind, h, up), proj, proj_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (rows, h, up, fc, gate, proj), needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        of_h = gradient_of_x(grads[0], proj)  # of the activation, until two lines below
+        y = torch.empty_like(h) if needs[4] else None
+        of_up = activate_back(ctx.kind, h, up, of_h, y)
+        of_fc = of_h if of_up is None else of_up
+        of_x = gradient_of_x(of_fc, fc).to(ctx.of_x)
+        of_gate: tuple[Tensor | None, Tensor | None] = None, None
+        if gate is not None:
+            of_x += gradient_of_x(of_h, gate).to(ctx.of_x)
+            of_gate = gradients_of_layer(of_h, rows, gate, needs[2:4])
+        of_both = gradients_of_layer(of_fc, rows, fc, needs[:2])
+        return (
+            None,
+            None,
+            of_x,
+            *of_both,
+            *of_gate,
+            *gradients_of_layer(grads[0], y, proj, needs[4:]),
+        )

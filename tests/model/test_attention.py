@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptcli.model import attention, kernels
 
@@ -88,9 +88,13 @@ def test_rows_attend_as_their_heads_do(
     B, H, G, T, D = shape
     rows = torch.cat([x.detach() for x in leaves], 1).transpose(1, 2).flatten(2).requires_grad_()
     assert attention.can_attend(rows, D)
-    y = attention.attention_of_rows(rows, H, G)
-    [of_rows] = torch.autograd.grad(y, rows, gradient)
+    same = [nn.Linear(width, width, bias=False, dtype=dtype) for width in (rows.shape[2], H * D)]
+    for layer in same:
+        nn.init.eye_(layer.weight)
+    y = attention.attention_branch(rows, *same, H, G)
+    [of_rows] = torch.autograd.grad(y, rows, gradient.transpose(1, 2).flatten(2))
     of_heads = of_rows.view(B, T, H + 2 * G, D).transpose(1, 2).split((H, G, G), 1)
+    y = y.view(B, T, H, D).transpose(1, 2)
     for one, two in zip((y.detach(), *of_heads), expected, strict=True):
         assert torch.equal(one, two)
 
@@ -145,10 +149,10 @@ def test_torchs_products_are_right_after_ours(dtype: torch.dtype) -> None:
 @each_dtype
 def test_what_is_left_to_torch(dtype: torch.dtype) -> None:
     x = torch.zeros(1, 1, 64, 32, dtype=dtype, requires_grad=True)
-    assert attention._is_ours(x, 64)
-    assert not attention._is_ours(x.detach(), 64)  # has no gradient
-    assert not attention._is_ours(x.half(), 64)
-    assert not attention._is_ours(x, 1)
+    assert attention._is_ours(x, 64, dtype)
+    assert not attention._is_ours(x.detach(), 64, dtype)  # has no gradient
+    assert not attention._is_ours(x.half(), 64, dtype)
+    assert not attention._is_ours(x, 1, dtype)
     assert attention.fastest_dtype(torch.zeros(1, 64, 96)) == torch.float32
     with kernels.torch_only():
         assert attention.fastest_dtype(x.flatten(0, 1)) == torch.float32

@@ -61,7 +61,7 @@ def test_same_losses_and_gradients(
     model = network(**changes)
     tokens = torch.randint(64, (3, n_tokens + 1), generator=torch.Generator().manual_seed(3))
     used = mock.Mock()
-    for name in ("split_heads", "attention_of_rows"):
+    for name in ("split_heads", "attention_branch"):
         used.attach_mock(mock.Mock(side_effect=getattr(gpt, name)), name)
         monkeypatch.setattr(gpt, name, getattr(used, name))
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)  # the same products in both
@@ -71,7 +71,7 @@ def test_same_losses_and_gradients(
     with kernels.torch_only():
         expected_loss, expected = gradients(model, tokens, dtype)
     is_plain = changes.get("position") == "learned" and not changes.get("qk_norm")
-    assert len(used.mock_calls) == 2 and (is_plain or not used.attention_of_rows.called)
+    assert len(used.mock_calls) == 2 and (is_plain or not used.attention_branch.called)
     assert found.keys() == expected.keys()
     if dtype == torch.float32:
         torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
@@ -179,6 +179,22 @@ def test_whose_products_are_ours(
     monkeypatch.setattr(settled, "processor", lambda: f"model name: Virtual\nvendor_id: {vendor}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert products._mkl_is_slow.__wrapped__() == is_slow
+
+
+@pytest.mark.parametrize("mlp", ["gelu_erf", "swiglu"])
+@pytest.mark.parametrize("frozen", ["c_attn", "c_fc", "c_gate", "c_proj", "bias"])
+def test_a_branch_whose_layers_are_frozen_in_part(mlp: str, frozen: str) -> None:
+    model = network(position="learned", bias=True, mlp=mlp)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    tokens = torch.randint(64, (3, 38), generator=torch.Generator().manual_seed(7))
+    loss, found = gradients(model, tokens, torch.float32)
+    with kernels.torch_only():
+        expected_loss, expected = gradients(model, tokens, torch.float32)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    assert found.keys() == expected.keys() and not any(frozen in name for name in found)
+    for name, gradient in found.items():
+        assert distance(gradient, expected[name]) < 2e-6, name
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
