@@ -141,7 +141,7 @@ class _Branch(torch.autograd.Function):
         rows = multiply_layer(x, weight, bias)
         ctx.shape = B, H, G, T, rows.shape[2] // (H + 2 * G)
         y, log_sums = _attend(rows, _places_in(rows, ctx.shape), ctx.shape)
-        ctx.save_for_backward(x, weight, proj, rows, y, log_sums)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, proj, rows, y, log_sums)
         return multiply_layer(y.flatten(2), proj, proj_bias)
 
     @staticmethod
@@ -155,14 +155,8 @@ class _Branch(torch.autograd.Function):
         _run(*places, of_y, (y, log_sums), shape)
         of_x = gradient_of_x(of_rows, weight).to(ctx.of_x)
         of_attn = gradients_of_layer(of_rows, x, weight, needs[:2])
-        return (
-            None,
-            None,
-            None,
-            of_x,
-            *of_attn,
-            *gradients_of_layer(grad, y.flatten(2), proj, needs[2:]),
-        )
+        of_proj = gradients_of_layer(grad, y.flatten(2), proj, needs[2:])
+        return None, None, None, of_x, *of_attn, *of_proj
 
 
 def can_attend(x: Tensor, head_size: int) -> bool:

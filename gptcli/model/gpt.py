@@ -30,7 +30,7 @@ from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
 from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
 from gptcli.model.loss import cross_entropy, token_losses
-from gptcli.model.products import activation, can_learn, linear, mlp, products_dtype
+from gptcli.model.products import activation, can_activate, linear, mlp, products_dtype
 
 
 class GPTOutput(NamedTuple):
@@ -171,7 +171,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = self.c_fc, self.c_gate, self.c_proj
-        if can_learn(x) and all(type(layer) in (Linear, NoneType) for layer in layers):
+        is_plain = all(type(layer) in (Linear, NoneType) for layer in layers)
+        if is_plain and can_activate(x, self.c_fc.out_features):
             x = mlp(self.kind, x, *layers)
         else:
             up = self.c_fc(x)

@@ -200,9 +200,14 @@ class _Activation(torch.autograd.Function):
 
 
 def can_learn(x: Tensor) -> bool:
-    """Tell whether `mlp` takes x: on a CPU, in float32 or bfloat16, to learn."""
-    is_fit = x.requires_grad and x.numel() >= SHORTEST and torch.is_grad_enabled() and can_run(x)
+    """Tell whether x (..., C) learns on a CPU, with products in float32 or bfloat16."""
+    is_fit = x.requires_grad and torch.is_grad_enabled() and can_run(x)
     return is_fit and products_dtype(x) in (x.dtype, torch.bfloat16)
+
+
+def can_activate(x: Tensor, width: int) -> bool:
+    """Tell whether `mlp` takes x (..., C), for an activation so wide."""
+    return can_learn(x) and x.numel() // x.shape[-1] * width >= SHORTEST
 
 
 def mlp(kind: str, x: Tensor, fc: nn.Linear, gate: nn.Linear | None, proj: nn.Linear) -> Tensor:
@@ -229,7 +234,8 @@ class _MLP(torch.autograd.Function):
         h = multiply_layer(rows, fc, fc_bias)
         if gate is not None:
             h, up = multiply_layer(rows, gate, gate_bias), h
-        ctx.save_for_backward(rows, h, up, fc, gate, proj)
+        learns = fc.requires_grad or (gate is not None and gate.requires_grad)
+        ctx.save_for_backward(rows if learns else None, h, up, fc, gate, proj)
         ctx.kind, ctx.of_x = kind, x.dtype
         return multiply_layer(activate(kind, h, up), proj, proj_bias)
 
@@ -247,11 +253,5 @@ class _MLP(torch.autograd.Function):
             of_x += gradient_of_x(of_h, gate).to(ctx.of_x)
             of_gate = gradients_of_layer(of_h, rows, gate, needs[2:4])
         of_both = gradients_of_layer(of_fc, rows, fc, needs[:2])
-        return (
-            None,
-            None,
-            of_x,
-            *of_both,
-            *of_gate,
-            *gradients_of_layer(grads[0], y, proj, needs[4:]),
-        )
+        of_proj = gradients_of_layer(grads[0], y, proj, needs[4:])
+        return None, None, of_x, *of_both, *of_gate, *of_proj

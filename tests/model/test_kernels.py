@@ -181,6 +181,16 @@ def test_whose_products_are_ours(
     assert products._mkl_is_slow.__wrapped__() == is_slow
 
 
+def test_an_activation_of_few_numbers() -> None:
+    model = network(position="learned", n_inner=8)
+    tokens = torch.arange(4).view(1, 4)
+    _, found = gradients(model, tokens, torch.float32)
+    with kernels.torch_only():
+        _, expected = gradients(model, tokens, torch.float32)
+    for name, gradient in found.items():
+        assert distance(gradient, expected[name]) < 2e-6, name
+
+
 @pytest.mark.parametrize("mlp", ["gelu_erf", "swiglu"])
 @pytest.mark.parametrize("frozen", ["c_attn", "c_fc", "c_gate", "c_proj", "bias"])
 def test_a_branch_whose_layers_are_frozen_in_part(mlp: str, frozen: str) -> None:
