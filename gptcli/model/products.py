@@ -156,7 +156,7 @@ def _library() -> ctypes.CDLL | None:
 
 def _is_ours(x: Tensor) -> bool:
     """Tell whether products.c multiplies by rows x."""
-    is_one = x.dtype == torch.float32 and x.numel() >= _FEW * x.shape[-1]
+    is_one = x.dtype == torch.float32 and x.numel() >= _FEW * max(1, x.shape[-1])
     return is_one and can_run(x) and not is_fake(x) and _mkl_is_slow() and _library() is not None
 
 

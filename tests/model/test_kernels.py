@@ -147,6 +147,13 @@ def test_a_product_of_rows_or_columns(
     assert distance(found[0][0], exact) < 5e-7 and distance(found[0][1], exact + before) < 5e-7
 
 
+def test_a_product_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    y = torch.full((20, 3), math.nan)
+    products.multiply_into(y, torch.ones(0, 20).T, torch.ones(0, 3))
+    assert y.eq(0).all()
+
+
 @needs_products
 def test_a_row_is_the_same_among_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
