@@ -168,7 +168,7 @@ def can_attend(x: Tensor, head_size: int) -> bool:
 def attention_branch(x: Tensor, c_attn: nn.Linear, c_proj: nn.Linear, H: int, G: int) -> Tensor:
     """Attend causally by heads that are neither normed nor rotated: nothing is copied into heads.
 
-    One step of the backward pass, for each takes time of its own.
+    One step of the backward pass, for each step costs time.
 
     Args:
         x: (B, T, C).

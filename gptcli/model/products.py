@@ -213,7 +213,7 @@ def can_activate(x: Tensor, width: int) -> bool:
 def mlp(kind: str, x: Tensor, fc: nn.Linear, gate: nn.Linear | None, proj: nn.Linear) -> Tensor:
     """Return `proj` of the activation of `fc`, or of `fc` gated by `gate`, of x (..., C).
 
-    One step of the backward pass, for each takes time of its own, and the activation is not kept:
+    One step of the backward pass, for each step costs time, and the activation is not kept:
     it is found again in a hundredth of the time of the products.
     """
     of_gate = (None, None) if gate is None else (gate.weight, gate.bias)
