@@ -246,6 +246,8 @@ class _MLP(torch.autograd.Function):
         of_h = gradient_of_x(grads[0], proj)  # of the activation, until two lines below
         y = torch.empty_like(h) if needs[4] else None
         of_up = activate_back(ctx.kind, h, up, of_h, y)
+        of_proj = gradients_of_layer(grads[0], y, proj, needs[4:])
+        del y  # before there are others
         of_fc = of_h if of_up is None else of_up
         of_x = gradient_of_x(of_fc, fc).to(ctx.of_x)
         of_gate: tuple[Tensor | None, Tensor | None] = None, None
@@ -253,5 +255,4 @@ class _MLP(torch.autograd.Function):
             of_x += gradient_of_x(of_h, gate).to(ctx.of_x)
             of_gate = gradients_of_layer(of_h, rows, gate, needs[2:4])
         of_both = gradients_of_layer(of_fc, rows, fc, needs[:2])
-        of_proj = gradients_of_layer(grads[0], y, proj, needs[4:])
         return None, None, of_x, *of_both, *of_gate, *of_proj
