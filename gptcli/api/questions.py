@@ -138,20 +138,6 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-@dataclass
-class _Candidates:
-    """What could be said, as conversations that are trained on the choice alone."""
-
-    said: list[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
-
-    @property
-    def lengths(self) -> npt.NDArray[Any]:
-        return np.array([len(tokens) for tokens, _ in self.said], dtype=np.int64)
-
-    def read(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        return self.said[number]
-
-
 def _choose(
     trained: TrainedModel, questions: Sequence[Question], config: Config
 ) -> tuple[list[bool], list[bool]]:
@@ -162,11 +148,11 @@ def _choose(
     said = [
         _encode(tokenizer, each.messages, choice) for each in questions for choice in each.choices
     ]
-    candidates = _Candidates(said)
-    if (longest := int(candidates.lengths.max())) > context:
+    lengths = np.array([len(tokens) for tokens, _ in said])
+    if (longest := int(lengths.max())) > context:
         raise DataError(f"a question takes {longest} tokens, the model's context is {context}")
     runtime = init_runtime(config.model_copy(update={"device": device_of(trained)}))
-    rows = PackedRows(candidates, context, seed=0)
+    rows = PackedRows(lengths, said.__getitem__, context, seed=0)
     found = evaluate(trained.model, rows, runtime, context=context, n_spans=len(said))
     assert found is not None
     right: tuple[list[bool], list[bool]] = [], []

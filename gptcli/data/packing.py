@@ -8,10 +8,10 @@ the order of the rows, differ. So any row of any epoch is found in the time of r
 but a number for each conversation is kept, and resuming is an addition.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +25,8 @@ from gptcli.errors import DataError
 from gptcli.model.loss import IGNORED
 
 Mask = npt.NDArray[np.bool_]
-
-
-class Conversations(Protocol):
-    """Conversations by number: those of a split, or some in memory."""
-
-    @property
-    def lengths(self) -> npt.NDArray[Any]:
-        """The tokens of each, (n,)."""
-        ...
-
-    def read(self, number: int) -> tuple[npt.NDArray[Any], Mask]:
-        """Return the tokens of one and which of them are trained on, (length,) each."""
-        ...
+# Returns the tokens of a conversation (n,), and which are trained on (n,), by its number.
+Read = Callable[[int], tuple[npt.NDArray[Any], Mask]]
 
 
 class _Pattern(NamedTuple):
@@ -118,15 +107,23 @@ class Packing:
 class PackedRows(AbstractContextManager["PackedRows"]):
     """The rows of a split: conversations in places of seq_len + 1 tokens."""
 
-    def __init__(self, reader: Conversations, seq_len: int, seed: int) -> None:
-        self._reader = reader
+    def __init__(
+        self,
+        lengths: npt.NDArray[Any],
+        read: Read,
+        seq_len: int,
+        seed: int,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Pack conversations of these lengths (n,); `close` closes the files that reading opens."""
+        self._read, self.close = read, close
         self.seq_len = seq_len  # inputs of a row
         # The tokens of each conversation as far as rows hold them; 0 if it is left out.
-        self.lengths = np.array(reader.lengths, dtype=np.int64)
+        self.lengths = np.array(lengths, dtype=np.int64)
         self.n_cut = 0  # conversations that end early, after the last answer that a row holds
         self.n_left_out = 0  # those whose first answer is not over at the end of a row
         for number in np.flatnonzero(self.lengths > seq_len + 1).tolist():
-            _, trained = reader.read(number)
+            _, trained = read(number)
             ends = np.flatnonzero(trained[: seq_len + 1] & ~trained[1 : seq_len + 2]) + 1
             self.lengths[number] = kept = int(ends[-1]) if len(ends) else 0
             self.n_left_out += not kept
@@ -159,7 +156,7 @@ class PackedRows(AbstractContextManager["PackedRows"]):
             at = 0
             for number in self._packing.row(row, epoch).tolist():
                 end = at + int(self.lengths[number])
-                found, trained = (part[: end - at] for part in self._reader.read(number))
+                found, trained = (part[: end - at] for part in self._read(number))
                 tokens[b, at:end] = found
                 # The first is no target: nothing that it follows from is seen.
                 targets[b, at + 1 : end] = np.where(trained[1:], tokens[b, at + 1 : end], IGNORED)
@@ -172,12 +169,6 @@ class PackedRows(AbstractContextManager["PackedRows"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def close(self) -> None:
-        """Close the files, which reading opens."""
-        close = getattr(self._reader, "close", None)
-        if close is not None:
-            close()
 
 
 class ConversationLoader(Loader):
@@ -203,8 +194,10 @@ def open_rows(
         DataError: It cannot be read, or no answer in it ends within a row.
     """
     reader = ConversationReader(folder, manifest, split)
-    rows = PackedRows(reader, seq_len, seed) if len(reader) else None
-    if rows is not None and not rows.n_rows:
+    if not len(reader):
+        return None
+    rows = PackedRows(reader.lengths, reader.read, seq_len, seed, reader.close)
+    if not rows.n_rows:
         raise DataError(
             f"{folder}: no {split} conversation fits in a row of {seq_len} tokens, not even up to"
             " its first answer",

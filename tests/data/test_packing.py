@@ -58,13 +58,17 @@ def test_the_rule_stays_as_it_is() -> None:
     assert rows_of(packing, 3) == [[4, 2, 5], [3, 6], [1, 7], [0, 8]]
 
 
+def packed(chats: Chats, seq_len: int, seed: int = 1) -> PackedRows:
+    return PackedRows(chats.lengths, chats.read, seq_len, seed)
+
+
 def loader(rows: PackedRows, windows_per_step: int = 4) -> ConversationLoader:
     return ConversationLoader(rows, windows_per_step=windows_per_step, seed=3)
 
 
 def test_a_batch_says_what_counts_and_where_each_conversation_starts() -> None:
     chats = chats_of(6, 4, 3)
-    batch, numbers = PackedRows(chats, 15, 1).read([0], [0])
+    batch, numbers = packed(chats, 15).read([0], [0])
     tokens, targets, starts = (part[0].tolist() for part in batch)
     row = [*chats.read(0)[0], *chats.read(1)[0], *chats.read(2)[0]]
     assert tokens == [*row, 0, 0]
@@ -76,13 +80,13 @@ def test_a_batch_says_what_counts_and_where_each_conversation_starts() -> None:
 
 
 def test_a_conversation_as_long_as_a_row_and_its_last_target_is_whole() -> None:
-    [tokens, targets, _], _ = PackedRows(chats_of(16), 15, 1).read([0], [0])
+    [tokens, targets, _], _ = packed(chats_of(16), 15).read([0], [0])
     assert tokens.shape == (1, 15) and (targets != IGNORED).sum() == 7
 
 
 def test_the_first_token_is_no_target_whatever_the_mask_says() -> None:
     chats = Chats([(np.arange(1, 5), np.ones(4, bool)), (np.arange(5, 8), np.ones(3, bool))])
-    [_, targets, _], _ = PackedRows(chats, 9, 1).read([0], [0])
+    [_, targets, _], _ = packed(chats, 9).read([0], [0])
     assert targets[0].tolist() == [2, 3, 4, IGNORED, 6, 7, IGNORED, IGNORED, IGNORED]
 
 
@@ -104,13 +108,13 @@ def test_what_is_too_long_ends_after_an_answer(
         trained[start:end] = True
     if length == 16:
         trained[20:22] = True
-    rows = PackedRows(Chats([(np.arange(24), trained)]), 15, 1)
+    rows = packed(Chats([(np.arange(24), trained)]), 15)
     assert rows.lengths.tolist() == [length]
     assert (rows.n_cut, rows.n_left_out) == (n_cut, n_left_out)
 
 
 def test_steps_are_the_same_however_they_are_divided() -> None:
-    rows = PackedRows(chats_of(*np.random.default_rng(2).integers(3, 20, 60).tolist()), 31, 5)
+    rows = packed(chats_of(*np.random.default_rng(2).integers(3, 20, 60).tolist()), 31, 5)
     assert rows.n_rows % 4  # an epoch ends within a step
     for step in (0, 7, 1000):
         [whole] = loader(rows).micro_batches(step, 4)
