@@ -18,20 +18,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Create, inspect and explain configurations.")
 
 From = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="EXAMPLE",
-        help="Copy a shipped example.",
-        autocompletion=complete.examples,
-    ),
+    str | None, options.offered(complete.examples, "EXAMPLE", "Copy a shipped example.", "--from")
 ]
 KeyArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="KEY",
-        help="A key such as optim.lr, or a section; default: list all.",
-        autocompletion=complete.settings,
+    options.offered(
+        complete.settings, "KEY", "A key such as optim.lr, or a section; default: list all."
     ),
 ]
 # What only files that we wrote contain.

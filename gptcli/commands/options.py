@@ -15,25 +15,22 @@ from gptcli.formatting import plural
 if TYPE_CHECKING:
     from gptcli.config import Config
 
+
+def offered(offers: Any, metavar: str, help_: str, *names: str) -> Any:
+    """Return an option, or without names an argument, whose values Tab completes."""
+    kind: Any = typer.Option if names else typer.Argument
+    return kind(*names, metavar=metavar, help=help_, autocompletion=offers)
+
+
 ConfigOption = Annotated[
     str | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE|NAME",
-        help="YAML file or name of a shipped example.",
-        autocompletion=complete.examples,
+    offered(
+        complete.examples, "FILE|NAME", "YAML file or name of a shipped example.", "--config", "-c"
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="KEY=VALUE",
-        help="Override a key, e.g. optim.lr=3e-4.",
-        autocompletion=complete.settings,
-    ),
+    offered(complete.settings, "KEY=VALUE", "Override a key, e.g. optim.lr=3e-4.", "--set", "-s"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, even on failure.")]
 CheckpointOption = Annotated[
@@ -46,10 +43,7 @@ CheckpointOption = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RUN", help="Run folder or name; default: the newest.", autocompletion=complete.runs
-    ),
+    str | None, offered(complete.runs, "RUN", "Run folder or name; default: the newest.")
 ]
 SplitOption = Annotated[Literal["train", "val"], typer.Option("--split", help="Data split.")]
 

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 RunsArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="RUN...",
-        help="Run folders or run names; default: the newest run.",
-        autocompletion=complete.runs,
-    ),
+    options.offered(complete.runs, "RUN...", "Run folders or run names; default: the newest run."),
 ]
 
 

@@ -22,10 +22,8 @@ _LARGE_BYTES = 32 << 20  # from here on, the plan is worth a line in a log too
 
 Dataset = Annotated[
     str | None,
-    typer.Argument(
-        metavar="DATASET",
-        help="Preset, path, glob, address, hf:org/name, or - for stdin.",
-        autocompletion=complete.datasets,
+    options.offered(
+        complete.datasets, "DATASET", "Preset, path, glob, address, hf:org/name, or - for stdin."
     ),
 ]
 Workers = Annotated[int | None, options.number("Number of processes; default: one per core.")]

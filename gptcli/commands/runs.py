@@ -91,10 +91,7 @@ def show(run: options.RunArgument = None, json_: options.JsonOption = False) -> 
 @app.command()
 def compare(
     runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN", help="Two or more run folders or names.", autocompletion=complete.runs
-        ),
+        list[str], options.offered(complete.runs, "RUN", "Two or more run folders or names.")
     ],
     json_: options.JsonOption = False,
 ) -> None:

@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 def sweep(
     space: Annotated[
         list[str],
-        typer.Argument(
-            metavar="KEY=A,B|LO..HI[:log]...",
-            help="Keys to vary, with choices or a range.",
-            autocompletion=complete.settings,
+        options.offered(
+            complete.settings, "KEY=A,B|LO..HI[:log]...", "Keys to vary, with choices or a range."
         ),
     ],
     config: options.ConfigOption = None,
