@@ -51,10 +51,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
 
     found = build(_SOURCE, options=("-DSINGLE",) if dtype == torch.float32 else ())
-    if found is None or not found.can_attend():
-        return None
-    found.causal_attention.argtypes, found.causal_attention.restype = [c_void_p, c_int], None
-    return found
+    return found if found is not None and found.can_attend() else None
 
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries (B, H, T, D), keys and values (B, G, T, D)

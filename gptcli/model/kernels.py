@@ -24,16 +24,27 @@ _HALF = torch.bfloat16
 _KINDS = ("relu2", "swiglu", "gelu", "gelu_erf")  # as there
 
 
-class _Heads(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("inputs", "rows", "q_weight", "k_weight", "rotation",
-                                        "value", "q", "k", "v", "value_grad", "weight_grads")),
-        *((name, c_long) for name in ("B", "T", "H", "G", "D", "is_offset", "rows_half",
-                                      "heads_half")),
-        ("eps", c_float),
-        ("next", c_int),
-    ]  # fmt: skip
+def _structure(pointers: str, longs: str, ints: str, floats: str = "") -> type[ctypes.Structure]:
+    """Return a structure of kernels.c, whose fields are in the order of their types."""
+    kinds: Any = (c_void_p, pointers), (c_long, longs), (c_float, floats), (c_int, ints)
 
+    class Structure(ctypes.Structure):
+        _fields_ = [(name, kind) for kind, names in kinds for name in names.split()]
+
+    return Structure
+
+
+_Heads = _structure(
+    pointers="inputs rows q_weight k_weight rotation value q k v value_grad weight_grads",
+    longs="B T H G D is_offset rows_half heads_half", floats="eps", ints="next",
+)  # fmt: skip
+_Squares = _structure(pointers="tensors sizes ends sums", longs="n", ints="next")
+_Norm = _structure(
+    pointers="x grad weight y weight_grads", longs="n C x_half grad_half y_half",
+    floats="eps", ints="next",
+)  # fmt: skip
+_Losses = _structure(pointers="logits targets losses", longs="n V", ints="half needs_grad next")
+_Pass = _structure(pointers="x up grad y up_grad", longs="n", ints="kind half next")
 
 Tensors = Mapping[str, Tensor | None]
 _in_use = True
@@ -60,25 +71,13 @@ def can_run(x: Tensor) -> bool:
 def _library() -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
 
-    found = build(_SOURCE)
-    if found is not None:
-        for name in ("activate", "losses", "normalize", "heads", "sum_of_squares"):
-            getattr(found, name).argtypes = [c_void_p, c_int]
-    return found
+    return build(_SOURCE)
 
 
 def can_split(rows: Tensor, head_size: int, is_offset: bool) -> bool:
     """Tell whether `split_heads` takes what c_attn gave."""
     is_whole = SHORTEST <= head_size <= _LONGEST and head_size % (4 if is_offset else 2) == 0
     return is_whole and can_run(rows)
-
-
-class _Squares(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("tensors", "sizes", "ends", "sums")),
-        ("n", c_long),
-        ("next", c_int),
-    ]
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -185,15 +184,6 @@ def _run(name: str, job: type[ctypes.Structure], tensors: Tensors, **values: Any
         getattr(library, name)(ctypes.byref(found), torch.get_num_threads())
 
 
-class _Norm(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "grad", "weight", "y", "weight_grads")),
-        *((name, c_long) for name in ("n", "C", "x_half", "grad_half", "y_half")),
-        ("eps", c_float),
-        ("next", c_int),
-    ]
-
-
 def can_normalize(x: Tensor, weight: Tensor) -> bool:
     """Tell whether `rms_norm` takes x; without a gradient, torch is as fast."""
     is_whole = x.shape[-1] % 16 == 0 and weight.dtype == torch.float32
@@ -241,14 +231,6 @@ def _normalize(
     return y
 
 
-class _Losses(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("logits", "targets", "losses")),
-        *((name, c_long) for name in ("n", "V")),
-        *((name, c_int) for name in ("half", "needs_grad", "next")),
-    ]
-
-
 def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
     """Return the losses (N,) of logits (N, V) as `loss.py` does; None where it is torch's to do.
 
@@ -263,14 +245,6 @@ def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
     tensors = {"logits": logits, "losses": found}
     _run("losses", _Losses, tensors, targets=targets, n=n, V=V, half=half, needs_grad=needs_grad)
     return found
-
-
-class _Pass(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "up", "grad", "y", "up_grad")),
-        ("n", c_long),
-        *((name, c_int) for name in ("kind", "half", "next")),
-    ]
 
 
 def activate(kind: str, x: Tensor, up: Tensor | None) -> Tensor:

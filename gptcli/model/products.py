@@ -148,10 +148,7 @@ def _multiply_into(
 def _library() -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
 
-    found = build(Path(__file__).with_name("products.c"))
-    if found is not None:
-        found.multiply.argtypes, found.multiply.restype = [c_void_p, c_int], None
-    return found
+    return build(Path(__file__).with_name("products.c"))
 
 
 def _is_ours(x: Tensor) -> bool:
