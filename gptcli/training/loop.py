@@ -23,24 +23,7 @@ from gptcli.generation import Decoding, TextStream, sample_start
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
 from gptcli.runs.record import SourceLoss
-from gptcli.training.events import (
-    Clock,
-    EpochDone,
-    Evaluated,
-    Event,
-    Finished,
-    Sampled,
-    Saved,
-    Started,
-    StepDone,
-    Stopped,
-    Summary,
-    Working,
-    describe,
-    history_line,
-    spent_before,
-    summary_of,
-)
+from gptcli.training import events
 from gptcli.training.parallel import all_local
 from gptcli.training.setup import Session, set_up
 from gptcli.training.signals import StopRequest, propagate_to_peers, watched
@@ -53,7 +36,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     stop: StopRequest | None = None,
-) -> Iterator[Event]:
+) -> Iterator[events.Event]:
     """Train a model, yielding what happens.
 
     Args:
@@ -82,28 +65,28 @@ def train(
             world.post_failure("stopped, and saved", stop.exit_code)
 
 
-def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[Event]:
+def _events(session: Session, resume: bool, stop: StopRequest) -> Iterator[events.Event]:
     """Run a session and record its events; a finished one has nothing to do."""
     run, step = session.run, session.state.step
     status = session.world.broadcast_object(run.read_status)
     if resume and (step >= session.spec.max_steps or session.stalled):
-        if (summary := summary_of(status)) is not None and summary.step == step:
+        if (summary := events.summary_of(status)) is not None and summary.step == step:
             recorded = status.get("best_step")
             best_step = recorded if isinstance(recorded, int) else session.state.best_step
             run.link_newest(step, best_step)
             places, why = run.places(), session.stalled
-            yield Finished(step, replace(summary, **places), best_step=best_step, reason=why)
+            yield events.Finished(step, replace(summary, **places), best_step=best_step, reason=why)
             return
     if resume and step >= session.spec.max_steps:
         session.notes.append(f"{run.folder / STATUS} does not say how the run ended")
     trainer = Trainer(session, stop, status)
     with contextlib.closing(trainer):
         try:
-            for event in trainer.events():
+            for event in trainer.train():
                 again = event.step == step  # an evaluation of the step that was resumed
-                if (recorded := history_line(event)) is not None:
+                if (recorded := events.history_line(event)) is not None:
                     run.append(*recorded, again=again)
-                if (text := describe(event)) is not None:
+                if (text := events.describe(event)) is not None:
                     run.log(text)
                 yield event
         except StorageError as error:
@@ -116,19 +99,19 @@ class Trainer:
     def __init__(self, session: Session, stop: StopRequest, status: dict[str, Any]) -> None:
         from gptcli.training.calibrate import ready_stepper  # what comes before the loop
 
-        self.s = session
+        self.s, state = session, session.state
         self.stop = stop
-        self.clock = Clock(spent_before(status, session.state.step, session.state.seconds))
+        self.clock = events.Clock(events.spent_before(status, state.step, state.seconds))
         self.stepper = ready_stepper(session, self.clock, stop.requested)
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.writing: Future[Saved | None] | None = None
+        self.writing: Future[events.Saved | None] | None = None
         self.memory = memory_bytes(session.compute.device)
         self.step_seconds = 0.0
         self.steps_timed = 0
         self.last_rate: float | None = None
-        self.evaluated: Evaluated | None = None
+        self.evaluated: events.Evaluated | None = None
         self.best_epoch: Checkpoint | None = None  # not yet written
-        self.saved_step = session.state.step if session.is_resumed else None
+        self.saved_step = state.step if session.is_resumed else None
         self.sampled_step: int | None = None
 
     def close(self) -> None:
@@ -136,7 +119,7 @@ class Trainer:
         self.writer.shutdown(wait=True)
         self.stepper.feed.close()
 
-    def events(self) -> Iterator[Event]:
+    def train(self) -> Iterator[events.Event]:
         """Run to the last step, or until a stop is requested."""
         from gptcli.training.plan import Plan  # what is only told, and no part of the loop
 
@@ -146,7 +129,7 @@ class Trainer:
         s.notes += problems
         allocated = sum(local.nbytes for local in all_local(s.model.parameters()))
         plan, notes = Plan.of(s.spec, allocated), tuple(s.notes)
-        yield Started(plan, state.step, state.best_loss, state.best_step, notes)
+        yield events.Started(plan, state.step, state.best_loss, state.best_step, notes)
         s.run.write_config(s.config)
         s.run.write_status("running", state.step, None, seconds_by_work=self.clock.spent())
         if self.saved_step is None:
@@ -178,7 +161,7 @@ class Trainer:
         yield from self._written(wait=True)
         yield self._end(is_stopped)
 
-    def _evaluate_and_sample(self, again: Collection[str] = ()) -> Iterator[Event]:
+    def _evaluate_and_sample(self, again: Collection[str] = ()) -> Iterator[events.Event]:
         """Evaluate and sample where due, or where a resumed run did so before it stopped."""
         sample_every = self.s.config.train.sample_every
         if self._due(self.s.config.train.eval_every) or METRICS in again:
@@ -191,7 +174,7 @@ class Trainer:
         s, step = self.s, self.s.state.step
         return step > 0 and (step % every == 0 or step == s.spec.max_steps or bool(s.stalled))
 
-    def _step(self) -> StepDone | None:
+    def _step(self) -> events.StepDone | None:
         """Do one optimizer step and count it; None if a stop came before it was done."""
         state, config = self.s.state, self.s.config
         began, waited = time.perf_counter(), self.stepper.feed.waited
@@ -213,7 +196,7 @@ class Trainer:
         if logged := self._due(config.train.log_every) or result.skipped:
             self.memory = memory_bytes(self.s.compute.device)  # which takes a while on a GPU
             self.last_rate, self.step_seconds, self.steps_timed = rate, 0.0, 0
-        return StepDone(
+        return events.StepDone(
             step=state.step,
             tokens=state.step * config.tokens_per_step,
             loss=result.loss / result.n_targets,
@@ -226,7 +209,7 @@ class Trainer:
             skipped=result.skipped,
         )
 
-    def _end_epoch(self) -> Generator[Event, None, bool]:
+    def _end_epoch(self) -> Generator[events.Event, None, bool]:
         """Report the epoch the last step completed; tell whether it is the best to keep.
 
         Without validation the best is by epoch loss, and a run too short for one still has a best.
@@ -237,7 +220,7 @@ class Trainer:
         loss = state.epoch_loss / state.epoch_tokens if state.epoch_tokens else math.nan  # skipped
         if completed:
             state.epoch_loss, state.epoch_tokens = 0.0, 0
-            yield EpochDone(state.step, epoch, loss)
+            yield events.EpochDone(state.step, epoch, loss)
         elif state.step < s.spec.max_steps or state.best_loss is not None:
             return False
         if s.val_tokens or not state.is_better(loss):
@@ -245,11 +228,11 @@ class Trainer:
         state.best_loss, state.best_step = loss, state.step
         return True
 
-    def _save(self, *, report: bool = True) -> Iterator[Event]:
+    def _save(self, *, report: bool = True) -> Iterator[events.Event]:
         """Write a checkpoint, in the background where configured, and drop old ones."""
         s, step = self.s, self.s.state.step
         if report:
-            yield Working(step, "saving")
+            yield events.Working(step, "saving")
         with self.clock.during("saving"), s.world.busy():
             yield from self._written(wait=True)
             s.state.seconds, spent = self.clock.seconds, self.clock.spent()
@@ -258,7 +241,7 @@ class Trainer:
             best_step, best_epoch, self.best_epoch = s.state.best_step, self.best_epoch, None
             s.run.sync_metrics()  # a checkpoint must not be newer than its history
 
-            def commit() -> Saved | None:
+            def commit() -> events.Saved | None:
                 # In this order a crash at any point leaves files that resume: the checkpoint is
                 # complete before anything names it, and old ones go last.
                 if best_epoch is not None and best_epoch.state["step"] == best_step:
@@ -267,7 +250,7 @@ class Trainer:
                 s.run.write_status("running", step, None, seconds_by_work=spent)
                 s.run.link_newest(step, best_step)
                 s.run.retain(s.config.train.keep_last)
-                return Saved(step, path) if report else None
+                return events.Saved(step, path) if report else None
 
             if s.world.is_main and in_background:
                 self.writing = self.writer.submit(commit)
@@ -277,7 +260,7 @@ class Trainer:
             self.saved_step = step
         yield from self._written()
 
-    def _written(self, *, wait: bool = False) -> Iterator[Saved]:
+    def _written(self, *, wait: bool = False) -> Iterator[events.Saved]:
         """Report the checkpoint that has been written meanwhile, or raise what went wrong."""
         if self.writing is not None and (wait or self.writing.done()):
             writing, self.writing = self.writing, None
@@ -302,21 +285,21 @@ class Trainer:
             return StorageError(f"{error.message}; step {step} is saved in {path}", hint)
         return error
 
-    def _evaluate(self) -> Iterator[Event]:
+    def _evaluate(self) -> Iterator[events.Event]:
         """Score fixed windows of both splits; the best so far is saved again, with its loss."""
-        s, state = self.s, self.s.state
-        yield Working(state.step, "evaluating")
+        s, state, step = self.s, self.s.state, self.s.state.step
+        yield events.Working(step, "evaluating")
         val, train = self._losses(s.val_tokens), self._losses(s.train_tokens)
         if val is None or train is None:
             return  # a stop was requested; resuming evaluates again
         val_loss, train_loss = s.spec.mean_loss(val) if val else None, s.spec.mean_loss(train)
-        s.finite_step, is_best = state.step, state.is_better(val_loss)
-        if is_best and (state.best_step, state.best_loss) != (state.step, val_loss):
-            state.best_step, state.best_loss = state.step, val_loss
+        s.finite_step, is_best = step, state.is_better(val_loss)
+        if is_best and (state.best_step, state.best_loss) != (step, val_loss):
+            state.best_step, state.best_loss = step, val_loss
             yield from self._save(report=False)
         scored = (s.spec.eval_tokens[1], s.spec.val_tokens)
         sources = {name: SourceLoss(val.get(name), train[name]) for name in train if name}
-        self.evaluated = Evaluated(state.step, val_loss, train_loss, is_best, scored, sources)
+        self.evaluated = events.Evaluated(step, val_loss, train_loss, is_best, scored, sources)
         yield self.evaluated
 
     def _losses(self, splits: dict[str, Split]) -> dict[str, float] | None:
@@ -340,10 +323,10 @@ class Trainer:
             found[part.name] = nats / n_scored
         return found
 
-    def _sample(self) -> Iterator[Event]:
+    def _sample(self) -> Iterator[events.Event]:
         """Sample a text from the model as it is."""
         s = self.s
-        yield Working(s.state.step, "sampling")
+        yield events.Working(s.state.step, "sampling")
         config, prompt = s.config.generate, s.config.generate.prompt
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
         ids = sample_start(tokenizer, config, context)
@@ -363,14 +346,14 @@ class Trainer:
             text.finish()
         s.model.train()
         self.sampled_step = s.state.step
-        yield Sampled(s.state.step, (prompt or "") + "\n" * bool(tokenizer.chat), text.text)
+        yield events.Sampled(s.state.step, (prompt or "") + "\n" * bool(tokenizer.chat), text.text)
 
-    def _end(self, is_stopped: bool) -> Event:
+    def _end(self, is_stopped: bool) -> events.Event:
         """Record how the run has ended."""
         s, step, spent = self.s, self.s.state.step, self.clock.spent()
         best_step, best_loss = s.state.best_step, s.state.best_loss
         has_val = bool(s.val_tokens)
-        summary = Summary(
+        summary = events.Summary(
             **s.run.places(),
             step=step,
             tokens=step * s.config.tokens_per_step,
@@ -385,7 +368,7 @@ class Trainer:
         )
         if is_stopped:
             s.run.write_status("stopped", step, self.stop.exit_code, seconds_by_work=spent)
-            return Stopped(step, summary, spent, best_step)
+            return events.Stopped(step, summary, spent, best_step)
         s.run.write_status("finished", step, 0, summary=asdict(summary), best_step=best_step,
                            seconds_by_work=spent, reason=s.stalled)  # fmt: skip
-        return Finished(step, summary, spent, best_step, s.stalled)
+        return events.Finished(step, summary, spent, best_step, s.stalled)
