@@ -11,13 +11,7 @@ from gptcli.config.schema import Split
 from gptcli.data import remote
 from gptcli.data.conversations import ConversationReader, fetch_sides, read_sides, require_mask
 from gptcli.data.shard_files import chunks
-from gptcli.data.shards import (
-    SPLITS,
-    Manifest,
-    TokenReader,
-    check_shard,
-    read_tokenizer,
-)
+from gptcli.data.shards import SPLITS, Manifest, TokenReader, check_shard, read_tokenizer
 from gptcli.errors import DataError
 from gptcli.seeding import derive_seed
 from gptcli.tokenizers import END_OF_TURN, START_OF_TURN, Tokenizer

@@ -14,15 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gptcli.data import columns
-from gptcli.data.archives import (
-    REPLACE,
-    File,
-    open_file,
-    readable,
-    shown,
-    suffix_of,
-    tar_members,
-)
+from gptcli.data.archives import REPLACE, File, open_file, readable, shown, suffix_of, tar_members
 from gptcli.data.columns import Row, no_such_field
 from gptcli.errors import DataError
 from gptcli.formatting import size

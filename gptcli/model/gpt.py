@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.config.model import ModelConfig
-from gptcli.model.attention import (
-    Heads,
-    attention,
-    attention_branch,
-    can_attend,
-    fastest_dtype,
-)
+from gptcli.model.attention import Heads, attention, attention_branch, can_attend, fastest_dtype
 from gptcli.model.cache import KVCache, cached_attention
 from gptcli.model.extras import Packed, apply_rope, bigram_rows, offset_keys, pack, rope_cache
 from gptcli.model.kernels import can_normalize, can_split, rms_norm, split_heads
