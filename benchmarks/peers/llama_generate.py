@@ -15,9 +15,12 @@ from pathlib import Path
 import llama_cpp
 
 path, n_tokens = sys.argv[1], int(sys.argv[2])
-folder = Path(llama_cpp.__file__).parent / "lib"
-if any(folder.glob("libggml-cpu-*.so")):
-    ggml = ctypes.CDLL(str(folder / "libggml.so"))
+package = Path(llama_cpp.__file__).parent
+# Some versions install what is loaded on demand beside the package.
+folder = next((f for f in (package / "lib", package.parent / "bin")
+               if any(f.glob("libggml-cpu-*.so"))), None)  # fmt: skip
+if folder is not None:
+    ggml = ctypes.CDLL("libggml.so.0")  # as llama.cpp names it: of a copy it would know nothing
     ggml.ggml_backend_load.restype = ctypes.c_void_p
     if len(sys.argv) > 3:
         file = folder / f"libggml-cpu-{sys.argv[3]}.so"
