@@ -259,7 +259,7 @@ class Generate:
         wanted = sampler.config.generate.model_copy(update={"num_samples": n, "stop": []})
         sampler.config = sampler.config.model_copy(update={"seed": seed, "generate": wanted})
         began = time.perf_counter()
-        samples = {sample.number: sample for sample, _ in sampler.samples()}
+        samples = {sample.index: sample for sample, _ in sampler.samples()}
         seconds = time.perf_counter() - began
         n_drawn = sum(sample.text.n_tokens for sample in samples.values())
         return n_drawn / seconds, sampler.timings.tokens_per_second

@@ -9,8 +9,8 @@ from gptcli.checkpoint import TrainedModel
 from gptcli.config import Config, load_config
 from gptcli.config.schema import GenerateConfig
 from gptcli.device import init_runtime
-from gptcli.generation import encode_prompt, extend_context
-from gptcli.generation.samples import DecodeTimings, Sample, draw_samples, rows_together
+from gptcli.generation import Sample, encode_prompt, extend_context
+from gptcli.generation.samples import DecodeTimings, draw_samples, rows_together
 from gptcli.generation.text import ChatPrompt, chat_prompt, require_chat
 from gptcli.generation.weights import prepare_for_decoding
 from gptcli.tokenizers import Message
@@ -128,8 +128,7 @@ class Sampler:
                 yield piece
         finally:  # also where Ctrl-C ends a reply early
             if sample is not None:
-                self._context += [drawn.token for drawn in sample.drawn]
-                self._context += [tokenizer.eot] * sample.text.is_ended
+                self._context = sample.row.tokens + [tokenizer.eot] * sample.text.is_ended
             self._turn += 1
 
     def answer(

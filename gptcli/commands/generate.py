@@ -13,7 +13,7 @@ from gptcli.terminal import console
 
 if TYPE_CHECKING:
     from gptcli.api.generate import Sampler
-    from gptcli.generation.samples import Sample
+    from gptcli.generation import Sample
 
 _BETWEEN = "\n---------------\n"
 
@@ -140,8 +140,8 @@ def _facts(sample: "Sample", sampler: "Sampler", logprobs: bool) -> dict[str, An
     facts = {"text": text.text, "tokens": text.n_tokens, "finish_reason": text.finish_reason}
     if logprobs:
         facts["logprobs"] = [
-            {"id": token, "token": decode([token]), "logprob": logprob}
-            for _, token, logprob in sample.drawn
+            {"id": one.id, "token": decode([one.id]), "logprob": one.logprob}
+            for one in sample.tokens
         ]
     return facts
 

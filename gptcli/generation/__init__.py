@@ -1,6 +1,8 @@
 """Sampling: a prompt's ids to new ids, and the text around them."""
 
-from gptcli.generation.decode import Decoding
-from gptcli.generation.text import TextStream, encode_prompt, extend_context, sample_start
+from gptcli.generation.decode import Row, Rows
+from gptcli.generation.text import Sample, TextStream, encode_prompt, extend_context, sample_start
 
-__all__ = ["Decoding", "TextStream", "encode_prompt", "extend_context", "sample_start"]
+__all__ = [
+    "Row", "Rows", "Sample", "TextStream", "encode_prompt", "extend_context", "sample_start",
+]  # fmt: skip

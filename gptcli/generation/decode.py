@@ -6,7 +6,7 @@ Letters as in gpt.py.
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -245,78 +245,6 @@ class Rows:
             penalty = row.config.repetition_penalty
             logits[at] = apply_repetition_penalty(logits[at], seen, penalty)
         return logits
-
-
-class SampledToken(NamedTuple):
-    """A token of a sample, with its log-probability in nats before temperature and the like."""
-
-    sample: int
-    token: int
-    logprob: float
-
-
-class Decoding:
-    """Several samples of one prompt, extended by one token each at a time.
-
-    Attributes:
-        alive: The samples that still grow, by number.
-    """
-
-    def __init__(
-        self,
-        model: GPT,
-        prompt: Sequence[int],
-        config: GenerateConfig,
-        *,
-        ends: Collection[int],
-        seed: int,
-        samples: Sequence[int] = (0,),
-        logprobs: bool = False,
-        context: int | None = None,
-        replay: bool = False,
-    ) -> None:
-        """Prepare; the prompt is read with the first step.
-
-        Args:
-            model: In evaluation mode.
-            prompt: One to `context` ids.
-            config: How to sample.
-            ends: The ids that end a text.
-            seed: With the number in `samples` and the position, the key of each draw.
-            samples: Numbers of the samples.
-            logprobs: Whether to compute log-probabilities; 0 otherwise.
-            context: The most tokens to attend to; None is the model's context.
-            replay: As for `Rows`.
-        """
-        context = context or model.config.block_size
-        assert 0 < len(prompt) <= context
-        n_top = 0 if logprobs else None
-        self.alive = {
-            number: Row(list(prompt), config, ends, seed, number, n_top) for number in samples
-        }
-        longest = min(context, len(prompt) + config.max_new_tokens)  # so less is allocated
-        self._rows = Rows(model, longest, replay=replay)
-
-    def __iter__(self) -> Iterator[SampledToken]:
-        """Yield tokens until no sample grows."""
-        while self.alive:
-            yield from self.step()
-
-    def step(self) -> list[SampledToken]:
-        """Return the next token of every sample that grows; end-of-text ends one unreturned."""
-        rows, found = self._rows, []
-        drawn = rows.step() if rows.rows else rows.join([*self.alive.values()])
-        for row, token, logprob, _ in drawn:
-            if token is not None:
-                found.append(SampledToken(row.number, token, logprob))
-            if token is None or row.n_drawn == row.config.max_new_tokens:
-                self.end(row.number)
-        return found
-
-    def end(self, sample: int) -> None:
-        """Draw no more tokens of `sample`."""
-        if (row := self.alive.pop(sample, None)) is not None:
-            self._rows.leave(row)
 
 
 class StepGraph:

@@ -3,26 +3,17 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
-from gptcli.generation.decode import Decoding, SampledToken
-from gptcli.generation.text import TextStream
+from gptcli.generation.decode import Row, Rows
+from gptcli.generation.text import Sample
 from gptcli.model import GPT
 from gptcli.tokenizers import Tokenizer
 
 _MAX_ROWS = 64  # samples decoded together
 _CACHE_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33, "mps": 1 << 30}  # of their keys and values
-
-
-@dataclass
-class Sample:
-    """One of a prompt's texts, as far as it is drawn."""
-
-    number: int
-    text: TextStream
-    drawn: list[SampledToken] = field(default_factory=list)
 
 
 @dataclass
@@ -72,7 +63,15 @@ def draw_samples(
     As many as memory allows are decoded together; text of later ones waits until those before are
     finished. The last text of a sample may be empty; its `text` is then complete.
 
-    Args are those of `Decoding`; `numbers` name the samples, and `clock` counts the steps.
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's.
+        prompt: One to a context of ids.
+        config: How to sample.
+        seed: With a number and the position, the key of each draw.
+        numbers: Of the samples.
+        clock: Counts the steps.
+        logprobs: Whether to compute log-probabilities.
 
     Raises:
         ConfigError: The prompt has a token that the model does not have.
@@ -80,39 +79,28 @@ def draw_samples(
     if any(token >= model.n_tokens for token in prompt):
         raise ConfigError("the model has no token that a text starts with", "give it a prompt")
     clock, together = clock or DecodeTimings(), rows_together(model, len(numbers))
+    longest = min(model.config.block_size, len(prompt) + config.max_new_tokens)  # less is allocated
+    n_top, is_cuda = 0 if logprobs else None, model.wte.weight.device.type == "cuda"
     for first in range(0, len(numbers), together):
-        some = numbers[first : first + together]
-        samples = {number: Sample(number, TextStream(tokenizer, config)) for number in some}
-        decoding = Decoding(
-            model, prompt, config,
-            ends=tokenizer.ends, seed=seed, samples=some, logprobs=logprobs,
-            replay=model.wte.weight.device.type == "cuda",
-        )  # fmt: skip
-        yield from _in_order(decoding, samples, clock)
+        samples = [
+            Sample(n, Row(list(prompt), config, tokenizer.ends, seed, n, n_top), tokenizer)
+            for n in numbers[first : first + together]
+        ]
+        yield from _in_order(Rows(model, longest, replay=is_cuda), samples, clock)
 
 
 def _in_order(
-    decoding: Decoding, samples: dict[int, Sample], clock: DecodeTimings
+    rows: Rows, samples: list[Sample], clock: DecodeTimings
 ) -> Iterator[tuple[Sample, str]]:
-    waiting, n_yielded = deque(samples.values()), 0
+    waiting, sample_of = deque(samples), {sample.row: sample for sample in samples}
     while waiting:
         began = time.perf_counter()
-        drawn = decoding.step()
-        clock.count(time.perf_counter() - began, len(drawn))
-        for token in drawn:
-            sample = samples[token.sample]
-            sample.drawn.append(token)
-            sample.text.push(token.token)
-            if sample.text.is_stopped:
-                decoding.end(sample.number)
-        while waiting:
-            sample = waiting[0]
-            if is_done := sample.number not in decoding.alive:
-                sample.text.finish()
-            if (text := sample.text.text[n_yielded:]) or is_done:
-                yield sample, text
-            n_yielded += len(text)
-            if not is_done:
-                break
-            waiting.popleft()
-            n_yielded = 0
+        drawn = rows.step() if rows.rows else rows.join([*sample_of])
+        clock.count(time.perf_counter() - began, sum(one.token is not None for one in drawn))
+        for one in drawn:
+            if sample_of[one.row].push(one):
+                rows.leave(one.row)
+        while waiting and (piece := waiting[0].take()):
+            yield waiting[0], piece.text
+            if piece.finish_reason is not None:
+                waiting.popleft()

@@ -4,12 +4,14 @@ import codecs
 import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
+from gptcli.generation.decode import Drawn, Row
 from gptcli.tokenizers import Message, Tokenizer, UnknownCharacters, encode_conversation
 
 
@@ -176,3 +178,74 @@ class TextStream:
         certain, self._held = self._held[:n], self._held[n:]
         self.text += certain
         return certain
+
+
+class Token(NamedTuple):
+    """A token of a text: where in it, and the likeliest ones (id, log-probability) in its place."""
+
+    id: int
+    offset: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a text grew by; `finish_reason` comes with its last piece."""
+
+    index: int
+    text: str
+    tokens: list[Token]
+    finish_reason: str | None
+
+
+class Sample:
+    """A text that grows, and how much of it was taken.
+
+    Attributes:
+        index: Its place among those that are asked for.
+        row: What its draws depend on; `row.tokens` are the prompt's and its own.
+        text: What its tokens spell.
+        tokens: Its own, with log-probabilities; none if the row asks for none.
+        finish_reason: "stop" or "length"; None while it grows.
+        began: When a server drew its first token, by time.monotonic.
+    """
+
+    def __init__(self, index: int, row: Row, tokenizer: Tokenizer) -> None:
+        self.index, self.row, self.text = index, row, TextStream(tokenizer, row.config)
+        self.tokens = list[Token]()
+        self.finish_reason: str | None = None
+        self.began = 0.0
+        self._n_characters = self._n_tokens = 0  # taken
+        self._is_taken = False  # to the end
+
+    def push(self, drawn: Drawn) -> bool:
+        """Take a draw; return whether the text is complete."""
+        if drawn.token is not None:
+            if self.row.n_top is not None:
+                offset = self.text.n_characters
+                self.tokens.append(Token(drawn.token, offset, drawn.logprob, drawn.top))
+            self.text.push(drawn.token)
+        if self.text.is_stopped or drawn.token is None:
+            self.finish("stop")
+        elif self.row.n_drawn == self.row.config.max_new_tokens:
+            self.finish("length")
+        return self.finish_reason is not None
+
+    def finish(self, reason: str) -> None:
+        """End the text."""
+        self.text.finish()
+        self.finish_reason = reason
+
+    def take(self) -> Piece | None:
+        """Return what is new and certain, or None."""
+        text, tokens = self.text.text[self._n_characters :], self.tokens[self._n_tokens :]
+        self._n_characters += len(text)
+        is_done = self.finish_reason is not None
+        if self.text.is_stopped or not is_done:  # later tokens have no text, or none yet
+            tokens = [token for token in tokens if token.offset < self._n_characters]
+        self._n_tokens += len(tokens)
+        if self._is_taken or not (text or tokens or is_done):
+            return None
+        self._is_taken = is_done
+        return Piece(self.index, text, tokens, self.finish_reason)

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gptcli.config import GenerateConfig
 from gptcli.errors import GptError
 from gptcli.generation import encode_prompt
-from gptcli.generation.text import ChatPrompt, chat_prompt, require_chat
-from gptcli.serving.engine import Piece, Token
+from gptcli.generation.text import ChatPrompt, Piece, Token, chat_prompt, require_chat
 from gptcli.serving.models import Model
 from gptcli.tokenizers import Message, Tokenizer
 

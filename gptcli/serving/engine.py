@@ -11,12 +11,11 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from gptcli.config import GenerateConfig
 from gptcli.errors import GptError
-from gptcli.generation import TextStream
 from gptcli.generation.decode import Drawn, Row
+from gptcli.generation.text import Piece, Sample
 from gptcli.serving.models import Model
 
 _log = logging.getLogger("gptcli")
@@ -34,79 +33,12 @@ class Busy(Exception):
         self.seconds = seconds
 
 
-class Token(NamedTuple):
-    """A token of a text: where in it, and the likeliest ones (id, log-probability) in its place."""
-
-    id: int
-    offset: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a text grew by; `finish_reason` comes with its last piece."""
-
-    index: int
-    text: str
-    tokens: list[Token]
-    finish_reason: str | None
-
-
-class Text:
-    """One text of a request, and how much of it was taken."""
-
-    def __init__(self, index: int, row: Row, stream: TextStream) -> None:
-        self.index, self.row, self.stream = index, row, stream
-        self.finish_reason: str | None = None
-        self._tokens: deque[Token] = deque()
-        self._n_taken = 0
-        self.is_taken = False  # to the end
-        self.began = 0.0
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens drawn so far."""
-        return self.stream.n_tokens
-
-    def push(self, drawn: Drawn) -> bool:
-        """Take a draw; return whether the text is complete."""
-        if drawn.token is not None:
-            token = Token(drawn.token, self.stream.n_characters, drawn.logprob, drawn.top)
-            if self.row.n_top is not None:
-                self._tokens.append(token)
-            self.stream.push(drawn.token)
-        if self.stream.is_stopped or drawn.token is None:
-            self.finish("stop")
-        elif self.row.n_drawn == self.row.config.max_new_tokens:
-            self.finish("length")
-        return self.finish_reason is not None
-
-    def finish(self, reason: str) -> None:
-        """End the text."""
-        self.stream.finish()
-        self.finish_reason = reason
-
-    def take(self) -> Piece | None:
-        """Return what is new and certain, or None."""
-        text = self.stream.text[self._n_taken :]
-        self._n_taken += len(text)
-        tokens, is_done = [], self.finish_reason is not None
-        is_cut = self.stream.is_stopped or not is_done  # later tokens have no text, or none yet
-        while self._tokens and (not is_cut or self._tokens[0].offset < self._n_taken):
-            tokens.append(self._tokens.popleft())
-        if self.is_taken or not (text or tokens or is_done):
-            return None
-        self.is_taken = is_done
-        return Piece(self.index, text, tokens, self.finish_reason)
-
-
 @dataclass(eq=False)
 class Job:
     """A request: its texts, and how its handler hears of them."""
 
     model: Model
-    texts: list[Text]
+    texts: list[Sample]
     ends_at: float  # by time.monotonic
     is_streamed: bool
     loop: asyncio.AbstractEventLoop
@@ -117,7 +49,7 @@ class Job:
     is_done: bool = False
     first_token_at: float | None = None
     flush_at: float = 0.0
-    waiting: deque[Text] = field(init=False)
+    waiting: deque[Sample] = field(init=False)
 
     def __post_init__(self) -> None:
         self.waiting = deque(self.texts)
@@ -125,7 +57,7 @@ class Job:
     @property
     def n_tokens(self) -> int:
         """Tokens drawn so far."""
-        return sum(text.n_tokens for text in self.texts)
+        return sum(text.text.n_tokens for text in self.texts)
 
 
 def make_texts(
@@ -136,14 +68,14 @@ def make_texts(
     n: int,
     seed: int,
     n_top: int | None,
-) -> list[Text]:
+) -> list[Sample]:
     """Return `n` texts of each prompt; number k of a prompt is sample k of `gpt generate`."""
     tokenizer = model.trained.tokenizer
     return [
-        Text(
+        Sample(
             index * n + number,
             Row(list(prompt), config, tokenizer.ends, seed, number, n_top),
-            TextStream(tokenizer, config),
+            tokenizer,
         )
         for index, prompt in enumerate(prompts)
         for number in range(n)
@@ -169,7 +101,7 @@ class Engine:
         self.most_texts = max_texts + max_waiting
         self._lock = threading.Condition()
         self._waiting: deque[Job] = deque()
-        self._running: dict[Row, tuple[Text, Job]] = {}
+        self._running: dict[Row, tuple[Sample, Job]] = {}
         self._is_closed = self._is_ending = self.is_draining = False
         self._seconds_per_text = 1.0  # lately, for Retry-After
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -270,7 +202,7 @@ class Engine:
             self._step(model, touched)
         self._wake(touched)
 
-    def _next(self) -> tuple[Job, list[Text]] | None:
+    def _next(self) -> tuple[Job, list[Sample]] | None:
         """Return the texts to join next: those of one prompt, as many as there is room for."""
         for job in self._waiting:
             n_free = min(
@@ -278,7 +210,7 @@ class Engine:
             )
             if n_free <= 0:
                 continue
-            first, texts = job.waiting[0], list[Text]()
+            first, texts = job.waiting[0], list[Sample]()
             while job.waiting and len(texts) < n_free and (
                 job.waiting[0].row.tokens == first.row.tokens
             ):  # fmt: skip
@@ -288,7 +220,7 @@ class Engine:
             return job, texts
         return None
 
-    def _join(self, job: Job, texts: list[Text], touched: set[Job]) -> None:
+    def _join(self, job: Job, texts: list[Sample], touched: set[Job]) -> None:
         for text in texts:
             self._running[text.row] = text, job
         try:
@@ -319,7 +251,7 @@ class Engine:
                 seconds = time.monotonic() - text.began
                 self._seconds_per_text += 0.1 * (seconds - self._seconds_per_text)
 
-    def _leave(self, text: Text) -> None:
+    def _leave(self, text: Sample) -> None:
         _, job = self._running.pop(text.row)
         if text.row in job.model.rows.rows:
             job.model.rows.leave(text.row)

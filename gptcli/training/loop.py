@@ -19,7 +19,7 @@ from gptcli.device import memory_bytes, restored_threads
 from gptcli.distributed.process_group import process_group
 from gptcli.errors import GptError, StorageError
 from gptcli.evaluation import evaluate
-from gptcli.generation import Decoding, TextStream, sample_start
+from gptcli.generation import Row, Rows, Sample, sample_start
 from gptcli.runs import BEST, METRICS, SAMPLES, STATUS
 from gptcli.runs.folder import ReadOnlyRun, Run, open_run
 from gptcli.runs.record import SourceLoss
@@ -331,22 +331,18 @@ class Trainer:
         context, tokenizer, seed = s.config.trained_context, s.spec.tokenizer, s.config.seed
         ids = sample_start(tokenizer, config, context)
         s.model.eval()
-        text = TextStream(tokenizer, config)
+        sample = Sample(0, Row(ids, config, tokenizer.ends, seed), tokenizer)
         with self.clock.during("sampling"), s.inference():
-            decoding = iter(
-                Decoding(s.model, ids, config, ends=tokenizer.ends, seed=seed, context=context)
-            )
-            while True:  # every rank draws the same, for shards compute only together
-                drawn = next(decoding, None)
-                if drawn is not None:
-                    text.push(drawn.token)
-                is_done = s.world.all_reduce_max(drawn is None or text.is_stopped)
-                if is_done or self.stop.requested():
-                    break
-            text.finish()
+            rows = Rows(s.model, min(context, len(ids) + config.max_new_tokens))
+            [drawn] = rows.join([sample.row])
+            # Every rank draws the same, for shards compute only together.
+            while not (s.world.all_reduce_max(sample.push(drawn)) or self.stop.requested()):
+                [drawn] = rows.step()
+            sample.text.finish()  # also where it is stopped early
         s.model.train()
         self.sampled_step = s.state.step
-        yield events.Sampled(s.state.step, (prompt or "") + "\n" * bool(tokenizer.chat), text.text)
+        start = (prompt or "") + "\n" * bool(tokenizer.chat)
+        yield events.Sampled(s.state.step, start, sample.text.text)
 
     def _end(self, is_stopped: bool) -> events.Event:
         """Record how the run has ended."""

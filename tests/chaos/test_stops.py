@@ -76,7 +76,7 @@ def signalling(owner: object, name: str, number: int, call: int) -> Iterator[Non
     ("owner", "name", "call"),
     [(Session, "write", 1), (Session, "write", 3), (loop, "evaluate", 1),
      (loop, "evaluate", 2), (Stepper, "step", 1), (Stepper, "step", 7),
-     (loop.Decoding, "step", 2)],
+     (loop.Rows, "join", 2)],
     ids=["first save", "third save", "evaluation", "its second half", "first step", "step 7",
          "sample"],
 )  # fmt: skip

@@ -6,9 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.config import GenerateConfig, ModelConfig
 from gptcli.errors import CheckpointError
-from gptcli.generation import Decoding
+from gptcli.generation import Row, Rows
 from gptcli.generation.decode import StepGraph
 from gptcli.model import GPT, KVCache
+from support.draws import draws, ids_drawn
 
 
 def make_model(vocab_size: int = 257, n_tokens: int | None = None, **changes: object) -> GPT:
@@ -22,43 +23,18 @@ def make_model(vocab_size: int = 257, n_tokens: int | None = None, **changes: ob
     return model.eval()
 
 
-def begin(
-    model: GPT,
-    prompt: list[int],
-    config: GenerateConfig,
-    numbers: tuple[int, ...] = (0,),
-    *,
-    eot: int = 256,
-    seed: int = 1,
-    logprobs: bool = False,
-    replay: bool = False,
-) -> Decoding:
-    """Return a decoding with byte-like defaults."""
-    return Decoding(
-        model, prompt, config,
-        ends=(eot,), seed=seed, samples=numbers, logprobs=logprobs, replay=replay,
-    )  # fmt: skip
-
-
-def sample(
-    model: GPT, prompt: list[int], config: GenerateConfig, number: int = 0, **key: int
-) -> list[int]:
-    """Return the ids drawn for one sample."""
-    return [drawn.token for drawn in begin(model, prompt, config, (number,), **key)]
-
-
 def test_a_sample_is_a_function_of_seed_and_index() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=12, temperature=1.5)
-    one = sample(model, [1, 2], config, seed=7, number=0)
+    one = ids_drawn(model, [1, 2], config, seed=7, number=0)
     torch.manual_seed(1)
-    assert sample(model, [1, 2], config, seed=7, number=0) == one
-    assert sample(model, [1, 2], config, seed=8, number=0) != one
-    assert sample(model, [1, 2], config, seed=7, number=1) != one
+    assert ids_drawn(model, [1, 2], config, seed=7, number=0) == one
+    assert ids_drawn(model, [1, 2], config, seed=8, number=0) != one
+    assert ids_drawn(model, [1, 2], config, seed=7, number=1) != one
 
 
 def test_greedy_decoding_equals_recomputing_everything() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=10, temperature=0)
-    drawn = sample(model, [5, 6, 7], config, eot=-1)
+    drawn = ids_drawn(model, [5, 6, 7], config)
     tokens = [5, 6, 7]
     with torch.no_grad():
         for _ in range(10):
@@ -68,7 +44,7 @@ def test_greedy_decoding_equals_recomputing_everything() -> None:
 
 def test_past_the_context_the_later_half_is_read_again() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=40, temperature=0)
-    drawn = sample(model, [5, 6, 7], config, eot=-1)
+    drawn = ids_drawn(model, [5, 6, 7], config)
     tokens, seen = [5, 6, 7], 0
     with torch.no_grad():
         for _ in range(40):
@@ -82,21 +58,21 @@ def test_past_the_context_the_later_half_is_read_again() -> None:
 
 def test_a_prompt_may_fill_the_context() -> None:
     config = GenerateConfig(max_new_tokens=3, temperature=0)
-    assert len(sample(make_model(), list(range(16)), config, eot=-1)) == 3
+    assert len(ids_drawn(make_model(), list(range(16)), config)) == 3
 
 
 def test_end_of_text_ends_it_and_is_not_yielded() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=10, temperature=0)
-    drawn = sample(model, [5], config, eot=-1)
+    drawn = ids_drawn(model, [5], config)
     eot = drawn[3]
-    assert sample(model, [5], config, eot=eot) == drawn[: drawn.index(eot)]
+    assert ids_drawn(model, [5], config, ends=(eot,)) == drawn[: drawn.index(eot)]
 
 
 def test_padded_rows_of_the_vocabulary_are_never_drawn() -> None:
     model = make_model(vocab_size=320, n_tokens=257)
     with torch.no_grad():
         model.wte.weight[257:] *= 50
-    drawn = sample(model, [5], GenerateConfig(max_new_tokens=12, temperature=2), eot=-1)
+    drawn = ids_drawn(model, [5], GenerateConfig(max_new_tokens=12, temperature=2))
     assert max(drawn) < 257
 
 
@@ -113,51 +89,54 @@ def test_a_sample_is_the_same_alone_and_among_others(variant: str, temperature: 
     model = make_model(**VARIANTS[variant])
     config = GenerateConfig(max_new_tokens=40, temperature=temperature)  # past the context
     together: dict[int, list[int]] = {number: [] for number in range(5)}
-    for drawn in begin(model, [5, 6], config, tuple(together), eot=-1):
-        together[drawn.sample].append(drawn.token)
+    for drawn in draws(model, [5, 6], config, numbers=range(5)):
+        together[drawn.row.number].append(drawn.token)
     for number, tokens in together.items():
-        assert sample(model, [5, 6], config, number, eot=-1) == tokens
+        assert ids_drawn(model, [5, 6], config, number) == tokens
         assert len(tokens) == 40
 
 
 def test_a_text_that_ends_leaves_the_others_as_they_were() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=12, temperature=1.5)
-    decoding = begin(model, [5, 6], config, (0, 1, 2), eot=-1)
-    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    for drawn in decoding:
-        found[drawn.sample].append(drawn.token)
-        if drawn.sample == 1 and len(found[1]) == 3:
-            decoding.end(1)
+    rows, found = Rows(model), {number: list[int]() for number in range(3)}
+    some = [Row([5, 6], config, (), seed=1, number=number) for number in range(3)]
+    drawn = rows.join(some)
+    for n_drawn in range(1, 13):
+        for one in drawn:
+            found[one.row.number].append(one.token)
+        if n_drawn == 3:
+            rows.leave(some[1])
+        drawn = rows.step()
     assert len(found[1]) == 3
     for number in (0, 2):
-        assert found[number] == sample(model, [5, 6], config, number, eot=-1)
+        assert found[number] == ids_drawn(model, [5, 6], config, number)
 
 
 def test_end_of_text_of_one_sample_ends_that_one() -> None:
     model, config = make_model(), GenerateConfig(max_new_tokens=12, temperature=1.5)
-    whole = [sample(model, [5, 6], config, number, eot=-1) for number in range(3)]
+    whole = [ids_drawn(model, [5, 6], config, number) for number in range(3)]
     eot = whole[1][4]
     expected = [text[: text.index(eot)] if eot in text else text for text in whole]
     found: list[list[int]] = [[], [], []]
-    for drawn in begin(model, [5, 6], config, (0, 1, 2), eot=eot):
-        found[drawn.sample].append(drawn.token)
+    for drawn in draws(model, [5, 6], config, numbers=range(3), ends=(eot,)):
+        found[drawn.row.number].append(drawn.token)
     assert found == expected
 
 
 def test_a_repetition_penalty_counts_prompt_and_text() -> None:
     model = make_model()
     greedy = GenerateConfig(max_new_tokens=12, temperature=0)
-    assert len(set(sample(model, [5, 6], greedy, eot=-1))) < 12
+    assert len(set(ids_drawn(model, [5, 6], greedy))) < 12
     strong = greedy.model_copy(update={"repetition_penalty": 1e6})
-    found = sample(model, [5, 6], strong, eot=-1)
+    found = ids_drawn(model, [5, 6], strong)
     assert len({5, 6, *found}) == 14
-    assert found != sample(model, [5, 6], greedy, eot=-1)
+    assert found != ids_drawn(model, [5, 6], greedy)
 
 
 def test_log_probabilities_are_the_network_s_own() -> None:
     model = make_model()
     config = GenerateConfig(max_new_tokens=5, temperature=0.3, top_k=2)
-    found = list(begin(model, [5, 6], config, eot=-1, logprobs=True))
+    found = list(draws(model, [5, 6], config, n_top=0))
     tokens = [5, 6, *(drawn.token for drawn in found)]
     with torch.no_grad():
         log_p = model(torch.tensor([tokens])).logits[0, :, :257].log_softmax(-1)
@@ -171,7 +150,7 @@ def test_a_network_that_overflows_is_named() -> None:
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     with pytest.raises(CheckpointError, match="not finite"):
-        sample(model, [5], GenerateConfig(max_new_tokens=2))
+        ids_drawn(model, [5], GenerateConfig(max_new_tokens=2))
 
 
 @pytest.mark.parametrize(
@@ -183,12 +162,15 @@ def test_a_recorded_step_draws_the_same_tokens(
 ) -> None:
     model = make_model(17, **changes)
     config = GenerateConfig(max_new_tokens=40, temperature=temperature)  # past the context
-    how = {"numbers": (0, 1, 2, 3, 4), "eot": 3}
-    plain = list(begin(model, [5, 6, 7], config, **how))  # type: ignore[arg-type]
-    replayed = list(begin(model, [5, 6, 7], config, **how, replay=True))  # type: ignore[arg-type]
-    assert replayed == plain
+
+    def drawn(replay: bool) -> list[tuple[int, int | None]]:
+        found = draws(model, [5, 6, 7], config, ends=(3,), numbers=range(5), replay=replay)
+        return [(one.row.number, one.token) for one in found]
+
+    plain = drawn(replay=False)
+    assert drawn(replay=True) == plain
     if temperature:
-        lengths = {number: sum(t.sample == number for t in plain) for number in range(5)}
+        lengths = {number: sum(one == number for one, _ in plain) for number in range(5)}
         assert len(set(lengths.values())) > 2  # texts ended at several times
 
 

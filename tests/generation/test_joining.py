@@ -1,4 +1,4 @@
-"""Rows that join and leave: each text is that of `Decoding`, whatever grows beside it."""
+"""Rows that join and leave: each text is that drawn alone, whatever grows beside it."""
 
 import random
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gptcli.config import GenerateConfig, ModelConfig
-from gptcli.generation import Decoding
-from gptcli.generation.decode import Row, Rows
+from gptcli.generation import Row, Rows
 from gptcli.model import GPT
+from support.draws import ids_drawn
 
 EXTRAS = {
     "position": "rope", "bigram_rows": 64, "n_value_embd": 1, "key_offset": True, "n_kv_head": 1,
@@ -49,10 +49,7 @@ def make_row(draw: random.Random) -> Row:
 
 def alone(model: GPT, row: Row) -> list[int]:
     """Return what `gpt generate` would draw."""
-    decoding = Decoding(
-        model, row.tokens, row.config, ends=row.ends, seed=row.seed, samples=(row.number,)
-    )
-    return [drawn.token for drawn in decoding]
+    return ids_drawn(model, row.tokens, row.config, row.number, ends=row.ends, seed=row.seed)
 
 
 def run_all(model: GPT, waiting: list[Row], draw: random.Random) -> dict[Row, list[int]]:
@@ -88,9 +85,8 @@ def test_samples_of_one_prompt_read_it_once_and_are_those_of_generate() -> None:
     drawn = rows.join(some)
     for _ in range(8):
         drawn += rows.step()
-    decoding = Decoding(model, [1, 2, 3], config, ends=(), seed=3, samples=range(5))
-    expected = [(one.sample, one.token) for one in decoding]
-    assert [(one.row.number, one.token) for one in drawn] == expected
+    for row in some:
+        assert ids_drawn(model, [1, 2, 3], config, row.number, seed=3) == row.tokens[3:]
 
 
 def test_log_probabilities_come_with_the_likeliest_tokens() -> None:

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 
 from gptcli.config.schema import GenerateConfig
 from gptcli.errors import ConfigError
-from gptcli.generation import Decoding
 from gptcli.interop.export import export
 from gptcli.interop.pretrained import open_pretrained
 from gptcli.interop.weights import Pretrained, resize_vocab
@@ -26,6 +25,7 @@ from gptcli.tokenizers import (
 )
 from gptcli.tokenizers.bpe import gpt2, train_bpe
 from support.chat import END, END_OF_TEXT, START, parrot
+from support.draws import ids_drawn
 from support.texts import HOSTILE as HOSTILE_ELSEWHERE
 
 from .exports import HOSTILE, LLAMA, TEXT, loaded, trained
@@ -97,7 +97,7 @@ def test_transformers_answers_as_we_do(shape: dict[str, Any]) -> None:
     export(made, "hf", Path("out"))
     ids = ids_of(made.tokenizer, conversation("the cat sat"), reply=True)
     greedy = GenerateConfig(temperature=0, max_new_tokens=50)
-    ours = [one.token for one in Decoding(made.model, ids, greedy, ends=(), seed=0)]
+    ours = ids_drawn(made.model, ids, greedy)
     network = loaded(Path("out"))
     network.generation_config.eos_token_id = None  # what follows an end is compared too
     theirs = network.generate(torch.tensor([ids]), do_sample=False, max_length=len(ids) + 50)

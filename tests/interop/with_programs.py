@@ -17,11 +17,11 @@ import torch
 
 from gptcli.checkpoint import load_model
 from gptcli.config.schema import GenerateConfig
-from gptcli.generation import Decoding
 from gptcli.interop import Format
 from gptcli.interop.export import export
 from gptcli.tokenizers import Message, encode_conversation, with_chat_tokens
 from gptcli.tokenizers.bpe import train_bpe
+from support.draws import ids_drawn
 
 from .exports import LLAMA, TEXT, trained
 
@@ -182,7 +182,7 @@ def test_llama_cpp_renders_a_conversation_and_answers_as_we_do(shape: dict[str, 
     found = run(LLAMA_CPP_CHAT, "out.gguf", json.dumps(rows), str(N_NEW))
     assert found["prompt"] == ids and found["n"] == len(ids)
     greedily = GenerateConfig(temperature=0, max_new_tokens=N_NEW)
-    new = [one.token for one in Decoding(made.model, ids, greedily, ends=(), seed=0)]
+    new = ids_drawn(made.model, ids, greedily)
     assert len(new) == N_NEW and found["new"] == new
     chat = made.tokenizer.chat
     assert chat is not None and found["ends"] == [made.tokenizer.eot, chat.end]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gptcli.config import GenerateConfig
-from gptcli.generation import Decoding
 from gptcli.generation.decode import StepGraph
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows, offset_keys
+from support.draws import draws
 from support.models import N_TOKENS, tiny_model, tokens_of
 
 KEYS: dict[str, dict[str, object]] = {
@@ -102,9 +102,10 @@ def test_samples_are_the_same_replayed_and_in_a_batch_past_the_context(
 
     def drawn(samples: tuple[int, ...], replay: bool) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {sample: [] for sample in samples}
-        how = {"ends": (7,), "seed": 3, "samples": samples, "replay": replay}
-        for one in Decoding(model, [1, 2, 3], config, **how):  # type: ignore[arg-type]
-            found[one.sample].append(one.token)
+        for one in draws(
+            model, [1, 2, 3], config, ends=(7,), seed=3, numbers=samples, replay=replay
+        ):
+            found[one.row.number].append(one.token)
         return found
 
     plain = drawn((0, 1, 2), replay=False)

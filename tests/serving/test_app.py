@@ -24,7 +24,7 @@ def generated(run: Path, **settings: object) -> list[str]:
     sampler = Sampler(str(run), lambda stored: load_config(None, (), flags, stored))
     texts: dict[int, str] = {}
     for sample, text in sampler.samples():
-        texts[sample.number] = texts.get(sample.number, "") + text
+        texts[sample.index] = texts.get(sample.index, "") + text
     return list(texts.values())
 
 
