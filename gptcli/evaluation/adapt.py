@@ -8,7 +8,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from gptcli.device import Runtime
 from gptcli.model import GPT
@@ -34,10 +33,11 @@ class Learner:
         if self.model.config.tie_embeddings:
             tables.discard("wte.weight")
         rest = parameters.keys() - tables
-        self._groups = [
-            _Group([parameters[name] for name in sorted(names)], lr * factor)
+        groups = [
+            {"params": [parameters[name] for name in sorted(names)], "lr": lr * factor}
             for names, factor in ((tables, _TABLES), (rest, 1))
         ]
+        self._adam = torch.optim.AdamW(groups, betas=(0.0, _DECAY), weight_decay=0.0, fused=True)
 
     def learn(self, tokens: Tensor, targets: Tensor) -> None:
         """Take a step on the targets (B, T) that are scored."""
@@ -46,24 +46,5 @@ class Learner:
             loss = self.model(tokens.to(device), targets.to(device)).loss
         (loss / int((targets != IGNORED).sum())).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_NORM)
-        for group in self._groups:
-            group.step()
+        self._adam.step()
         self.model.zero_grad()
-
-
-class _Group:
-    """Parameters that learn at one rate."""
-
-    def __init__(self, parameters: list[Tensor], lr: float) -> None:
-        self.parameters, self.lr = parameters, lr
-        self.steps = [torch.zeros((), device=p.device) for p in parameters]
-        self.means, self.squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-
-    @torch.no_grad()
-    def step(self) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]  # all have one
-        adamw(
-            self.parameters, gradients, self.means, self.squares, [], self.steps,
-            fused=True, amsgrad=False, beta1=0.0, beta2=_DECAY, lr=self.lr,
-            weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip
