@@ -23,7 +23,7 @@ from gptcli.errors import CheckpointError, ConfigError, DataError, is_out_of_mem
 from gptcli.evaluation import Evaluation, SpanOf, TokenArray, TokenSequence, TokenStats
 from gptcli.evaluation import evaluate as score_tokens
 from gptcli.evaluation.adapt import Learner
-from gptcli.evaluation.compare import spans_of_bytes
+from gptcli.evaluation.metrics import spans_of_bytes
 from gptcli.formatting import plural
 from gptcli.interop.pretrained import open_model, with_tokenizer
 from gptcli.tokenizers import UnknownCharacters, with_chat_tokens

@@ -29,7 +29,7 @@ from gptcli.errors import (
     RunLockedError,
     is_out_of_memory,
 )
-from gptcli.evaluation.compare import mean_and_margin
+from gptcli.evaluation.metrics import mean_and_margin
 from gptcli.formatting import loss
 from gptcli.plotting.figure import draw_sweep
 from gptcli.runs.folder import Run

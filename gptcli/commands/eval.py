@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gptcli.api.evaluate import Score
     from gptcli.checkpoint import TrainedModel
     from gptcli.config import Config
-    from gptcli.evaluation.compare import Difference
+    from gptcli.evaluation.metrics import Difference
 
 _LABELS = {
     "gzip": "gzip -9",
@@ -258,7 +258,7 @@ def _verdict(bits_per_byte: float, others: dict[str, float]) -> str:
 
 def _compare(scores: "list[Score]", beside: dict[str, Any], json_: bool) -> None:
     """Print a table, and how the first model differs from each of the others."""
-    from gptcli.evaluation.compare import paired_difference
+    from gptcli.evaluation.metrics import paired_difference
 
     results = [facts_of(score) for score in scores]
     first = results[0]["checkpoint"]
