@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.native import build
+from gptcli.settled import processor
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "matvec.c")]  # the first has all
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -19,7 +20,8 @@ _STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int, _LONG
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the library; None where it cannot be built."""
-    found = build(*_SOURCES)
+    options = ("-DNON_TEMPORAL",) if "AMD" in processor() else ()
+    found = build(*_SOURCES, options=options)
     if found is not None:
         found.matvec.argtypes, found.matvec.restype = _ARGUMENTS, None
         found.decode_step.argtypes, found.decode_step.restype = _STEP_ARGUMENTS, None

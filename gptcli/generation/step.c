@@ -77,15 +77,10 @@ static void activate(int mlp, float *x, const float *gate, long n) {
 static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, long R,
                      int after) {
   const int kind = m->kind;
-  long step = m->N / (8 * j->threads) / 8 * 8;
-  step = step < 8 ? 8 : step > 256 ? 256 : step;
-  for (;;) {
-    const long first = __atomic_fetch_add(&j->next[phase], step, __ATOMIC_RELAXED);
-    if (first >= m->N) return;
-    const long end = first + step < m->N ? first + step : m->N;
+  for (long first, end; take(&j->next[phase], m->N, j->threads, &first, &end);) {
     for (long r = 0; r < R; r += 8) {
-      const Job job = {x + r * m->K, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K, 0, step,
-                       kind, R - r < 8 ? R - r : 8};
+      const Job job = {x + r * m->K, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K,
+                       .kind = kind, .R = R - r < 8 ? R - r : 8};
       tiles(&job, first, end);
     }
     for (long r = 0; r < R && after != PLAIN; r++) {
