@@ -128,7 +128,7 @@ class Sampler:
                 yield piece
         finally:  # also where Ctrl-C ends a reply early
             if sample is not None:
-                self._context = sample.row.tokens + [tokenizer.eot] * sample.text.is_ended
+                self._context = sample.row.tokens + [tokenizer.eot] * sample.is_ended
             self._turn += 1
 
     def answer(

@@ -190,4 +190,4 @@ def _say(trained: TrainedModel, messages: Sequence[Message], config: Config) -> 
     greedy = {"temperature": 0.0, "num_samples": 1, "max_new_tokens": room, "stop": []}
     wanted = config.generate.model_copy(update=greedy)
     drawn = list(draw_samples(model, tokenizer, ids, wanted, seed=config.seed, numbers=[0]))
-    return "".join(piece for _, piece in drawn), drawn[-1][0].text.is_ended
+    return "".join(piece for _, piece in drawn), drawn[-1][0].is_ended

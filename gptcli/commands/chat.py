@@ -74,7 +74,7 @@ def chat(
         assert chat_.prompt is not None and chat_.last is not None
         console.result_json({
             "answer": answer, "tokens": chat_.last.text.n_tokens,
-            "prompt_tokens": len(chat_.prompt.ids), "finish_reason": chat_.last.text.finish_reason,
+            "prompt_tokens": len(chat_.prompt.ids), "finish_reason": chat_.last.finish_reason,
             "seed": sampler.config.seed, "tokens_per_second": timings.tokens_per_second,
             "seconds_to_first_token": timings.to_first_token,
         })  # fmt: skip
@@ -96,7 +96,7 @@ def _answer(chat_: "Chat", text: str, clean: Callable[[str], str]) -> None:
     if prompt.n_dropped > n_dropped:
         oldest = plural(prompt.n_dropped, "message is", "messages are")
         console.message(f"the context is full: the oldest {oldest} left out", "dim")
-    if answer.text.finish_reason == "length":
+    if answer.finish_reason == "length":
         is_cut = prompt.room < chat_.sampler.config.generate.max_new_tokens
         why = ", where the context is full" if is_cut else "; --max-new-tokens sets the limit"
         console.message(f"stopped after {plural(answer.text.n_tokens, 'token')}{why}", "dim")

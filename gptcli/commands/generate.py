@@ -137,7 +137,7 @@ def _draw(sampler: "Sampler", clean: Callable[[str], str], *, logprobs: bool, js
 
 def _facts(sample: "Sample", sampler: "Sampler", logprobs: bool) -> dict[str, Any]:
     text, decode = sample.text, sampler.trained.tokenizer.decode
-    facts = {"text": text.text, "tokens": text.n_tokens, "finish_reason": text.finish_reason}
+    facts = {"text": text.text, "tokens": text.n_tokens, "finish_reason": sample.finish_reason}
     if logprobs:
         facts["logprobs"] = [
             {"id": one.id, "token": decode([one.id]), "logprob": one.logprob}

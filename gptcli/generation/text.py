@@ -134,15 +134,13 @@ class TextStream:
         text: The text that is certain.
         n_tokens: Ids received so far.
         is_stopped: Whether a stop string was met.
-        is_ended: Whether end-of-text was: set by `finish` if there are fewer ids than asked for.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: GenerateConfig) -> None:
-        self.text = ""
+        self.text = self._held = ""
         self.n_tokens = 0
-        self.is_stopped = self.is_ended = False
-        self._held = ""
-        self._tokenizer, self._config = tokenizer, config
+        self.is_stopped = False
+        self._tokenizer, self._stops = tokenizer, config.stop
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -150,16 +148,11 @@ class TextStream:
         """Characters received, certain or not."""
         return len(self.text) + len(self._held)
 
-    @property
-    def finish_reason(self) -> str:
-        """Why it ended: "length", or "stop" after end-of-text or a stop string."""
-        return "stop" if self.is_stopped or self.is_ended else "length"
-
     def push(self, token: int) -> str:
         """Take the next id; return the text that became certain, perhaps none."""
         self.n_tokens += 1
         self._held += self._utf8.decode(self._tokenizer.token_bytes(token))
-        stops = self._config.stop
+        stops = self._stops
         if places := [at for stop in stops if (at := self._held.find(stop)) >= 0]:
             self.is_stopped = True
             return self._release(min(places))
@@ -170,7 +163,6 @@ class TextStream:
         """Return what was held back, once no more ids come."""
         if self.is_stopped:
             return ""
-        self.is_ended = self.n_tokens < self._config.max_new_tokens
         self._held += self._utf8.decode(b"", final=True)
         return self._release(len(self._held))
 
@@ -207,7 +199,8 @@ class Sample:
         row: What its draws depend on; `row.tokens` are the prompt's and its own.
         text: What its tokens spell.
         tokens: Its own, with log-probabilities; none if the row asks for none.
-        finish_reason: "stop" or "length"; None while it grows.
+        finish_reason: "stop", after end-of-text or a stop string, or "length"; None while it grows.
+        is_ended: Whether end-of-text was met.
         began: When a server drew its first token, by time.monotonic.
     """
 
@@ -215,6 +208,7 @@ class Sample:
         self.index, self.row, self.text = index, row, TextStream(tokenizer, row.config)
         self.tokens = list[Token]()
         self.finish_reason: str | None = None
+        self.is_ended = False
         self.began = 0.0
         self._n_characters = self._n_tokens = 0  # taken
         self._is_taken = False  # to the end
@@ -226,7 +220,9 @@ class Sample:
                 offset = self.text.n_characters
                 self.tokens.append(Token(drawn.token, offset, drawn.logprob, drawn.top))
             self.text.push(drawn.token)
-        if self.text.is_stopped or drawn.token is None:
+        else:
+            self.is_ended = True
+        if self.text.is_stopped or self.is_ended:
             self.finish("stop")
         elif self.row.n_drawn == self.row.config.max_new_tokens:
             self.finish("length")

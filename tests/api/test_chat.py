@@ -28,7 +28,7 @@ def test_an_answer_ends_at_the_end_of_its_turn(end: int) -> None:
     chat = opened(parrot("Hey!", end))
     assert "".join(chat.ask("Hello")) == "Hey!"
     assert chat.messages == [Message("user", "Hello"), Message("assistant", "Hey!")]
-    assert chat.last is not None and chat.last.text.finish_reason == "stop"
+    assert chat.last is not None and chat.last.finish_reason == "stop"
 
 
 def test_an_answer_is_drawn_from_all_that_was_said() -> None:
@@ -47,7 +47,7 @@ def test_an_answer_never_leaves_the_context() -> None:
     text = "".join(chat.ask("Hello"))
     assert chat.prompt is not None and chat.last is not None
     assert len(text) == chat.prompt.room == 40 - len(chat.prompt.ids)
-    assert chat.last.text.finish_reason == "length"
+    assert chat.last.finish_reason == "length"
     "".join(chat.ask("Hi"))
     assert chat.prompt.n_dropped == 2 and len(chat.messages) == 4
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from gptcli.config import GenerateConfig, TokenizerConfig
 from gptcli.errors import ConfigError
-from gptcli.generation.text import TextStream, chat_prompt, encode_prompt, extend_context
+from gptcli.generation.decode import Drawn, Row
+from gptcli.generation.text import Sample, TextStream, chat_prompt, encode_prompt, extend_context
 from gptcli.tokenizers import (
     Message,
     Tokenizer,
@@ -38,11 +39,9 @@ def test_a_prompt_may_be_a_message_to_answer() -> None:
         chat_prompt(chat, [Message("user", "Hi")], 16, 8)
 
 
-def texts(
-    ids: bytes, limit: int = 1000, stop: tuple[str, ...] = ()
-) -> tuple[list[str], TextStream]:
+def texts(ids: bytes, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
     """Return the pieces that a stream of bytes gives, and the text after it ended."""
-    found = TextStream(byte_tokenizer(), GenerateConfig(max_new_tokens=limit, stop=list(stop)))
+    found = TextStream(byte_tokenizer(), GenerateConfig(stop=list(stop)))
     pieces = []
     for token in ids:
         pieces.append(found.push(token))
@@ -54,15 +53,33 @@ def texts(
 def test_characters_come_whole() -> None:
     pieces, found = texts("a😀é".encode())
     assert pieces == ["a", "", "", "", "😀", "", "é", ""]
-    assert found.text == "a😀é" and found.n_tokens == 7 and found.finish_reason == "stop"
+    assert found.text == "a😀é" and found.n_tokens == 7
 
 
 def test_an_unfinished_character_becomes_a_replacement() -> None:
     assert texts("a😀".encode()[:-1])[1].text == "a\ufffd"
 
 
-def test_a_full_length_is_named() -> None:
-    assert texts(b"abc", limit=3)[1].finish_reason == "length"
+@pytest.mark.parametrize(
+    ("drawn", "stop", "reason", "is_ended"),
+    [
+        ([97, 98, 99], [], "length", False),
+        ([97, None], [], "stop", True),
+        ([97, 98], ["b"], "stop", False),
+        ([97, 98, 99], ["c"], "stop", False),
+        ([97, 98], [], None, False),
+    ],
+)
+def test_why_a_text_ends(
+    drawn: list[int | None], stop: list[str], reason: str | None, is_ended: bool
+) -> None:
+    row = Row([0], GenerateConfig(max_new_tokens=3, stop=stop), (), seed=1)
+    sample = Sample(0, row, byte_tokenizer())
+    for n_drawn, token in enumerate(drawn, 1):
+        row.n_drawn = n_drawn
+        is_done = sample.push(Drawn(row, token, 0.0, []))
+        assert is_done == (reason is not None and n_drawn == len(drawn))
+    assert (sample.finish_reason, sample.is_ended) == (reason, is_ended)
 
 
 @pytest.mark.parametrize(
