@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import GenerateConfig
-from gptcli.generation import TextStream
+from gptcli.generation.text import TextStream
 from gptcli.tokenizers import (
     CharTokenizer,
     Tokenizer,

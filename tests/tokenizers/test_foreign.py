@@ -8,7 +8,7 @@ import pytest
 import tokenizers as hf
 from gptcli.config import GenerateConfig
 from gptcli.errors import DataError
-from gptcli.generation import TextStream, encode_prompt
+from gptcli.generation.text import TextStream, encode_prompt
 from gptcli.tokenizers import UnknownCharacters
 from gptcli.tokenizers.bpe import train_tokenizers
 from gptcli.tokenizers.foreign import ForeignTokenizer
