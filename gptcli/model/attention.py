@@ -146,11 +146,11 @@ class _Branch(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight, proj, rows, y, log_sums), shape = ctx.saved_tensors, ctx.shape
         [grad], needs = grads, ctx.needs_input_grad[4:]
-        of_y = gradient_of_x(grad, proj).view(y.shape).transpose(1, 2)
+        of_y = gradient_of_x(grad, proj, y.dtype).view(y.shape).transpose(1, 2)
         of_rows = torch.empty_like(rows)
         places = _places_in(rows, shape), _places_in(of_rows, shape)
         _run(*places, of_y, (y, log_sums), shape)
-        of_x = gradient_of_x(of_rows, weight).to(ctx.of_x)
+        of_x = gradient_of_x(of_rows, weight, ctx.of_x)
         of_attn = gradients_of_layer(of_rows, x, weight, needs[:2])
         of_proj = gradients_of_layer(grad, y.flatten(2), proj, needs[2:])
         return None, None, None, of_x, *of_attn, *of_proj

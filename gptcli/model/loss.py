@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.model import kernels
-from gptcli.model.products import multiply_into, products_dtype
+from gptcli.model.products import can_multiply, multiply_into, products_dtype
 
 IGNORED = -100  # a target that does not count, as in torch's cross entropy
 _PIECE = 1 << 20  # numbers at a time, on a CPU
@@ -51,13 +51,14 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, n_tokens: int) -> T
 
     Arguments are those of `cross_entropy`.
     """
-    flat, W = targets.flatten(), _aligned(weight, products_dtype(x))
+    flat, x = targets.flatten(), x.flatten(0, 1).to(products_dtype(x))
+    W = _aligned(weight, x)
     losses = torch.zeros(flat.shape, device=x.device)
     counted = _counted(flat)
     aims = flat[counted]
     parts = [
         _losses(logits, aims[span], needs_grad=False)
-        for span, _, logits in _chunks(x.flatten(0, 1)[counted], W, n_tokens)
+        for span, _, logits in _chunks(x[counted], W, n_tokens)
     ]
     losses[counted] = torch.cat(parts) if parts else losses[:0]
     return losses.view(targets.shape)
@@ -70,12 +71,14 @@ def _counted(targets: Tensor) -> Tensor | slice:
     return (targets != IGNORED).nonzero()[:, 0]
 
 
-def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the head's matrix in the dtype of products, padded with zeros on a GPU."""
+def _aligned(weight: Tensor, x: Tensor) -> Tensor:
+    """Return the head's matrix as products with x take it, padded with zeros on a GPU."""
     padding = -len(weight) % _ALIGNED
+    if can_multiply(x):  # whatever the dtype of weights
+        return weight
     if weight.device.type in _PLAIN or not padding:
-        return weight.to(dtype)
-    W = weight.new_zeros(len(weight) + padding, weight.shape[1], dtype=dtype)
+        return weight.to(x.dtype)
+    W = weight.new_zeros(len(weight) + padding, weight.shape[1], dtype=x.dtype)
     W[: len(weight)] = weight
     return W
 
@@ -84,12 +87,12 @@ def _chunks(x: Tensor, W: Tensor, n_tokens: int) -> Iterator[tuple[slice, Tensor
     """Yield which rows of x (N, C), these rows, and their logits (N, V), there until the next."""
     if not len(x):
         return
-    most = buffer_bytes(x.device.type, W.element_size())
-    n_rows = ceil(len(x) / ceil(len(x) * len(W) * W.element_size() / most))
-    buffer = W.new_empty(n_rows, len(W))
+    most = buffer_bytes(x.device.type, x.element_size())
+    n_rows = ceil(len(x) / ceil(len(x) * len(W) * x.element_size() / most))
+    buffer = x.new_empty(n_rows, len(W))
     for first in range(0, len(x), n_rows):
         span = slice(first, first + n_rows)
-        rows = x[span].to(W.dtype)
+        rows = x[span]
         logits = buffer[: len(rows)]
         multiply_into(logits, rows, W.T)
         if n_tokens < len(W):  # padding is there because its rows make products faster
@@ -116,12 +119,12 @@ class _CrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        W = _aligned(weight, dtype)
         # Products are with the rows whose targets count; the others have no gradient.
         counted, n_rows = _counted(targets), len(x)
-        x, targets = x[counted], targets[counted]
+        of_x, x, targets = x.dtype, x[counted].to(dtype), targets[counted]
+        W = _aligned(weight, x)
         # That of x is needed whatever learns, for all else that learns is below the head.
-        grad_x = torch.empty_like(x) if needs_grad else None
+        grad_x = torch.empty_like(x, dtype=of_x) if needs_grad else None
         # In float32 whatever the weight's dtype: one chunk's part is small beside the sum's.
         grad_weight = None
         if ctx.needs_input_grad[1]:
@@ -159,7 +162,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor, is_first: bool) -> None:
     """Add grad^T (V, N) times rows (N, C) to a total (V, C) in float32, which the first fills."""
-    if grad.dtype == torch.float32:
+    if grad.dtype == torch.float32 or can_multiply(grad.T):
         multiply_into(total, grad.T, rows, adds=not is_first)
         return
     on_cpu = grad.device.type == "cpu"

@@ -37,11 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     dtype, factors = products_dtype(x), [t for t in (x, weight, bias) if t is not None]
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in factors)
-    if learns and (dtype == torch.bfloat16 or (dtype == x.dtype and _is_ours(x))):
+    if learns and (dtype == torch.bfloat16 or (dtype == x.dtype and can_multiply(x))):
         apply: Any = _Linear.apply
         y: Tensor = apply(x, weight, bias, dtype)
         return y
-    return product(x, weight, bias) if dtype == x.dtype else F.linear(x, weight, bias)
+    return multiply_layer(x, weight, bias) if dtype == x.dtype else F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -58,18 +58,22 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (rows, weight), grad, needs = ctx.saved_tensors, grads[0], ctx.needs_input_grad
-        of_x = gradient_of_x(grad, weight).to(ctx.of_x) if needs[0] else None
+        of_x = gradient_of_x(grad, weight, ctx.of_x) if needs[0] else None
         return of_x, *gradients_of_layer(grad, rows, weight, needs[1:3]), None
 
 
 def multiply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `product` in the dtype of x."""
-    return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    """Return x (..., K) times weight (N, K) transposed, plus a bias (N), in the dtype of x."""
+    if can_multiply(x):
+        return _product(x, weight, bias, x.dtype)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def gradient_of_x(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of x (..., K) from that of `multiply_layer` (..., N)."""
-    return product(grad, weight.to(grad.dtype).T)
+def gradient_of_x(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient of x (..., K), of a dtype, from that of `multiply_layer` (..., N)."""
+    if can_multiply(grad):
+        return _product(grad, weight.T, None, dtype)
+    return F.linear(grad, weight.to(grad.dtype).T).to(dtype)
 
 
 def gradients_of_layer(
@@ -84,19 +88,16 @@ def gradients_of_layer(
         return None, of_bias
     assert x is not None
     grad, x = grad.flatten(0, -2), x.flatten(0, -2)
-    if grad.dtype != torch.float32:
+    if grad.dtype != torch.float32 and not can_multiply(grad):
         return F.linear(grad.T, x.T).to(weight.dtype), of_bias
-    total = grad.new_empty(weight.shape)
+    total = grad.new_empty(weight.shape, dtype=torch.float32)
     multiply_into(total, grad.T, x)
     return total.to(weight.dtype), of_bias
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x (..., K) times weight (N, K) transposed, plus a bias (N), all of one dtype."""
-    if not _is_ours(x):
-        return F.linear(x, weight, bias)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     rows, N = x.flatten(0, -2), weight.shape[0]
-    y = x.new_empty(rows.shape[0], N)
+    y = x.new_empty(rows.shape[0], N, dtype=dtype)
     _multiply_into(y, rows, weight.T, bias)
     return y.view(*x.shape[:-1], N)
 
@@ -104,11 +105,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
     """Set y (M, N), which lies by rows, to a (M, K) times b (K, N), or add that.
 
-    a and b are of one dtype, and so is y if it is added to.
+    Each is of the dtype of a, or y or b of float32; y is of that of a if it is added to, or
+    `can_multiply`.
     """
-    if _is_ours(a) and y.dtype == a.dtype:
+    if can_multiply(a) and y.dtype in (a.dtype, torch.float32):
         _multiply_into(y, a, b, adds=adds)
-    elif adds:
+        return
+    b = b.to(a.dtype)
+    if adds:
         y.addmm_(a, b)
     elif y.dtype == a.dtype:
         torch.mm(a, b, out=y)
@@ -116,12 +120,14 @@ def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
         y.copy_(a @ b)
 
 
+class _Factor(ctypes.Structure):
+    _fields_ = [("at", c_void_p), *((name, c_long) for name in ("lane", "step", "size"))]
+
+
 class _Job(ctypes.Structure):
     _fields_ = [
-        ("a", c_void_p), *((name, c_long) for name in ("a_lane", "a_step")),
-        ("b", c_void_p), *((name, c_long) for name in ("b_lane", "b_step")),
-        *((name, c_void_p) for name in ("bias", "y")),
-        *((name, c_long) for name in ("M", "N", "K", "share", "strip", "columns")),
+        ("a", _Factor), ("b", _Factor), *((name, c_void_p) for name in ("bias", "y")),
+        *((name, c_long) for name in ("M", "N", "K", "size", "share", "strip", "columns")),
         *((name, c_int) for name in ("adds", "next")),
     ]  # fmt: skip
 
@@ -129,37 +135,41 @@ class _Job(ctypes.Structure):
 def _multiply_into(
     y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, adds: bool = False
 ) -> None:
-    library = _library()
-    assert library is not None and a.dtype == b.dtype == y.dtype and a.shape[1] == b.shape[0]
+    """Do what `multiply_into` does, plus a bias (N); b and the bias may be of float32 too."""
+    library = _library(a.dtype)
+    assert library is not None and a.shape[1] == b.shape[0]
     # Rows, or columns; of a matrix that is neither, a copy.
     if 1 not in a.stride():
         a = a.contiguous()
     if 1 not in b.stride():
         b = b.contiguous()
     (M, N), (b_step, b_lane) = y.shape, b.stride()
-    bias = None if bias is None else bias.contiguous()
-    at_bias = None if bias is None else bias.data_ptr()
-    job = _Job(a.data_ptr(), *a.stride(), b.data_ptr(), b_lane, b_step, at_bias, y.data_ptr(),
-               M, N, a.shape[1], 0, 0, 0, adds, 0)  # fmt: skip
+    bias = None if bias is None else bias.float().contiguous()
+    factors = (_Factor(a.data_ptr(), *a.stride(), a.element_size()),
+               _Factor(b.data_ptr(), b_lane, b_step, b.element_size()))  # fmt: skip
+    job = _Job(*factors, None if bias is None else bias.data_ptr(), y.data_ptr(),
+               M, N, a.shape[1], y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
     library.multiply(ctypes.byref(job), torch.get_num_threads())
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
 
-    return build(Path(__file__).with_name("products.c"))
+    options = ("-DHALF",) if dtype == torch.bfloat16 else ()
+    found = build(Path(__file__).with_name("products.c"), options=options)
+    return found if found is not None and found.can_multiply() else None
 
 
-def _is_ours(x: Tensor) -> bool:
-    """Tell whether products.c multiplies by rows x."""
-    is_one = x.dtype == torch.float32 and x.numel() >= _FEW * max(1, x.shape[-1])
-    return is_one and can_run(x) and not is_fake(x) and _mkl_is_slow() and _library() is not None
+def can_multiply(x: Tensor) -> bool:
+    """Tell whether products.c multiplies by rows x, on a CPU."""
+    is_fit = can_run(x) and x.numel() >= _FEW * max(1, x.shape[-1])
+    return is_fit and not is_fake(x) and _others_are_slow() and _library(x.dtype) is not None
 
 
 @functools.cache
-def _mkl_is_slow() -> bool:
-    """Tell whether torch's products in float32 are: MKL gives other makers' processors old code."""
+def _others_are_slow() -> bool:
+    """Tell whether torch's products are: MKL gives other makers' processors old code."""
     from gptcli.settled import processor
 
     has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")
@@ -240,16 +250,16 @@ class _MLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (rows, h, up, fc, gate, proj), needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        of_h = gradient_of_x(grads[0], proj)  # of the activation, until two lines below
+        of_h = gradient_of_x(grads[0], proj, h.dtype)  # of the activation, until two lines below
         y = torch.empty_like(h) if needs[4] else None
         of_up = activate_back(ctx.kind, h, up, of_h, y)
         of_proj = gradients_of_layer(grads[0], y, proj, needs[4:])
         del y  # before there are others
         of_fc = of_h if of_up is None else of_up
-        of_x = gradient_of_x(of_fc, fc).to(ctx.of_x)
+        of_x = gradient_of_x(of_fc, fc, ctx.of_x)
         of_gate: tuple[Tensor | None, Tensor | None] = None, None
         if gate is not None:
-            of_x += gradient_of_x(of_h, gate).to(ctx.of_x)
+            of_x += gradient_of_x(of_h, gate, ctx.of_x)
             of_gate = gradients_of_layer(of_h, rows, gate, needs[2:4])
         of_both = gradients_of_layer(of_fc, rows, fc, needs[:2])
         return None, None, of_x, *of_both, *of_gate, *of_proj

@@ -64,7 +64,7 @@ def test_same_losses_and_gradients(
     for name in ("split_heads", "attention_branch"):
         used.attach_mock(mock.Mock(side_effect=getattr(gpt, name)), name)
         monkeypatch.setattr(gpt, name, getattr(used, name))
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: False)  # the same products in both
+    monkeypatch.setattr(products, "_others_are_slow", lambda: False)  # the same products in both
     loss, found = gradients(model, tokens, dtype)
     if not used.mock_calls:
         pytest.skip("no compiler on this machine")
@@ -91,7 +91,13 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-needs_products = pytest.mark.skipif(products._library() is None, reason="no compiler here")
+HALF = torch.bfloat16
+needs_products = pytest.mark.skipif(
+    products._library(torch.float32) is None, reason="no compiler here"
+)
+needs_halves = pytest.mark.skipif(
+    products._library(HALF) is None, reason="no instructions for bfloat16, or tiles, here"
+)
 
 
 @needs_products
@@ -100,7 +106,7 @@ needs_products = pytest.mark.skipif(products._library() is None, reason="no comp
 def test_a_linear_layer_learns_the_same_by_products_of_ours(
     is_slow: bool, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: is_slow)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: is_slow)
     generator = torch.Generator().manual_seed(4)
     x, weight, bias, grad = (
         torch.randn(shape, generator=generator)
@@ -128,7 +134,7 @@ def test_a_linear_layer_learns_the_same_by_products_of_ours(
 def test_a_product_of_rows_or_columns(
     shape: tuple[int, int, int], turned: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
     M, N, K = shape
     draw = torch.Generator().manual_seed(5)
     a, b, before = (torch.randn(size, generator=draw) for size in ((M, K), (K, N), (M, N)))
@@ -147,8 +153,78 @@ def test_a_product_of_rows_or_columns(
     assert distance(found[0][0], exact) < 5e-7 and distance(found[0][1], exact + before) < 5e-7
 
 
+@needs_halves
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("b_dtype", [HALF, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(16, 1, 1), (33, 40, 7), (70, 130, 300), (600, 96, 1025), (1100, 40, 770)], ids=str
+)
+def test_a_product_in_bfloat16(
+    shape: tuple[int, int, int],
+    b_dtype: torch.dtype,
+    turned: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
+    M, N, K = shape
+    draw = torch.Generator().manual_seed(5)
+    a, b, before = (torch.randn(size, generator=draw) for size in ((M, K), (K, N), (M, N)))
+    exact = a.to(HALF).double() @ b.to(HALF).double()
+    a, b = (t.T.contiguous().T if turn else t for t, turn in zip((a, b), turned, strict=True))
+    total, rounded = before.clone(), torch.full((M + 1, N), math.nan, dtype=HALF)
+    products.multiply_into(total, a.to(HALF), b.to(b_dtype), adds=True)
+    products.multiply_into(rounded[:M], a.to(HALF), b.to(b_dtype))
+    assert distance(total, exact + before) < 5e-7
+    assert distance(rounded[:M], exact) < 4e-3 and rounded[M].isnan().all()
+
+
+@needs_halves
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_gradient_of_a_weight_is_not_rounded_to_bfloat16(
+    has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
+    draw = torch.Generator().manual_seed(7)
+    x, weight, bias, grad = (
+        torch.randn(shape, generator=draw).requires_grad_()
+        for shape in ((3, 41, 50), (80, 50), (80,), (3, 41, 80))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        y = products.linear(x, weight, bias if has_bias else None)
+    y.backward(grad.to(HALF))
+    rows, grads = (t.detach().to(HALF).double().flatten(0, -2) for t in (x, grad))
+    factor = weight.detach().to(HALF).double()
+    assert y.dtype == HALF and x.grad is not None and weight.grad is not None
+    exact = rows @ factor.T + (bias.detach() if has_bias else 0)
+    assert distance(y.detach().flatten(0, -2), exact) < 4e-3
+    assert distance(x.grad.flatten(0, -2), grads @ factor) < 5e-7
+    assert distance(weight.grad, grads.T @ rows) < 5e-7
+
+
+@needs_halves
+@pytest.mark.parametrize(("n_tokens", "rows"), [(5, 40), (40, 17), (300, 5)])
+def test_a_head_of_few_rows_or_tokens_in_bfloat16(
+    n_tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
+    monkeypatch.setattr(loss, "_TABLE", 9 * n_tokens)  # the last chunk has fewer than 16 rows
+    draw = torch.Generator().manual_seed(8)
+    x, weight = torch.randn(1, rows, 24, generator=draw), torch.randn(n_tokens, 24, generator=draw)
+    targets = torch.randint(n_tokens, (1, rows), generator=draw)
+
+    def found(dtype: torch.dtype) -> list[Tensor]:
+        factors = [t.to(HALF).to(dtype).requires_grad_() for t in (x, weight)]
+        with torch.autocast("cpu", HALF, enabled=dtype == torch.float32):
+            total = loss.cross_entropy(*factors, targets, n_tokens)
+        total.backward()
+        return [total.detach(), *(t.grad for t in factors if t.grad is not None)]
+
+    for one, exact in zip(found(torch.float32), found(torch.float64), strict=True):
+        assert distance(one, exact) < 1e-2
+
+
 def test_a_product_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
     y = torch.full((20, 3), math.nan)
     products.multiply_into(y, torch.ones(0, 20).T, torch.ones(0, 3))
     assert y.eq(0).all()
@@ -156,19 +232,19 @@ def test_a_product_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_products
 def test_a_row_is_the_same_among_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
     draw = torch.Generator().manual_seed(6)
     x, weight = torch.randn(700, 300, generator=draw), torch.randn(90, 300, generator=draw)
-    every = products.product(x, weight)
+    every = products.multiply_layer(x, weight, None)
     for rows in (slice(0, 16), slice(5, 500), slice(680, 700)):
-        assert torch.equal(products.product(x[rows], weight), every[rows])
+        assert torch.equal(products.multiply_layer(x[rows], weight, None), every[rows])
 
 
 @needs_products
 def test_a_matrix_that_lies_neither_by_rows_nor_by_columns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
     a, b = torch.randn(40, 60)[:, ::2], torch.randn(30, 60)[:, ::3]
     y = torch.empty(40, 20)
     products.multiply_into(y, a, b)
@@ -185,7 +261,7 @@ def test_whose_products_are_ours(
 ) -> None:
     monkeypatch.setattr(settled, "processor", lambda: f"model name: Virtual\nvendor_id: {vendor}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products._mkl_is_slow.__wrapped__() == is_slow
+    assert products._others_are_slow.__wrapped__() == is_slow
 
 
 def test_an_activation_of_few_numbers() -> None:
@@ -215,7 +291,7 @@ def test_a_branch_whose_layers_are_frozen_in_part(mlp: str, frozen: str) -> None
 
 
 def test_whatever_learns_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_mkl_is_slow", lambda: products._library() is not None)
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
     for learning in range(8):
         factors = torch.ones(20, 8), torch.ones(16, 8), torch.ones(16)
         for bit, factor in enumerate(factors):
