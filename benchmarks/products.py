@@ -1,11 +1,12 @@
-"""What a training step in float32 multiplies and activates on a CPU, beside torch and oneDNN.
+"""What a training step multiplies and activates on a CPU, beside torch and oneDNN.
 
     python benchmarks/products.py [--isa CLASS...]
 
 A layer's result, and the gradients of its input and of its weight, in GFLOP/s: by torch, by oneDNN
-and by products.c; and the gradient of an exact GELU together with its value, in milliseconds. Each
-is the median of 15 laps, in turn, on all cores; each class of processors is measured in a new
-process.
+and by products.c, in float32 and, where products.c takes it, in bfloat16, with the weight and its
+gradient in float32 (torch calls oneDNN there, between two copies); and the gradient of an exact
+GELU together with its value, in milliseconds. Each is the median of 15 laps, in turn, on all cores;
+each class of processors is measured in a new process.
 """
 
 import argparse
@@ -42,25 +43,28 @@ def medians(kinds: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: statistics.median(times[1:]) for name, times in laps.items()}  # one to warm up
 
 
-def layer(R: int, N: int, K: int) -> Iterator[str]:
+def layer(R: int, N: int, K: int, dtype: torch.dtype) -> Iterator[str]:
     """Yield a line about each product of a layer with R rows and a weight (N, K)."""
-    x, weight, grad = torch.randn(R, K), torch.randn(N, K), torch.randn(R, N)
-    factors = {"result": (x, weight.T), "input's gradient": (grad, weight),
-               "weight's gradient": (grad.T, x)}  # fmt: skip
-    for what, (a, b) in factors.items():
-        rates = (f"  {name} {rate:5.0f}" for name, rate in gflops(a, b).items())
-        yield f"{R:5,} rows, {N:6,} x {K:5,}, GFLOP/s, {what:<17}:{''.join(rates)}"
+    x, weight, grad = torch.randn(R, K).to(dtype), torch.randn(N, K), torch.randn(R, N).to(dtype)
+    products_of = {"result": (grad, x, weight.T), "input's gradient": (x, grad, weight),
+                   "weight's gradient": (weight, grad.T, x)}  # fmt: skip
+    for what, (like, a, b) in products_of.items():
+        found = gflops(torch.empty_like(like), a, b)
+        rates = (f"  {name} {rate:5.0f}" for name, rate in found.items())
+        label = str(dtype).removeprefix("torch.")
+        yield f"{R:5,} rows, {N:6,} x {K:5,}, {label}, GFLOP/s, {what:<17}:{''.join(rates)}"
 
 
-def gflops(a: Tensor, b: Tensor) -> dict[str, float]:
-    """Return the rate of each library at a (M, K) times b (K, N)."""
+def gflops(y: Tensor, a: Tensor, b: Tensor) -> dict[str, float]:
+    """Return the rate of each library at a (M, K) times b (K, N), as y."""
     (M, K), N = a.shape, b.shape[1]
-    y = torch.empty(M, N)
-    found = medians({
-        "torch": lambda: torch.mm(a, b, out=y),
-        "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], ""),
-        "ours": lambda: products.multiply_into(y, a, b),
-    })  # fmt: skip
+    kinds: dict[str, Callable[[], object]] = {"ours": lambda: products.multiply_into(y, a, b)}
+    if a.dtype == torch.float32:
+        kinds["torch"] = lambda: torch.mm(a, b, out=y)
+        kinds["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+    else:
+        kinds["torch"] = lambda: torch.mm(a, b.to(a.dtype)).to(y.dtype)
+    found = medians(kinds)
     return {name: 2e-9 * M * N * K / seconds for name, seconds in found.items()}
 
 
@@ -79,7 +83,9 @@ def gelu(R: int, K: int) -> str:
 def measure() -> None:
     """Print the lines of one class of processors as JSON."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    lines = [line for shape in SHAPES for line in layer(*shape)]
+    dtypes = [dtype for dtype in (torch.float32, torch.bfloat16)
+              if products.can_multiply(torch.ones(64, 64, dtype=dtype))]  # fmt: skip
+    lines = [line for dtype in dtypes for shape in SHAPES for line in layer(*shape, dtype)]
     print(json.dumps([*lines, gelu(768, 512), gelu(4096, 1536)]))
 
 
@@ -92,7 +98,7 @@ def main() -> None:
     if arguments.measure:
         measure()
         return
-    report = Report("Products of training in float32")
+    report = Report("Products of training")
     for isa in arguments.isa:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(Path(__file__).resolve()), "--measure"]

@@ -47,7 +47,11 @@ class Size:
     tokenizer: str
 
 
+# The first two are the steps of 0.8M with few tokens, and the same with tensors of next to nothing:
+# what Python and torch take around a step's products.
 SIZES = {
+    "empty": Size(4, 4, 16, 16, 1, (200, 1200), "char"),
+    "few": Size(4, 4, 128, 16, 1, (200, 1200), "char"),
     "0.8M": Size(4, 4, 128, 64, 12, (200, 1200), "char"),
     "11M": Size(6, 6, 384, 256, 16, (20, 20), "char"),
     "124M": Size(12, 12, 768, 512, 4, (8, 8), "gpt2"),
@@ -141,6 +145,7 @@ def tell(
         medians[name, isa] = rate, peak
         line = f"{label:>5}, {size.rows} x {size.block_size} tokens, {name:<9} {isa:<16}"
         line += f" {rate:9,.0f} tokens/s ({min(rates):,.0f} to {max(rates):,.0f})"
+        line += f"   {1e3 * size.rows * size.block_size / rate:,.1f} ms a step"
         line += f"   peak {peak / 1e6:,.0f} MB"
         theirs = medians.get(("nanoGPT", as_float32(isa, classes)))
         if name == "gpt train" and theirs:

@@ -65,14 +65,14 @@ class _Linear(torch.autograd.Function):
 def multiply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x (..., K) times weight (N, K) transposed, plus a bias (N), in the dtype of x."""
     if can_multiply(x):
-        return _product(x, weight, bias, x.dtype)
+        return _product(x, weight.T, bias, x.dtype)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def gradient_of_x(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the gradient of x (..., K), of a dtype, from that of `multiply_layer` (..., N)."""
     if can_multiply(grad):
-        return _product(grad, weight.T, None, dtype)
+        return _product(grad, weight, None, dtype)
     return F.linear(grad, weight.to(grad.dtype).T).to(dtype)
 
 
@@ -95,11 +95,10 @@ def gradients_of_layer(
     return total.to(weight.dtype), of_bias
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    rows, N = x.flatten(0, -2), weight.shape[0]
-    y = x.new_empty(rows.shape[0], N, dtype=dtype)
-    _multiply_into(y, rows, weight.T, bias)
-    return y.view(*x.shape[:-1], N)
+def _product(x: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = x.new_empty(*x.shape[:-1], b.shape[1], dtype=dtype)
+    _multiply_into(y, x, b, bias)
+    return y
 
 
 def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
@@ -135,20 +134,22 @@ class _Job(ctypes.Structure):
 def _multiply_into(
     y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, adds: bool = False
 ) -> None:
-    """Do what `multiply_into` does, plus a bias (N); b and the bias may be of float32 too."""
+    """Do what `multiply_into` does, plus a bias (N); y and a may be (..., N) and (..., K)."""
     library = _library(a.dtype)
-    assert library is not None and a.shape[1] == b.shape[0]
+    assert library is not None and a.shape[-1] == b.shape[0]
     # Rows, or columns; of a matrix that is neither, a copy.
-    if 1 not in a.stride():
+    if a.dim() > 2 or 1 not in a.stride():
         a = a.contiguous()
     if 1 not in b.stride():
         b = b.contiguous()
-    (M, N), (b_step, b_lane) = y.shape, b.stride()
+    (K, N), (b_step, b_lane) = b.shape, b.stride()
+    # A dimension of 1 may have any stride: those of rows of more are not asked for theirs.
+    lane, step = a.stride() if a.dim() == 2 else (K, 1)
     bias = None if bias is None else bias.float().contiguous()
-    factors = (_Factor(a.data_ptr(), *a.stride(), a.element_size()),
+    factors = (_Factor(a.data_ptr(), lane, step, a.element_size()),
                _Factor(b.data_ptr(), b_lane, b_step, b.element_size()))  # fmt: skip
     job = _Job(*factors, None if bias is None else bias.data_ptr(), y.data_ptr(),
-               M, N, a.shape[1], y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
+               y.numel() // max(1, N), N, K, y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
     library.multiply(ctypes.byref(job), torch.get_num_threads())
 
 

@@ -249,6 +249,11 @@ def test_a_matrix_that_lies_neither_by_rows_nor_by_columns(
     y = torch.empty(40, 20)
     products.multiply_into(y, a, b)
     assert distance(y, a.double() @ b.double()) < 5e-7
+    # Rows of one token each, which are contiguous whatever the stride of that token.
+    x = torch.randn(1, 20, 30).transpose(0, 1)
+    assert x.is_contiguous() and x.stride(1) != 30
+    y = products.multiply_layer(x, b.T, None).view(20, 20)
+    assert distance(y, x.view(20, 30).double() @ b.double()) < 5e-7
 
 
 @pytest.mark.parametrize(
