@@ -2,9 +2,11 @@
 // or, if HALF is defined, of what is rounded to bfloat16. Sums are of float32.
 //
 // MKL, on other makers' processors, reaches a half to nine tenths of what a core can do here; oneDNN
-// takes 10 to 20 us to begin, and copies of weights in bfloat16, and tiles of AMX are its own to use. As in BLIS (Van Zee and van de Geijn 2015), panels of both are copied, so
-// that the innermost loop reads numbers one after another, while a tile of y stays in registers. Each
-// number is a sum of sums of RUN words, in one order, however many rows and threads there are.
+// takes 10 to 20 us to begin, and weights in bfloat16, which are rounded here as they are copied. (Not
+// where there is AMX, which only oneDNN uses for this.) As in BLIS (Van Zee and van de Geijn 2015),
+// panels of both are copied, so that the innermost loop reads numbers one after another, while a tile
+// of y stays in registers. Each number is a sum of sums of RUN words, in one order, however many rows
+// and threads there are.
 #include "../vectors.h"
 #if !defined(HALF) || (defined(__AVX512BF16__) && !defined(__AMX_BF16__) && L == 16)
 #include <stdlib.h>
@@ -19,7 +21,7 @@ typedef float word;
 enum { EACH_WORD = 1, RUN = 256, STRIP = L == 16 ? 1 << 17 : 1 << 16 };
 #endif
 // A tile has as many rows as leave registers for what is read. How many strips meet one copy of b, and
-// how many of its columns, or for one strip alone.
+// how many of its columns (as many have their sums elsewhere), or for one strip alone.
 enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L };
 enum { STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024, ALONE = 128 };
 // Products so few that one thread takes them; words that are copied before further lanes are, so that
@@ -64,7 +66,8 @@ INLINE __m512i rounded(const char *one, long n, const char *other, long m, const
 }
 
 // Words of lanes that lie side by side, from a step and, if it is not the last, the next.
-INLINE void across(word *to, const char *at, long step, long left, long steps, const int wide, const long size) {
+INLINE void across(word *to, const char *at, long step, long left, long steps, const int wide,
+                   const long size) {
   static const uint16_t PAIRS[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   for (int i = 0; i < wide; i += L, at += L * size) {
@@ -96,7 +99,8 @@ INLINE floats along(const char *at, long steps, const long size) {
   return some;
 }
 
-INLINE void across(word *to, const char *at, long step, long left, long steps, const int wide, const long size) {
+INLINE void across(word *to, const char *at, long step, long left, long steps, const int wide,
+                   const long size) {
   if (left >= wide) memcpy(to, at, wide * sizeof(word));  // moves of a known length, no call
   else
     for (int i = 0; i < wide; i++) to[i] = i < left ? ((const float *)at)[i] : 0;
@@ -200,23 +204,30 @@ static void add_tile(const Job *j, const word *a, const word *b, long n, long ro
     for (long i = 0; i < TALL && i < rows; i++) memcpy(to + i * apart, edge[i], some * sizeof(float));
 }
 
-// Rows of y from `begin` on, a share, with room for panels of a and b, and for sums.
-static void multiply_rows(const Job *j, long begin, word *a, word *b, float *sums, long apart) {
-  const long end = least(begin + j->share, j->M), K = parts(j->K, EACH_WORD);
+typedef struct {
+  word *a, *b;        // panels
+  float *sums;        // (share, apart), or null: they are in y
+  long apart, row, column, columns;  // of y: the rows of a share, some columns
+} Part;
+
+static void multiply_part(const Job *j, const Part *p) {
+  const long K = parts(j->K, EACH_WORD), bottom = least(p->row + j->share, j->M);
+  const long right = least(p->column + p->columns, j->N);
   for (long from = 0; from < K; from += RUN) {
     const long n = least(K - from, RUN), step = from * EACH_WORD, steps = least(j->K - step, n * EACH_WORD);
-    for (long column = 0; column < j->N; column += j->columns) {
-      const long left = j->N - column, columns = least(left, j->columns);
-      pack(b, j->b, column, step, steps, columns, left, WIDE);
-      for (long first = begin; first < end; first += j->strip) {
-        const long last = least(first + j->strip, end);
-        if (j->strip < j->share || !column)  // else it is there
-          pack(a, j->a, first, step, steps, last - first, j->M - first, TALL);
+    for (long column = p->column; column < right; column += j->columns) {
+      const long columns = least(right - column, j->columns);
+      pack(p->b, j->b, column, step, steps, columns, j->N - column, WIDE);
+      for (long first = p->row; first < bottom; first += j->strip) {
+        const long last = least(first + j->strip, bottom);
+        if (j->strip < j->share || column == p->column)  // else it is there
+          pack(p->a, j->a, first, step, steps, last - first, j->M - first, TALL);
         for (long c = 0; c < columns; c += WIDE)
           for (long row = first; row < last; row += TALL) {
-            float *to = sums ? sums + (row - begin) * apart : (float *)j->y + row * apart;
-            add_tile(j, a + (row - first) * n, b + c * n, n, row, column + c, to + column + c, apart,
-                     from == 0, from + n == K);
+            float *to = p->sums ? p->sums + (row - p->row) * p->apart + column + c - p->column
+                                : (float *)j->y + row * p->apart + column + c;
+            const word *a = p->a + (row - first) * n;
+            add_tile(j, a, p->b + c * n, n, row, column + c, to, p->apart, from == 0, from + n == K);
           }
       }
     }
@@ -225,19 +236,23 @@ static void multiply_rows(const Job *j, long begin, word *a, word *b, float *sum
 
 static void work(void *argument) {
   Job *j = argument;
-  const long run = least(parts(j->K, EACH_WORD), RUN), is_half = j->size == sizeof(uint16_t);
-  const long apart = is_half ? parts(j->N, WIDE) * WIDE : j->N;
+  const long K = parts(j->K, EACH_WORD), run = least(K, RUN), is_half = j->size == sizeof(uint16_t);
   // The last panel of a may be followed by what is too much.
   const long words_a = j->strip * run + L, words_b = j->columns * run;
-  const long words = words_a + words_b + (is_half && run == RUN ? j->share * apart : 0);
-  word *a = aligned_alloc(64, parts(words * sizeof(word), 64) * 64), *b = a + words_a;
-  if (!a) abort();
+  const int has_sums = is_half && K > RUN;
+  Part p = {.columns = has_sums ? COLUMNS : j->N, .apart = j->N};
+  // Rows that are a power of two apart would share a part of the cache.
+  if (is_half) p.apart = parts(least(j->N, p.columns), WIDE) * WIDE + LINE / sizeof(float);
+  const long words = words_a + words_b + (has_sums ? j->share * p.apart : 0);
+  p.a = aligned_alloc(64, parts(words * sizeof(word), 64) * 64);
+  if (!p.a) abort();
+  p.b = p.a + words_a, p.sums = is_half ? (float *)(p.b + words_b) : 0;
   for (;;) {
-    const long begin = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * j->share;
-    if (begin >= j->M) break;
-    multiply_rows(j, begin, a, b, is_half ? (float *)(b + words_b) : 0, apart);
+    p.row = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED) * j->share;
+    if (p.row >= j->M) break;
+    for (p.column = 0; p.column < j->N; p.column += p.columns) multiply_part(j, &p);
   }
-  free(a);
+  free(p.a);
 }
 
 // Of n rows, as many for each of the fewest parts of at most so many; of whole tiles.
