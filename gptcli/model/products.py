@@ -72,7 +72,8 @@ def multiply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def gradient_of_x(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the gradient of x (..., K), of a dtype, from that of `multiply_layer` (..., N)."""
     if can_multiply(grad):
-        return _product(grad, weight, None, dtype)
+        found = dtype if dtype == grad.dtype else torch.float32
+        return _product(grad, weight, None, found).to(dtype)
     return F.linear(grad, weight.to(grad.dtype).T).to(dtype)
 
 
@@ -104,8 +105,8 @@ def _product(x: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> T
 def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
     """Set y (M, N), which lies by rows, to a (M, K) times b (K, N), or add that.
 
-    Each is of the dtype of a, or y or b of float32; y is of that of a if it is added to, or
-    `can_multiply`.
+    b is rounded to the dtype of a. y is of that dtype too if it is added to, or, where
+    `can_multiply` takes a, of float32.
     """
     if can_multiply(a) and y.dtype in (a.dtype, torch.float32):
         _multiply_into(y, a, b, adds=adds)
@@ -137,6 +138,9 @@ def _multiply_into(
     """Do what `multiply_into` does, plus a bias (N); y and a may be (..., N) and (..., K)."""
     library = _library(a.dtype)
     assert library is not None and a.shape[-1] == b.shape[0]
+    assert y.dtype in (a.dtype, torch.float32)
+    if b.dtype != torch.float32:  # which is rounded on the way
+        b = b.to(a.dtype)
     # Rows, or columns; of a matrix that is neither, a copy.
     if a.dim() > 2 or 1 not in a.stride():
         a = a.contiguous()

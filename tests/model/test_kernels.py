@@ -201,6 +201,24 @@ def test_the_gradient_of_a_weight_is_not_rounded_to_bfloat16(
     assert distance(weight.grad, grads.T @ rows) < 5e-7
 
 
+@needs_products
+@pytest.mark.parametrize("dtype", [HALF, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("x_dtype", [HALF, torch.float32, torch.float64], ids=str)
+def test_a_layer_whose_weights_are_of_another_dtype(
+    x_dtype: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_others_are_slow", lambda: True)
+    draw = torch.Generator().manual_seed(9)
+    x, weight = (torch.randint(-3, 4, shape, generator=draw) for shape in ((40, 24), (30, 24)))
+    bias, grad = torch.ones(30), torch.randint(-3, 4, (40, 30), generator=draw)
+    factors = weight.to(dtype), bias.to(dtype)
+    y = products.multiply_layer(x.to(x_dtype), *factors)
+    assert y.dtype == x_dtype and y.equal((x @ weight.T + 1).to(x_dtype))
+    for of_x in (HALF, torch.float32, torch.float64):
+        found = products.gradient_of_x(grad.to(x_dtype), factors[0], of_x)
+        assert found.equal((grad @ weight).to(of_x)) and found.dtype == of_x
+
+
 @needs_halves
 @pytest.mark.parametrize(("n_tokens", "rows"), [(5, 40), (40, 17), (300, 5)])
 def test_a_head_of_few_rows_or_tokens_in_bfloat16(
