@@ -1,6 +1,6 @@
 """Tokens per second and peak memory of `gpt train` beside nanoGPT's script, at several sizes.
 
-    python benchmarks/throughput.py --nanogpt DIR [--sizes 0.8M 11M 124M] [--isa CLASS...]
+    python benchmarks/throughput.py --nanogpt DIR [--sizes empty few 0.8M 11M 124M] [--isa CLASS...]
 
 Both train nanoGPT's own network with AdamW on the same tokens and batches, as whole processes, in
 turn. nanoGPT runs as its README says for a CPU (float32, no compiler); `gpt train` runs as it
@@ -47,8 +47,8 @@ class Size:
     tokenizer: str
 
 
-# The first two are the steps of 0.8M with few tokens, and the same with tensors of next to nothing:
-# what Python and torch take around a step's products.
+# The first two are measured only if they are named: steps of 0.8M with tensors of next to nothing,
+# which show what Python and torch take around a step's products, and with few tokens.
 SIZES = {
     "empty": Size(4, 4, 16, 16, 1, (200, 1200), "char"),
     "few": Size(4, 4, 128, 16, 1, (200, 1200), "char"),
@@ -101,7 +101,7 @@ def main() -> None:
     """Measure every size and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's train.py")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES)[2:])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-s", "--set", nargs="*", default=[], help="settings for gpt train")
     add_isa(parser)

@@ -74,7 +74,7 @@ def _counted(targets: Tensor) -> Tensor | slice:
 def _aligned(weight: Tensor, x: Tensor) -> Tensor:
     """Return the head's matrix as products with x take it, padded with zeros on a GPU."""
     padding = -len(weight) % _ALIGNED
-    if can_multiply(x):  # whatever the dtype of weights
+    if can_multiply(x) and weight.dtype == torch.float32:  # which is rounded as it is read
         return weight
     if weight.device.type in _PLAIN or not padding:
         return weight.to(x.dtype)
@@ -124,7 +124,7 @@ class _CrossEntropy(torch.autograd.Function):
         of_x, x, targets = x.dtype, x[counted].to(dtype), targets[counted]
         W = _aligned(weight, x)
         # That of x is needed whatever learns, for all else that learns is below the head.
-        grad_x = torch.empty_like(x, dtype=of_x) if needs_grad else None
+        grad_x = x.new_empty(x.shape, dtype=of_x) if needs_grad else None
         # In float32 whatever the weight's dtype: one chunk's part is small beside the sum's.
         grad_weight = None
         if ctx.needs_input_grad[1]:

@@ -1,12 +1,12 @@
 // Products of matrices on a CPU: y (M, N) of a (M, K) and b (K, N), each by rows or turned: of float32
 // or, if HALF is defined, of what is rounded to bfloat16. Sums are of float32.
 //
-// MKL, on other makers' processors, reaches a half to nine tenths of what a core can do here; oneDNN
-// takes 10 to 20 us to begin, and weights in bfloat16, which are rounded here as they are copied. (Not
-// where there is AMX, which only oneDNN uses for this.) As in BLIS (Van Zee and van de Geijn 2015),
-// panels of both are copied, so that the innermost loop reads numbers one after another, while a tile
-// of y stays in registers. Each number is a sum of sums of RUN words, in one order, however many rows
-// and threads there are.
+// MKL, on other makers' processors, reaches a half to nine tenths of what a core can do here. oneDNN
+// takes 10 to 20 us to start, and wants weights in bfloat16, which are rounded here while they are
+// copied. HALF is not built where there is AMX, which only oneDNN uses. As in BLIS (Van Zee and van de
+// Geijn 2015), panels of both are copied, so that the innermost loop reads numbers one after another,
+// while a tile of y stays in registers. Each number is a sum of sums of RUN words, in one order,
+// however many rows and threads there are.
 #include "../vectors.h"
 #if !defined(HALF) || (defined(__AVX512BF16__) && !defined(__AMX_BF16__) && L == 16)
 #include <stdlib.h>
@@ -21,7 +21,8 @@ typedef float word;
 enum { EACH_WORD = 1, RUN = 256, STRIP = L == 16 ? 1 << 17 : 1 << 16 };
 #endif
 // A tile has as many rows as leave registers for what is read. How many strips meet one copy of b, and
-// how many of its columns (as many have their sums elsewhere), or for one strip alone.
+// how many of its columns are copied for them, or for one strip alone. COLUMNS is also how many columns
+// of a y of bfloat16 have sums in float32 at a time.
 enum { TALL = L == 16 ? 12 : L == 8 ? 6 : 4, WIDE = 2 * L };
 enum { STRIPS = L == 16 ? 1 : 8, COLUMNS = 1024, ALONE = 128 };
 // Products so few that one thread takes them; words that are copied before further lanes are, so that
@@ -77,7 +78,7 @@ INLINE void across(word *to, const char *at, long step, long left, long steps, c
   }
 }
 
-// Words of a lane whose steps lie side by side, some of L.
+// L words of a lane whose steps lie side by side: zeros after those that are there.
 INLINE floats along(const char *at, long steps, const long size) {
   return (floats)rounded(at, steps, at + L * size, steps - L, size);
 }
@@ -106,7 +107,7 @@ INLINE void across(word *to, const char *at, long step, long left, long steps, c
     for (int i = 0; i < wide; i++) to[i] = i < left ? ((const float *)at)[i] : 0;
 }
 
-INLINE void round_to(uint16_t *y, const floats *sums, long n) {}
+INLINE void round_to(uint16_t *y, const floats *sums, long n) { __builtin_trap(); }
 #endif
 
 // A panel of `wide` lanes of n steps, whose lanes lie side by side; zeros for lanes that are not there.
@@ -122,7 +123,7 @@ INLINE void copy(word *to, Factor f, long n, long left, const int wide, const lo
   }
 }
 
-// Words of L steps at most of a panel, where the steps of a lane lie side by side.
+// L words at most of each lane of a panel, where the steps of a lane lie side by side.
 INLINE void turn_block(word *to, Factor f, long n, long left, const int wide, const long size) {
   const long apart = f.lane * size;
   for (int first = 0; first < wide; first += L) {
@@ -167,7 +168,8 @@ INLINE void pack_all(word *to, Factor f, long n, long lanes, long left, const in
 INLINE void pack(word *to, Factor f, long lane, long step, long n, long lanes, long left, const int wide) {
   f.from += (lane * f.lane + step * f.step) * f.size;
   if (f.size == sizeof(float)) pack_all(to, f, n, lanes, left, wide, sizeof(float));
-  else if (EACH_WORD == 2) pack_all(to, f, n, lanes, left, wide, sizeof(uint16_t));
+  else if (EACH_WORD == 2 && f.size == sizeof(uint16_t)) pack_all(to, f, n, lanes, left, wide, sizeof(uint16_t));
+  else __builtin_trap();
 }
 
 // A tile of y at a row and a column, from n words of two panels. Its sums begin with the first ones,
@@ -206,7 +208,7 @@ static void add_tile(const Job *j, const word *a, const word *b, long n, long ro
 
 typedef struct {
   word *a, *b;        // panels
-  float *sums;        // (share, apart), or null: they are in y
+  float *sums;        // (share, apart) of a y of bfloat16, unread if there is one run; else null
   long apart, row, column, columns;  // of y: the rows of a share, some columns
 } Part;
 
@@ -261,6 +263,7 @@ INLINE long even(long n, long most) { return parts(parts(n, parts(n, most)), TAL
 int can_multiply(void) { return 1; }
 
 void multiply(Job *job, int threads) {
+  if (!job->M || !job->N) return;
   if (job->M * job->N * job->K < FEW) threads = 1;
   const long strip = STRIP / least(parts(job->K, EACH_WORD), RUN);
   job->share = even(parts(job->M, threads), STRIPS * strip);

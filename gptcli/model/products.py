@@ -108,7 +108,8 @@ def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
     b is rounded to the dtype of a. y is of that dtype too if it is added to, or, where
     `can_multiply` takes a, of float32.
     """
-    if can_multiply(a) and y.dtype in (a.dtype, torch.float32):
+    rounds = y.dtype != torch.float32
+    if can_multiply(a) and not (rounds and (adds or y.dtype != a.dtype)):
         _multiply_into(y, a, b, adds=adds)
         return
     b = b.to(a.dtype)
@@ -138,7 +139,7 @@ def _multiply_into(
     """Do what `multiply_into` does, plus a bias (N); y and a may be (..., N) and (..., K)."""
     library = _library(a.dtype)
     assert library is not None and a.shape[-1] == b.shape[0]
-    assert y.dtype in (a.dtype, torch.float32)
+    assert y.is_contiguous() and y.dtype in (a.dtype, torch.float32)
     if b.dtype != torch.float32:  # which is rounded on the way
         b = b.to(a.dtype)
     # Rows, or columns; of a matrix that is neither, a copy.
@@ -147,13 +148,13 @@ def _multiply_into(
     if 1 not in b.stride():
         b = b.contiguous()
     (K, N), (b_step, b_lane) = b.shape, b.stride()
-    # A dimension of 1 may have any stride: those of rows of more are not asked for theirs.
+    # A dimension of size 1 may have any stride: more than two are taken as contiguous rows.
     lane, step = a.stride() if a.dim() == 2 else (K, 1)
     bias = None if bias is None else bias.float().contiguous()
     factors = (_Factor(a.data_ptr(), lane, step, a.element_size()),
                _Factor(b.data_ptr(), b_lane, b_step, b.element_size()))  # fmt: skip
     job = _Job(*factors, None if bias is None else bias.data_ptr(), y.data_ptr(),
-               y.numel() // max(1, N), N, K, y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
+               a.numel() // K, N, K, y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
     library.multiply(ctypes.byref(job), torch.get_num_threads())
 
 
@@ -174,7 +175,10 @@ def can_multiply(x: Tensor) -> bool:
 
 @functools.cache
 def _others_are_slow() -> bool:
-    """Tell whether torch's products are: MKL gives other makers' processors old code."""
+    """Tell whether torch's products are, by the processor's maker and its vectors.
+
+    MKL gives other makers' processors old code; in bfloat16, oneDNN wants copies of weights.
+    """
     from gptcli.settled import processor
 
     has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX512", "AVX2")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.model import attention, kernels
+from tests.support.models import distance
 
 DTYPES = [
     pytest.param(
@@ -44,10 +45,6 @@ def exact(leaves: list[Tensor], gradient: Tensor) -> list[Tensor]:
     wide = [x.detach().double().requires_grad_() for x in leaves]
     y = F.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=True)
     return [y.detach(), *torch.autograd.grad(y, wide, gradient.double())]
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b).norm() / b.norm())
 
 
 @each_dtype

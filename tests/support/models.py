@@ -1,6 +1,7 @@
 """Tiny models in which nothing is zero, and tokens for them."""
 
 import torch
+from torch import Tensor
 
 from gptcli.config import ModelConfig
 from gptcli.model import GPT
@@ -22,3 +23,8 @@ def tiny_model(**shape: object) -> GPT:
 def tokens_of(rows: int, length: int) -> torch.Tensor:
     """Return tokens (rows, length) for it."""
     return torch.randint(N_TOKENS, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return how far a is from b, in parts of b."""
+    return float((a - b).norm() / b.norm())
