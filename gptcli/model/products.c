@@ -168,8 +168,8 @@ INLINE void pack_all(word *to, Factor f, long n, long lanes, long left, const in
 INLINE void pack(word *to, Factor f, long lane, long step, long n, long lanes, long left, const int wide) {
   f.from += (lane * f.lane + step * f.step) * f.size;
   if (f.size == sizeof(float)) pack_all(to, f, n, lanes, left, wide, sizeof(float));
-  else if (EACH_WORD == 2 && f.size == sizeof(uint16_t)) pack_all(to, f, n, lanes, left, wide, sizeof(uint16_t));
-  else __builtin_trap();
+  else if (EACH_WORD == 1) __builtin_trap();
+  else pack_all(to, f, n, lanes, left, wide, sizeof(uint16_t));
 }
 
 // A tile of y at a row and a column, from n words of two panels. Its sums begin with the first ones,
