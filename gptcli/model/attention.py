@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import functools
 from contextlib import AbstractContextManager
-from ctypes import c_int, c_long, c_void_p
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,6 @@ _SOURCE = Path(__file__).with_name("attention.c")
 _LONGEST_HEAD, _LONGEST = 256, 4096  # as there; a head's matrices are to fit a core's cache
 
 
-class _Heads(ctypes.Structure):
-    _fields_ = [("at", c_void_p), *((name, c_long) for name in ("b", "h", "t"))]
-
-
-class _Job(ctypes.Structure):
-    _fields_ = [
-        *((name, _Heads) for name in ("q", "k", "v", "q_grad", "k_grad", "v_grad", "grad")),
-        *((name, c_void_p) for name in ("y", "log_sums")),
-        *((name, c_long) for name in ("B", "H", "G", "T", "D")),
-        *((name, c_int) for name in ("next", "tiles")),
-    ]
-
-
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     from gptcli.native import build  # which only training on a CPU needs
@@ -55,9 +42,11 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 Heads = tuple[Tensor, Tensor, Tensor]  # queries (B, H, T, D), keys and values (B, G, T, D)
-_Places = tuple[_Heads, _Heads, _Heads]  # where they are in memory
+_Place = tuple[int, int, int, int]  # in memory, and how far texts, heads and tokens are apart
+_Places = tuple[_Place, _Place, _Place]  # of heads
 _Shape = tuple[int, int, int, int, int]  # B, H, G, T, D
-_NOWHERE = _Heads(), _Heads(), _Heads()
+_NONE = 0, 0, 0, 0
+_JOB = "P3q P3q P3q P3q P3q P3q P3q 2P 5q 8x"  # of attention.c
 
 
 def _attend(x: Tensor, places: _Places, shape: _Shape) -> tuple[Tensor, Tensor]:
@@ -67,7 +56,7 @@ def _attend(x: Tensor, places: _Places, shape: _Shape) -> tuple[Tensor, Tensor]:
     """
     B, H, _, T, D = shape
     y, log_sums = x.new_empty(B, T, H, D), x.new_empty(B, H, T, dtype=torch.float32)
-    _run(places, _NOWHERE, None, (y, log_sums), shape)
+    _run(places, (_NONE,) * 3, None, (y, log_sums), shape)
     return y, log_sums
 
 
@@ -86,13 +75,14 @@ def _run(
     if grad is not None:
         grad = grad.to(y.dtype)
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    at_grad = _Heads() if grad is None else _place(grad)
-    job = _Job(*places, *grad_places, at_grad, y.data_ptr(), log_sums.data_ptr(), *shape, 0, 0)
-    library.causal_attention(ctypes.byref(job), torch.get_num_threads())
+    of_y = _NONE if grad is None else _place(grad)
+    heads = chain(*places, *grad_places, of_y)
+    kernels.call(library.causal_attention, _JOB, *heads, *kernels.at(y, log_sums), *shape)
 
 
-def _place(heads: Tensor) -> _Heads:
-    return _Heads(0 if kernels.is_fake(heads) else heads.data_ptr(), *heads.stride()[:3])
+def _place(heads: Tensor) -> _Place:
+    [at], (b, h, t, _) = kernels.at(heads), heads.stride()
+    return at, b, h, t
 
 
 def _places(heads: tuple[Tensor, ...]) -> _Places:
@@ -120,11 +110,11 @@ class _Attention(torch.autograd.Function):
 def _places_in(rows: Tensor, shape: _Shape) -> _Places:
     """Return where the heads are in what c_attn gave, (B, T, (H + 2 G) D)."""
     _, H, G, T, D = shape
-    at = 0 if kernels.is_fake(rows) else rows.data_ptr()
+    [at] = kernels.at(rows)
     width, size = (H + 2 * G) * D, rows.element_size()
     apart = T * width, D, width
     k_at = at + H * D * size
-    return _Heads(at, *apart), _Heads(k_at, *apart), _Heads(k_at + G * D * size, *apart)
+    return (at, *apart), (k_at, *apart), (k_at + G * D * size, *apart)
 
 
 class _Branch(torch.autograd.Function):

@@ -14,11 +14,12 @@ enum { LONGEST = 256, ROWS = 32, CHUNK = 8192 };  // numbers of a head; of a chu
 typedef double doubles __attribute__((vector_size(8 * sizeof(double))));
 
 typedef struct {
-  const float *const *tensors;
-  const long *sizes, *ends;  // of each, and of its chunks among those of all
-  double *sums;              // one for each chunk of 8,192 numbers
-  long n;
-  int next;
+  double *sums;  // one for each chunk of 8,192 numbers
+  long n, next;
+  struct {
+    const float *x;
+    long size, end;  // the end of its chunks among those of all
+  } tensors[];
 } Squares;
 
 typedef struct {
@@ -401,10 +402,11 @@ static void sums(void *argument) {
   Squares *j = argument;
   for (long tensor = 0;;) {
     const long chunk = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
-    while (tensor < j->n && chunk >= j->ends[tensor]) tensor++;
+    while (tensor < j->n && chunk >= j->tensors[tensor].end) tensor++;
     if (tensor == j->n) return;
-    const float *x = j->tensors[tensor];
-    const long size = j->sizes[tensor], first = (chunk - (tensor ? j->ends[tensor - 1] : 0)) * CHUNK;
+    const float *x = j->tensors[tensor].x;
+    const long size = j->tensors[tensor].size, begin = tensor ? j->tensors[tensor - 1].end : 0;
+    const long first = (chunk - begin) * CHUNK;
     const long end = first + CHUNK < size ? first + CHUNK : size;
     typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
     doubles lanes[4] = {{0}};
@@ -422,4 +424,7 @@ static void sums(void *argument) {
   }
 }
 
-void sum_of_squares(Squares *job, int threads) { GOMP_parallel(sums, job, threads, 0); }
+void sum_of_squares(Squares *job, int threads) {
+  const long chunks = job->n ? job->tensors[job->n - 1].end : 0;
+  GOMP_parallel(sums, job, chunks < threads ? 1 : threads, 0);
+}

@@ -7,9 +7,9 @@ Letters as in gpt.py.
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from ctypes import c_float, c_int, c_long, c_void_p
-from itertools import accumulate
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,29 +24,9 @@ _HALF = torch.bfloat16
 _KINDS = ("relu2", "swiglu", "gelu", "gelu_erf")  # as there
 
 
-def _structure(pointers: str, longs: str, ints: str, floats: str = "") -> type[ctypes.Structure]:
-    """Return a structure of kernels.c, whose fields are in the order of their types."""
-    kinds: Any = (c_void_p, pointers), (c_long, longs), (c_float, floats), (c_int, ints)
+# The structures there, as `struct.pack` has them; what the threads count, zero, is the last.
+_HEADS, _NORM, _LOSSES, _PASS = "11P8qf4x", "5P5qf4x", "3P2q2i4x", "5Pq2i4x"
 
-    class Structure(ctypes.Structure):
-        _fields_ = [(name, kind) for kind, names in kinds for name in names.split()]
-
-    return Structure
-
-
-_Heads = _structure(
-    pointers="inputs rows q_weight k_weight rotation value q k v value_grad weight_grads",
-    longs="B T H G D is_offset rows_half heads_half", floats="eps", ints="next",
-)  # fmt: skip
-_Squares = _structure(pointers="tensors sizes ends sums", longs="n", ints="next")
-_Norm = _structure(
-    pointers="x grad weight y weight_grads", longs="n C x_half grad_half y_half",
-    floats="eps", ints="next",
-)  # fmt: skip
-_Losses = _structure(pointers="logits targets losses", longs="n V", ints="half needs_grad next")
-_Pass = _structure(pointers="x up grad y up_grad", longs="n", ints="kind half next")
-
-Tensors = Mapping[str, Tensor | None]
 _in_use = True
 
 
@@ -63,7 +43,7 @@ def torch_only() -> Iterator[None]:
 
 def can_run(x: Tensor) -> bool:
     """Tell whether the kernels take x: on a CPU, where torch compiles no others."""
-    is_one = x.device.type == "cpu" and x.dtype in (torch.float32, _HALF)
+    is_one = x.is_cpu and x.dtype in (torch.float32, _HALF)
     return is_one and _in_use and not torch.compiler.is_compiling() and _library() is not None
 
 
@@ -92,11 +72,9 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     whole = [t.contiguous() for t in tensors]
     sizes = [t.numel() for t in whole]
     ends = list(accumulate(ceil(size / _CHUNK) for size in sizes))
-    sums, each = torch.empty(ends[-1], dtype=torch.float64), c_long * len(whole)
-    arrays = (c_void_p * len(whole))(*[t.data_ptr() for t in whole]), each(*sizes), each(*ends)
-    addresses = [ctypes.addressof(array) for array in arrays]
-    job = _Squares(*addresses, sums.data_ptr(), len(whole))
-    library.sum_of_squares(ctypes.byref(job), min(len(sums), torch.get_num_threads()))
+    sums = torch.empty(ends[-1], dtype=torch.float64)
+    fields = chain.from_iterable(zip(at(*whole), sizes, ends, strict=True))
+    call(library.sum_of_squares, f"Pq8x{3 * len(whole)}q", *at(sums), len(whole), *fields)
     return sums.sum()
 
 
@@ -147,12 +125,11 @@ class _SplitHeads(torch.autograd.Function):
         value = None if value is None else value.contiguous()
         heads = tuple(rows.new_empty(B, n, T, D, dtype=dtype) for n in (H, G, G))
         ctx.save_for_backward(None if q_weight is None else rows, q_weight, k_weight, rotation)
-        ctx.job = {"B": B, "T": T, "H": H, "G": G, "D": D, "is_offset": is_offset, "eps": eps,
-                   "rows_half": rows.dtype == _HALF, "heads_half": dtype == _HALF}  # fmt: skip
+        halves = rows.dtype == _HALF, dtype == _HALF
+        ctx.values = B, T, H, G, D, is_offset, *halves, eps
         ctx.of_rows, ctx.has_value = (rows.shape, rows.dtype), value is not None
-        tensors = {"inputs": rows, "q_weight": q_weight, "k_weight": k_weight,
-                   "rotation": rotation, "value": value}  # fmt: skip
-        _run("heads", _Heads, {**tensors, **dict(zip("qkv", heads, strict=True))}, **ctx.job)
+        places = at(rows, None, q_weight, k_weight, rotation, value, *heads, None, None)
+        _run("heads", rows, _HEADS, *places, *ctx.values)
         return heads
 
     @staticmethod
@@ -160,13 +137,12 @@ class _SplitHeads(torch.autograd.Function):
         rows, q_weight, k_weight, rotation = ctx.saved_tensors
         (B, T, width), dtype = ctx.of_rows
         q, k, v = (grad.contiguous() for grad in grads)
-        grad, G, D = q.new_empty(B, T, width, dtype=dtype), ctx.job["G"], ctx.job["D"]
+        (G, D), grad = ctx.values[3:5], q.new_empty(B, T, width, dtype=dtype)
         value_grad = q.new_empty(B, T, G * D, dtype=torch.float32) if ctx.has_value else None
         parts = q.new_zeros(ceil(B * T / _ROWS), 2, D, dtype=torch.float32)
-        tensors = {"rows": grad, "inputs": rows, "q_weight": q_weight, "k_weight": k_weight,
-                   "rotation": rotation, "q": q, "k": k, "v": v, "value_grad": value_grad,
-                   "weight_grads": parts}  # fmt: skip
-        _run("heads", _Heads, tensors, **ctx.job)
+        weights = q_weight, k_weight, rotation
+        places = at(rows, grad, *weights, None, q, k, v, value_grad, parts)
+        _run("heads", grad, _HEADS, *places, *ctx.values)
         weight_grads = (None, None) if q_weight is None else parts.sum(0).unbind()
         return grad, value_grad, *weight_grads, None, None, None, None, None
 
@@ -176,12 +152,24 @@ def is_fake(x: Tensor) -> bool:
     return type(x).__name__ == "FakeTensor"
 
 
-def _run(name: str, job: type[ctypes.Structure], tensors: Tensors, **values: Any) -> None:
+def at(*tensors: Tensor | None) -> list[int]:
+    """Return where tensors are in memory; 0 for none, and for those that have a shape only."""
+    return [0 if t is None or is_fake(t) else t.data_ptr() for t in tensors]
+
+
+def call(function: Any, layout: str, *fields: float) -> None:
+    """Call a function of C with a structure, laid out as by `struct.pack`, and torch's threads.
+
+    ctypes takes five times as long to make a structure, which counts in small networks.
+    """
+    function(struct.pack(layout, *fields), torch.get_num_threads())
+
+
+def _run(name: str, x: Tensor, layout: str, *fields: float) -> None:
     """Call a function of kernels.c, unless there is nothing to compute with."""
     library = _library()
-    if library is not None and not any(is_fake(t) for t in tensors.values() if t is not None):
-        found = job(**values, **pointers(tensors))
-        getattr(library, name)(ctypes.byref(found), torch.get_num_threads())
+    if library is not None and not is_fake(x):
+        call(getattr(library, name), layout, *fields)
 
 
 def can_normalize(x: Tensor, weight: Tensor) -> bool:
@@ -223,11 +211,10 @@ def _normalize(
     weight_grads: Tensor | None = None,
 ) -> Tensor:
     """Fill y, and the gradients of the weight by chunks."""
-    tensors = {"x": x, "weight": weight, "y": y, "grad": grad, "weight_grads": weight_grads}
-    halves = {f"{name}_half": t is not None and t.dtype == _HALF
-              for name, t in (("x", x), ("y", y), ("grad", grad))}  # fmt: skip
+    halves = (t is not None and t.dtype == _HALF for t in (x, grad, y))
     C = x.shape[-1]
-    _run("normalize", _Norm, tensors, n=x.numel() // C, C=C, eps=eps, **halves)
+    places = at(x, grad, weight, y, weight_grads)
+    _run("normalize", x, _NORM, *places, x.numel() // C, C, *halves, eps)
     return y
 
 
@@ -242,8 +229,8 @@ def losses(logits: Tensor, targets: int, needs_grad: bool) -> Tensor | None:
     if not can_run(logits):
         return None
     (n, V), half, found = logits.shape, logits.dtype == _HALF, torch.empty(len(logits))
-    tensors = {"logits": logits, "losses": found}
-    _run("losses", _Losses, tensors, targets=targets, n=n, V=V, half=half, needs_grad=needs_grad)
+    fields = *at(logits), targets, *at(found), n, V, half, needs_grad
+    _run("losses", logits, _LOSSES, *fields)
     return found
 
 
@@ -252,7 +239,7 @@ def activate(kind: str, x: Tensor, up: Tensor | None) -> Tensor:
     if kind == "gelu_erf":  # torch is as fast
         return F.gelu(x)
     y = torch.empty_like(x)
-    _activate(kind, {"x": x, "up": up, "y": y})
+    _activate(kind, x, up, None, y, None)
     return y
 
 
@@ -264,17 +251,11 @@ def activate_back(
     The value is found on the way: it fills y, if that is given.
     """
     up_grad = None if up is None else torch.empty_like(up)
-    _activate(kind, {"x": x, "up": up, "grad": grad, "y": y, "up_grad": up_grad})
+    _activate(kind, x, up, grad, y, up_grad)
     return up_grad
 
 
-def _activate(kind: str, tensors: dict[str, Tensor | None]) -> None:
-    x = tensors["x"]
-    assert x is not None
-    is_half = x.dtype == _HALF
-    _run("activate", _Pass, tensors, n=x.numel(), kind=_KINDS.index(kind), half=is_half)
-
-
-def pointers(tensors: Tensors) -> dict[str, int]:
-    """Return where the tensors that are there are in memory."""
-    return {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+def _activate(kind: str, x: Tensor, *others: Tensor | None) -> None:
+    """Fill the value, and gradients, of which there are any: those of `_PASS` in its order."""
+    places, is_half = at(x, *others), x.dtype == _HALF
+    _run("activate", x, _PASS, *places, x.numel(), _KINDS.index(kind), is_half)

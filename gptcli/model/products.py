@@ -7,7 +7,6 @@ weights in bfloat16, and activations. Letters as in gpt.py; K and N, the widths 
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import c_int, c_long, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gptcli.model.kernels import SHORTEST, activate, activate_back, can_run, is_fake
+from gptcli.model.kernels import SHORTEST, activate, activate_back, at, call, can_run, is_fake
 
 _FEW = 16  # rows of a product below which copying the weight takes longer than it saves
 
@@ -65,7 +64,9 @@ class _Linear(torch.autograd.Function):
 def multiply_layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x (..., K) times weight (N, K) transposed, plus a bias (N), in the dtype of x."""
     if can_multiply(x):
-        return _product(x, weight.T, bias, x.dtype)
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        _multiply_into(y, x, weight, bias, by_columns=(False, False))
+        return y
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -73,7 +74,9 @@ def gradient_of_x(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the gradient of x (..., K), of a dtype, from that of `multiply_layer` (..., N)."""
     if can_multiply(grad):
         found = dtype if dtype == grad.dtype else torch.float32
-        return _product(grad, weight, None, found).to(dtype)
+        y = grad.new_empty(*grad.shape[:-1], weight.shape[1], dtype=found)
+        _multiply_into(y, grad, weight)
+        return y.to(dtype)
     return F.linear(grad, weight.to(grad.dtype).T).to(dtype)
 
 
@@ -88,18 +91,11 @@ def gradients_of_layer(
     if not needs[0]:
         return None, of_bias
     assert x is not None
-    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
-    if grad.dtype != torch.float32 and not can_multiply(grad):
-        return F.linear(grad.T, x.T).to(weight.dtype), of_bias
-    total = grad.new_empty(weight.shape, dtype=torch.float32)
-    multiply_into(total, grad.T, x)
-    return total.to(weight.dtype), of_bias
-
-
-def _product(x: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    y = x.new_empty(*x.shape[:-1], b.shape[1], dtype=dtype)
-    _multiply_into(y, x, b, bias)
-    return y
+    if can_multiply(grad):
+        total = grad.new_empty(weight.shape, dtype=torch.float32)
+        _multiply_into(total, grad, x, by_columns=(True, True))
+        return total.to(weight.dtype), of_bias
+    return F.linear(grad.flatten(0, -2).T, x.flatten(0, -2).T).to(weight.dtype), of_bias
 
 
 def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
@@ -121,41 +117,49 @@ def multiply_into(y: Tensor, a: Tensor, b: Tensor, adds: bool = False) -> None:
         y.copy_(a @ b)
 
 
-class _Factor(ctypes.Structure):
-    _fields_ = [("at", c_void_p), *((name, c_long) for name in ("lane", "step", "size"))]
-
-
-class _Job(ctypes.Structure):
-    _fields_ = [
-        ("a", _Factor), ("b", _Factor), *((name, c_void_p) for name in ("bias", "y")),
-        *((name, c_long) for name in ("M", "N", "K", "size", "share", "strip", "columns")),
-        *((name, c_int) for name in ("adds", "next")),
-    ]  # fmt: skip
+_JOB = "P3q P3q 2P 4q 24x i 4x"  # of products.c; what it fills in itself is zero
 
 
 def _multiply_into(
-    y: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, adds: bool = False
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    adds: bool = False,
+    by_columns: tuple[bool, bool] = (False, True),
 ) -> None:
-    """Do what `multiply_into` does, plus a bias (N); y and a may be (..., N) and (..., K)."""
+    """Set y (..., N), which lies by rows, to products of a and b, plus a bias (N), or add these.
+
+    They are of each row of a with each column of b, or as `by_columns` says of the two. Both are
+    matrices, or rows (..., K) that are contiguous; dtypes as in `multiply_into`.
+    """
     library = _library(a.dtype)
-    assert library is not None and a.shape[-1] == b.shape[0]
-    assert y.is_contiguous() and y.dtype in (a.dtype, torch.float32)
+    assert library is not None and y.is_contiguous() and y.dtype in (a.dtype, torch.float32)
+    if not y.numel():
+        return
     if b.dtype != torch.float32:  # which is rounded on the way
         b = b.to(a.dtype)
-    # Rows, or columns; of a matrix that is neither, a copy.
-    if a.dim() > 2 or 1 not in a.stride():
-        a = a.contiguous()
-    if 1 not in b.stride():
-        b = b.contiguous()
-    (K, N), (b_step, b_lane) = b.shape, b.stride()
-    # A dimension of size 1 may have any stride: more than two are taken as contiguous rows.
-    lane, step = a.stride() if a.dim() == 2 else (K, 1)
+    a, *a_fields = _factor(a, by_columns[0])
+    b, *b_fields = _factor(b, by_columns[1])
+    N = y.shape[-1]
+    M, K = y.numel() // N, b.numel() // N
+    assert a.numel() == M * K
     bias = None if bias is None else bias.float().contiguous()
-    factors = (_Factor(a.data_ptr(), lane, step, a.element_size()),
-               _Factor(b.data_ptr(), b_lane, b_step, b.element_size()))  # fmt: skip
-    job = _Job(*factors, None if bias is None else bias.data_ptr(), y.data_ptr(),
-               a.numel() // K, N, K, y.element_size(), 0, 0, 0, adds, 0)  # fmt: skip
-    library.multiply(ctypes.byref(job), torch.get_num_threads())
+    call(library.multiply, _JOB, *a_fields, *b_fields, *at(bias, y), M, N, K,
+         y.element_size(), adds)  # fmt: skip
+
+
+def _factor(x: Tensor, by_columns: bool) -> tuple[Tensor, int, int, int, int]:
+    """Return x, or a copy, and what products.c is told of it.
+
+    Of a matrix that lies neither by rows nor by columns there is a copy. A dimension of size 1
+    may have any stride.
+    """
+    if x.dim() > 2 or 1 not in x.stride():
+        x = x.contiguous()
+    row, number = x.stride() if x.dim() == 2 else (x.shape[-1], 1)
+    lane, step = (number, row) if by_columns else (row, number)
+    return x, x.data_ptr(), lane, step, x.element_size()
 
 
 @functools.cache
