@@ -8,15 +8,9 @@
 // text's length alone. D is a multiple of 16, at most 256.
 #include "../vectors.h"
 
-// Bytes by which reading runs ahead: rows are too short for the processor to find the pattern.
-#define AHEAD 12288
-// Every weight is read once a token. Where reading passes by the caches, they keep what runs between
-// two steps; so measured on AMD's processors alone, for which this is set.
-#ifdef NON_TEMPORAL
-#define READ_AHEAD(at) __builtin_prefetch(at, 0, 0)
-#else
-#define READ_AHEAD(at) __builtin_prefetch(at)
-#endif
+// Bytes by which reading runs ahead of a tile, in one run through memory: the rows of a tile, read side
+// by side, are no pattern that a processor finds.
+#define AHEAD 4096
 #if L == 4
 VECTOR(float16s, _Float16);
 VECTOR(bytes, int8_t);
@@ -60,8 +54,11 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
   EACH(r, R) x[r] = j->x + (r < j->R ? r : j->R - 1) * K;
   EACH(r, R) EACH(b, B) sums[r * B + b] = (floats){0};
   for (long k = 0; k < K; k += 64) {
-    EACH(b, B) EACH(line, SIZE[kind])
-      READ_AHEAD(w + b * row + k * SIZE[kind] + line * 64 + AHEAD);
+    const char *ahead = w + (B - 1) * row + k * SIZE[kind] * B + AHEAD;
+    EACH(line, B * SIZE[kind]) {
+      if (kind == I8) __builtin_prefetch(ahead + line * 64);
+      else __builtin_prefetch(ahead + line * 64, 0, 2);  // L1 is for x, of which 8 rows may fill it
+    }
     EACH(half, 2) {
       if (kind == I8) EACH(b, B) {
         words two = (words){0} + scales[b * (K / 64) + k / 64];
@@ -87,11 +84,12 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
       j->y[r * j->N + n + b] = ((float *)found)[r * B + b] + (j->bias ? j->bias[n + b] : 0);
 }
 
-// The last tile overlaps the one before, so that all are whole.
+// The last tile overlaps the one before, so that all are whole. Fewer rows of W at once are read faster,
+// but have too few sums to hide what int8 takes to widen.
 #define TILES(kind, R, B)                                                                         \
   for (; n < end; n += B) tile(j, kind, R, B, n + B <= j->N ? n : j->N - B)
 #define BY_ROWS(kind)                                                                             \
-  if (j->R == 1) TILES(kind, 1, 4);                                                               \
+  if (j->R == 1) TILES(kind, 1, (kind == F32 ? 1 : kind == I8 && L < 16 ? 4 : 2));                \
   else if (j->R <= 4) TILES(kind, 4, (L == 16 ? 4 : 2));                                          \
   else TILES(kind, 8, (L == 16 ? 2 : 1))
 

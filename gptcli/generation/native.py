@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.native import build
-from gptcli.settled import processor
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.c", "matvec.c")]  # the first has all
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -20,8 +19,7 @@ _STEP_ARGUMENTS: list[Any] = [*[_POINTER] * 5, *[_LONG] * 3, ctypes.c_int, _LONG
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the library; None where it cannot be built."""
-    options = ("-DNON_TEMPORAL",) if "AMD" in processor() else ()
-    found = build(*_SOURCES, options=options)
+    found = build(*_SOURCES)
     if found is not None:
         found.matvec.argtypes, found.matvec.restype = _ARGUMENTS, None
         found.decode_step.argtypes, found.decode_step.restype = _STEP_ARGUMENTS, None
