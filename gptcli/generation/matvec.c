@@ -8,8 +8,8 @@
 // text's length alone. D is a multiple of 16, at most 256.
 #include "../vectors.h"
 
-// Bytes by which reading runs ahead of a tile, in one run through memory: the rows of a tile, read side
-// by side, are no pattern that a processor finds.
+// Bytes by which prefetching is ahead of a tile, at least. It is one run through memory: the rows of a
+// tile, read side by side, are no pattern that a processor finds.
 #define AHEAD 4096
 #if L == 4
 VECTOR(float16s, _Float16);
@@ -56,8 +56,9 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
   for (long k = 0; k < K; k += 64) {
     const char *ahead = w + (B - 1) * row + k * SIZE[kind] * B + AHEAD;
     EACH(line, B * SIZE[kind]) {
+      // To L2, for 8 rows of x may fill L1. Of int8 there is little, and it is slower from there.
       if (kind == I8) __builtin_prefetch(ahead + line * 64);
-      else __builtin_prefetch(ahead + line * 64, 0, 2);  // L1 is for x, of which 8 rows may fill it
+      else __builtin_prefetch(ahead + line * 64, 0, 2);
     }
     EACH(half, 2) {
       if (kind == I8) EACH(b, B) {
@@ -85,7 +86,7 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
 }
 
 // The last tile overlaps the one before, so that all are whole. Fewer rows of W at once are read faster,
-// but have too few sums to hide what int8 takes to widen.
+// but have fewer sums to hide what 16 bits take to widen, and more so 8 without AVX512.
 #define TILES(kind, R, B)                                                                         \
   for (; n < end; n += B) tile(j, kind, R, B, n + B <= j->N ? n : j->N - B)
 #define BY_ROWS(kind)                                                                             \

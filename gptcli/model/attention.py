@@ -75,8 +75,7 @@ def _run(
     if grad is not None:
         grad = grad.to(y.dtype)
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    of_y = _NONE if grad is None else _place(grad)
-    heads = chain(*places, *grad_places, of_y)
+    heads = chain(*places, *grad_places, _NONE if grad is None else _place(grad))
     kernels.call(library.causal_attention, _JOB, *heads, *kernels.at(y, log_sums), *shape)
 
 

@@ -426,5 +426,5 @@ static void sums(void *argument) {
 
 void sum_of_squares(Squares *job, int threads) {
   const long chunks = job->n ? job->tensors[job->n - 1].end : 0;
-  GOMP_parallel(sums, job, chunks < threads ? 1 : threads, 0);
+  GOMP_parallel(sums, job, chunks < 1 ? 1 : chunks < threads ? chunks : threads, 0);
 }

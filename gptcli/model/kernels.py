@@ -43,8 +43,8 @@ def torch_only() -> Iterator[None]:
 
 def can_run(x: Tensor) -> bool:
     """Tell whether the kernels take x: on a CPU, where torch compiles no others."""
-    is_one = x.is_cpu and x.dtype in (torch.float32, _HALF)
-    return is_one and _in_use and not torch.compiler.is_compiling() and _library() is not None
+    is_one = _in_use and not torch.compiler.is_compiling() and x.is_cpu
+    return is_one and x.dtype in (torch.float32, _HALF) and _library() is not None
 
 
 @functools.cache
@@ -160,7 +160,8 @@ def at(*tensors: Tensor | None) -> list[int]:
 def call(function: Any, layout: str, *fields: float) -> None:
     """Call a function of C with a structure, laid out as by `struct.pack`, and torch's threads.
 
-    ctypes takes five times as long to make a structure, which counts in small networks.
+    ctypes takes five times as long to make one, which counts in small networks. The function writes
+    to it what its threads have taken: each call packs another.
     """
     function(struct.pack(layout, *fields), torch.get_num_threads())
 
@@ -256,6 +257,6 @@ def activate_back(
 
 
 def _activate(kind: str, x: Tensor, *others: Tensor | None) -> None:
-    """Fill the value, and gradients, of which there are any: those of `_PASS` in its order."""
+    """Fill the value and the gradients that are given; all are in the order of `_PASS`."""
     places, is_half = at(x, *others), x.dtype == _HALF
     _run("activate", x, _PASS, *places, x.numel(), _KINDS.index(kind), is_half)

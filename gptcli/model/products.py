@@ -128,10 +128,10 @@ def _multiply_into(
     adds: bool = False,
     by_columns: tuple[bool, bool] = (False, True),
 ) -> None:
-    """Set y (..., N), which lies by rows, to products of a and b, plus a bias (N), or add these.
+    """Set y (..., N), which lies by rows, to a product plus a bias (N), or add it.
 
-    They are of each row of a with each column of b, or as `by_columns` says of the two. Both are
-    matrices, or rows (..., K) that are contiguous; dtypes as in `multiply_into`.
+    Its numbers are sums over a row of a and a row of b; `by_columns` says of which of the two it is
+    a column. Rows may be (..., K); dtypes as in `multiply_into`.
     """
     library = _library(a.dtype)
     assert library is not None and y.is_contiguous() and y.dtype in (a.dtype, torch.float32)
@@ -139,27 +139,28 @@ def _multiply_into(
         return
     if b.dtype != torch.float32:  # which is rounded on the way
         b = b.to(a.dtype)
-    a, *a_fields = _factor(a, by_columns[0])
-    b, *b_fields = _factor(b, by_columns[1])
-    N = y.shape[-1]
-    M, K = y.numel() // N, b.numel() // N
-    assert a.numel() == M * K
+    a, M, *a_fields = _factor(a, by_columns[0])
+    b, N, *b_fields = _factor(b, by_columns[1])
+    K = a.numel() // M
+    assert b.numel() == N * K and y.numel() == M * N
     bias = None if bias is None else bias.float().contiguous()
     call(library.multiply, _JOB, *a_fields, *b_fields, *at(bias, y), M, N, K,
          y.element_size(), adds)  # fmt: skip
 
 
-def _factor(x: Tensor, by_columns: bool) -> tuple[Tensor, int, int, int, int]:
-    """Return x, or a copy, and what products.c is told of it.
+def _factor(x: Tensor, by_columns: bool) -> tuple[Tensor, int, int, int, int, int]:
+    """Return x, how many rows or columns it has, and what products.c is told of them.
 
-    Of a matrix that lies neither by rows nor by columns there is a copy. A dimension of size 1
-    may have any stride.
+    What lies neither by rows nor by columns is copied. A dimension of size 1 may have any stride:
+    those of more than two dimensions are not asked for.
     """
     if x.dim() > 2 or 1 not in x.stride():
         x = x.contiguous()
-    row, number = x.stride() if x.dim() == 2 else (x.shape[-1], 1)
-    lane, step = (number, row) if by_columns else (row, number)
-    return x, x.data_ptr(), lane, step, x.element_size()
+    width = x.shape[-1]
+    row, number = x.stride() if x.dim() == 2 else (width, 1)
+    if by_columns:
+        return x, width, x.data_ptr(), number, row, x.element_size()
+    return x, x.numel() // width, x.data_ptr(), row, number, x.element_size()
 
 
 @functools.cache
