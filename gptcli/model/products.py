@@ -149,7 +149,7 @@ def _multiply_into(
 
 
 def _factor(x: Tensor, by_columns: bool) -> tuple[Tensor, int, int, int, int, int]:
-    """Return x, how many rows or columns it has, and what products.c is told of them.
+    """Return x, how many rows or columns it has, and what products.c takes to read them.
 
     What lies neither by rows nor by columns is copied. A dimension of size 1 may have any stride:
     those of more than two dimensions are not asked for.

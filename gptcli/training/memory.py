@@ -316,11 +316,11 @@ def _loss_bytes(config: Config, rows: int) -> int:
     n_ids, dtype = config.model.vocab_size or 0, _DTYPES[config.dtype]
     tokens = rows * config.seq_len
     logits = min(tokens * n_ids * dtype.itemsize, buffer_bytes(config.device, dtype.itemsize))
-    cast = n_ids * config.model.n_embd * dtype.itemsize  # the head, as products take it
-    if dtype == torch.float32 or (
-        config.device == "cpu" and can_multiply(torch.empty(tokens, 1, dtype=dtype, device="cpu"))
-    ):  # which round it as they read it
-        cast = 0
+    # The head in the dtype of products, unless these round it as they read it.
+    rows_of_one = torch.empty(tokens, 1, dtype=dtype, device="cpu")
+    rounds = config.device == "cpu" and can_multiply(rows_of_one)
+    is_same = dtype == torch.float32 or rounds
+    cast = 0 if is_same else n_ids * config.model.n_embd * dtype.itemsize
     if config.device != "cpu" and config.compile is not True:  # a softmax, and what it reads
         logits += 4 * (logits // dtype.itemsize) * (1 if dtype == torch.float32 else 2)
     return logits + cast + 4 * tokens * config.model.n_embd
