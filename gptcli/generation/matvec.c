@@ -1,8 +1,9 @@
 // y[R, N] = x[R, K] W[N, K]^T + b for few rows, at the speed at which memory gives W.
 //
-// W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row.
-// K is a multiple of 64, N at least 8. Each sum has one order whatever R is, so a row's result
-// depends on nothing but that row. Threads are those of the OpenMP that the process already has.
+// W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row, packed:
+// (N / 16, K / 2, 16, 2) and (N / 16, K / 32, 16). K is a multiple of 64, N at least 8. Each sum has one
+// order whatever R is, so a row's result depends on nothing but that row. Threads are those of the OpenMP
+// that the process already has.
 //
 // `attend_group` is the attention of one new token of a text, in an order of sums that depends on the
 // text's length alone. D is a multiple of 16, at most 256.
@@ -13,33 +14,32 @@
 #define AHEAD 4096
 #if L == 4
 VECTOR(float16s, _Float16);
-VECTOR(bytes, int8_t);
+typedef int8_t bytes __attribute__((vector_size(8), aligned(1), may_alias));
+typedef int16_t shorts __attribute__((vector_size(16)));
 #endif
+VECTOR(ints, int32_t);
 enum { F32, F16, BF16, I8 };
 static const int SIZE[] = {4, 2, 2, 1};
 
 typedef struct {
   const float *x, *bias;
   const char *w;
-  const uint32_t *scales;  // two bfloat16 in each
+  const uint16_t *scales;
   float *y;
   long N, K, next, threads;
   int kind, R;
 } Job;
 
-INLINE floats load(int kind, const void *w, floats scale) {
+INLINE floats load(int kind, const void *w) {
   switch (kind) {
   case F32: return *(const floats *)w;
   case BF16: return (floats)(__builtin_convertvector(*(const halves *)w, words) << 16);
 #if L == 16
-  case F16: return (floats)_mm512_cvtph_ps(_mm256_loadu_si256(w));
-  default: return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(w))) * scale;
+  default: return (floats)_mm512_cvtph_ps(_mm256_loadu_si256(w));
 #elif L == 8
-  case F16: return (floats)_mm256_cvtph_ps(_mm_loadu_si128(w));
-  default: return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(w))) * scale;
+  default: return (floats)_mm256_cvtph_ps(_mm_loadu_si128(w));
 #else
-  case F16: return __builtin_convertvector(*(const float16s *)w, floats);
-  default: return __builtin_convertvector(*(const bytes *)w, floats) * scale;
+  default: return __builtin_convertvector(*(const float16s *)w, floats);
 #endif
   }
 }
@@ -48,32 +48,21 @@ INLINE floats load(int kind, const void *w, floats scale) {
 INLINE void tile(const Job *j, const int kind, const int R, const int B, long n) {
   const long K = j->K, row = K * SIZE[kind];
   const char *w = j->w + n * row;
-  const uint32_t *scales = kind == I8 ? j->scales + n * (K / 64) : 0;
   const float *x[8];
-  floats sums[16], scale[4] = {{0}};
+  floats sums[16];
   EACH(r, R) x[r] = j->x + (r < j->R ? r : j->R - 1) * K;
   EACH(r, R) EACH(b, B) sums[r * B + b] = (floats){0};
   for (long k = 0; k < K; k += 64) {
     const char *ahead = w + (B - 1) * row + k * SIZE[kind] * B + AHEAD;
-    EACH(line, B * SIZE[kind]) {
-      // To L2, for 8 rows of x may fill L1. Of int8 there is little, and it is slower from there.
-      if (kind == I8) __builtin_prefetch(ahead + line * 64);
-      else __builtin_prefetch(ahead + line * 64, 0, 2);
-    }
-    EACH(half, 2) {
-      if (kind == I8) EACH(b, B) {
-        words two = (words){0} + scales[b * (K / 64) + k / 64];
-        scale[b] = (floats)(half ? (words)(two & 0xffff0000u) : (words)(two << 16));
-      }
-      EACH(u, 32 / L) {
-        const long i = k + half * 32 + u * L;
-        floats v[4];
-        EACH(b, B) v[b] = load(kind, w + b * row + i * SIZE[kind], scale[b]);
-        EACH(r, R) {
-          floats one = *(const floats *)(x[r] + i);
-          if (B > 1) HOLD(one);
-          EACH(b, B) sums[r * B + b] += one * v[b];
-        }
+    EACH(line, B * SIZE[kind]) __builtin_prefetch(ahead + line * 64, 0, 2);  // 8 rows of x may fill L1
+    EACH(u, 64 / L) {
+      const long i = k + u * L;
+      floats v[4];
+      EACH(b, B) v[b] = load(kind, w + b * row + i * SIZE[kind]);
+      EACH(r, R) {
+        floats one = *(const floats *)(x[r] + i);
+        if (B > 1) HOLD(one);
+        EACH(b, B) sums[r * B + b] += one * v[b];
       }
     }
   }
@@ -85,12 +74,107 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
       j->y[r * j->N + n + b] = ((float *)found)[r * B + b] + (j->bias ? j->bias[n + b] : 0);
 }
 
+// Of int8 weights products of integers are summed, which are exact; so x is rounded to 16 bits, by a
+// scale for every 32 numbers of a row.
+//
+// A group of them takes GROUP words: 16 pairs, and the scale. Groups of the same columns of R rows lie
+// side by side: (K / 32, R, GROUP).
+enum { PACK = 16, GROUP = 17 };
+
+static void round_rows(const float *x, uint32_t *to, long K, long R) {
+  for (long r = 0; r < R; r++) {
+    for (long g = 0; g < K / 32; g++, x += 32) {
+      ints most = {0};  // of the bits, among which those of NaN are the largest
+      EACH(i, 32 / L) {
+        const ints bits = *(const ints *)(x + i * L) & 0x7fffffff;
+        most = (ints)pick((words)(bits > most), (floats)bits, (floats)most);
+      }
+      int32_t largest_bits = 0;
+      EACH(i, L) largest_bits = most[i] > largest_bits ? most[i] : largest_bits;
+      float largest;
+      memcpy(&largest, &largest_bits, sizeof largest);
+      uint32_t *group = to + (g * R + r) * GROUP;
+      const float scale = largest / 32767, by = largest > 0 ? 32767 / largest : 0;
+      EACH(i, 32 / L) {
+        const words whole = (words)(*(const floats *)(x + i * L) * by + 12582912.f);
+        *(halves *)((uint16_t *)group + i * L) = __builtin_convertvector(whole, halves);
+      }
+      memcpy(group + 16, &scale, sizeof scale);
+    }
+  }
+}
+
+// 2 L int8 as pairs of int16.
+INLINE words pairs(const void *w) {
+#if L == 16
+  return (words)_mm512_cvtepi8_epi16(_mm256_loadu_si256(w));
+#elif L == 8
+  return (words)_mm256_cvtepi8_epi16(_mm_loadu_si128(w));
+#else
+  return (words)__builtin_convertvector(*(const bytes *)w, shorts);
+#endif
+}
+
+// Add the products of pairs to sums.
+INLINE words add_pairs(words sums, words w, words x) {
+#if L == 16 && defined(__AVX512VNNI__)
+  return (words)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
+#elif L == 16
+  return sums + (words)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+#elif L == 8
+  return sums + (words)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#else
+  const ints low = (ints)(w << 16) >> 16, high = (ints)w >> 16;
+  return sums + (words)(low * ((ints)(x << 16) >> 16) + high * ((ints)x >> 16));
+#endif
+}
+
+// R rows of x (the last one repeated where there are fewer) by 16 rows of packed W, from n on.
+INLINE void packed_tile(const Job *j, const int R, long n) {
+  enum { PARTS = PACK / L };
+  const char *w = j->w + n * j->K;
+  const uint16_t *scales = j->scales + n * (j->K / 32);
+  const uint32_t *x[8];
+  floats sums[8 * PARTS];
+  EACH(r, R) x[r] = (const uint32_t *)j->x + (r < j->R ? r : j->R - 1) * GROUP;
+  EACH(i, R * PARTS) sums[i] = (floats){0};
+  for (long g = 0; g < j->K / 32; g++, w += 32 * PACK, scales += PACK) {
+    EACH(line, 32 * PACK / 64) __builtin_prefetch(w + AHEAD + line * 64);
+    EACH(part, PARTS) {
+      words found[8];
+      __asm__("" ::: "memory");  // or x would be read for both parts at once, into too few registers
+      EACH(r, R) found[r] = (words){0};
+      EACH(u, 16) {
+        const words v = pairs(w + u * 2 * PACK + part * 2 * L);
+        EACH(r, R) {
+          found[r] = add_pairs(found[r], v, (words){0} + x[r][u]);
+          HOLD(found[r]);
+        }
+      }
+      const floats scale = load(BF16, scales + part * L);
+      EACH(r, R) {
+        float of_x;
+        memcpy(&of_x, x[r] + 16, sizeof of_x);
+        const floats whole = __builtin_convertvector((ints)found[r], floats);
+        sums[r * PARTS + part] += whole * (scale * of_x);
+      }
+    }
+    EACH(r, R) x[r] += j->R * GROUP;
+  }
+  const long some = j->N - n < PACK ? j->N - n : PACK;
+  for (int r = 0; r < R && r < j->R; r++) {
+    float *y = j->y + r * j->N + n;
+    memcpy(y, sums + r * PARTS, some * sizeof(float));
+    for (long i = 0; j->bias && i < some; i++) y[i] += j->bias[n + i];
+  }
+}
+
 // The last tile overlaps the one before, so that all are whole. Fewer rows of W at once are read faster,
 // but have fewer sums to hide what 16 bits take to widen, and more so 8 without AVX512.
 #define TILES(kind, R, B)                                                                         \
   for (; n < end; n += B) tile(j, kind, R, B, n + B <= j->N ? n : j->N - B)
 #define BY_ROWS(kind)                                                                             \
-  if (j->R == 1) TILES(kind, 1, (kind == F32 ? 1 : kind == I8 && L < 16 ? 4 : 2));                \
+  if (j->R == 1) TILES(kind, 1, (kind == F32 ? 1 : 2));                                           \
   else if (j->R <= 4) TILES(kind, 4, (L == 16 ? 4 : 2));                                          \
   else TILES(kind, 8, (L == 16 ? 2 : 1))
 
@@ -99,7 +183,10 @@ static void tiles(const Job *j, long n, long end) {
   case F32: BY_ROWS(F32); break;
   case F16: BY_ROWS(F16); break;
   case BF16: BY_ROWS(BF16); break;
-  default: BY_ROWS(I8);
+  default:
+    if (j->R == 1) for (; n < end; n += PACK) packed_tile(j, 1, n);
+    else if (j->R <= 4) for (; n < end; n += PACK) packed_tile(j, 4, n);
+    else for (; n < end; n += PACK) packed_tile(j, 8, n);
   }
 }
 
@@ -109,9 +196,9 @@ static void tiles(const Job *j, long n, long end) {
 INLINE int take(long *next, long N, long threads, long *first, long *end) {
   long before = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
   for (*end = 0; *end < N && before >= 0; before--) {
-    const long share = (N - *end) / threads / 8 * 8;
+    const long share = (N - *end) / threads / PACK * PACK;
     *first = *end;
-    *end += share < 8 ? 8 : share;
+    *end += share < PACK ? PACK : share;
   }
   if (*end > N) *end = N;
   return before < 0;
@@ -124,8 +211,13 @@ static void work(void *data) {
 
 void matvec(int kind, const float *x, const void *w, const void *scales, const float *bias,
             float *y, long N, long K, long R, int threads) {
+  uint32_t rounded[kind == I8 ? 8 * K / 32 * GROUP : 1];
   for (long r = 0; r < R; r += 8) {
     Job job = {x + r * K, bias, w, scales, y + r * N, N, K, 0, threads, kind, R - r < 8 ? R - r : 8};
+    if (kind == I8) {
+      round_rows(job.x, rounded, K, job.R);
+      job.x = (float *)rounded;
+    }
     GOMP_parallel(work, &job, threads, 0);
   }
 }
@@ -148,7 +240,6 @@ enum { BLOCK = 64 };  // places whose scores are computed before their values ar
 INLINE void attend_head(const int kind, const float *q, const char *keys, const char *values,
                         float *y, long n, const int D) {
   const float scale = 1.f / sqrtf(D);
-  const floats none = {0};
   const long size = SIZE[kind], place = D * size;
   floats sums[256 / L], weights = {0};
   float top = -INFINITY;
@@ -163,7 +254,7 @@ INLINE void attend_head(const int kind, const float *q, const char *keys, const 
         const char *key = keys + (first + (t + u < m ? t + u : m - 1)) * place;
         sums_of[u] = (floats){0};
         for (int i = 0; i < D; i += L)
-          sums_of[u] += *(const floats *)(q + i) * load(kind, key + i * size, none);
+          sums_of[u] += *(const floats *)(q + i) * load(kind, key + i * size);
       }
       totals(sums_of, L);
       *(floats *)(scores + t) = sums_of[0] * scale;
@@ -184,7 +275,7 @@ INLINE void attend_head(const int kind, const float *q, const char *keys, const 
     for (long t = 0; t < m; t++) {
       const char *value = values + (first + t) * place;
       for (int i = 0; i < D / L; i++)
-        sums[i] += load(kind, value + i * L * size, none) * scores[t];
+        sums[i] += load(kind, value + i * L * size) * scores[t];
     }
   }
   const float all = total(weights);

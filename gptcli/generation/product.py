@@ -12,7 +12,9 @@ from gptcli.generation import native
 FEW = 32  # rows up to which matvec.c is faster than a product of matrices
 KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.int8)  # matvec.c's numbers for them
 _WIDTH, _HEIGHT = 64, 8  # columns that matvec.c takes multiples of; rows that it takes at least
-_GROUP = 32  # weights that share a scale there
+GROUP = 32  # weights that share a scale there
+GROUP_WORDS = 17  # what so many numbers of a row take there, of 16 bits and with a scale
+_PACK = 16  # rows that are packed together there
 
 
 class Product:
@@ -28,13 +30,16 @@ class Product:
         self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None, few: int = FEW
     ) -> None:
         (N, K), library = weight.shape, native.library()
+        self.shape = N, K
+        self.few = few if library is not None and K % _WIDTH == 0 and N >= _HEIGHT else 0
         self.scales: Tensor | None = None
         if dtype == torch.int8:
-            W, self.scales = quantize(weight, None if K % _GROUP else _GROUP)
+            W, self.scales = quantize(weight, None if K % GROUP else GROUP)
+            if self.few:
+                W, self.scales = _packed(W.view(torch.int16)), _packed(self.scales)
         else:
             W = weight.to(dtype)
         self.W, self.bias = W.contiguous(), None if bias is None else bias.float()
-        self.few = few if library is not None and K % _WIDTH == 0 and N >= _HEIGHT else 0
         if not self.few and self.scales is None:
             self._wide = dtype  # to widen it for every token would take longer
         else:
@@ -48,11 +53,14 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         assert x.dtype == torch.float32
-        N, K = self.W.shape
+        N, K = self.shape
         n_rows = x.numel() // K
         if n_rows > self.few:
-            W = self.W if self.scales is None else widened(self.W, self.scales)
-            y = F.linear(x.to(self._wide), W.to(self._wide)).float()
+            W, scales = self.W, self.scales
+            if self.few and scales is not None:
+                W, scales = _unpacked(W, N).view(torch.int8), _unpacked(scales, N)
+            W = W.to(self._wide) if scales is None else widened(W, scales.to(self._wide))
+            y = F.linear(x.to(self._wide), W).float()
             return y if self.bias is None else y + self.bias
         x, y = x.contiguous(), x.new_empty(*x.shape[:-1], N)
         place, threads = y.data_ptr(), self._threads
@@ -72,7 +80,18 @@ def quantize(weight: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8).flatten(1), scales
 
 
+def _packed(rows: Tensor) -> Tensor:
+    """Return rows (N, M) as (N / 16, M, 16), with rows of 0 to the last 16."""
+    rows = F.pad(rows, (0, 0, 0, -len(rows) % _PACK))
+    return rows.view(-1, _PACK, rows.shape[1]).transpose(1, 2).contiguous()
+
+
+def _unpacked(packed: Tensor, N: int) -> Tensor:
+    """Return the rows (N, M) again."""
+    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:N]
+
+
 def widened(W: Tensor, scales: Tensor) -> Tensor:
-    """Return the weight (N, K) that int8 weights stand for."""
-    weight: Tensor = W.view(*scales.shape, -1) * scales.float()[..., None]
+    """Return the weight (N, K) that int8 weights stand for, in the precision of `scales`."""
+    weight: Tensor = W.view(*scales.shape, -1) * scales[..., None]
     return weight.flatten(1)

@@ -42,7 +42,7 @@ typedef struct {
   float *x, *logits;
   float *x0, *normed, *wide, *gate, *qkv, *y;  // scratch
   const int64_t *lengths;  // of the texts; 0 where all have `length`
-  long length, cache_row, cache_head, R, threads, kind, ids;  // cache_row is 0 for one text
+  long length, cache_row, cache_head, R, threads, kind, of_thread, ids;  // cache_row is 0 for one text
   long next[];  // of each phase
 } Run;
 
@@ -75,11 +75,17 @@ static void activate(int mlp, float *x, const float *gate, long n) {
 }
 
 static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, long R,
-                     int after) {
+                     uint32_t *rounded, int after) {
   const int kind = m->kind;
+  const long in_row = kind == I8 ? m->K / 32 * GROUP : m->K;
+  if (kind == I8) {
+    for (long r = 0; r < R; r += 8)
+      round_rows(x + r * m->K, rounded + r * in_row, m->K, R - r < 8 ? R - r : 8);
+    x = (const float *)rounded;
+  }
   for (long first, end; take(&j->next[phase], m->N, j->threads, &first, &end);) {
     for (long r = 0; r < R; r += 8) {
-      const Job job = {x + r * m->K, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K,
+      const Job job = {x + r * in_row, m->bias, m->w, m->scales, y + r * m->N, m->N, m->K,
                        .kind = kind, .R = R - r < 8 ? R - r : 8};
       tiles(&job, first, end);
     }
@@ -165,7 +171,8 @@ static void pass(void *data) {
   Run *j = data;
   const Net *net = j->net;
   const long R = j->R, n = R * net->C, before_last = j->cache_row ? 0 : (R - 1) * net->C;
-  float *normed = j->normed + __atomic_fetch_add(&j->ids, 1, __ATOMIC_RELAXED) * n;
+  float *normed = j->normed + __atomic_fetch_add(&j->ids, 1, __ATOMIC_RELAXED) * j->of_thread;
+  uint32_t *rounded = (uint32_t *)(normed + n);
   int phase = 0;
   for (const Layer *layer = net->layers; layer < net->layers + net->n_layer; layer++) {
     if (layer->x0_scale) {
@@ -174,7 +181,7 @@ static void pass(void *data) {
       GOMP_barrier();
     }
     normalize(net, &layer->ln_1, j->x, normed, R);
-    multiply(j, phase++, &layer->c_attn, normed, j->qkv, R, PLAIN);
+    multiply(j, phase++, &layer->c_attn, normed, j->qkv, R, rounded, PLAIN);
     GOMP_barrier();
     if (before_last) {  // a token sees what the ones before it store
       attend_all(j, phase++, layer, STORE);
@@ -182,39 +189,40 @@ static void pass(void *data) {
     }
     attend_all(j, phase++, layer, before_last ? ATTEND : STORE | ATTEND);
     GOMP_barrier();
-    multiply(j, phase++, &layer->c_proj, j->y, j->wide, R, ADD);
+    multiply(j, phase++, &layer->c_proj, j->y, j->wide, R, rounded, ADD);
     GOMP_barrier();
     normalize(net, &layer->ln_2, j->x, normed, R);
     if (net->mlp == SWIGLU) {
-      multiply(j, phase++, &layer->c_gate, normed, j->gate, R, PLAIN);
+      multiply(j, phase++, &layer->c_gate, normed, j->gate, R, rounded, PLAIN);
       GOMP_barrier();
     }
-    multiply(j, phase++, &layer->c_fc, normed, j->wide, R, ACTIVATE);
+    multiply(j, phase++, &layer->c_fc, normed, j->wide, R, rounded, ACTIVATE);
     GOMP_barrier();
-    multiply(j, phase++, &layer->mlp_proj, j->wide, j->qkv, R, ADD);
+    multiply(j, phase++, &layer->mlp_proj, j->wide, j->qkv, R, rounded, ADD);
     GOMP_barrier();
   }
   const long n_last = before_last ? 1 : R;
   normalize(net, &net->ln_f, j->x + before_last, normed, n_last);
-  multiply(j, phase, &net->head, normed, j->logits, n_last, PLAIN);
+  multiply(j, phase, &net->head, normed, j->logits, n_last, rounded, PLAIN);
 }
 
 // Pass x (R, C) through the network, in place, and write the logits (R, V), or of one text (1, V).
-// Scratch holds R (2 C + threads C + 2 width + (H + 2 G) D + H D) floats.
+// Scratch holds R (2 C + 2 widest + (H + 2 G) D + H D + threads (C + widest GROUP / 32)) floats.
 void decode_step(const Net *net, float *x, float *logits, float *scratch, const int64_t *lengths,
                  long length, long cache_row, long cache_head, int kind, long R, int threads) {
   const long n_phases = net->n_layer * 8 + 1;
   Run *run = __builtin_alloca(sizeof(Run) + n_phases * sizeof(long));
   memset(run, 0, sizeof(Run) + n_phases * sizeof(long));
-  const long C = net->C, n = R * C, widest = net->width > C ? net->width : C;
+  const long C = net->C, n = R * C, HD = net->H * net->D, wider = HD > C ? HD : C;
+  const long widest = net->width > wider ? net->width : wider;
   *run = (Run){net, x, logits, scratch, .lengths = lengths, .length = length,
                .cache_row = cache_row, .cache_head = cache_head, .kind = kind, .R = R,
-               .threads = threads};
+               .threads = threads, .of_thread = n + R * widest * GROUP / 32};
   run->normed = run->x0 + n;
-  run->wide = run->normed + threads * n;
+  run->wide = run->normed + threads * run->of_thread;
   run->gate = run->wide + R * widest;
   run->y = run->gate + R * widest;
-  run->qkv = run->y + R * net->H * net->D;  // (R, (H + 2 G) D), later (R, C)
+  run->qkv = run->y + R * HD;  // (R, (H + 2 G) D), later (R, C)
   memcpy(run->x0, x, n * sizeof(float));
   GOMP_parallel(pass, run, threads, 0);
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptcli.config.model import ModelConfig
 from gptcli.generation import native
-from gptcli.generation.product import KINDS, Product
+from gptcli.generation.product import GROUP, GROUP_WORDS, KINDS, Product
 from gptcli.model import GPT, KVCache
 from gptcli.model.extras import bigram_rows, rope_cache
 from gptcli.model.gpt import Block, Linear
@@ -61,7 +61,7 @@ def one_call(model: GPT) -> "Step | None":
         and config.head_size % 16 == 0
         and config.head_size <= 256
         and config.mlp_width % 8 == 0
-        and all(product.W.shape[0] % 8 == 0 for product in products if product is not None)
+        and all(product.shape[0] % 8 == 0 for product in products if product is not None)
     )
     return Step(model) if is_known else None
 
@@ -111,9 +111,13 @@ class Step:
             config.norm == "rmsnorm", _MLPS.index(config.mlp), bool(config.key_offset),
             config.norm_eps,
         )  # fmt: skip
-        self._row_floats = (2 + self._threads) * config.n_embd + 2 * max(
-            config.mlp_width, config.n_embd
-        ) + (2 * config.n_head + 2 * G) * config.head_size  # fmt: skip
+        heads = config.n_head * config.head_size
+        widest = max(config.mlp_width, config.n_embd, heads)
+        of_thread = config.n_embd + widest * GROUP_WORDS // GROUP + 1
+        self._row_floats = (
+            2 * (config.n_embd + widest + heads + G * config.head_size)
+            + self._threads * of_thread
+        )
 
     def cache_dtype(self, n_texts: int) -> torch.dtype:
         """Return the precision for keys and values of so many texts, by that of the weights.
@@ -177,7 +181,7 @@ def _matrix(layer: Any) -> _Matrix:
     product = _product(layer)
     if product is None:
         return _Matrix()
-    return _Matrix(*product.pointers, *product.W.shape, product.kind)
+    return _Matrix(*product.pointers, *product.shape, product.kind)
 
 
 def _norm(norm: Any) -> _Norm:

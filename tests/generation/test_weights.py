@@ -112,14 +112,45 @@ def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -
 
 @has_compiler
 @pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
-def test_each_class_of_processor_multiplies_alike(
+def test_int8_weights_multiply_numbers_rounded_to_16_bits(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stand_in(limit, monkeypatch)
+    torch.manual_seed(2)
+    for N, K in ((8, 64), (16, 128), (203, 192)):
+        weight, x = torch.randn(N, K), torch.randn(19, K) * torch.logspace(-9, 9, K)
+        x[3], x[5, 32:64] = 0, 0
+        groups = x.view(19, -1, 32)
+        step = groups.abs().amax(-1, keepdim=True) / 32767
+        rounded = (groups / step.clamp(min=1e-38)).round() * step
+        held = widened(*(part.double() for part in quantize(weight, 32)))
+        expected = rounded.double().flatten(1) @ held.T
+        product = Product(torch.int8, weight, None)
+        scale = (rounded.double().flatten(1).abs() @ held.abs().T).clamp(min=1e-30)
+        for n_rows in (1, 3, 8, 19):
+            error = (product(x[:n_rows]) - expected[:n_rows]).abs() / scale[:n_rows]
+            assert float(error.max()) < 1e-6, (N, K, n_rows)
+        for value in (float("nan"), float("inf")):
+            x[1, 7] = value
+            found = product(x[:3])
+            assert not found[1].isfinite().any() and found[[0, 2]].isfinite().all()
+
+
+def stand_in(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build for a class of processor, where this one has what it has."""
     flags = processor().split()
     if ("avx512f" not in flags and limit != "AVX2") or "avx2" not in flags:
         pytest.skip("this processor cannot stand in for it")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+
+
+@has_compiler
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
+def test_each_class_of_processor_multiplies_alike(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(limit, monkeypatch)
     torch.manual_seed(1)
     weight, x = torch.randn(40, 64), torch.randn(6, 64)
     for dtype, error in ERRORS.items():
@@ -188,7 +219,7 @@ def test_quantizing_errs_by_half_a_step_at_most(group: int | None) -> None:
     weight[3] = 0
     whole, scales = quantize(weight, group)
     assert scales.shape == (20, 96 // (group or 96))
-    error = (widened(whole, scales) - weight).abs()
+    error = (widened(whole, scales.float()) - weight).abs()
     step = scales.float().repeat_interleave(group or 96, 1)
     assert (error <= 0.51 * step + 127 * 2**-8 * step).all()
     assert whole[3].eq(0).all() and whole.abs().max() <= 127
