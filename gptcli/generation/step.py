@@ -115,8 +115,7 @@ class Step:
         widest = max(config.mlp_width, config.n_embd, heads)
         of_thread = config.n_embd + widest * GROUP_WORDS // GROUP + 1
         self._row_floats = (
-            2 * (config.n_embd + widest + heads + G * config.head_size)
-            + self._threads * of_thread
+            2 * (config.n_embd + widest + heads + G * config.head_size) + self._threads * of_thread
         )
 
     def cache_dtype(self, n_texts: int) -> torch.dtype:

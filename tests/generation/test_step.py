@@ -21,8 +21,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 def tolerance(dtype: torch.dtype) -> float:
     """Return how far apart logits may be, as a part of the largest.
 
-    What int8 weights multiply is rounded to 16 bits, and what float32 makes differ by its last bit may
-    be rounded to neighbours.
+    What int8 weights multiply is rounded to 16 bits: numbers that differ in float32's last bit may
+    become neighbours there.
     """
     return 2e-4 if dtype == torch.int8 else 2e-5
 
