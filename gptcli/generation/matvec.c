@@ -1,9 +1,9 @@
 // y[R, N] = x[R, K] W[N, K]^T + b for few rows, at the speed at which memory gives W.
 //
-// W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row, packed:
-// (N / 16, K / 2, 16, 2) and (N / 16, K / 32, 16). K is a multiple of 64, N at least 8. Each sum has one
-// order whatever R is, so a row's result depends on nothing but that row. Threads are those of the OpenMP
-// that the process already has.
+// W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row. Int8 is
+// packed by 16 rows: weights (N / 16, K / 2, 16, 2), scales (N / 16, K / 32, 16). K is a multiple of 64,
+// N at least 8. Each sum has one order whatever R is, so a row's result depends on nothing but that row.
+// Threads are those of the OpenMP that the process already has.
 //
 // `attend_group` is the attention of one new token of a text, in an order of sums that depends on the
 // text's length alone. D is a multiple of 16, at most 256.
@@ -74,11 +74,11 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
       j->y[r * j->N + n + b] = ((float *)found)[r * B + b] + (j->bias ? j->bias[n + b] : 0);
 }
 
-// Of int8 weights products of integers are summed, which are exact; so x is rounded to 16 bits, by a
-// scale for every 32 numbers of a row.
+// x is rounded to 16 bits where int8 multiplies it, with a scale for every 32 numbers of a row: sums of
+// 32 products are integers then, exact and twice as fast.
 //
-// A group of them takes GROUP words: 16 pairs, and the scale. Groups of the same columns of R rows lie
-// side by side: (K / 32, R, GROUP).
+// Each 32 take GROUP words, 16 pairs and the scale; those of the same columns of R rows are side by side
+// (K / 32, R, GROUP).
 enum { PACK = 16, GROUP = 17 };
 
 static void round_rows(const float *x, uint32_t *to, long K, long R) {
