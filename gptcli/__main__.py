@@ -1,7 +1,6 @@
 """`gpt`, `python -m gptcli`, and what torchrun starts."""
 
 import _thread
-import gc
 import os
 import signal
 import sys
@@ -17,9 +16,6 @@ def main() -> None:
     """Run the command line of this process."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not one that nohup ignores
         signal.signal(signal.SIGINT, _interrupt)
-    # Importing torch makes 250,000 objects that stay. Python would look for garbage among them 350
-    # times, which is a twentieth of the time until a first token.
-    gc.set_threshold(100_000)
     try:
         # Imported here: each worker process imports this module, and has no use for the program.
         from gptcli.cli import main as run

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
 #define L 16  // floats of a vector
 #elif defined(__AVX2__) && defined(__F16C__)
 #define L 8

@@ -65,7 +65,8 @@ def chat(
     if json_ and not is_once:
         raise ConfigError("--json answers one message", "for example `gpt chat --json 'Hello'`")
     settings = options.over_run(config, set_, flags)
-    from gptcli.api.generate import Chat, Sampler
+    with options.importing():
+        from gptcli.api.generate import Chat, Sampler
 
     sampler = Sampler(checkpoint, settings, int8=quantize is not None, chat=True)
     chat_, clean = Chat(sampler, system), str if raw else printable

@@ -78,7 +78,8 @@ def generate(
             interactive and num_samples not in (None, 1),
     })  # fmt: skip
     settings = options.over_run(config, set_, flags)
-    from gptcli.api.generate import Sampler
+    with options.importing():
+        from gptcli.api.generate import Sampler
 
     sampler = Sampler(checkpoint, settings, int8=quantize is not None)
     if sampler.trained.tokenizer.chat is not None:

@@ -1,9 +1,11 @@
 """The options that commands share, and how they become a configuration."""
 
+import contextlib
+import gc
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,6 +16,19 @@ from gptcli.formatting import plural
 
 if TYPE_CHECKING:
     from gptcli.config import Config
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import what needs torch without looking for garbage.
+
+    Of its 250,000 objects all stay, and Python would look at them for a twentieth of the time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def offered(offers: Any, metavar: str, help_: str, *names: str) -> Any:

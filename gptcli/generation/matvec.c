@@ -1,9 +1,9 @@
 // y[R, N] = x[R, K] W[N, K]^T + b for few rows, at the speed at which memory gives W.
 //
 // W is float32, float16, bfloat16, or int8 with a bfloat16 scale for every 32 weights of a row. Int8 is
-// packed by 16 rows: weights (N / 16, K / 2, 16, 2), scales (N / 16, K / 32, 16). K is a multiple of 64,
-// N at least 8. Each sum has one order whatever R is, so a row's result depends on nothing but that row.
-// Threads are those of the OpenMP that the process already has.
+// packed by 16 rows, the last with zeros: (N / 16, K / 2, 16, 2), and its scales (N / 16, K / 32, 16).
+// K is a multiple of 64, N at least 8. Each sum has one order whatever R is, so a row's result depends
+// on nothing but that row. Threads are those of the OpenMP that the process already has.
 //
 // `attend_group` is the attention of one new token of a text, in an order of sums that depends on the
 // text's length alone. D is a multiple of 16, at most 256.
@@ -77,9 +77,9 @@ INLINE void tile(const Job *j, const int kind, const int R, const int B, long n)
 // x is rounded to 16 bits where int8 multiplies it, with a scale for every 32 numbers of a row: sums of
 // 32 products are integers then, exact and twice as fast.
 //
-// Each 32 take GROUP words, 16 pairs and the scale; those of the same columns of R rows are side by side
-// (K / 32, R, GROUP).
-enum { PACK = 16, GROUP = 17 };
+// Each 32 take GROUP_WORDS: 16 pairs and the scale. Those of the same columns of R rows are side by side
+// (K / 32, R, GROUP_WORDS).
+enum { PACK = 16, GROUP_WORDS = 17 };
 
 static void round_rows(const float *x, uint32_t *to, long K, long R) {
   for (long r = 0; r < R; r++) {
@@ -93,7 +93,7 @@ static void round_rows(const float *x, uint32_t *to, long K, long R) {
       EACH(i, L) largest_bits = most[i] > largest_bits ? most[i] : largest_bits;
       float largest;
       memcpy(&largest, &largest_bits, sizeof largest);
-      uint32_t *group = to + (g * R + r) * GROUP;
+      uint32_t *group = to + (g * R + r) * GROUP_WORDS;
       const float scale = largest / 32767, by = largest > 0 ? 32767 / largest : 0;
       EACH(i, 32 / L) {
         const words whole = (words)(*(const floats *)(x + i * L) * by + 12582912.f);
@@ -136,7 +136,7 @@ INLINE void packed_tile(const Job *j, const int R, long n) {
   const uint16_t *scales = j->scales + n * (j->K / 32);
   const uint32_t *x[8];
   floats sums[8 * PARTS];
-  EACH(r, R) x[r] = (const uint32_t *)j->x + (r < j->R ? r : j->R - 1) * GROUP;
+  EACH(r, R) x[r] = (const uint32_t *)j->x + (r < j->R ? r : j->R - 1) * GROUP_WORDS;
   EACH(i, R * PARTS) sums[i] = (floats){0};
   for (long g = 0; g < j->K / 32; g++, w += 32 * PACK, scales += PACK) {
     EACH(line, 32 * PACK / 64) __builtin_prefetch(w + AHEAD + line * 64);
@@ -159,7 +159,7 @@ INLINE void packed_tile(const Job *j, const int R, long n) {
         sums[r * PARTS + part] += whole * (scale * of_x);
       }
     }
-    EACH(r, R) x[r] += j->R * GROUP;
+    EACH(r, R) x[r] += j->R * GROUP_WORDS;
   }
   const long some = j->N - n < PACK ? j->N - n : PACK;
   for (int r = 0; r < R && r < j->R; r++) {
@@ -169,8 +169,8 @@ INLINE void packed_tile(const Job *j, const int R, long n) {
   }
 }
 
-// The last tile overlaps the one before, so that all are whole. Fewer rows of W at once are read faster,
-// but have fewer sums to hide what 16 bits take to widen, and more so 8 without AVX512.
+// The last tile overlaps the one before, so that all are whole (but for int8). Fewer rows of W at once
+// are read faster, but have fewer sums to hide what 16 bits take to widen, and more so 8 without AVX512.
 #define TILES(kind, R, B)                                                                         \
   for (; n < end; n += B) tile(j, kind, R, B, n + B <= j->N ? n : j->N - B)
 #define BY_ROWS(kind)                                                                             \
@@ -211,7 +211,7 @@ static void work(void *data) {
 
 void matvec(int kind, const float *x, const void *w, const void *scales, const float *bias,
             float *y, long N, long K, long R, int threads) {
-  uint32_t rounded[kind == I8 ? 8 * K / 32 * GROUP : 1];
+  uint32_t rounded[kind == I8 ? 8 * K / 32 * GROUP_WORDS : 1];
   for (long r = 0; r < R; r += 8) {
     Job job = {x + r * K, bias, w, scales, y + r * N, N, K, 0, threads, kind, R - r < 8 ? R - r : 8};
     if (kind == I8) {

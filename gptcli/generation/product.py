@@ -36,7 +36,7 @@ class Product:
         if dtype == torch.int8:
             W, self.scales = quantize(weight, None if K % GROUP else GROUP)
             if self.few:
-                W, self.scales = _packed(W.view(torch.int16)), _packed(self.scales)
+                W, self.scales = _packed(W.contiguous().view(torch.int16)), _packed(self.scales)
         else:
             W = weight.to(dtype)
         self.W, self.bias = W.contiguous(), None if bias is None else bias.float()
@@ -88,7 +88,7 @@ def _packed(rows: Tensor) -> Tensor:
 
 def _unpacked(packed: Tensor, N: int) -> Tensor:
     """Return the rows (N, M) again."""
-    return packed.transpose(1, 2).reshape(-1, packed.shape[1])[:N]
+    return packed.transpose(1, 2).contiguous().view(-1, packed.shape[1])[:N]
 
 
 def widened(W: Tensor, scales: Tensor) -> Tensor:

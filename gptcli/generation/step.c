@@ -2,8 +2,9 @@
 // in a single parallel region.
 //
 // Between two products a thread waits for the others at a barrier and for nothing else: at this
-// size the launch of an operation takes longer than what it computes. Norms are computed by every
-// thread for itself, which is sooner done than waited for. A row's result depends on that row only.
+// size the launch of an operation takes longer than what it computes. Norms are computed, and what int8
+// multiplies is rounded, by every thread for itself, which is sooner done than waited for. A row's
+// result depends on that row only.
 #include "matvec.c"
 
 enum { LAYERNORM, RMSNORM };
@@ -77,7 +78,7 @@ static void activate(int mlp, float *x, const float *gate, long n) {
 static void multiply(Run *j, int phase, const Matrix *m, const float *x, float *y, long R,
                      uint32_t *rounded, int after) {
   const int kind = m->kind;
-  const long in_row = kind == I8 ? m->K / 32 * GROUP : m->K;
+  const long in_row = kind == I8 ? m->K / 32 * GROUP_WORDS : m->K;
   if (kind == I8) {
     for (long r = 0; r < R; r += 8)
       round_rows(x + r * m->K, rounded + r * in_row, m->K, R - r < 8 ? R - r : 8);
@@ -207,7 +208,7 @@ static void pass(void *data) {
 }
 
 // Pass x (R, C) through the network, in place, and write the logits (R, V), or of one text (1, V).
-// Scratch holds R (2 C + 2 widest + (H + 2 G) D + H D + threads (C + widest GROUP / 32)) floats.
+// Scratch holds R (2 C + 2 widest + (H + 2 G) D + H D + threads (C + widest GROUP_WORDS / 32)) floats.
 void decode_step(const Net *net, float *x, float *logits, float *scratch, const int64_t *lengths,
                  long length, long cache_row, long cache_head, int kind, long R, int threads) {
   const long n_phases = net->n_layer * 8 + 1;
@@ -217,7 +218,7 @@ void decode_step(const Net *net, float *x, float *logits, float *scratch, const 
   const long widest = net->width > wider ? net->width : wider;
   *run = (Run){net, x, logits, scratch, .lengths = lengths, .length = length,
                .cache_row = cache_row, .cache_head = cache_head, .kind = kind, .R = R,
-               .threads = threads, .of_thread = n + R * widest * GROUP / 32};
+               .threads = threads, .of_thread = n + R * widest * GROUP_WORDS / 32};
   run->normed = run->x0 + n;
   run->wide = run->normed + threads * run->of_thread;
   run->gate = run->wide + R * widest;

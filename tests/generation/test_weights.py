@@ -95,6 +95,19 @@ has_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("N", [8, 16, 17, 40])
+def test_weights_that_lie_in_columns_and_few_rows_of_them_multiply_alike(
+    N: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(4)
+    weight, x = torch.randn(128, N).t(), torch.randn(33, 128)  # as GPT-2's on the Hub
+    product, expected = Product(dtype, weight, None), x @ weight.T
+    for n_rows in (1, 33):  # more than 32 are multiplied by torch
+        error = (product(x[:n_rows]) - expected[:n_rows]).norm() / expected[:n_rows].norm()
+        assert float(error) < (ERRORS[dtype] if n_rows == 1 else max(ERRORS[dtype], 1e-2))
+
+
 @has_compiler
 @pytest.mark.parametrize("dtype", ERRORS)
 def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -> None:
