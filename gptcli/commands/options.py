@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Import what needs torch without looking for garbage.
+    """Import what needs torch without looking for garbage, then or later, among what it makes.
 
-    Of its 250,000 objects all stay, and Python would look at them for a twentieth of the time.
+    Its 250,000 objects stay, and to look at them takes a tenth of the time to a first token.
     """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 
