@@ -30,6 +30,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "gptcli"
 
 
+@pytest.fixture(params=["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
+def each_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build for each class of processor, where this one can stand in for it."""
+    flags = processor().split()
+    if ("avx512f" not in flags and request.param != "AVX2") or "avx2" not in flags:
+        pytest.skip("this processor cannot stand in for it")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", request.param)
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
+
+
 def make_model() -> GPT:
     """Return a network wide enough for every kernel."""
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 32, "vocab_size": 101}
@@ -124,11 +134,8 @@ def test_a_row_has_the_same_product_alone_and_among_others(dtype: torch.dtype) -
 
 
 @has_compiler
-@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
-def test_int8_weights_multiply_numbers_rounded_to_16_bits(
-    limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(limit, monkeypatch)
+@pytest.mark.usefixtures("each_class")
+def test_int8_weights_multiply_numbers_rounded_to_16_bits() -> None:
     torch.manual_seed(2)
     for N, K in ((8, 64), (16, 128), (203, 192)):
         weight, x = torch.randn(N, K), torch.randn(19, K) * torch.logspace(-9, 9, K)
@@ -149,21 +156,9 @@ def test_int8_weights_multiply_numbers_rounded_to_16_bits(
             assert not found[1].isfinite().any() and found[[0, 2]].isfinite().all()
 
 
-def stand_in(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build for a class of processor, where this one has what it has."""
-    flags = processor().split()
-    if ("avx512f" not in flags and limit != "AVX2") or "avx2" not in flags:
-        pytest.skip("this processor cannot stand in for it")
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
-
-
 @has_compiler
-@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
-def test_each_class_of_processor_multiplies_alike(
-    limit: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stand_in(limit, monkeypatch)
+@pytest.mark.usefixtures("each_class")
+def test_each_class_of_processor_multiplies_alike() -> None:
     torch.manual_seed(1)
     weight, x = torch.randn(40, 64), torch.randn(6, 64)
     for dtype, error in ERRORS.items():
